@@ -1,0 +1,1 @@
+"""What models are asked to do: one task per file, strings and labels only."""
