@@ -1,1 +1,65 @@
-"""The command line: `sparselens COMMAND`."""
+"""The command line: `sparselens COMMAND`.
+
+Each command is a function of the same name in a module of the same name. These modules import nothing heavy at their
+top, since `sparselens --help` reads all of them: torch and TransformerLens are imported inside the functions.
+"""
+
+import os
+from importlib import import_module
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from sparselens import __version__
+
+COMMANDS = ("demo", "post-train", "doctor")
+FAILURE = 1
+
+
+def main() -> None:
+    """Run the command line. A caller's mistake ends in one red line; SPARSELENS_DEBUG=1 shows the traceback instead."""
+    try:
+        build_app()()
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("SPARSELENS_DEBUG") == "1":
+            raise
+        print_error(error)
+        raise SystemExit(FAILURE) from error
+
+
+def build_app() -> typer.Typer:
+    """The typer application with every command in it."""
+    app = typer.Typer(
+        help="Turn a dense transformer into a sparse one with the same loss, and compare what the two compute.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",
+    )
+    app.callback()(_common)
+    for name in COMMANDS:
+        function = name.replace("-", "_")
+        app.command(name)(getattr(import_module(f"sparselens.cli.{function}"), function))
+    return app
+
+
+def print_error(error: Exception) -> None:
+    """Print an error on standard error as one line, however many its message has."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, ImportError):
+        message += " (`sparselens doctor` tells what is missing)"
+    Console(stderr=True, markup=False, highlight=False).print(f"error: {message}", style="red", soft_wrap=True)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def _common(
+    version: Annotated[  # noqa: ARG001 - the callback acts on it
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Options before the command."""

@@ -1,0 +1,46 @@
+"""What a command prints and leaves behind: a table for people, one JSON object for programs.
+
+A command ends with `print_table`, as often as it has tables, and then with one `finish`. Tables and the JSON object
+go to standard output, progress to standard error, so that `sparselens ... --json | tail -n 1` is always valid JSON.
+"""
+
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from json import dumps
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print rows under a title. Long cells fold instead of being cut, so that a path can always be copied."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    Console(markup=False, highlight=False).print(table)
+
+
+def finish(table: Mapping[str, object], json: bool, file: Path | None = None) -> None:
+    """End a command: write its result to `file` if there is one, and print it as the last line with `--json`."""
+    if file is not None:
+        write_json(table, file)
+    if json:
+        print(_as_json(table, indent=None))  # noqa: T201 - the line that programs read
+        sys.stdout.flush()
+
+
+def write_json(table: Mapping[str, object], file: Path) -> None:
+    """Write JSON under a temporary name and then rename it, so that no reader ever sees half a file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    unfinished.write_text(_as_json(table, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(file)
+
+
+def _as_json(table: Mapping[str, object], indent: int | None) -> str:
+    """Strict JSON: NaN and infinity are refused, since most readers refuse them too."""
+    return dumps(table, indent=indent, allow_nan=False, default=os.fspath)
