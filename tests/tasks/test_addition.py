@@ -1,0 +1,101 @@
+"""The strings and labels of the addition task, against the paper's Fig. 1 and sums done by hand."""
+
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+from sparselens.tasks import TASKS, Addition
+from sparselens.tasks.addition import ALPHABET, KINDS, ids, text
+
+
+def test_the_figures_instance():
+    task = Addition()
+    assert task.prompt(53, 21) == "53+21=?????"
+    assert task.full(53, 21) == "53+21=00074"
+    assert task.answer_positions == (6, 7, 8, 9, 10)
+    assert task.length == len(task.prompt(53, 21)) == 11
+
+
+def test_causal_prompts_predict_the_next_character():
+    task = Addition(causal=True)
+    assert task.prompt(53, 21) == "53+21=0007"
+    assert task.answer_positions == (5, 6, 7, 8, 9)
+    for place, character in zip(task.answer_positions, task.answer(53, 21), strict=True):
+        assert task.full(53, 21)[place + 1] == character
+
+
+@pytest.mark.parametrize("digits", [1, 2, 3])
+@pytest.mark.parametrize("causal", [False, True])
+def test_every_number_of_digits(digits: int, causal: bool):
+    task = Addition(digits, causal)
+    largest = 10**digits - 1
+    assert int(task.answer(largest, largest)) == 2 * largest
+    assert len(task.answer(0, 0)) == task.answer_width == 2 * digits + 1
+    assert len(task.prompt(0, largest)) == task.answer_positions[-1] + 1
+    assert task.full(1, 2).endswith("3") and len(task.full(1, 2)) == task.length
+
+
+def test_all_problems_in_order():
+    problems = Addition().problems()
+    assert len(problems) == len(set(problems)) == 10_000
+    assert problems[:2] == [(0, 0), (0, 1)] and problems[-1] == (99, 99)
+
+
+def test_samples_are_the_same_everywhere_and_share_a_prefix():
+    task = Addition()
+    assert task.sample(4, seed=0) == [(84, 75), (42, 25), (51, 40), (78, 30)]
+    assert task.sample(100, seed=3)[:10] == task.sample(10, seed=3) != task.sample(10, seed=4)
+    assert set(Addition(1).sample(2000)) == set(Addition(1).problems())
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "carries", "arrows", "kind"),
+    [
+        (53, 21, (False, False), (), "no carry"),
+        (47, 25, (True, False), ((10, 9),), "one carry"),
+        (61, 72, (False, True), ((9, 8),), "one carry"),
+        (57, 68, (True, True), ((10, 9), (9, 8)), "propagated carry"),
+        (55, 45, (True, True), ((10, 9), (9, 8)), "propagated carry"),
+    ],
+)
+def test_carries(a: int, b: int, carries: tuple[bool, ...], arrows: tuple[tuple[int, int], ...], kind: str):
+    task = Addition()
+    assert task.carries(a, b) == carries
+    assert task.carry_arrows(a, b) == arrows
+    assert task.kind(a, b) == kind
+    assert Addition(causal=True).carry_arrows(a, b) == tuple((i - 1, j - 1) for i, j in arrows)
+
+
+def test_carries_agree_with_the_sum_of_digits():
+    # every carry turns a ten into a one: the digit sum falls by nine
+    def digit_sum(n: int) -> int:
+        return sum(int(digit) for digit in str(n))
+
+    task = Addition()
+    for a, b in task.problems():
+        assert digit_sum(a) + digit_sum(b) - digit_sum(a + b) == 9 * sum(task.carries(a, b))
+
+
+def test_kinds_of_three_digits():
+    task = Addition(3)
+    assert task.kind(506, 507) == "separate carries"
+    assert task.kind(199, 901) == "propagated carry"
+    assert set(Counter(task.kind(a, b) for a, b in task.sample(500))) == set(KINDS)
+
+
+def test_ids_and_back():
+    assert ids("53+21=?") == [5, 3, 10, 2, 1, 11, 12]
+    assert text(ids(ALPHABET)) == ALPHABET
+
+
+@pytest.mark.parametrize("call", [lambda: Addition(0), lambda: Addition().prompt(100, 1), lambda: ids("5-3")])
+def test_mistakes_name_the_value(call):
+    with pytest.raises(ValueError, match="0|100|'-'"):
+        call()
+
+
+def test_registry_is_light():
+    assert TASKS["addition"] == Addition() and TASKS["addition-causal"].causal
+    code = "import sys, sparselens.tasks; assert not {'torch', 'numpy', 'transformer_lens'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
