@@ -1,0 +1,84 @@
+"""Measures a model on held-out batches in evaluation mode: task loss and attention edges."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from sparselens.losses import Batch, Loss, logits_of, next_token_loss, tokens_of
+from sparselens.statistics import record_gates
+from sparselens.surgery import gate_settings
+
+OPEN_BIAS = 1e9  # opens every visible gate: the gated model is then the dense one
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Means over held-out examples, in evaluation mode."""
+
+    loss: float  # nats per token
+    open_edges: float  # per example, over all layers and heads
+    share_of_visible_pairs: float
+    share_of_all_pairs: float
+    edges_per_query_per_head: float
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    loss: Loss = next_token_loss,
+    accelerator: Accelerator | None = None,
+) -> Evaluation:
+    """Loss and open edges of a gated model. With an `accelerator` of several processes each takes its share of batches.
+
+    Raises:
+        ValueError: there is no batch, or the model carries no gates.
+    """
+    if not len(batches):
+        raise ValueError("there is no held-out batch to evaluate on")
+    device = next(model.parameters()).device
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    sums = torch.zeros(6, dtype=torch.float64, device=device)
+    with _evaluating(model), torch.no_grad():
+        for batch in batches[rank::world]:
+            sums += _sums(model, to_device(batch, device), loss)
+    if accelerator and world > 1:
+        sums = accelerator.reduce(sums, "sum")  # pyright: ignore
+    examples, nats, opened, visible, pairs, queries = sums.tolist()
+    return Evaluation(nats / examples, opened / examples, opened / visible, opened / pairs, opened / queries)
+
+
+def _sums(model: nn.Module, batch: Batch, loss: Loss) -> Tensor:
+    with record_gates(model) as gates:
+        nats = loss(logits_of(model, batch), batch)
+    rows = len(tokens_of(batch))
+    counts = [rows * float(x.sum()) for x in (gates.open, gates.visible_pairs, gates.all_pairs, gates.queries)]
+    return torch.tensor([rows, rows * float(nats), *counts], dtype=torch.float64, device=nats.device)
+
+
+@contextmanager
+def open_gates(model: nn.Module) -> Iterator[None]:
+    """Inside the block a gated model computes exactly what the dense model with its weights computes."""
+    settings = gate_settings(model)
+    gate_bias, settings.gate_bias = settings.gate_bias, OPEN_BIAS
+    try:
+        yield
+    finally:
+        settings.gate_bias = gate_bias
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    return batch.to(device) if isinstance(batch, Tensor) else {name: value.to(device) for name, value in batch.items()}

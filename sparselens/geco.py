@@ -1,0 +1,82 @@
+"""GECO: minimise the number of attention edges subject to task loss <= target.
+
+    loss            = edges + multiplier * (task_loss - target)
+    ema            <- smoothing * ema + (1 - smoothing) * (task_loss - target)
+    log multiplier += rate * ema          clamped at both ends; slower when the constraint holds than when it is violated
+Rezende & Viola 2018, "Taming VAEs", section 4, in the form public code uses; the two rates are ours.
+"""
+
+import math
+from typing import TypedDict
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+class GecoState(TypedDict):
+    """What `Geco.state_dict` holds; plain numbers."""
+
+    multiplier: float
+    ema: float | None
+
+
+class Geco:
+    """The Lagrange multiplier of one constrained run.
+
+    Args:
+        target: the task loss that may not be exceeded  # nats per token
+        rate: step of log multiplier per nat of violation and per call of `update`
+        slack_rate: the same while the constraint holds. Smaller, so that the multiplier never falls so low that a
+            later step breaks the model
+        smoothing: of the exponential moving average of the violation
+        limit: a violation beyond this counts as this, so that one bad batch cannot throw the multiplier  # nats
+        bounds: the multiplier stays within these
+    """
+
+    def __init__(
+        self,
+        target: float,
+        rate: float = 0.5,
+        slack_rate: float = 0.25,
+        smoothing: float = 0.95,
+        limit: float = 0.1,
+        bounds: tuple[float, float] = (1e-4, 1e4),
+        multiplier: float = 1.0,
+    ) -> None:
+        if not math.isfinite(target):
+            raise ValueError(f"target must be a finite number of nats per token, not {target}")
+        if not 0 <= smoothing < 1:
+            raise ValueError(f"smoothing must be in [0, 1), not {smoothing}")
+        if not 0 < bounds[0] <= multiplier <= bounds[1]:
+            raise ValueError(f"want 0 < lower <= multiplier <= upper, not {bounds[0]}, {multiplier}, {bounds[1]}")
+        self.target = target
+        self.rate = rate
+        self.slack_rate = slack_rate
+        self.smoothing = smoothing
+        self.limit = limit
+        self.bounds = bounds
+        self.multiplier = multiplier
+        self.ema: float | None = None  # nats; starts at the first violation seen
+
+    def loss(self, edges: Float[Tensor, ""], task_loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """The Lagrangian divided by (1 + multiplier): the same direction, with gradients of one size throughout."""
+        return (edges + self.multiplier * (task_loss - self.target)) / (1 + self.multiplier)
+
+    def update(self, task_loss: float) -> None:
+        """One step of the multiplier after a measured task loss.
+
+        Raises:
+            ValueError: the loss is not a finite number.
+        """
+        if not math.isfinite(task_loss):
+            raise ValueError(f"the task loss is {task_loss}; the multiplier was left at {self.multiplier:g}")
+        violation = task_loss - self.target
+        self.ema = violation if self.ema is None else self.smoothing * self.ema + (1 - self.smoothing) * violation
+        step = max(-self.limit, min(self.limit, self.ema)) * (self.rate if self.ema > 0 else self.slack_rate)
+        self.multiplier = min(max(self.multiplier * math.exp(step), self.bounds[0]), self.bounds[1])
+
+    def state_dict(self) -> GecoState:
+        return {"multiplier": self.multiplier, "ema": self.ema}
+
+    def load_state_dict(self, state: GecoState) -> None:
+        self.multiplier, self.ema = state["multiplier"], state["ema"]

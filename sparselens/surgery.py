@@ -1,0 +1,94 @@
+"""Makes a dense model sparse-attention-capable in place, and dense again: one face for both ways into a model."""
+
+from typing import TypeVar
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from sparselens import attention, hooked
+from sparselens.gates import GateSettings
+
+Model = TypeVar("Model", bound=nn.Module)
+
+DEFAULT_GATE_BIAS = 5.0  # sigmoid(5) = 0.993: a pretrained model starts with nearly every gate open
+
+
+def sparsify(model: Model, gate_bias: float | None = None) -> Model:
+    """Put a hard 0/1 gate on every attention edge of `model`, in place, and return it.
+
+    No parameter is added. With a large `gate_bias` all gates are open and the model computes what it computed before;
+    post-training (`post_train`) then closes them. On a model that already carries gates only the bias is changed.
+    A TransformerLens model (TransformerBridge, HookedTransformer) gets the hook points `hook_gate_logits`,
+    `hook_gate_probs` and `hook_gate` in every attention; a transformers model gets `attn_implementation="sparselens"`.
+
+    Args:
+        gate_bias: added to the attention scores in the gate only. Default: the model's own (`config.gate_bias`, as
+            `save` writes it), else 5.
+
+    Raises:
+        ValueError: a layer cannot be gated. The message says which and why, and the model is left as it was.
+    """
+    settings = find_settings(model)
+    if settings is not None:
+        settings.gate_bias = settings.gate_bias if gate_bias is None else float(gate_bias)
+        _tell_config(model, settings.gate_bias)
+        return model
+    if gate_bias is None:
+        gate_bias = getattr(getattr(model, "config", None), "gate_bias", None)
+    settings = GateSettings(DEFAULT_GATE_BIAS if gate_bias is None else float(gate_bias))
+    if isinstance(model, PreTrainedModel):
+        attention.gate_transformers(model, settings)
+    elif hooked.is_hooked(model):
+        hooked.gate_hooked(model, settings)
+    else:
+        raise ValueError(
+            f"cannot gate a {type(model).__name__}: want a TransformerBridge, a HookedTransformer or a transformers model"
+        )
+    return model
+
+
+def densify(model: Model) -> Model:
+    """Take the gates out again, in place: the exact inverse of `sparsify`.
+
+    Raises:
+        ValueError: the model carries no gates.
+    """
+    gate_settings(model)
+    if isinstance(model, PreTrainedModel):
+        attention.ungate_transformers(model)
+    else:
+        hooked.ungate_hooked(model)
+    return model
+
+
+def is_sparse(model: nn.Module) -> bool:
+    """Does the model carry gates?"""
+    return find_settings(model) is not None
+
+
+def gate_settings(model: nn.Module) -> GateSettings:
+    """The settings that all gates of the model share.
+
+    Raises:
+        ValueError: the model carries no gates.
+    """
+    settings = find_settings(model)
+    if settings is None:
+        raise ValueError(f"this {type(model).__name__} carries no gates: call sparselens.sparsify(model, gate_bias=...)")
+    return settings
+
+
+def find_settings(model: nn.Module) -> GateSettings | None:
+    """As `gate_settings`, but None for a dense model."""
+    if hooked.is_hooked(model):
+        return hooked.hooked_settings(model)
+    settings = attention.transformers_settings(model)
+    if settings is None and isinstance(model, PreTrainedModel) and attention.asks_for_gates(model):
+        attention.gate_transformers(model, GateSettings(float(model.config.gate_bias)))
+        settings = attention.transformers_settings(model)
+    return settings
+
+
+def _tell_config(model: nn.Module, gate_bias: float) -> None:
+    if isinstance(model, PreTrainedModel):
+        model.config.gate_bias = model.config.get_text_config().gate_bias = gate_bias
