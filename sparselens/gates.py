@@ -88,8 +88,11 @@ class GateSettings:
 
 
 def is_visible(scores: Scores) -> Bool[Tensor, "batch head query_pos key_pos"]:
-    """Which pairs the masks left: frameworks mark the others with -inf or the dtype's smallest number."""
-    return scores > torch.finfo(scores.dtype).min / 2
+    """Which pairs the masks left: frameworks mark the others with -inf or the dtype's smallest number.
+
+    The bound is half precision's in every dtype: GPT-J and others add a mask made in half precision to float32 scores.
+    """
+    return scores > torch.finfo(torch.float16).min / 2
 
 
 def _unedited(name: str, value: Tensor) -> Tensor:
@@ -111,7 +114,7 @@ def attention_gates(
     uniform = noise.to(logits).clamp_min(_SMALLEST)
     soft = torch.sigmoid(logits + torch.log(uniform) - torch.log1p(-uniform))
     hard = (soft > 0.5).to(soft.dtype)
-    return Gates(logits, probs, edit("hook_gate", hard + soft - soft.detach()))
+    return Gates(logits, probs, edit("hook_gate", hard + (soft - soft.detach())))
 
 
 def gated_softmax(scores: Scores, gate_bias: float, noise: Scores | None = None) -> GatedPattern:
