@@ -33,6 +33,7 @@ def build_app() -> typer.Typer:
     app = typer.Typer(
         help="Turn a dense transformer into a sparse one with the same loss, and compare what the two compute.",
         no_args_is_help=True,
+        add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode="markdown",
     )
@@ -58,7 +59,7 @@ def _show_version(wanted: bool) -> None:
 
 
 def _common(
-    version: Annotated[  # noqa: ARG001 - the callback acts on it
+    version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:

@@ -1,0 +1,42 @@
+"""What every test runs under: no network, one thread, the same random numbers every time."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when huggingface_hub is first imported
+
+import random
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+# HookedTransformer left TransformerLens with 4.0; its tests run in an environment of their own.
+collect_ignore = [] if version("transformer-lens").startswith("3.") else ["hooked"]
+
+
+@pytest.fixture(autouse=True)
+def repeatable() -> None:
+    """One thread is fastest for tiny models, and gives the same sums in the same order."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """Small models, texts and task tables that may lie beside the repository."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("needs the data folder beside the repository (../shared/data)")
+    return folder
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests that need what is not here are skipped, with the reason."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    if item.get_closest_marker("network") and os.environ["HF_HUB_OFFLINE"] == "1":
+        pytest.skip("needs the network: set HF_HUB_OFFLINE=0")

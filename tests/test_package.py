@@ -1,0 +1,121 @@
+"""What the package promises as a whole: its names, what an import costs, and what it says about itself."""
+
+import ast
+import re
+import subprocess
+import sys
+from importlib import import_module
+from importlib.metadata import packages_distributions, requires
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import sparselens
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = {
+    "sparselens": ROOT / "sparselens",
+    "sparselens.tasks": ROOT / "tasks",
+    "sparselens.analyses": ROOT / "analyses",
+}
+PUBLIC = sorted(sparselens._HOME_OF)
+# Imported inside functions: wandb comes with TransformerLens, IPython is there wherever a notebook is.
+OPTIONAL = {"wandb", "IPython"}
+HEAVY = ("torch", "transformer_lens", "transformers", "datasets", "matplotlib", "pandas", "wandb")
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd="/")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_import_from_their_folders(room: str):
+    assert Path(str(import_module(room).__file__)).parent == ROOMS[room]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_names_resolve(name: str):
+    assert getattr(sparselens, name).__name__ == name
+
+
+def test_type_checkers_see_the_same_names():
+    (block,) = [node for node in ast.parse(source(ROOT / "sparselens/__init__.py")).body if isinstance(node, ast.If)]
+    seen = {
+        alias.asname: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert seen == sparselens._HOME_OF
+
+
+def test_public_names_are_not_hidden_by_modules():
+    modules = {path.stem for path in (ROOT / "sparselens").iterdir()}
+    assert not modules & set(PUBLIC)
+
+
+def test_an_unknown_name_is_an_attribute_error_that_lists_the_known_ones():
+    with pytest.raises(AttributeError, match=r"no attribute 'sparsity'; it has .*sparsify"):
+        _ = sparselens.sparsity
+
+
+@pytest.mark.parametrize("module", ["sparselens", "sparselens.tasks", "sparselens.analyses", "sparselens.cli"])
+def test_an_import_loads_nothing_heavy(module: str):
+    loaded = run_python(f"import sys, {module}; print(*(m for m in {HEAVY} if m in sys.modules))")
+    assert loaded.split() == []
+
+
+def test_nothing_generic_is_installed_at_the_top():
+    names = {name for name, owners in packages_distributions().items() if "sparselens" in owners}
+    assert {name for name in names if not name.startswith("__editable__")} <= {"sparselens"}
+
+
+def test_every_folder_of_modules_is_packaged():
+    tomllib = pytest.importorskip("tomllib", reason="reads pyproject.toml with Python 3.11 or later")
+    packages = tomllib.loads(source(ROOT / "pyproject.toml"))["tool"]["setuptools"]["packages"]
+    folders = {
+        ".".join([room, *path.parent.relative_to(folder).parts])
+        for room, folder in ROOMS.items()
+        for path in folder.rglob("*.py")
+    }
+    assert folders == set(packages)
+
+
+def test_every_import_is_a_declared_dependency():
+    declared = {canonical(Requirement(line).name) for line in requires("sparselens") or []} | {"sparselens"}
+    owners = packages_distributions()
+    undeclared = {
+        (str(path.relative_to(ROOT)), module)
+        for folder in ROOMS.values()
+        for path in folder.rglob("*.py")
+        for module in imported_by(path)
+        if module not in sys.stdlib_module_names | OPTIONAL
+        and not declared & {canonical(owner) for owner in owners.get(module, [module])}
+    }
+    assert undeclared == set()
+
+
+def test_constraints_pin_the_same_torch_that_is_installed_first():
+    pins = source(ROOT / "constraints.txt")
+    assert re.search(r"^torch==[\d.]+$", pins, re.MULTILINE)
+    assert not re.search(r"\+cpu|@ |://|^sparselens|^-e", pins, re.MULTILINE)
+
+
+def test_no_stage_direction_is_left_in_the_sources():
+    left = re.compile(r"\b(TODO|FIXME|XXX|NotImplementedError)\b|from __future__ import annotations")
+    assert not [path for folder in ROOMS.values() for path in folder.rglob("*.py") if left.search(source(path))]
+
+
+def source(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def imported_by(path: Path) -> set[str]:
+    """Top-level names of the packages that a file imports."""
+    nodes = list(ast.walk(ast.parse(source(path))))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return {name.split(".")[0] for name in plain | {n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)}}
