@@ -1,4 +1,4 @@
-"""Tiny random models of every supported family, and a tokenizer for them, made on the spot."""
+"""Tiny random models of every supported family, without dropout, and a tokenizer for them, made on the spot."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +29,7 @@ def _classic(config: type, model: type, **options: Any) -> Callable[..., nn.Modu
 _NO_SPECIAL = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 _GROUPED = {"num_key_value_heads": 2}
 _GEMMA = {**_GROUPED, "head_dim": 4, "sliding_window": _WINDOW, "query_pre_attn_scalar": 4}
-_GPT2 = {"n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 4}
+_GPT2 = {"n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 FAMILIES: dict[str, Callable[..., nn.Module]] = {
     "gpt2": _classic(tr.GPT2Config, tr.GPT2LMHeadModel, **_GPT2),
@@ -56,6 +56,7 @@ FAMILIES: dict[str, Callable[..., nn.Module]] = {
         tr.OPTForCausalLM,
         hidden_size=16,
         ffn_dim=24,
+        dropout=0.0,
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=32,
@@ -85,7 +86,9 @@ FAMILIES: dict[str, Callable[..., nn.Module]] = {
         num_experts_per_tok=1,
         sliding_window=_WINDOW,
     ),
-    "bert": _modern(tr.BertConfig, tr.BertForMaskedLM),
+    "bert": _modern(
+        tr.BertConfig, tr.BertForMaskedLM, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    ),
 }
 
 
@@ -102,9 +105,13 @@ def tiny_model(family: str, seed: int = 0, **options: Any) -> Any:
 
 def tiny_bridge(family: str, seed: int = 0, **options: Any) -> Any:
     """The same model as a TransformerBridge, without a tokenizer."""
+    return bridge_of(tiny_model(family, seed, **options))
+
+
+def bridge_of(model: Any) -> Any:
+    """A TransformerBridge around a transformers model, which it changes."""
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-    model = tiny_model(family, seed, **options)
     return build_bridge_from_module(model, type(model).__name__, hf_config=model.config)
 
 
