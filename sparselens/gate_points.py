@@ -26,7 +26,7 @@ Pattern = Float[Tensor, "batch head query_pos key_pos"]
 class LayerGate:
     """What the hook points of one attention share: it carries the gate from the scores to the pattern."""
 
-    def __init__(self, attn: nn.Module, layer: int, settings: GateSettings, tapped: bool) -> None:
+    def __init__(self, attn: Any, layer: int, settings: GateSettings, tapped: bool) -> None:
         self.attn, self.layer, self.settings, self.tapped = attn, layer, settings, tapped
         self.listening = not tapped  # a tapped attention calls its points once more afterwards, with nothing to edit
         self._waiting: Tensor | None = None
@@ -54,7 +54,7 @@ class LayerGate:
         return pattern * gate.to(pattern.dtype)
 
     def _edit(self, name: str, value: Tensor) -> Tensor:
-        return self.attn._modules[name](value)  # pyright: ignore[reportOptionalCall]
+        return getattr(self.attn, name)(value)
 
 
 class GatedScores(HookPoint):
@@ -63,6 +63,7 @@ class GatedScores(HookPoint):
     gate: LayerGate
 
     def __call__(self, scores: Tensor) -> Tensor:
+        """Run the hooks, then make the gate from what they left."""
         if not self.gate.listening:
             return scores
         scores = super().__call__(scores)
@@ -76,17 +77,19 @@ class GatedPattern(HookPoint):
     gate: LayerGate
 
     def __call__(self, pattern: Tensor) -> Tensor:
+        """Close the closed edges, then run the hooks."""
         return super().__call__(self.gate.apply(pattern)) if self.gate.listening else pattern
 
 
 class TappedForward:
     """The forward of a wrapped attention module whose own softmax passes through the hook points."""
 
-    def __init__(self, inner: nn.Module, gate: LayerGate) -> None:
+    def __init__(self, inner: Any, gate: LayerGate) -> None:
         self._inner, self._gate = inner, gate
         self.replaced = inner.__dict__.get("forward")  # accelerate, for one, puts its own there
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the forward that was there before, with its softmax caught."""
         kwargs.pop("pattern_fn", None)  # another way to the pattern point, which the tap makes needless
         self._gate.listening = True
         try:
@@ -115,7 +118,7 @@ class _SoftmaxTap(TorchFunctionMode):
         return self._attn.hook_pattern(func(scores, *args[1:], **kwargs))
 
 
-def put_gate(attn: nn.Module, layer: int, settings: GateSettings) -> dict[str, HookPoint]:
+def put_gate(attn: Any, layer: int, settings: GateSettings) -> dict[str, HookPoint]:
     """Gate one attention. Returns its new hook points by name."""
     gate = LayerGate(attn, layer, settings, tapped=leaves_it_to_inner(attn))
     points = {name: HookPoint() for name in GATE_POINTS}
@@ -124,7 +127,6 @@ def put_gate(attn: nn.Module, layer: int, settings: GateSettings) -> dict[str, H
         setattr(attn, name, point)
     for name, gated in (("hook_attn_scores", GatedScores), ("hook_pattern", GatedPattern)):
         point = attn._modules[name]
-        assert point is not None
         point.__class__ = gated
         point.gate = gate
     if gate.tapped:
@@ -133,11 +135,10 @@ def put_gate(attn: nn.Module, layer: int, settings: GateSettings) -> dict[str, H
     return points
 
 
-def take_gate(attn: nn.Module) -> None:
+def take_gate(attn: Any) -> None:
     """The exact inverse of `put_gate`."""
     for name in ("hook_attn_scores", "hook_pattern"):
         point = attn._modules[name]
-        assert point is not None
         point.__class__ = HookPoint
         del point.gate
     if leaves_it_to_inner(attn):
@@ -150,7 +151,7 @@ def take_gate(attn: nn.Module) -> None:
         getattr(attn, "_hook_registry", {}).pop(name, None)
 
 
-def leaves_it_to_inner(attn: nn.Module) -> bool:
+def leaves_it_to_inner(attn: Any) -> bool:
     """Does this bridge call the attention module it wraps, and show scores and pattern only afterwards?"""
     if not type(attn).__module__.startswith("transformer_lens.model_bridge"):
         return False

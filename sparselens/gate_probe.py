@@ -1,12 +1,12 @@
 """Proof that every gate of a TransformerLens model acts, by two small forward passes that leave no trace.
 
-    pass 1: hide the first key in the scores; the pattern must be the softmax of the edited scores
-    pass 2: set every gate to NaN; whatever the attention writes must be NaN
+1. Hide the first key in the scores: the pattern must be the softmax of the edited scores.
+2. Set every gate to NaN: whatever the attention writes must be NaN.
 An attention that only shows its scores or its pattern, computed elsewhere, fails one of the two.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ _LENGTH = 4  # tokens
 
 
 def prove_gates(model: Any, attentions: list[nn.Module]) -> None:
-    """Raise ValueError, naming the layer, unless every gate acts. Skipped where there is nothing to compute with (meta).
+    """Raise ValueError, naming the layer, unless every gate acts. A model on the meta device is taken on trust.
 
     User hooks do not fire; modes and hooks are as before afterwards.
     """
@@ -27,7 +27,7 @@ def prove_gates(model: Any, attentions: list[nn.Module]) -> None:
     tokens = (torch.arange(n_tokens) % model.cfg.d_vocab)[None].to(next(model.parameters()).device)
     with torch.no_grad(), _untouched(model):
         for watch in (_watch_pattern, _watch_output):
-            faults = {layer: f"its attention ({type(attn).__name__}) was not called" for layer, attn in enumerate(attentions)}
+            faults = {layer: f"its {type(attn).__name__} was not called" for layer, attn in enumerate(attentions)}
             handles = [h for layer, attn in enumerate(attentions) for h in watch(attn, layer, faults)]
             try:
                 model(tokens, return_type=None)
@@ -94,10 +94,11 @@ def _untouched(model: nn.Module) -> Iterator[None]:
     from transformer_lens.hook_points import HookPoint
 
     modes = {module: module.training for module in model.modules()}
-    hooks: dict[nn.Module, OrderedDict[int, Callable[..., Any]]] = {}
+    hooks: dict[Any, Any] = {}
     for module in modes:
         if isinstance(module, HookPoint):
-            hooks[module], module._forward_hooks = module._forward_hooks, OrderedDict()
+            hooks[module] = module._forward_hooks
+            module._forward_hooks = OrderedDict[int, Any]()
     model.eval()
     try:
         yield

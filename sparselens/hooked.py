@@ -1,9 +1,9 @@
 """Gates in TransformerLens models: TransformerBridge, and HookedTransformer where it still exists.
 
-    find the attention of every block, or say why there is none to gate
-    put a gate into each (`gate_points`) and enter the new hook points into the model's registry
-    guard the weight processing that is wrong for gates
-    prove by one small forward pass that every gate acts (`gate_probe`); if one does not, take all out again
+1. Find the attention of every block, or say why there is none to gate.
+2. Put a gate into each (`gate_points`) and enter the new hook points into the model's registry.
+3. Guard the weight processing that is wrong for gates.
+4. Prove by small forward passes that every gate acts (`gate_probe`); if one does not, take all out again.
 """
 
 import inspect
@@ -128,7 +128,7 @@ def _unfit(model: Any, block: nn.Module, attn: nn.Module | None) -> str | None:
     taken = [name for name in GATE_POINTS if name in attn._modules]
     if taken:
         return f"its {type(attn).__name__} already has a {taken[0]} of its own"
-    config = getattr(model, "original_model", None) and getattr(model.original_model, "config", None)
+    config = getattr(getattr(model, "original_model", None), "config", None)
     implementation = getattr(config, "_attn_implementation", None)
     if leaves_it_to_inner(attn) and implementation not in (None, "eager"):
         return (

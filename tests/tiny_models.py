@@ -29,7 +29,8 @@ def _classic(config: type, model: type, **options: Any) -> Callable[..., nn.Modu
 _NO_SPECIAL = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 _GROUPED = {"num_key_value_heads": 2}
 _GEMMA = {**_GROUPED, "head_dim": 4, "sliding_window": _WINDOW, "query_pre_attn_scalar": 4}
-_GPT2 = {"n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+_GPT2 = {"n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 4}
+_GPT2 |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
 
 FAMILIES: dict[str, Callable[..., nn.Module]] = {
     "gpt2": _classic(tr.GPT2Config, tr.GPT2LMHeadModel, **_GPT2),
@@ -86,9 +87,7 @@ FAMILIES: dict[str, Callable[..., nn.Module]] = {
         num_experts_per_tok=1,
         sliding_window=_WINDOW,
     ),
-    "bert": _modern(
-        tr.BertConfig, tr.BertForMaskedLM, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
-    ),
+    "bert": _modern(tr.BertConfig, tr.BertForMaskedLM, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
 }
 
 
@@ -96,7 +95,7 @@ def tiny_model(family: str, seed: int = 0, **options: Any) -> Any:
     """A random transformers model in evaluation mode; also its biases and norms are random, to be told apart."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = FAMILIES[family](attn_implementation="eager", **options)
+        model = FAMILIES[family](**{"attn_implementation": "eager", **options})
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=0.3)
@@ -121,7 +120,7 @@ def tiny_tokens(batch: int = 2, length: int = LENGTH, seed: int = 0) -> Tensor:
 
 
 def tiny_tokenizer(folder: Path) -> Any:
-    """Whole words `w1`, `w2`, ... with those ids; saved into `folder` and loaded from there, as TransformerLens needs."""
+    """Whole words `w1`, `w2`, ... with those ids; goes through `folder`, from which TransformerLens loads it again."""
     words = {"<|endoftext|>": 0} | {f"w{i}": i for i in range(1, VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<|endoftext|>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

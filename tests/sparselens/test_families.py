@@ -75,7 +75,9 @@ def test_pattern_is_dense_softmax_times_gate(family: str, model: Any) -> None:
         sparsify(model, 0.0)
         _, cache = model.run_with_cache(tokens)
     for layer, block in enumerate(model.blocks):
-        scores, pattern, gate = (cache[f"blocks.{layer}.attn.{n}"] for n in ("hook_attn_scores", "hook_pattern", "hook_gate"))
+        scores, pattern, gate = (
+            cache[f"blocks.{layer}.attn.{n}"] for n in ("hook_attn_scores", "hook_pattern", "hook_gate")
+        )
         torch.testing.assert_close(gate, (scores > 0).float(), atol=0, rtol=0)
         torch.testing.assert_close(pattern, own_softmax(block.attn, scores) * gate)
         visible = torch.isfinite(cache[f"blocks.{layer}.attn.hook_gate_logits"])

@@ -182,7 +182,11 @@ def test_row_noise_does_not_depend_on_the_split() -> None:
     whole = RowNoise(seed=1, step=2)(0, torch.Size([4, 2, 3, 3]), cpu)
     parts = [RowNoise(1, 2, first_row=row)(0, torch.Size([2, 2, 3, 3]), cpu) for row in (0, 2)]
     assert torch.equal(torch.cat(parts), whole)
-    others = [RowNoise(2, 2)(0, whole.shape, cpu), RowNoise(1, 3)(0, whole.shape, cpu), RowNoise(1, 2)(1, whole.shape, cpu)]
+    others = [
+        RowNoise(2, 2)(0, whole.shape, cpu),
+        RowNoise(1, 3)(0, whole.shape, cpu),
+        RowNoise(1, 2)(1, whole.shape, cpu),
+    ]
     assert not any(torch.equal(other, whole) for other in others)
     assert not torch.equal(whole[0], whole[1])
 
