@@ -31,25 +31,22 @@ def character_model(
     A bidirectional model predicts each position's own character (`logits[:, i]` is about position i), a causal one the
     next. It is returned in evaluation mode and has no dropout.
     """
-    config = GPT2Config(
-        vocab_size=len(alphabet),
-        n_positions=n_positions,
-        n_layer=n_layers,
-        n_head=n_heads,
-        n_embd=d_model,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=None,
-        eos_token_id=None,
-        tie_word_embeddings=False,
-        use_cache=not bidirectional,  # a later character changes what every earlier position computed
-        is_causal=not bidirectional,
-        attn_implementation="eager",  # gates and hooks need the pattern
-    )
+    options: dict[str, Any] = {
+        "vocab_size": len(alphabet),
+        "n_positions": n_positions,
+        "n_layer": n_layers,
+        "n_head": n_heads,
+        "n_embd": d_model,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
+        **dict.fromkeys(("bos_token_id", "eos_token_id")),
+        "tie_word_embeddings": False,
+        "use_cache": not bidirectional,  # a later character changes what every earlier position computed
+        "is_causal": not bidirectional,
+        "attn_implementation": "eager",  # gates and hooks need the pattern
+    }
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = GPT2LMHeadModel(config)
+        model = GPT2LMHeadModel(GPT2Config(**options))
     attend_both_ways(model)
     return model.eval()
 

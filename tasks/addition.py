@@ -1,7 +1,7 @@
 """Addition of two numbers, one token per character: `53+21=?????` in, `53+21=00074` out.
 
-The toy of the paper's Fig. 1. Both numbers are zero-padded to `digits`, the sum to `2 * digits + 1` places (five for two
-digits, as in the figure), most significant digit first.
+The toy of the paper's Fig. 1. Both numbers are zero-padded to `digits`, the sum to `2 * digits + 1` places (five for
+two digits, as in the figure), most significant digit first.
 Bidirectional (the figure): the model reads the `?`, and all of them are filled at once, each at its own position.
 Causal: the model reads `53+21=0007` and predicts `00074` at the last five positions, each as the next character.
 """
@@ -33,7 +33,7 @@ class Addition:
 
     @property
     def answer_width(self) -> int:
-        """Places of the answer. The sum needs digits + 1; the figure's five places for two digits are 2 * digits + 1."""
+        """Places of the answer. A sum needs digits + 1 of them; the figure has five for two digits."""
         return 2 * self.digits + 1
 
     @property
@@ -53,7 +53,7 @@ class Addition:
         return [(a, b) for a in range(below) for b in range(below)]
 
     def sample(self, n: int, seed: int = 0) -> list[tuple[int, int]]:
-        """n pairs drawn uniformly, with replacement. The first k of them are the same for every n >= k."""
+        """N pairs drawn uniformly, with replacement. The first k of them are the same for every n >= k."""
         below = 10**self.digits
         # Random.random() is the one stream that Python promises to keep, for an integer seed, across versions
         uniform = random.Random(seed).random

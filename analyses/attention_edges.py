@@ -1,0 +1,86 @@
+"""Which positions attend to which: all attention edges of a model on given prompts, as plain numbers.
+
+A sparse model has the edges whose gate is open, a dense model all pairs that its masks leave visible. One run with the
+cache of `hook_pattern` (the weights) and, in a sparse model, `hook_gate` (which edges are open).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+PATTERN, GATE = "attn.hook_pattern", "attn.hook_gate"
+
+
+@dataclass(frozen=True)
+class AttentionEdges:
+    """Attention edges as columns of one table, in the order prompt, layer, head, query, key."""
+
+    n_prompts: int
+    n_layers: int
+    n_heads: int
+    n_pos: int
+    prompt: Int[np.ndarray, " edge"]
+    layer: Int[np.ndarray, " edge"]
+    head: Int[np.ndarray, " edge"]
+    query_pos: Int[np.ndarray, " edge"]
+    key_pos: Int[np.ndarray, " edge"]
+    weight: Float[np.ndarray, " edge"]  # attention weight after the gate, 0 to 1
+
+    def __len__(self) -> int:
+        return len(self.weight)
+
+    def take(self, which: Bool[np.ndarray, " edge"] | Int[np.ndarray, " taken"]) -> "AttentionEdges":
+        """Some of the edges: those at which `which` is true, or those that it numbers, in its order."""
+        columns = {name: getattr(self, name)[which] for name in COLUMNS}
+        return AttentionEdges(self.n_prompts, self.n_layers, self.n_heads, self.n_pos, **columns)
+
+    def of_prompt(self, prompt: int) -> "AttentionEdges":
+        """The edges of one prompt."""
+        if not 0 <= prompt < self.n_prompts:
+            raise ValueError(f"prompt = {prompt}: want 0 to {self.n_prompts - 1}")
+        return self.take(self.prompt == prompt)
+
+    def per_layer(self) -> Int[np.ndarray, "batch layer"]:
+        """Number of edges of every prompt in every layer."""
+        cell = self.prompt * self.n_layers + self.layer
+        return np.bincount(cell, minlength=self.n_prompts * self.n_layers).reshape(self.n_prompts, self.n_layers)
+
+
+COLUMNS = ("prompt", "layer", "head", "query_pos", "key_pos", "weight")
+
+
+def attention_edges(model: Any, tokens: Any) -> AttentionEdges:
+    """The attention edges of a TransformerBridge or HookedTransformer, dense or sparse, on every prompt.
+
+    A dense edge counts as visible when its weight is above zero: the softmax gives masked pairs exactly zero.
+
+    Args:
+        model: in evaluation mode, since gates in training are random.
+        tokens: Int["batch pos"] token ids, without padding.
+
+    Raises:
+        ValueError: the model is in training mode, or shows no attention pattern.
+    """
+    if model.training:
+        raise ValueError("the model is in training mode, where gates are random: call model.eval() first")
+    _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith((PATTERN, GATE)))
+    layers = [layer for layer in range(model.cfg.n_layers) if f"blocks.{layer}.{PATTERN}" in cache]
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no blocks.*.{PATTERN}: load it with eager attention")
+    parts = [_layer_edges(cache, layer) for layer in layers]
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
+    order = np.argsort(columns["prompt"], kind="stable")  # layers came one after the other
+    n_prompts, n_heads, n_pos, _ = cache[f"blocks.{layers[0]}.{PATTERN}"].shape
+    columns = {name: column[order] for name, column in columns.items()}
+    return AttentionEdges(n_prompts, model.cfg.n_layers, n_heads, n_pos, **columns)
+
+
+def _layer_edges(cache: Any, layer: int) -> dict[str, np.ndarray]:
+    pattern = cache[f"blocks.{layer}.{PATTERN}"].detach().float()
+    gate = f"blocks.{layer}.{GATE}"
+    is_edge = (cache[gate] if gate in cache else pattern) > 0  # noqa: SIM401 - an ActivationCache has no get
+    prompt, head, query_pos, key_pos = (axis.cpu().numpy() for axis in is_edge.nonzero(as_tuple=True))
+    weight = pattern[is_edge].cpu().numpy()
+    return dict(zip(COLUMNS, (prompt, np.full_like(prompt, layer), head, query_pos, key_pos, weight), strict=True))

@@ -1,0 +1,294 @@
+"""Where everything in the token x layer drawing goes: one layout that the figure and the page both draw.
+
+Positions run left to right, layers upward; each row is a model, each column a prompt. An attention edge of layer l is a
+curve from its key, on the line below the layer, to its query, on the line above; heads leave and arrive side by side.
+All lengths are points (1/72 inch), y grows downward, and nothing here knows who draws.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from sparselens.analyses.attention_edges import AttentionEdges
+
+WIDTH = 486.0  # 6.75 inches: the text width of ICML and NeurIPS
+SIZE, LINE = 7.0, 10.0  # size of text, height of a line of it
+LEFT, GUTTER, ROW_GAP, ARROW_SPACE = 36.0, 14.0, 9.0, 13.0
+CHARACTER = 0.64  # width of a character over its size, on the generous side
+NODE_HEIGHT = 2.4
+# colours of heads on white and on black paper, after Okabe and Ito; dashed from the ninth head on, dotted from the 17th
+COLOURS = (
+    ("#0072b2", "#4aa3e0"),
+    ("#d55e00", "#f0803c"),
+    ("#009e73", "#2ec49a"),
+    ("#b0559a", "#d98cc6"),
+    ("#e69f00", "#f0b93a"),
+    ("#56b4e9", "#8fd0f7"),
+    ("#555555", "#b5b9bf"),
+    ("#8c6d31", "#c9a55c"),
+)
+DASHES = ((), (4, 1.5), (1.2, 1.2))
+
+Curve = Float[np.ndarray, "4 2"]
+
+
+class Row(NamedTuple):
+    """A model: its name, its edges on every prompt, and the smallest weight that is drawn."""
+
+    name: str
+    edges: AttentionEdges
+    threshold: float = 0.0
+
+
+class Prompt(NamedTuple):
+    """A column: what stands below each position and above it, and the arrows above (from, to)."""
+
+    tokens: Sequence[str]
+    title: str = ""
+    outputs: Sequence[str] = ()
+    arrows: Sequence[tuple[int, int]] = ()
+
+
+@dataclass(frozen=True)
+class Label:
+    """A text whose anchor is at the middle of its height. Upright labels are read from below."""
+
+    x: float
+    y: float
+    text: str
+    anchor: Literal["start", "middle", "end"] = "middle"
+    size: float = SIZE
+    upright: bool = False
+    bold: bool = False
+    position: int | None = None  # the token position that it names
+    head: int | None = None  # the head whose colour it explains
+
+
+class Arrow(NamedTuple):
+    """A curved arrow: its line and its triangular tip."""
+
+    line: Curve
+    tip: Float[np.ndarray, "3 2"]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One model on one prompt, relative to (x, y): the left end of the line of input tokens."""
+
+    row: int
+    column: int
+    x: float
+    y: float
+    name: str  # of the model
+    tokens: Sequence[str]
+    total: int  # edges, before any were left out
+    edges: AttentionEdges  # those drawn, faintest first
+    curves: Float[np.ndarray, "edge 4 2"]  # control points of cubic Bezier curves
+    header: Label
+    labels: Sequence[Label]
+    arrows: Sequence[Arrow]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The whole drawing. Labels here are relative to the top left corner, those of a panel to the panel."""
+
+    width: float
+    height: float
+    row_end: float  # y at which the first row ends
+    threshold: float  # smallest weight drawn in the first row
+    band: float  # height of a layer
+    column_x: Sequence[float]
+    column_width: float
+    node_x: Float[np.ndarray, " pos"]  # relative to the panel
+    node_width: float
+    panels: Sequence[Panel]
+    titles: Sequence[Label]  # one for each column
+    rulers: Sequence[Label]  # names of layers
+    legend: Sequence[Label]
+
+    @property
+    def pitch(self) -> float:
+        """Distance of neighbouring positions."""
+        return self.column_width / len(self.node_x)
+
+
+def heading(name: str, drawn: int, total: int) -> str:
+    """What a panel's header says: an honest count of what is drawn and of what there is."""
+    if drawn == total:
+        return f"{name}: {total:,} edge{'s' * (total != 1)}"
+    return f"{name}: {drawn:,} of {total:,} edges drawn"
+
+
+def stroke(weight: float, n_drawn: int) -> tuple[float, float]:
+    """Width and opacity of an edge of this attention weight.
+
+    The width follows one rule everywhere. Where thousands of edges overlap the weak ones fade, so that the strong ones
+    stand out; where there are few, each is plainly visible.
+    """
+    faintest = 0.04 + 0.66 / (1 + n_drawn / 50)
+    return 0.35 + 1.25 * weight, faintest + (0.95 - faintest) * weight
+
+
+def lay_out(rows: Sequence[Row], prompts: Sequence[Prompt], arrow_name: str, max_edges: int) -> Layout:
+    """Place every row and every prompt; at most `max_edges` per panel are drawn, the strongest ones."""
+    return _Geometry(rows, prompts).layout(arrow_name, max_edges)
+
+
+class _Geometry:
+    """The lengths that all panels share, so that rows and columns line up."""
+
+    def __init__(self, rows: Sequence[Row], prompts: Sequence[Prompt]) -> None:
+        self.rows, self.prompts = rows, prompts
+        self.n_layers, self.n_heads, n_pos = rows[0].edges.n_layers, rows[0].edges.n_heads, rows[0].edges.n_pos
+        self.width = (WIDTH - LEFT) / len(prompts) - GUTTER
+        self.pitch = self.width / n_pos
+        self.column_x = [LEFT + i * (self.width + GUTTER) for i in range(len(prompts))]
+        self.node_x = self.pitch * (np.arange(n_pos) + 0.5)
+        self.head_x = (np.arange(self.n_heads) - (self.n_heads - 1) / 2) * min(2.4, 0.5 * self.pitch / self.n_heads)
+        self.band = float(np.clip(112 / self.n_layers, 10, 26))
+        self.below = _fit([prompt.tokens for prompt in prompts], self.pitch)
+        self.above = _fit([prompt.outputs for prompt in prompts], self.pitch)
+        self.arrows = ARROW_SPACE * any(prompt.arrows for prompt in prompts)
+        self.bands = self.band * self.n_layers
+        self.row_height = LINE + self.arrows + self.above.height + self.bands + self.below.height + ROW_GAP
+
+    def layout(self, arrow_name: str, max_edges: int) -> Layout:
+        rows, columns = range(len(self.rows)), range(len(self.prompts))
+        legend = list(self._legend(self._floor(rows[-1]) + self.below.height + ROW_GAP, arrow_name))
+        return Layout(
+            width=WIDTH,
+            height=legend[-1].y + LINE / 2 + 2,
+            row_end=self._floor(0) + self.below.height + 2,
+            threshold=self.rows[0].threshold,
+            band=self.band,
+            column_x=self.column_x,
+            column_width=self.width,
+            node_x=self.node_x,
+            node_width=0.66 * self.pitch,
+            panels=[self._panel(row, column, max_edges) for row in rows for column in columns],
+            titles=[self._fitted(self.column_x[i], LINE / 2, self.prompts[i].title, bold=True) for i in columns],
+            rulers=[label for row in rows for label in self._rulers(self._floor(row))],
+            legend=legend,
+        )
+
+    def _floor(self, row: int) -> float:
+        """Y of the line of input tokens."""
+        return LINE + 3 + (row + 1) * self.row_height - ROW_GAP - self.below.height
+
+    def _panel(self, row: int, column: int, max_edges: int) -> Panel:
+        name, edges, threshold = self.rows[row]
+        prompt, of_prompt = self.prompts[column], edges.of_prompt(column)
+        drawn = strongest(of_prompt, threshold, max_edges)
+        top = -self.bands - self.above.height
+        header = self._fitted(0.0, top - self.arrows - LINE / 2, heading(name, len(drawn), len(of_prompt)))
+        below = self._along(prompt.tokens, self.below, 0.0, down=1)
+        above = self._along(prompt.outputs, self.above, -self.bands, down=-1)
+        return Panel(
+            row=row,
+            column=column,
+            x=self.column_x[column],
+            y=self._floor(row),
+            name=name,
+            tokens=[printable(token) for token in prompt.tokens],
+            total=len(of_prompt),
+            edges=drawn,
+            curves=self._curves(drawn),
+            header=header,
+            labels=[*below, *above],
+            arrows=[_arrow(self.node_x[start], self.node_x[end], top - 1) for start, end in prompt.arrows],
+        )
+
+    def _curves(self, edges: AttentionEdges) -> Float[np.ndarray, "edge 4 2"]:
+        """From the key's port straight up, over, and straight up into the query's."""
+        port = self.head_x[edges.head]
+        x_key, x_query = self.node_x[edges.key_pos] + port, self.node_x[edges.query_pos] + port
+        bottom = -self.band * edges.layer - NODE_HEIGHT / 2
+        top = bottom - self.band + NODE_HEIGHT
+        bend = 0.55 * (top - bottom)
+        return np.stack(
+            [
+                np.stack([x_key, bottom], -1),
+                np.stack([x_key, bottom + bend], -1),
+                np.stack([x_query, top - bend], -1),
+                np.stack([x_query, top], -1),
+            ],
+            axis=1,
+        )
+
+    def _along(self, texts: Sequence[str], fit: "_Fit", y: float, down: int) -> Iterator[Label]:
+        """Labels below (down = 1) or above (down = -1) a line of nodes at y."""
+        anchor = ("end" if down > 0 else "start") if fit.upright else "middle"
+        distance = 3 if fit.upright else LINE / 2 + 2
+        for position, text in enumerate(texts):
+            if text:
+                x = float(self.node_x[position])
+                yield Label(x, y + down * distance, printable(text), anchor, fit.size, fit.upright, position=position)
+
+    def _rulers(self, floor: float) -> list[Label]:
+        size = min(SIZE, 0.8 * self.band)
+        return [
+            Label(LEFT - 4, floor - self.band * (layer + 0.5), f"layer {layer}", "end", size)
+            for layer in range(self.n_layers)
+        ]
+
+    def _fitted(self, x: float, y: float, text: str, bold: bool = False) -> Label:
+        """A heading, made smaller where it would run into the next column."""
+        size = min(SIZE, SIZE * (self.width + GUTTER / 2) / max(1, 0.9 * _text_width(text)))
+        return Label(x, y, text, "start", size, bold=bold)
+
+    def _legend(self, y: float, arrow_name: str) -> Iterator[Label]:
+        x = LEFT
+        entries: list[tuple[int | None, str]] = [(head, f"head {head}") for head in range(self.n_heads)]
+        entries.append((None, "line width and opacity: attention weight"))
+        if self.arrows:
+            entries.append((None, f"curved arrow: {arrow_name}"))
+        for head, text in entries:
+            swatch = 16 if head is not None else 0
+            length = swatch + 0.85 * _text_width(text)
+            if x + length > WIDTH:
+                x, y = LEFT, y + LINE
+            yield Label(x + swatch, y, text, "start", head=head)
+            x += length + 8
+
+
+class _Fit(NamedTuple):
+    """How the texts along a line of nodes are set, so that neighbours do not touch."""
+
+    size: float
+    upright: bool
+    height: float
+
+
+def _fit(texts: Sequence[Sequence[str]], pitch: float) -> _Fit:
+    longest = max((_text_width(printable(text)) for row in texts for text in row), default=0)
+    if longest <= pitch + 1:
+        return _Fit(SIZE, False, LINE * (longest > 0))
+    size = min(SIZE, max(3.0, 0.9 * pitch))
+    return _Fit(size, True, longest * size / SIZE + 4)
+
+
+def strongest(edges: AttentionEdges, threshold: float, max_edges: int) -> AttentionEdges:
+    """At most `max_edges` of the edges with at least that weight, faintest first, so that strong ones lie on top."""
+    order = np.argsort(edges.weight, kind="stable")
+    return edges.take(order[edges.weight[order] >= threshold][-max_edges:])
+
+
+def printable(token: str) -> str:
+    """The token on one line: what cannot be seen is written as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in token)
+
+
+def _text_width(text: str) -> float:
+    return CHARACTER * SIZE * len(text)
+
+
+def _arrow(start: float, end: float, y: float) -> Arrow:
+    """Over the labels from one position to another, with a tip that points down at the end."""
+    height = ARROW_SPACE - 3
+    line = np.array([(start, y), (start, y - height), (end, y - height), (end, y - 3)])
+    tip = np.array([(end - 1.7, y - 3.2), (end + 1.7, y - 3.2), (end, y)])
+    return Arrow(line, tip)

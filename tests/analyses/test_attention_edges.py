@@ -1,0 +1,96 @@
+"""The table of attention edges, against counts by hand and the model's own patterns and gates."""
+
+import numpy as np
+import pytest
+import torch
+from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+import sparselens as sl
+from sparselens.analyses import AttentionEdges, attention_edges
+from sparselens.character_model import character_model
+
+TOKENS = torch.tensor([[1, 2, 3, 4, 5], [5, 4, 3, 2, 1]])
+
+
+def make_bridge(bidirectional: bool = False):
+    model = character_model("0123456", 5, 2, 2, 8, bidirectional)
+    for parameter in model.parameters():
+        parameter.data *= 4
+    return build_bridge_from_module(model, "GPT2LMHeadModel", hf_config=model.config).eval()
+
+
+@pytest.mark.parametrize(("bidirectional", "pairs"), [(False, 15), (True, 25)])
+def test_a_dense_model_has_every_visible_pair(bidirectional: bool, pairs: int):
+    edges = attention_edges(make_bridge(bidirectional), TOKENS)
+    assert (edges.n_prompts, edges.n_layers, edges.n_heads, edges.n_pos) == (2, 2, 2, 5)
+    assert len(edges) == 2 * 2 * 2 * pairs
+    assert edges.per_layer().tolist() == [[2 * pairs] * 2] * 2
+    assert bidirectional or (edges.key_pos <= edges.query_pos).all()
+
+
+def test_weights_are_those_of_the_pattern():
+    model = make_bridge()
+    _, cache = model.run_with_cache(TOKENS)
+    edges = attention_edges(model, TOKENS)
+    rebuilt = np.zeros((2, 2, 2, 5, 5), dtype=np.float32)
+    rebuilt[edges.prompt, edges.layer, edges.head, edges.query_pos, edges.key_pos] = edges.weight
+    for layer in range(2):
+        np.testing.assert_array_equal(rebuilt[:, layer], cache[f"blocks.{layer}.attn.hook_pattern"].numpy())
+
+
+def test_rows_are_in_order():
+    edges = attention_edges(make_bridge(), TOKENS)
+    rows = list(zip(edges.prompt, edges.layer, edges.head, edges.query_pos, edges.key_pos, strict=True))
+    assert rows == sorted(rows)
+
+
+def test_a_sparse_model_has_its_open_gates():
+    model = sl.sparsify(make_bridge(bidirectional=True), gate_bias=0.0)
+    _, cache = model.run_with_cache(TOKENS)
+    edges = attention_edges(model, TOKENS)
+    for layer in range(2):
+        gate = cache[f"blocks.{layer}.attn.hook_gate"]
+        here = edges.take(edges.layer == layer)
+        assert len(here) == gate.sum().item()
+        assert (gate[here.prompt, here.head, here.query_pos, here.key_pos] == 1).all()
+    assert 0 < len(edges) < 2 * 2 * 2 * 25
+    with sl.record_gates(model) as gates:
+        model(TOKENS)
+    assert edges.per_layer().sum(1).mean() == pytest.approx(gates.open.sum().item())
+
+
+def test_all_gates_closed():
+    edges = attention_edges(sl.sparsify(make_bridge(), gate_bias=-1e4), TOKENS)
+    assert len(edges) == 0 and edges.per_layer().tolist() == [[0, 0], [0, 0]]
+
+
+def test_of_prompt_and_take():
+    edges = attention_edges(make_bridge(), TOKENS)
+    second = edges.of_prompt(1)
+    assert len(second) == len(edges) // 2 and set(second.prompt) == {1}
+    assert second.take(np.array([3, 0])).weight.tolist() == [second.weight[3], second.weight[0]]
+    with pytest.raises(ValueError, match="prompt = 2"):
+        edges.of_prompt(2)
+
+
+def test_training_mode_is_refused():
+    with pytest.raises(ValueError, match="eval"):
+        attention_edges(make_bridge().train(), TOKENS)
+
+
+def test_a_model_without_patterns_is_refused():
+    class Silent:
+        training = False
+        cfg = type("cfg", (), {"n_layers": 2})
+
+        def run_with_cache(self, tokens, names_filter):
+            return tokens, {}
+
+    with pytest.raises(ValueError, match=r"hook_pattern.*eager"):
+        attention_edges(Silent(), TOKENS)
+
+
+def test_it_is_plain_data():
+    edges = attention_edges(make_bridge(), TOKENS)
+    assert isinstance(edges, AttentionEdges)
+    assert all(type(getattr(edges, name)) is np.ndarray for name in ("prompt", "layer", "head", "weight"))
