@@ -1,0 +1,128 @@
+"""`sparselens post-train`: a dense language model in, a sparse one with the same held-out loss out."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sparselens.cli.options import Json
+from sparselens.cli.table import finish, print_table
+
+if TYPE_CHECKING:
+    from sparselens.evaluation import Evaluation
+    from sparselens.text import Split
+
+COLUMNS = ("loss", "share_of_visible_pairs", "share_of_all_pairs", "edges_per_query_per_head")
+
+
+def post_train(
+    model: Annotated[str, typer.Option(help="Dense model: a folder, a shipped name (stories260k) or a hub id.")],
+    data: Annotated[str, typer.Option(help="Text, JSON-lines, dataset folder or hub dataset id.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the model, the log and the checkpoint.")],
+    column: Annotated[str, typer.Option(help="Field that holds the text, in JSON lines and datasets.")] = "text",
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 6000,
+    target: Annotated[float | None, typer.Option(help="Loss not to exceed, nats per token; overrides --margin.")] = None,
+    margin: Annotated[float, typer.Option(help="Target as the dense model's held-out loss plus this.")] = 0.01,
+    gate_bias: Annotated[float, typer.Option(help="Added to the scores in the gate; 5: most gates start open.")] = 5.0,
+    seq_len: Annotated[int, typer.Option(help="Tokens per row.")] = 64,
+    batch_size: Annotated[int, typer.Option(help="Rows per batch, over all processes.")] = 32,
+    accumulation: Annotated[int, typer.Option(help="Batches per optimiser step.")] = 1,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    distillation: Annotated[float, typer.Option(help="Share of the dense model's distribution in the labels.")] = 0.5,
+    sampled: Annotated[int, typer.Option(help="Tokens to sample from the dense model; half of each batch.")] = 0,
+    held_out: Annotated[float, typer.Option(help="Share of the documents kept out of training.")] = 0.1,
+    mixed_precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
+    seed: Annotated[int, typer.Option(help="Of data order and noise.")] = 0,
+    wandb: Annotated[str | None, typer.Option(help="Log to this wandb project.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+    json: Json = False,
+) -> None:
+    """Post-train a language model with sparse attention, and save it to OUT/model.
+
+    Example: `sparselens post-train --model stories260k --data stories.txt --out sparse`
+
+    Half of the held-out documents steer the run; the table is about the other half, which neither training nor selection
+    has seen. Several processes: `accelerate launch -m sparselens post-train ...`.
+    """
+    from accelerate import Accelerator
+
+    from sparselens.evaluation import evaluate, open_gates
+    from sparselens.folder import load_transformers, save
+    from sparselens.surgery import sparsify
+    from sparselens.text import read_documents, rows, split_documents, tokenize
+    from sparselens.training import PostTrainConfig
+    from sparselens.training import post_train as run
+
+    config = PostTrainConfig(
+        steps=steps,
+        target=target,
+        margin=margin,
+        learning_rate=learning_rate,
+        accumulation=accumulation,
+        mixed_precision=_precision(mixed_precision),
+        distillation=distillation,
+        seed=seed,
+        wandb=wandb,
+    )
+    accelerator = Accelerator(mixed_precision=mixed_precision)
+    split = split_documents(read_documents(data, column), held_out, seed)
+    network, tokenizer, _ = load_transformers(model)
+    if tokenizer is None:
+        raise ValueError(f"{model} has no tokenizer, so its text cannot be read")
+    network.to(accelerator.device)
+    validation, test = (rows(tokenize(part, tokenizer), seq_len, batch_size) for part in (split.validation, split.test))
+    batches = _batches(network, tokenizer, split, sampled, seq_len, batch_size, seed)
+    sparsify(network, gate_bias)
+    with open_gates(network):
+        dense = evaluate(network, test, accelerator=accelerator)
+    result = run(network, batches, config, held_out=validation, out=out, resume=resume, accelerator=accelerator)
+    sparse = evaluate(network, test, accelerator=accelerator)
+    if accelerator.is_main_process:
+        command = shlex.join(["sparselens", *sys.argv[1:]])
+        folder = save(
+            network, out / "model", tokenizer=tokenizer, base_model=model, result=result, test=(dense, sparse), command=command
+        )
+        _report(dense, sparse, folder, result.feasible, json, out)
+
+
+def _precision(name: str) -> Any:
+    if name not in ("no", "bf16", "fp16"):
+        raise ValueError(f"mixed precision {name!r}: want no, bf16 or fp16")
+    return name
+
+
+def _batches(
+    network: Any, tokenizer: Any, split: "Split", sampled: int, seq_len: int, batch_size: int, seed: int
+) -> Any:
+    """Training batches: of the text alone, or half of it and half of text sampled from the dense model."""
+    from sparselens.text import MixedBatches, TokenBatches, sample_tokens, tokenize
+
+    tokens = tokenize(split.train, tokenizer)
+    if not sampled:
+        return TokenBatches(tokens, seq_len, batch_size, seed)
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    own = sample_tokens(network, sampled, start or 0, seed=seed)
+    half = batch_size // 2
+    return MixedBatches(
+        [TokenBatches(tokens, seq_len, batch_size - half, seed), TokenBatches(own, seq_len, half, seed + 1)]
+    )
+
+
+def _report(
+    dense: "Evaluation", sparse: "Evaluation", folder: Path, feasible: bool, json: bool, out: Path
+) -> None:
+    labels = ("loss, nats per token", "open, share of visible pairs", "open, share of all pairs", "open edges per query and head")
+    forms = ("{:.4f}", "{:.3%}", "{:.3%}", "{:.3f}")
+    table = {name: {key: getattr(e, key) for key in COLUMNS} for name, e in (("dense", dense), ("sparse", sparse))}
+    print_table(
+        "On text kept out of training" + ("" if feasible else " (the target was NOT met)"),
+        ("", "dense", "sparse"),
+        [
+            (label, form.format(table["dense"][key]), form.format(table["sparse"][key]))
+            for key, label, form in zip(COLUMNS, labels, forms, strict=True)
+        ],
+    )
+    print_table("Saved", ("what", "where"), [("model", folder), ("log", out / "log.jsonl")])
+    finish({**table, "feasible": feasible, "model": str(folder)}, json, out / "post-train.json")
