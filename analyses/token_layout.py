@@ -19,14 +19,15 @@ SIZE, LINE = 7.0, 10.0  # size of text, height of a line of it
 LEFT, GUTTER, ROW_GAP, ARROW_SPACE = 36.0, 14.0, 9.0, 13.0
 CHARACTER = 0.64  # width of a character over its size, on the generous side
 NODE_HEIGHT = 2.4
-# colours of heads on white and on black paper, after Okabe and Ito; dashed from the ninth head on, dotted from the 17th
+# Colours of heads on white and on black paper, near Okabe and Ito's; the first four also differ as greys.
+# Lines are dashed from the ninth head on, dotted from the 17th.
 COLOURS = (
-    ("#0072b2", "#4aa3e0"),
-    ("#d55e00", "#f0803c"),
-    ("#009e73", "#2ec49a"),
-    ("#b0559a", "#d98cc6"),
-    ("#e69f00", "#f0b93a"),
-    ("#56b4e9", "#8fd0f7"),
+    ("#004f8c", "#5aa9ea"),
+    ("#d05500", "#f0803c"),
+    ("#2bb58a", "#2ec49a"),
+    ("#e6a321", "#f3c35b"),
+    ("#9a4a8f", "#d98cc6"),
+    ("#56b4e9", "#a5d8f8"),
     ("#555555", "#b5b9bf"),
     ("#8c6d31", "#c9a55c"),
 )
@@ -149,12 +150,12 @@ class _Geometry:
         self.column_x = [LEFT + i * (self.width + GUTTER) for i in range(len(prompts))]
         self.node_x = self.pitch * (np.arange(n_pos) + 0.5)
         self.head_x = (np.arange(self.n_heads) - (self.n_heads - 1) / 2) * min(2.4, 0.5 * self.pitch / self.n_heads)
-        self.band = float(np.clip(112 / self.n_layers, 10, 26))
+        self.band = float(np.clip((56 + 164 / len(prompts)) / self.n_layers, 10, 34))
         self.below = _fit([prompt.tokens for prompt in prompts], self.pitch)
         self.above = _fit([prompt.outputs for prompt in prompts], self.pitch)
         self.arrows = ARROW_SPACE * any(prompt.arrows for prompt in prompts)
         self.bands = self.band * self.n_layers
-        self.row_height = LINE + self.arrows + self.above.height + self.bands + self.below.height + ROW_GAP
+        self.row_height = LINE + 2 + self.arrows + self.above.height + self.bands + self.below.height + ROW_GAP
 
     def layout(self, arrow_name: str, max_edges: int) -> Layout:
         rows, columns = range(len(self.rows)), range(len(self.prompts))
@@ -184,7 +185,7 @@ class _Geometry:
         prompt, of_prompt = self.prompts[column], edges.of_prompt(column)
         drawn = strongest(of_prompt, threshold, max_edges)
         top = -self.bands - self.above.height
-        header = self._fitted(0.0, top - self.arrows - LINE / 2, heading(name, len(drawn), len(of_prompt)))
+        header = self._fitted(0.0, top - self.arrows - LINE / 2 - 2, heading(name, len(drawn), len(of_prompt)))
         below = self._along(prompt.tokens, self.below, 0.0, down=1)
         above = self._along(prompt.outputs, self.above, -self.bands, down=-1)
         return Panel(

@@ -7,12 +7,13 @@ import shutil
 import subprocess
 from html import escape
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
 
 from sparselens.analyses import AttentionEdges, TokenView, token_view
-from sparselens.analyses.token_layout import stroke
+from sparselens.analyses.token_layout import COLOURS, stroke
 from sparselens.analyses.token_page import page_data, script_json
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -42,6 +43,11 @@ def demo_view(n_pos: int = 11, **options) -> TokenView:
 def data_of(page: str) -> dict:
     (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
     return json.loads(text)
+
+
+def test_the_first_heads_differ_as_greys():
+    greys = [np.dot([0.299, 0.587, 0.114], list(bytes.fromhex(light[1:]))) for light, _ in COLOURS[:4]]
+    assert np.diff(greys).min() > 20  # of 255
 
 
 def test_the_demo_page_is_small():
@@ -151,7 +157,7 @@ def test_the_page_works_in_a_browser(tmp_path: Path):
     assert said["cut"][0] == f"dense: {kept} of 1,936 edges drawn" and said["cut"][5] == "sparse: 2 edges"
     assert said["withoutHead"] == "sparse: 1 of 2 edges drawn"
     assert said["tokens"][0] == "</script>" and said["hidden"] is True
-    assert said["file"].startswith("<svg") and "var(" not in said["file"] and "#0072b2" not in said["file"]
+    assert said["file"].startswith("<svg") and "var(" not in said["file"] and COLOURS[0][0] not in said["file"]
 
 
 def use_in_chromium(page: Path, profile: Path) -> tuple[dict, str]:
@@ -165,6 +171,4 @@ def use_in_chromium(page: Path, profile: Path) -> tuple[dict, str]:
         ],
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
-    from urllib.parse import unquote
-
     return json.loads(unquote(re.findall(r'data-said="([^"]*)"', done.stdout)[0])), done.stderr

@@ -5,11 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-from sparselens.analyses import AttentionEdges, TokenView, token_view
+import sparselens as sl
+from sparselens.analyses import AttentionEdges, TokenView, attention_edges, token_view
 from sparselens.analyses.token_layout import NODE_HEIGHT, WIDTH, heading, printable, stroke, strongest
+from sparselens.character_model import character_model
+from sparselens.tasks.addition import ALPHABET, Addition, ids
 
 Rows = list[tuple[int, int, int, int, int, float]]  # prompt, layer, head, query, key, weight
 
@@ -179,6 +184,28 @@ def test_drawing_leaves_matplotlib_as_it_was():
     before = dict(matplotlib.rcParams)
     small_view()._drawn("pdf", 50)
     assert dict(matplotlib.rcParams) == before
+
+
+def test_from_two_models_to_a_figure(tmp_path: Path):
+    task = Addition()
+    problems = [(53, 21), (47, 25), (57, 68)]
+    tokens = torch.tensor([ids(task.prompt(*problem)) for problem in problems])
+    model = character_model(ALPHABET, task.length, 2, 2, 8, bidirectional=True)
+    model = build_bridge_from_module(model, "GPT2LMHeadModel", hf_config=model.config).eval()
+    dense = attention_edges(model, tokens)
+    sparse = attention_edges(sl.sparsify(model, gate_bias=0.0), tokens)
+    view = token_view(
+        dense,
+        sparse,
+        [list(task.prompt(*problem)) for problem in problems],
+        titles=[task.kind(*problem) for problem in problems],
+        arrows=[task.carry_arrows(*problem) for problem in problems],
+    )
+    assert [panel.total for panel in view.layout.panels[:3]] == [2 * 2 * 121] * 3
+    assert [panel.total for panel in view.layout.panels[3:]] == sparse.per_layer().sum(1).tolist()
+    assert [len(panel.arrows) for panel in view.layout.panels] == [0, 1, 2] * 2
+    assert view.save(tmp_path / "figure.pdf").stat().st_size > 10_000
+    assert view.save_html(tmp_path / "figure.html").read_text().startswith("<!DOCTYPE html>")
 
 
 @pytest.mark.parametrize(
