@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 
 import pytest
+
 from sparselens.tasks import TASKS, Addition
 from sparselens.tasks.addition import ALPHABET, KINDS, ids, text
 
@@ -91,7 +92,7 @@ def test_ids_and_back():
 
 @pytest.mark.parametrize("call", [lambda: Addition(0), lambda: Addition().prompt(100, 1), lambda: ids("5-3")])
 def test_mistakes_name_the_value(call):
-    with pytest.raises(ValueError, match="0|100|'-'"):
+    with pytest.raises(ValueError, match=r"0|100|'-'"):
         call()
 
 
