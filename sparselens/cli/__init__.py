@@ -52,10 +52,11 @@ def print_error(error: Exception) -> None:
     Console(stderr=True, markup=False, highlight=False).print(f"error: {message}", style="red", soft_wrap=True)
 
 
-def _show_version(wanted: bool) -> None:
+def _show_version(wanted: bool) -> bool:
     if wanted:
         typer.echo(__version__)
         raise typer.Exit
+    return wanted
 
 
 def _common(

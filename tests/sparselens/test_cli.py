@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,13 +13,14 @@ from sparselens import __version__, cli
 from sparselens.cli import doctor, table
 
 HELP = """
-import sys
+import sys, time
 from sparselens.cli import main
 sys.argv = ["sparselens", "--help"]
 try:
     main()
 finally:
-    print(*(name for name in ("torch", "transformer_lens", "transformers") if name in sys.modules), file=sys.stderr)
+    loaded = [name for name in ("torch", "transformer_lens", "transformers") if name in sys.modules]
+    print(time.process_time(), *loaded, file=sys.stderr)
 """
 
 
@@ -34,13 +34,11 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 
 def test_help_is_quick_and_loads_nothing_heavy():
-    start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True, cwd="/")
-    seconds = time.perf_counter() - start
-    print(f"sparselens --help: {seconds:.2f} s")
-    assert done.stderr.split() == []
+    seconds, *loaded = done.stderr.split()
+    assert loaded == []
     assert all(command in done.stdout for command in cli.COMMANDS)
-    assert seconds < 2  # 0.3 s on a quiet machine
+    assert float(seconds) < 2  # of processor time; 0.3 on a quiet machine
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
