@@ -2,40 +2,52 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write under a temporary name, flush to disk, then rename: a reader sees the old file or the new one."""
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Write under a temporary name, flush to disk, then rename: a reader sees the old file or the new one.
+
+    A failure inside the block leaves the old file, and nothing else.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
+    temporary = path.with_name(f".{path.name}.unfinished")  # one name: what a killed run left is overwritten
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a small file as `whole_file` does."""
+    with whole_file(path) as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Strict JSON: NaN and infinity are refused."""
     write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """`state` holds tensors, numbers, strings and plain containers of these."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
+    with whole_file(path) as file:
         torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """
+    """Read a checkpoint into main memory.
+
     Raises:
         ValueError: the file is cut short, damaged, or not a checkpoint.
     """

@@ -3,16 +3,18 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from sparselens.batches import to_device
 from sparselens.losses import Batch, Loss, logits_of, next_token_loss, tokens_of
 from sparselens.statistics import record_gates
 from sparselens.surgery import gate_settings
 
-OPEN_BIAS = 1e9  # opens every visible gate: the gated model is then the dense one
+OPEN_BIAS = 3e4  # opens every gate but those that a mask hides, also a mask of half precision (-65504)
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,17 @@ class Evaluation:
     share_of_visible_pairs: float
     share_of_all_pairs: float
     edges_per_query_per_head: float
+
+    def rank(self, target: float) -> "Rank":
+        """The smaller, the better: states that meet the target by sparsity, after them the others by loss."""
+        return Rank(False, self.share_of_visible_pairs) if self.loss <= target else Rank(True, self.loss)
+
+
+class Rank(NamedTuple):
+    """How good a state is, by comparison."""
+
+    misses: bool  # the target
+    cost: float
 
 
 def evaluate(
@@ -78,7 +91,3 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    return batch.to(device) if isinstance(batch, Tensor) else {name: value.to(device) for name, value in batch.items()}

@@ -30,8 +30,8 @@ def to_transformers(model: nn.Module) -> PreTrainedModel:
     wrapped: Any = getattr(model, "original_model", None)
     if not is_hooked(model) or not isinstance(wrapped, PreTrainedModel):
         raise ValueError(
-            f"a {type(model).__name__} cannot be written as a transformers model: save its state_dict with safetensors, "
-            "or train the TransformerBridge or transformers model"
+            f"a {type(model).__name__} cannot be written as a transformers model: train the TransformerBridge or the "
+            "transformers model, or save its state_dict with safetensors"
         )
     fresh = _empty_like(wrapped)
     fresh.load_state_dict(_unwrapped(wrapped, set(fresh.state_dict())))
@@ -83,14 +83,15 @@ _LAYOUTS = {"c_attn": _columns, "qkv_proj": _blocks, "Wqkv": _blocks, "query_key
 
 def _refuse_difference(model: nn.Module, fresh: PreTrainedModel) -> None:
     """The way back is proved, not assumed: both models answer the same on a few tokens, with all gates out."""
-    dense = densify(copy.deepcopy(model)) if is_sparse(model) else model
+    dense: Any = copy.deepcopy(model).eval()
+    dense = densify(dense) if is_sparse(dense) else dense
     tokens = torch.arange(6, device=fresh.device)[None] % fresh.config.get_text_config().vocab_size
     with torch.no_grad():
         ours: Any = dense(tokens)
         theirs: Any = fresh(tokens).logits
     if not torch.allclose(ours.float(), theirs.float(), atol=1e-4, rtol=1e-4):
+        difference = float((ours - theirs).abs().max())
         raise ValueError(
-            f"the weights of this {type(fresh).__name__} bridge cannot be put back into transformers (largest difference "
-            f"of logits {float((ours - theirs).abs().max()):.2g}; were they processed by enable_compatibility_mode?); "
-            "post-train the transformers model instead"
+            f"the weights of this {type(fresh).__name__} bridge cannot be put back into transformers (logits differ by "
+            f"{difference:.2g}; were they processed by enable_compatibility_mode?): post-train the transformers model"
         )

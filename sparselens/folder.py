@@ -1,11 +1,12 @@
 """Saves a model as an ordinary transformers folder with its gates written down, and opens such folders.
 
-    config.json, model.safetensors, tokenizer files     what transformers writes
-    sparselens.json                                     base model, gate bias, target, losses, share of open edges, command
-    README.md                                           the model card
+- `config.json`, `model.safetensors`, tokenizer files: what transformers writes
+- `sparselens.json`: base model, gate bias, target, losses, share of open edges, command
+- `README.md`: the model card
 """
 
 import json
+import shlex
 import sys
 import tempfile
 from dataclasses import asdict
@@ -33,7 +34,7 @@ _NEEDED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.md"]  # never a pic
 
 def shipped_models() -> list[str]:
     """Names that `load` knows without a folder or the network."""
-    return sorted(path.name for path in MODELS.iterdir() if (path / "config.json").exists())
+    return sorted(path.parent.name for path in MODELS.glob("*/config.json"))
 
 
 def save(
@@ -50,7 +51,8 @@ def save(
 
     `sparselens.load(folder)` gives the gated TransformerLens model back, bit for bit. For transformers it is a folder
     like any other; a sparse one asks for `attn_implementation="sparselens"`, so that transformers refuses to open it
-    before `sparselens.register_attention()` rather than running it without its gates.
+    before `sparselens.register_attention()` rather than running it without its gates. A model saved in `folder`
+    before is replaced.
 
     Args:
         tokenizer: default: the model's own, where it has one
@@ -70,10 +72,20 @@ def save(
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         whole = Path(temporary) / "model"
         _write(model, whole, tokenizer, _record(model, base_model, result, test, command))
-        if folder.exists():
-            folder.rename(Path(temporary) / "previous")
-        whole.rename(folder)
+        _replace(folder, whole, Path(temporary) / "previous")
     return folder
+
+
+def _replace(folder: Path, new: Path, previous: Path) -> None:
+    """Put `new` in the place of `folder`; if that fails, the old one stays."""
+    if folder.exists():
+        folder.rename(previous)
+    try:
+        new.rename(folder)
+    except BaseException:
+        if previous.exists():
+            previous.rename(folder)
+        raise
 
 
 def _record(
@@ -94,7 +106,7 @@ def _record(
         "step": None if result is None else result.step,
         "dense": None if dense is None else asdict(dense),
         "sparse": None if sparse is None else asdict(sparse),
-        "command": command or " ".join(sys.argv),
+        "command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "versions": {name: version(name) for name in ("sparselens", "torch", "transformers")},
     }
 
@@ -140,7 +152,7 @@ def load(name: str | Path, sparse: bool = True, **options: Any) -> Any:
 
 
 def load_transformers(name: str | Path, **options: Any) -> tuple[PreTrainedModel, Any, float | None]:
-    """The plain transformers model with eager attention, its tokenizer or None, its gate bias or None: no gates in it."""
+    """The plain transformers model with eager attention and no gates, its tokenizer or None, its gate bias or None."""
     path = _find(name)
     config = AutoConfig.from_pretrained(path)
     gate_bias = getattr(config, "gate_bias", None)
@@ -182,7 +194,7 @@ def _find(name: str | Path) -> Path:
 
 def _download(repository: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(repository, allow_patterns=_NEEDED))
@@ -199,7 +211,9 @@ def _tokenizer(path: Path) -> Any:
     return AutoTokenizer.from_pretrained(path)
 
 
-def push_to_hub(model: nn.Module, repo_id: str, *, private: bool = True, token: str | None = None, **record: Any) -> str:
+def push_to_hub(
+    model: nn.Module, repo_id: str, *, private: bool = True, token: str | None = None, **record: Any
+) -> str:
     """Save the model, with the keyword arguments of `save`, and upload the folder. Returns its address.
 
     The only function that sends anything anywhere; it needs a token of the hub that may write to `repo_id`.

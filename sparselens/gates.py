@@ -44,6 +44,12 @@ def uniform_noise(layer: int, shape: torch.Size, device: torch.device) -> Scores
     return torch.rand(shape, device=device)
 
 
+def seed_from(*parts: int) -> int:
+    """One seed from several numbers, without patterns between neighbours. 32 bits: CPU generators ignore the rest."""
+    key = "/".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "big")
+
+
 @dataclass(frozen=True)
 class RowNoise:
     """Uniform numbers that depend only on (seed, step, layer, row of the global batch).
@@ -60,9 +66,7 @@ class RowNoise:
         noise = torch.empty(shape, device=device)
         generator = torch.Generator(device)
         for row in range(shape[0]):
-            key = f"{self.seed}/{self.step}/{layer}/{self.first_row + row}".encode()
-            # 32 bits: the CPU generator ignores the rest of a seed
-            generator.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "big"))
+            generator.manual_seed(seed_from(self.seed, self.step, layer, self.first_row + row))
             noise[row].uniform_(generator=generator)
         return noise
 

@@ -2,7 +2,7 @@
 
     loss            = edges + multiplier * (task_loss - target)
     ema            <- smoothing * ema + (1 - smoothing) * (task_loss - target)
-    log multiplier += rate * ema          clamped at both ends; slower when the constraint holds than when it is violated
+    log multiplier += rate * ema          clamped at both ends; slower in slack than in violation
 Rezende & Viola 2018, "Taming VAEs", section 4, in the form public code uses; the two rates are ours.
 """
 
@@ -76,7 +76,9 @@ class Geco:
         self.multiplier = min(max(self.multiplier * math.exp(step), self.bounds[0]), self.bounds[1])
 
     def state_dict(self) -> GecoState:
+        """What a resumed run needs besides the settings."""
         return {"multiplier": self.multiplier, "ema": self.ema}
 
     def load_state_dict(self, state: GecoState) -> None:
+        """Go on from what `state_dict` gave."""
         self.multiplier, self.ema = state["multiplier"], state["ema"]

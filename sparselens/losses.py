@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-Batch = Int[Tensor, "batch pos"] | Mapping[str, Tensor]
+Batch = Int[Tensor, "_batch _pos"] | Mapping[str, Tensor]  # underscores: two batches may differ in size
 Logits = Float[Tensor, "batch pos d_vocab"]
 Loss = Callable[[Logits, Any], Float[Tensor, ""]]
 
@@ -18,6 +18,7 @@ IGNORED = -100  # the label of a position that does not count, as in transformer
 
 
 def tokens_of(batch: Batch) -> Int[Tensor, "batch pos"]:
+    """The token ids of a batch."""
     return batch if isinstance(batch, Tensor) else batch["input_ids"]
 
 

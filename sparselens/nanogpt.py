@@ -16,6 +16,7 @@ from sparselens.surgery import sparsify
 
 GPT2_VOCABULARY = 50257
 _TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+_BUFFERS = (".attn.bias", ".attn.masked_bias")  # causal masks that older versions stored
 _PREFIXES = ("_orig_mod.", "module.")  # left by torch.compile and by data-parallel training
 
 
@@ -39,15 +40,16 @@ def load_nanogpt(
     return sparsify(to_bridge(read_nanogpt(path, n_heads=n_heads, vocabulary=vocabulary), tokenizer), gate_bias)
 
 
-def read_nanogpt(
-    path: str | Path, *, n_heads: int | None = None, vocabulary: int = GPT2_VOCABULARY
-) -> GPT2LMHeadModel:
+def read_nanogpt(path: str | Path, *, n_heads: int | None = None, vocabulary: int = GPT2_VOCABULARY) -> GPT2LMHeadModel:
     """The same weights as a plain, dense transformers model."""
     tensors, arguments = _read(Path(path))
     config = _config(tensors, n_heads or arguments.get("n_head"), vocabulary)
     model = GPT2LMHeadModel(config)
     state = {name: _as_gpt2(name, tensor, vocabulary) for name, tensor in tensors.items()}
-    missing, unexpected = model.load_state_dict(state, strict=False)
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # torch's word for shapes that do not fit
+        raise ValueError(f"{path} is not in nanoGPT's layout: {error}") from error
     # models trained without biases leave theirs out; GPT-2 has them, and zero is the same
     absent = [name for name in missing if not name.endswith(".bias")]
     if absent or unexpected:
@@ -70,10 +72,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             content = content[key]
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, want tensors by name")
-    tensors = {_bare(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    tensors = {name: value for name, value in tensors.items() if not name.endswith((".attn.bias", ".attn.masked_bias"))}
-    if "transformer.wte.weight" not in tensors or "transformer.wpe.weight" not in tensors:
-        raise ValueError(f"{path} is not in nanoGPT's layout: it has no transformer.wte.weight and transformer.wpe.weight")
+    tensors = {_bare(str(name)): value for name, value in content.items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in tensors.items() if not name.endswith(_BUFFERS)}
+    for name in ("transformer.wte.weight", "transformer.wpe.weight"):
+        if name not in tensors:
+            raise ValueError(f"{path} is not in nanoGPT's layout: it has no {name}")
     tensors.setdefault("lm_head.weight", tensors["transformer.wte.weight"])
     return tensors, arguments
 

@@ -1,9 +1,10 @@
 """From text to token batches: read documents, hold some out, tokenize, cut into rows, sample more from a model."""
 
+import gzip
 import json
 import lzma
-import gzip
 import random
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,7 +29,7 @@ def read_documents(source: str | Path, column: str = "text") -> list[str]:
         column: the field of each JSON line or dataset row that holds the text
 
     Raises:
-        ValueError: nothing is there, the file is empty, not UTF-8 or UTF-16, or a row lacks the column.
+        ValueError: nothing is there, the file is empty or damaged, not UTF-8 or UTF-16, or a row lacks the column.
     """
     path = Path(source)
     if path.is_file():
@@ -44,21 +45,34 @@ def read_documents(source: str | Path, column: str = "text") -> list[str]:
 
 
 def _decode(path: Path) -> str:
-    opener = {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)
-    with opener(path, "rb") as file:
-        data: bytes = file.read()  # pyright: ignore
+    data = _unpacked(path)
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
-        return data.decode(encoding)
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is not {encoding} at byte {error.start}; convert it first, e.g. iconv -f LATIN1 -t UTF-8"
         ) from error
+    if "\0" in text:
+        raise ValueError(
+            f"{path} holds a NUL character at position {text.index(chr(0))}: it is UTF-16 without a byte order mark, "
+            "UTF-32, or no text; convert it first, e.g. iconv -f UTF-16LE -t UTF-8"
+        )
+    return text
+
+
+def _unpacked(path: Path) -> bytes:
+    opener: Any = {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)
+    try:
+        with opener(path, "rb") as file:
+            return file.read()
+    except (lzma.LZMAError, zlib.error, EOFError, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is not a whole {path.suffix} file: {error}") from error
 
 
 def _json_lines(path: Path, text: str, column: str) -> list[str]:
     documents: list[str] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON strings may hold U+2028 and its like
         if not line.strip():
             continue
         try:
@@ -72,7 +86,7 @@ def _json_lines(path: Path, text: str, column: str) -> list[str]:
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{where}: the text is a {type(value).__name__}, want a string")
-    return value
+    return value.encode("utf-8", "replace").decode()  # JSON can spell lone surrogates, which no tokenizer takes
 
 
 def _dataset(source: str, column: str) -> list[str]:
@@ -85,6 +99,8 @@ def _dataset(source: str, column: str) -> list[str]:
         data = datasets.load_dataset(source)  # a hub id that the caller named
     else:
         raise ValueError(f"{source}: no such file, folder or hub dataset")
+    if isinstance(data, dict) and "train" not in data:
+        raise ValueError(f"{source} has no split 'train'; it has {sorted(data)}")
     rows: Any = data["train"] if isinstance(data, dict) else data
     if column not in rows.column_names:
         raise ValueError(f"{source} has no column {column!r}; it has {rows.column_names}")
@@ -125,7 +141,7 @@ def split_documents(documents: Sequence[str], held_out: float = 0.1, seed: int =
 
 
 def tokenize(documents: Iterable[str], tokenizer: Any) -> Tokens:
-    """One stream of token ids, each document opened by the tokenizer's BOS, or its EOS, or nothing if it has neither."""
+    """One stream of token ids, each document opened by the tokenizer's BOS, else its EOS, else nothing."""
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     first = [] if start is None else [start]
     ids = tokenizer(list(documents), add_special_tokens=False, verbose=False)["input_ids"]
@@ -152,6 +168,8 @@ class TokenBatches:
     """
 
     def __init__(self, tokens: Tokens, seq_len: int, batch_size: int, seed: int = 0) -> None:
+        if batch_size < 1 or seq_len < 2:
+            raise ValueError(f"want rows of two tokens or more and one row or more, not {batch_size} x {seq_len}")
         self._tokens, self._seq_len, self._batch_size, self._seed = tokens, seq_len, batch_size, seed
         self._per_pass = (len(tokens) // seq_len - 1) // batch_size
         if self._per_pass < 1:
@@ -169,6 +187,7 @@ class TokenBatches:
         return table[torch.randperm(n, generator=generator)]
 
     def __call__(self, index: int) -> Int[Tensor, "batch pos"]:
+        """Batch number `index`."""
         number, place = divmod(index, self._per_pass)
         return self._rows(number)[place * self._batch_size : (place + 1) * self._batch_size]
 
@@ -180,6 +199,7 @@ class MixedBatches:
     sources: Sequence[TokenBatches]
 
     def __call__(self, index: int) -> Int[Tensor, "batch pos"]:
+        """Batch `index` of every source, joined."""
         return torch.cat([source(index) for source in self.sources])
 
 
@@ -193,7 +213,7 @@ def sample_tokens(
     """
     generate: Any = model.generate
     pieces: list[Tensor] = []
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         while sum(piece.numel() for piece in pieces) < n_tokens:
             prompt = torch.full((batch_size, 1), start, device=next(model.parameters()).device)

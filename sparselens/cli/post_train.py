@@ -14,7 +14,12 @@ if TYPE_CHECKING:
     from sparselens.evaluation import Evaluation
     from sparselens.text import Split
 
-COLUMNS = ("loss", "share_of_visible_pairs", "share_of_all_pairs", "edges_per_query_per_head")
+COLUMNS = {
+    "loss": ("loss, nats per token", "{:.4f}"),
+    "share_of_visible_pairs": ("open, share of visible pairs", "{:.3%}"),
+    "share_of_all_pairs": ("open, share of all pairs", "{:.3%}"),
+    "edges_per_query_per_head": ("open edges per query and head", "{:.3f}"),
+}
 
 
 def post_train(
@@ -23,13 +28,13 @@ def post_train(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the model, the log and the checkpoint.")],
     column: Annotated[str, typer.Option(help="Field that holds the text, in JSON lines and datasets.")] = "text",
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 6000,
-    target: Annotated[float | None, typer.Option(help="Loss not to exceed, nats per token; overrides --margin.")] = None,
+    target: Annotated[float | None, typer.Option(help="Loss not to exceed, nats per token; replaces --margin.")] = None,
     margin: Annotated[float, typer.Option(help="Target as the dense model's held-out loss plus this.")] = 0.01,
     gate_bias: Annotated[float, typer.Option(help="Added to the scores in the gate; 5: most gates start open.")] = 5.0,
     seq_len: Annotated[int, typer.Option(help="Tokens per row.")] = 64,
     batch_size: Annotated[int, typer.Option(help="Rows per batch, over all processes.")] = 32,
     accumulation: Annotated[int, typer.Option(help="Batches per optimiser step.")] = 1,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-4,
     distillation: Annotated[float, typer.Option(help="Share of the dense model's distribution in the labels.")] = 0.5,
     sampled: Annotated[int, typer.Option(help="Tokens to sample from the dense model; half of each batch.")] = 0,
     held_out: Annotated[float, typer.Option(help="Share of the documents kept out of training.")] = 0.1,
@@ -43,13 +48,12 @@ def post_train(
 
     Example: `sparselens post-train --model stories260k --data stories.txt --out sparse`
 
-    Half of the held-out documents steer the run; the table is about the other half, which neither training nor selection
-    has seen. Several processes: `accelerate launch -m sparselens post-train ...`.
+    Half of the held-out documents steer the run; the table is about the other half, which neither training nor
+    selection has seen. Several processes: `accelerate launch -m sparselens post-train ...`.
     """
-    from accelerate import Accelerator
-
     from sparselens.evaluation import evaluate, open_gates
     from sparselens.folder import load_transformers, save
+    from sparselens.processes import accelerator_for
     from sparselens.surgery import sparsify
     from sparselens.text import read_documents, rows, split_documents, tokenize
     from sparselens.training import PostTrainConfig
@@ -66,7 +70,7 @@ def post_train(
         seed=seed,
         wandb=wandb,
     )
-    accelerator = Accelerator(mixed_precision=mixed_precision)
+    accelerator = accelerator_for(mixed_precision)
     split = split_documents(read_documents(data, column), held_out, seed)
     network, tokenizer, _ = load_transformers(model)
     if tokenizer is None:
@@ -80,11 +84,13 @@ def post_train(
     result = run(network, batches, config, held_out=validation, out=out, resume=resume, accelerator=accelerator)
     sparse = evaluate(network, test, accelerator=accelerator)
     if accelerator.is_main_process:
-        command = shlex.join(["sparselens", *sys.argv[1:]])
-        folder = save(
-            network, out / "model", tokenizer=tokenizer, base_model=model, result=result, test=(dense, sparse), command=command
-        )
+        record = {"base_model": model, "result": result, "test": (dense, sparse), "command": _command()}
+        folder = save(network, out / "model", tokenizer=tokenizer, **record)
         _report(dense, sparse, folder, result.feasible, json, out)
+
+
+def _command() -> str:
+    return shlex.join(["sparselens", *sys.argv[1:]])
 
 
 def _precision(name: str) -> Any:
@@ -110,19 +116,15 @@ def _batches(
     )
 
 
-def _report(
-    dense: "Evaluation", sparse: "Evaluation", folder: Path, feasible: bool, json: bool, out: Path
-) -> None:
-    labels = ("loss, nats per token", "open, share of visible pairs", "open, share of all pairs", "open edges per query and head")
-    forms = ("{:.4f}", "{:.3%}", "{:.3%}", "{:.3f}")
+def _report(dense: "Evaluation", sparse: "Evaluation", folder: Path, feasible: bool, json: bool, out: Path) -> None:
     table = {name: {key: getattr(e, key) for key in COLUMNS} for name, e in (("dense", dense), ("sparse", sparse))}
     print_table(
         "On text kept out of training" + ("" if feasible else " (the target was NOT met)"),
         ("", "dense", "sparse"),
         [
             (label, form.format(table["dense"][key]), form.format(table["sparse"][key]))
-            for key, label, form in zip(COLUMNS, labels, forms, strict=True)
+            for key, (label, form) in COLUMNS.items()
         ],
     )
     print_table("Saved", ("what", "where"), [("model", folder), ("log", out / "log.jsonl")])
-    finish({**table, "feasible": feasible, "model": str(folder)}, json, out / "post-train.json")
+    finish({**table, "model": str(folder)}, json, out / "post-train.json")

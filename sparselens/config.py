@@ -1,0 +1,48 @@
+"""How to post-train: the settings of one run."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class PostTrainConfig:
+    """How to post-train. The defaults suit a small language model."""
+
+    steps: int = 6000
+    target: float | None = None  # nats per token; None: the dense model's held-out loss plus `margin`
+    margin: float = 0.01  # nats per token
+    learning_rate: float = 1e-3
+    warmup: int = 100  # steps of linear rise
+    decay: float = 0.3  # share of the steps, at the end, over which the rate falls linearly to zero
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    accumulation: int = 1  # batches per step
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    distillation: float = 0.0  # share of the dense model's own distribution in the labels, 0 to 1
+    multiplier_rate: float = 0.5  # per nat of violation and step
+    slack_rate: float = 0.25  # the same while the constraint holds
+    smoothing: float = 0.95
+    evaluate_every: int = 250  # steps
+    checkpoint_every: int = 500  # steps; only with an `out` folder
+    seed: int = 0
+    wandb: str | None = None  # name of a wandb project
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate >= 0 or math.isinf(self.learning_rate):
+            raise ValueError(f"learning_rate must be a finite number, 0 or more, not {self.learning_rate}")
+        for name in ("steps", "accumulation", "evaluate_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.target is not None and not math.isfinite(self.target):
+            raise ValueError(f"target must be a finite number of nats per token, not {self.target}")
+        if not math.isfinite(self.margin):
+            raise ValueError(f"margin must be a finite number of nats per token, not {self.margin}")
+        if not 0 <= self.distillation <= 1:
+            raise ValueError(f"distillation must be between 0 and 1, not {self.distillation}")
+
+    def learning_rate_at(self, step: int) -> float:
+        """Rises from zero over `warmup` steps and falls to zero over the last `decay` of them."""
+        rise = min(1.0, (step + 1) / max(1, self.warmup))
+        fall = min(1.0, (self.steps - step) / max(1.0, self.decay * self.steps))
+        return self.learning_rate * min(rise, fall)

@@ -1,0 +1,24 @@
+"""Distillation: the dense model, frozen, as the teacher of the sparse one."""
+
+import copy
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sparselens.losses import Batch, Logits, distillation_loss, logits_of
+from sparselens.surgery import densify
+
+
+class Teacher:
+    """A frozen dense copy of a gated model, made before training changes the weights."""
+
+    def __init__(self, model: nn.Module, weight: float, device: torch.device) -> None:
+        self._weight = weight
+        self._model = densify(copy.deepcopy(model)).eval().requires_grad_(False).to(device)
+
+    def blend(self, task: Float[Tensor, ""], logits: Logits, batch: Batch) -> Float[Tensor, ""]:
+        """(1 - weight) * task loss + weight * KL(dense || sparse), in nats per token."""
+        with torch.no_grad():
+            dense = logits_of(self._model, batch)
+        return (1 - self._weight) * task + self._weight * distillation_loss(logits, dense, batch)

@@ -1,0 +1,66 @@
+"""Tiny post-training runs, also as a program of their own: to be killed, or to be one of several processes."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import sparselens as sl
+from tests.tiny_models import VOCABULARY, tiny_bridge, tiny_model
+
+LENGTH = 8
+
+
+def counting_rows(index: int, rows: int = 4) -> Tensor:
+    """Rows that count upwards from a random token: quickly learnt, and a different batch for every index."""
+    start = torch.randint(1, VOCABULARY, (rows, 1), generator=torch.Generator().manual_seed(index))
+    return (start + torch.arange(LENGTH)) % VOCABULARY
+
+
+HELD_OUT = [counting_rows(10_000 + i) for i in range(2)]
+
+
+def gated(kind: str = "transformers", family: str = "gpt2", **options: Any) -> Any:
+    """A tiny gated model of either way."""
+    return sl.sparsify({"transformers": tiny_model, "bridge": tiny_bridge}[kind](family, **options), gate_bias=2.0)
+
+
+def settings(**options: Any) -> sl.PostTrainConfig:
+    """A run of a few steps in which everything happens."""
+    few = {"steps": 12, "warmup": 1, "learning_rate": 1e-2, "evaluate_every": 4, "checkpoint_every": 4}
+    return sl.PostTrainConfig(**(few | options))
+
+
+def run(model: Any, *, out: Path | None = None, resume: bool = False, **options: Any) -> sl.PostTrainResult:
+    """Post-train on rows that count."""
+    more = {name: options.pop(name) for name in ("loss", "accelerator", "held_out", "batches") if name in options}
+    data = {"batches": counting_rows, "held_out": HELD_OUT} | more
+    return sl.post_train(model, config=settings(**options), out=out, resume=resume, progress=False, **data)
+
+
+def _main() -> None:
+    torch.set_num_threads(1)
+    given = json.loads(sys.argv[1])
+    model = gated(given["kind"], given["family"], **given.get("model", {}))
+    if "pause" in given:  # gives the one who kills this program time to choose the moment
+        import time
+
+        from sparselens.losses import next_token_loss
+
+        def slow_loss(logits: Tensor, batch: Tensor) -> Tensor:
+            time.sleep(given["pause"])
+            return next_token_loss(logits, batch)
+
+        given["options"]["loss"] = slow_loss
+    result = run(model, out=Path(given["out"]), resume=given.get("resume", False), **given["options"])
+    import os
+
+    rank = os.environ.get("RANK", "0")
+    torch.save({"model": model.state_dict(), "history": result.history}, Path(given["out"]) / f"result-{rank}.pt")
+
+
+if __name__ == "__main__":
+    _main()
