@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparselens.batches import to_device
 from sparselens.losses import Batch, Loss, logits_of, next_token_loss, tokens_of
 from sparselens.statistics import record_gates
-from sparselens.surgery import gate_settings
+from sparselens.surgery import densify, gate_settings, is_sparse, sparsify
 
 OPEN_BIAS = 3e4  # opens every gate but those that a mask hides, also a mask of half precision (-65504)
 
@@ -29,14 +29,16 @@ class Evaluation:
 
     def rank(self, target: float) -> "Rank":
         """The smaller, the better: states that meet the target by sparsity, after them the others by loss."""
-        return Rank(False, self.share_of_visible_pairs) if self.loss <= target else Rank(True, self.loss)
+        misses = self.loss > target
+        return Rank(misses, 0.0 if misses else self.share_of_visible_pairs, self.loss)
 
 
 class Rank(NamedTuple):
     """How good a state is, by comparison."""
 
     misses: bool  # the target
-    cost: float
+    share: float  # of visible pairs, where it does not miss
+    loss: float  # nats per token; decides between equally sparse states, as where every gate is held open
 
 
 def evaluate(
@@ -74,7 +76,17 @@ def _sums(model: nn.Module, batch: Batch, loss: Loss) -> Tensor:
 
 @contextmanager
 def open_gates(model: nn.Module) -> Iterator[None]:
-    """Inside the block a gated model computes exactly what the dense model with its weights computes."""
+    """Inside the block a model computes what the dense model with its weights computes, and its edges can be counted.
+
+    A model without gates gets them for the block only.
+    """
+    if not is_sparse(model):
+        sparsify(model, OPEN_BIAS)
+        try:
+            yield
+        finally:
+            densify(model)
+        return
     settings = gate_settings(model)
     gate_bias, settings.gate_bias = settings.gate_bias, OPEN_BIAS
     try:

@@ -29,17 +29,17 @@ class Geco:
         slack_rate: the same while the constraint holds. Smaller, so that the multiplier never falls so low that a
             later step breaks the model
         smoothing: of the exponential moving average of the violation
-        limit: a violation beyond this counts as this, so that one bad batch cannot throw the multiplier  # nats
+        limit: violation or slack beyond this counts as this, so that a bad stretch cannot throw the multiplier  # nats
         bounds: the multiplier stays within these
     """
 
     def __init__(
         self,
         target: float,
-        rate: float = 0.5,
-        slack_rate: float = 0.25,
+        rate: float = 0.2,
+        slack_rate: float = 0.15,
         smoothing: float = 0.95,
-        limit: float = 0.1,
+        limit: float = 0.01,
         bounds: tuple[float, float] = (1e-4, 1e4),
         multiplier: float = 1.0,
     ) -> None:

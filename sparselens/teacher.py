@@ -7,15 +7,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sparselens.losses import Batch, Logits, distillation_loss, logits_of
-from sparselens.surgery import densify
+from sparselens.surgery import densify, is_sparse
 
 
 class Teacher:
-    """A frozen dense copy of a gated model, made before training changes the weights."""
+    """A frozen dense copy of a model, made before training changes the weights."""
 
-    def __init__(self, model: nn.Module, weight: float, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, weight: float) -> None:
         self._weight = weight
-        self._model = densify(copy.deepcopy(model)).eval().requires_grad_(False).to(device)
+        dense = copy.deepcopy(model)
+        self._model = (densify(dense) if is_sparse(dense) else dense).eval().requires_grad_(False)
 
     def blend(self, task: Float[Tensor, ""], logits: Logits, batch: Batch) -> Float[Tensor, ""]:
         """(1 - weight) * task loss + weight * KL(dense || sparse), in nats per token."""

@@ -51,6 +51,7 @@ def post_train(
     *,
     held_out: Sequence[Batch],
     loss: Loss = next_token_loss,
+    dense: nn.Module | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -64,6 +65,8 @@ def post_train(
             processes each batch is the global one, of which every process takes its rows
         held_out: batches on which the target is set and checked
         loss: mean nats per token from logits and batch
+        dense: the dense model that target and distillation refer to. Default: `model` itself with its gates open; give
+            it when `model` has been post-trained before
         out: folder for the checkpoint and `log.jsonl`
         resume: go on from the checkpoint in `out`, given the same dense model and data; the result is that of the
             uninterrupted run
@@ -78,7 +81,7 @@ def post_train(
     config = config or PostTrainConfig()
     devices = range(torch.cuda.device_count())  # named, since torch warns where it has to guess among several
     with torch.random.fork_rng(devices):
-        run = _Run(model, config, loss, held_out, out, accelerator)
+        run = _Run(model, config, loss, held_out, dense or model, out, accelerator)
         try:
             run.start(resume)
             return run.go(batches, progress)
@@ -95,6 +98,7 @@ class _Run:
         config: PostTrainConfig,
         loss: Loss,
         held_out: Sequence[Batch],
+        dense: nn.Module,
         out: str | Path | None,
         accelerator: Accelerator | None,
     ) -> None:
@@ -103,7 +107,8 @@ class _Run:
         self.config, self.loss, self.held_out = config, loss, held_out
         self.accelerator = accelerator or accelerator_for(config.mixed_precision)
         self.checkpoint = None if out is None else Path(out) / "checkpoint.pt"
-        self.teacher = Teacher(model, config.distillation, self.accelerator.device) if config.distillation else None
+        self.reference = dense.to(self.accelerator.device)
+        self.teacher = Teacher(dense, config.distillation) if config.distillation else None
         trainable = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trainable, config.learning_rate, (0.9, 0.95), weight_decay=config.weight_decay)
         self.plain, self.own_forward = model, "forward" in model.__dict__
@@ -127,13 +132,16 @@ class _Run:
         if found:
             self._restore()
             return
-        with open_gates(self.plain):
-            dense = self._evaluate()
+        with open_gates(self.reference):
+            dense = self._evaluate(self.reference)
         self._aim(dense, dense.loss + self.config.margin if self.config.target is None else self.config.target)
 
     def _aim(self, dense: Evaluation, target: float) -> None:
         self.dense, self.target = dense, target
-        self.geco = Geco(target, self.config.multiplier_rate, self.config.slack_rate, self.config.smoothing)
+        config = self.config
+        self.geco = Geco(
+            target, config.multiplier_rate, config.slack_rate, config.smoothing, limit=config.violation_limit
+        )
 
     def go(self, batches: Batches, progress: bool) -> PostTrainResult:
         main = self.accelerator.is_main_process
@@ -230,12 +238,12 @@ class _Run:
 
     # -- evaluation and the state that is kept
 
-    def _evaluate(self) -> Evaluation:
+    def _evaluate(self, model: nn.Module) -> Evaluation:
         with self.accelerator.autocast():
-            return evaluate(self.plain, self.held_out, self.loss, self.accelerator)
+            return evaluate(model, self.held_out, self.loss, self.accelerator)
 
     def _check(self) -> None:
-        now = self._evaluate()
+        now = self._evaluate(self.plain)
         if not math.isfinite(now.loss):
             raise ValueError(f"the held-out loss is {now.loss} after step {self.step}: {_CURE}")
         if self.task_ema is not None:

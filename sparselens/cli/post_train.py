@@ -23,14 +23,19 @@ COLUMNS = {
 
 
 def post_train(
-    model: Annotated[str, typer.Option(help="Dense model: a folder, a shipped name (stories260k) or a hub id.")],
+    model: Annotated[str, typer.Option(help="A folder, a shipped name (stories260k) or a hub id.")],
     data: Annotated[str, typer.Option(help="Text, JSON-lines, dataset folder or hub dataset id.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the model, the log and the checkpoint.")],
+    dense: Annotated[
+        str | None, typer.Option(help="If --model has been post-trained before: the dense model it came from.")
+    ] = None,
     column: Annotated[str, typer.Option(help="Field that holds the text, in JSON lines and datasets.")] = "text",
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 6000,
     target: Annotated[float | None, typer.Option(help="Loss not to exceed, nats per token; replaces --margin.")] = None,
     margin: Annotated[float, typer.Option(help="Target as the dense model's held-out loss plus this.")] = 0.01,
-    gate_bias: Annotated[float, typer.Option(help="Added to the scores in the gate; 5: most gates start open.")] = 5.0,
+    gate_bias: Annotated[
+        float, typer.Option(help="Added to the scores in the gate; 3e4 holds all open: a dense control.")
+    ] = 5.0,
     seq_len: Annotated[int, typer.Option(help="Tokens per row.")] = 64,
     batch_size: Annotated[int, typer.Option(help="Rows per batch, over all processes.")] = 32,
     accumulation: Annotated[int, typer.Option(help="Batches per optimiser step.")] = 1,
@@ -76,17 +81,27 @@ def post_train(
     if tokenizer is None:
         raise ValueError(f"{model} has no tokenizer, so its text cannot be read")
     network.to(accelerator.device)
+    reference = network if dense is None else load_transformers(dense)[0].to(accelerator.device)
     validation, test = (rows(tokenize(part, tokenizer), seq_len, batch_size) for part in (split.validation, split.test))
-    batches = _batches(network, tokenizer, split, sampled, seq_len, batch_size, seed)
+    batches = _batches(reference, tokenizer, split, sampled, seq_len, batch_size, seed)
     sparsify(network, gate_bias)
-    with open_gates(network):
-        dense = evaluate(network, test, accelerator=accelerator)
-    result = run(network, batches, config, held_out=validation, out=out, resume=resume, accelerator=accelerator)
-    sparse = evaluate(network, test, accelerator=accelerator)
+    with open_gates(reference):
+        before = evaluate(reference, test, accelerator=accelerator)
+    result = run(
+        network,
+        batches,
+        config,
+        held_out=validation,
+        dense=reference,
+        out=out,
+        resume=resume,
+        accelerator=accelerator,
+    )
+    after = evaluate(network, test, accelerator=accelerator)
     if accelerator.is_main_process:
-        record = {"base_model": model, "result": result, "test": (dense, sparse), "command": _command()}
+        record = {"base_model": dense or model, "result": result, "test": (before, after), "command": _command()}
         folder = save(network, out / "model", tokenizer=tokenizer, **record)
-        _report(dense, sparse, folder, result.feasible, json, out)
+        _report(before, after, folder, result.feasible, json, out)
 
 
 def _command() -> str:

@@ -9,7 +9,7 @@ import sparselens as sl
 
 
 def test_one_update_by_hand():
-    geco = sl.Geco(target=2.0, rate=0.5, slack_rate=0.25, smoothing=0.9)
+    geco = sl.Geco(target=2.0, rate=0.5, slack_rate=0.25, smoothing=0.9, limit=0.1)
     geco.update(2.04)
     assert geco.ema == pytest.approx(0.04)
     assert geco.multiplier == pytest.approx(math.exp(0.5 * 0.04))

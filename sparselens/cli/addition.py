@@ -1,0 +1,140 @@
+"""The addition models of the demo: made from nothing, and measured on every sum there is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import trange
+
+from sparselens.character_model import character_model, character_tokenizer
+from sparselens.evaluation import open_gates
+from sparselens.folder import load_transformers, save
+from sparselens.losses import IGNORED, logits_of, same_position_loss
+from sparselens.statistics import record_gates
+from sparselens.surgery import is_sparse, sparsify
+from sparselens.tasks.addition import ALPHABET, KINDS, Addition, ids
+from sparselens.training import PostTrainConfig, post_train
+
+TASK = Addition()
+DENSE_STEPS = 1500
+BATCH = 128
+TARGET = 0.01  # nats per answer place; a model that is right on all sums can be surer than this
+CONFIG = PostTrainConfig(
+    steps=6000,
+    target=TARGET,
+    learning_rate=4e-4,
+    decay=0.5,
+    multiplier_rate=1.0,
+    slack_rate=0.5,
+    violation_limit=0.01,
+    evaluate_every=100,
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model on all problems, in evaluation mode."""
+
+    exact_match: float  # share of the sums with every place right
+    open_edges_per_example: float  # over all layers and heads
+    open_edges_per_layer: list[float]
+    share_of_visible_pairs: float
+    share_of_all_pairs: float
+    open_edges_by_kind: dict[str, list[float]]  # per layer, for sums without a carry, with one, ...
+
+
+def tokens_of(problems: Sequence[tuple[int, int]], device: torch.device | None = None) -> Tensor:
+    """Int["batch pos"]: what the model reads."""
+    return torch.tensor([ids(TASK.prompt(a, b)) for a, b in problems], device=device)
+
+
+def batch_of(problems: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+    """Prompts, and labels at the places of the answer."""
+    tokens = tokens_of(problems)
+    labels = torch.full_like(tokens, IGNORED)
+    labels[:, list(TASK.answer_positions)] = torch.tensor([ids(TASK.answer(a, b)) for a, b in problems])
+    return {"input_ids": tokens, "labels": labels}
+
+
+def measure(model: Any) -> Measured:
+    """Exact match and open edges on all problems. A dense model is counted with every edge open, and left dense."""
+    if not is_sparse(model):
+        with open_gates(model):
+            return measure(model)
+    problems = TASK.problems()
+    by_kind = {kind: [p for p in problems if TASK.kind(*p) == kind] for kind in KINDS}
+    per_layer: dict[str, list[float]] = {}
+    right = 0.0
+    with torch.no_grad(), record_gates(model) as everything:
+        for kind, members in by_kind.items():
+            if members:
+                with record_gates(model) as gates:
+                    right += _right(model, members)
+                per_layer[kind] = gates.open.sum(-1).tolist()
+    return Measured(
+        right / len(problems),
+        float(everything.open.sum()),
+        everything.open.sum(-1).tolist(),
+        everything.share_of_visible_pairs,
+        everything.share_of_all_pairs,
+        per_layer,
+    )
+
+
+def _right(model: Any, problems: Sequence[tuple[int, int]]) -> int:
+    right = 0
+    for start in range(0, len(problems), 1000):
+        batch = batch_of(problems[start : start + 1000])
+        places = list(TASK.answer_positions)
+        guesses = logits_of(model, batch["input_ids"])[:, places].argmax(-1)
+        right += int((guesses == batch["labels"][:, places]).all(-1).sum())
+    return right
+
+
+def retrain_both(out: Path, seed: int, resume: bool = False) -> tuple[Path, Path]:
+    """A dense model from random weights, then the sparse model from the dense one; returns their folders."""
+    tokenizer = character_tokenizer(ALPHABET)
+    dense_folder, sparse_folder = out / "addition", out / "addition-sparse"
+    if not (resume and dense_folder.exists()):
+        save(train_dense(seed), dense_folder, tokenizer=tokenizer)
+    model, _, _ = load_transformers(dense_folder)
+    sparsify(model, gate_bias=5.0)
+    problems = TASK.problems()
+    held_out = [batch_of(problems[start : start + 1000]) for start in range(0, len(problems), 1000)]
+    config = replace(CONFIG, seed=seed)
+    result = post_train(
+        model, Problems(seed), config, held_out=held_out, loss=same_position_loss, out=out / "run", resume=resume
+    )
+    save(model, sparse_folder, tokenizer=tokenizer, base_model="addition", result=result)
+    return dense_folder, sparse_folder
+
+
+class Problems:
+    """Endless training batches, drawn uniformly from all problems; batch i depends only on the seed and i."""
+
+    def __init__(self, seed: int) -> None:
+        self._all = batch_of(TASK.problems())
+        self._seed = seed
+
+    def __call__(self, index: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed((self._seed << 32) + index)
+        chosen = torch.randint(len(self._all["input_ids"]), (BATCH,), generator=generator)
+        return {name: values[chosen] for name, values in self._all.items()}
+
+
+def train_dense(seed: int) -> Any:
+    """An ordinary supervised run; the learning rate rises over 100 steps and falls over the second half."""
+    model = character_model(ALPHABET, TASK.length, bidirectional=True, seed=seed).train()
+    batches = Problems(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
+    for step in trange(DENSE_STEPS, desc="dense", unit="step"):
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * min(1.0, (step + 1) / 100, (DENSE_STEPS - step) / (DENSE_STEPS / 2))
+        batch = batches(step)
+        same_position_loss(logits_of(model, batch), batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()

@@ -1,0 +1,79 @@
+"""`sparselens demo`: two-digit addition, dense against sparse, on all 10,000 sums (the paper's Fig. 1)."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sparselens.cli.options import Json
+from sparselens.cli.table import finish, print_table
+
+SHOWN = ((53, 21), (47, 28), (58, 67))  # no carry, one carry, propagated carry: the columns of the figure
+
+
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the figure and the page.")] = Path("demo"),
+    retrain: Annotated[bool, typer.Option("--retrain", help="Train both models from nothing first.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the retraining.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted retraining in --out.")] = False,
+    json: Json = False,
+) -> None:
+    """Show a dense transformer and the sparse one made of it doing the same sums.
+
+    Example: `sparselens demo --out demo`
+
+    Checks both models on all 10,000 two-digit sums, prints what it found, and draws the attention edges of three sums
+    as PDF, SVG, PNG and as a page to explore. The models ship with the package; `--retrain` makes new ones in `--out`.
+    """
+    from sparselens.cli.addition import measure, retrain_both
+    from sparselens.folder import load
+
+    folders = ("addition", "addition-sparse")
+    if retrain or resume:
+        folders = tuple(str(folder) for folder in retrain_both(out, seed, resume))
+    dense, sparse = (load(folder) for folder in folders)
+    table = {"dense": asdict(measure(dense)), "sparse": asdict(measure(sparse))}
+    _print(table)
+    files = _draw(dense, sparse, out)
+    print_table("Written", ("what", "where"), [(file.suffix[1:], file) for file in files])
+    finish(table, json, out / "demo.json")
+
+
+def _print(table: dict[str, dict[str, Any]]) -> None:
+    rows = (
+        ("exact match, all 10,000 sums", "exact_match", "{:.2%}"),
+        ("open attention edges per example", "open_edges_per_example", "{:.2f}"),
+        ("share of visible pairs", "share_of_visible_pairs", "{:.3%}"),
+    )
+    lines = [(label, *(form.format(table[model][key]) for model in table)) for label, key, form in rows]
+    for kind in table["dense"]["open_edges_by_kind"]:
+        values = (table[model]["open_edges_by_kind"][kind] for model in table)
+        lines.append((f"edges per layer, {kind}", *(" ".join(f"{n:.1f}" for n in layers) for layers in values)))
+    print_table("Two-digit addition", ("", *table), lines)
+
+
+def _draw(dense: Any, sparse: Any, out: Path) -> list[Path]:
+    from sparselens.analyses import attention_edges, token_view
+    from sparselens.cli.addition import TASK, tokens_of
+
+    tokens = tokens_of(SHOWN, next(dense.parameters()).device)
+    view = token_view(
+        attention_edges(dense, tokens),
+        attention_edges(sparse, tokens),
+        [list(TASK.prompt(a, b)) for a, b in SHOWN],
+        titles=[f"{a} + {b} = {a + b}: {TASK.kind(a, b)}" for a, b in SHOWN],
+        outputs=[_written(sparse, prompt) for prompt in tokens],
+        arrows=[TASK.carry_arrows(a, b) for a, b in SHOWN],
+    )
+    pictures = [view.save(out / f"addition.{kind}") for kind in ("pdf", "svg", "png")]
+    return [*pictures, view.save_html(out / "addition.html")]
+
+
+def _written(model: Any, prompt: Any) -> list[str]:
+    """What the model puts at each answer place; nothing above the other positions."""
+    from sparselens.cli.addition import TASK
+    from sparselens.tasks.addition import text
+
+    digits = text(model(prompt[None])[0].argmax(-1).tolist())
+    return [digit if place in TASK.answer_positions else "" for place, digit in enumerate(digits)]
