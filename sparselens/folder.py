@@ -21,9 +21,9 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from sparselens.attention import IMPLEMENTATION
 from sparselens.card import model_card
 from sparselens.character_model import attend_both_ways
-from sparselens.checkpoint import write_json
 from sparselens.evaluation import Evaluation
 from sparselens.export import to_transformers
+from sparselens.files import write_json
 from sparselens.surgery import find_settings, sparsify
 from sparselens.training import PostTrainResult
 
@@ -70,7 +70,7 @@ def save(
         raise ValueError(f"{folder} exists and is not a saved model: choose another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        whole = Path(temporary) / "model"
+        whole = Path(temporary) / "model.new"
         _write(model, whole, tokenizer, _record(model, base_model, result, test, command))
         _replace(folder, whole, Path(temporary) / "previous")
     return folder

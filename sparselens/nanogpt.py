@@ -82,8 +82,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _bare(name: str) -> str:
-    for prefix in _PREFIXES:
-        name = name.removeprefix(prefix)
+    while name.startswith(_PREFIXES):
+        name = name.split(".", 1)[1]
     return name
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 SEPARATOR = "<|endoftext|>"  # between the documents of a plain text file
 Tokens = Int[Tensor, " pos"]
+Rows = Int[Tensor, "_batch _pos"]  # underscores: the last of a list may be shorter
 
 
 def read_documents(source: str | Path, column: str = "text") -> list[str]:
@@ -148,16 +149,22 @@ def tokenize(documents: Iterable[str], tokenizer: Any) -> Tokens:
     return torch.tensor([token for document in ids for token in (*first, *document)], dtype=torch.long)
 
 
-def rows(tokens: Tokens, seq_len: int, batch_size: int) -> list[Int[Tensor, "batch pos"]]:
+def rows(tokens: Tokens, seq_len: int, batch_size: int) -> list[Rows]:
     """All whole rows of `seq_len` tokens in order, as batches; the rest of the last row is left out.
 
     Raises:
-        ValueError: there is not one whole row.
+        ValueError: there is not one whole row, or no row in a batch.
     """
+    _need_rows(seq_len, batch_size)
     n = len(tokens) // seq_len
     if n == 0:
         raise ValueError(f"{len(tokens)} tokens do not fill one row of {seq_len}; give more text or a shorter seq_len")
     return list(tokens[: n * seq_len].view(n, seq_len).split(batch_size))
+
+
+def _need_rows(seq_len: int, batch_size: int) -> None:
+    if batch_size < 1 or seq_len < 2:
+        raise ValueError(f"want one row or more of two tokens or more in a batch, not {batch_size} x {seq_len}")
 
 
 class TokenBatches:
@@ -168,8 +175,7 @@ class TokenBatches:
     """
 
     def __init__(self, tokens: Tokens, seq_len: int, batch_size: int, seed: int = 0) -> None:
-        if batch_size < 1 or seq_len < 2:
-            raise ValueError(f"want rows of two tokens or more and one row or more, not {batch_size} x {seq_len}")
+        _need_rows(seq_len, batch_size)
         self._tokens, self._seq_len, self._batch_size, self._seed = tokens, seq_len, batch_size, seed
         self._per_pass = (len(tokens) // seq_len - 1) // batch_size
         if self._per_pass < 1:
@@ -212,6 +218,9 @@ def sample_tokens(
     Small corpora are soon learnt by heart; the model's own text never ends, and the model is right about it.
     """
     generate: Any = model.generate
+    config: Any = model.config
+    length = min(length, getattr(config, "max_position_embeddings", length))
+    batch_size = min(batch_size, -(-n_tokens // length))
     pieces: list[Tensor] = []
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(seed)

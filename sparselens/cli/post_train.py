@@ -12,7 +12,6 @@ from sparselens.cli.table import finish, print_table
 
 if TYPE_CHECKING:
     from sparselens.evaluation import Evaluation
-    from sparselens.text import Split
 
 COLUMNS = {
     "loss": ("loss, nats per token", "{:.4f}"),
@@ -35,7 +34,7 @@ def post_train(
     margin: Annotated[float, typer.Option(help="Target as the dense model's held-out loss plus this.")] = 0.01,
     gate_bias: Annotated[
         float, typer.Option(help="Added to the scores in the gate; 3e4 holds all open: a dense control.")
-    ] = 5.0,
+    ] = 0.0,
     seq_len: Annotated[int, typer.Option(help="Tokens per row.")] = 64,
     batch_size: Annotated[int, typer.Option(help="Rows per batch, over all processes.")] = 32,
     accumulation: Annotated[int, typer.Option(help="Batches per optimiser step.")] = 1,
@@ -60,7 +59,7 @@ def post_train(
     from sparselens.folder import load_transformers, save
     from sparselens.processes import accelerator_for
     from sparselens.surgery import sparsify
-    from sparselens.text import read_documents, rows, split_documents, tokenize
+    from sparselens.text import read_documents, rows, split_documents
     from sparselens.training import PostTrainConfig
     from sparselens.training import post_train as run
 
@@ -82,8 +81,9 @@ def post_train(
         raise ValueError(f"{model} has no tokenizer, so its text cannot be read")
     network.to(accelerator.device)
     reference = network if dense is None else load_transformers(dense)[0].to(accelerator.device)
-    validation, test = (rows(tokenize(part, tokenizer), seq_len, batch_size) for part in (split.validation, split.test))
-    batches = _batches(reference, tokenizer, split, sampled, seq_len, batch_size, seed)
+    train, *others = (_tokens(part, tokenizer, network) for part in (split.train, split.validation, split.test))
+    validation, test = (rows(tokens, seq_len, batch_size) for tokens in others)
+    batches = _batches(reference, tokenizer, train, sampled, seq_len, batch_size, seed)
     sparsify(network, gate_bias)
     with open_gates(reference):
         before = evaluate(reference, test, accelerator=accelerator)
@@ -114,13 +114,20 @@ def _precision(name: str) -> Any:
     return name
 
 
-def _batches(
-    network: Any, tokenizer: Any, split: "Split", sampled: int, seq_len: int, batch_size: int, seed: int
-) -> Any:
-    """Training batches: of the text alone, or half of it and half of text sampled from the dense model."""
-    from sparselens.text import MixedBatches, TokenBatches, sample_tokens, tokenize
+def _tokens(documents: list[str], tokenizer: Any, network: Any) -> Any:
+    from sparselens.text import tokenize
 
-    tokens = tokenize(split.train, tokenizer)
+    tokens, known = tokenize(documents, tokenizer), network.get_input_embeddings().num_embeddings
+    if len(tokens) and int(tokens.max()) >= known:
+        highest = int(tokens.max())
+        raise ValueError(f"the model has {known} tokens, its tokenizer gave {highest}: the two do not belong together")
+    return tokens
+
+
+def _batches(network: Any, tokenizer: Any, tokens: Any, sampled: int, seq_len: int, batch_size: int, seed: int) -> Any:
+    """Training batches: of the text alone, or half of it and half of text sampled from the dense model."""
+    from sparselens.text import MixedBatches, TokenBatches, sample_tokens
+
     if not sampled:
         return TokenBatches(tokens, seq_len, batch_size, seed)
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id

@@ -1,0 +1,79 @@
+"""Two processes on one machine are one run: same multiplier, same curve, same weights as a single process."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sparselens.batches import rows_of_process
+from sparselens.processes import accelerator_for
+from tests.tiny_runs import gated, run
+
+ROOT = Path(__file__).parents[2]
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def run_two(out: Path, kind: str, family: str, options: dict[str, Any]) -> list[dict[str, Any]]:
+    """The states of both processes after a run in two."""
+    given = json.dumps({"kind": kind, "family": family, "out": str(out), "options": options})
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    shared |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    programs = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.tiny_runs", given],
+            cwd=ROOT,
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [program.communicate(timeout=300)[1] for program in programs]
+    assert [program.returncode for program in programs] == [0, 0], "\n".join(errors)
+    return [torch.load(out / f"result-{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "family", "options"),
+    [("transformers", "llama", {"accumulation": 2, "distillation": 0.5}), ("bridge", "gpt2", {"steps": 8})],
+)
+def test_two_processes_are_one_run(tmp_path: Path, kind: str, family: str, options: dict[str, Any]):
+    first, second = run_two(tmp_path, kind, family, options)
+    alone = gated(kind, family)
+    history = run(alone, **options).history
+
+    assert first["history"] == second["history"]  # the multiplier is in it
+    for one, two in zip(history, first["history"], strict=True):
+        assert two == pytest.approx(one, rel=1e-5, abs=1e-5)
+    for name, value in alone.state_dict().items():
+        assert torch.equal(first["model"][name], second["model"][name]), name
+        torch.testing.assert_close(first["model"][name], value, atol=1e-5, rtol=1e-4, msg=name)
+    assert (tmp_path / "log.jsonl").exists()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_rows_are_split_evenly():
+    batch = {"input_ids": torch.arange(8).view(4, 2), "labels": torch.arange(4).view(4, 1)}
+    (first, at), (second, then) = (rows_of_process(batch, rank, 2) for rank in range(2))
+    assert (at, then) == (0, 2)
+    for name, value in batch.items():
+        assert torch.equal(torch.cat([first[name], second[name]]), value)
+    with pytest.raises(ValueError, match="a batch of 4 rows cannot be split evenly over 3 process"):
+        rows_of_process(batch, 0, 3)
+
+
+def test_runs_of_different_precision_follow_each_other():
+    for precision in ("no", "bf16", "no"):
+        assert accelerator_for(precision).mixed_precision == precision
