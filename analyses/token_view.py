@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from sparselens.analyses.atomic_file import write_file
 from sparselens.analyses.attention_edges import AttentionEdges
 from sparselens.analyses.token_layout import (
     COLOURS,
@@ -30,6 +29,7 @@ from sparselens.analyses.token_layout import (
     stroke,
 )
 from sparselens.analyses.token_page import token_page
+from sparselens.files import write_file
 
 INK, NODES, ARROW = "#222222", "#c4c7cb", "#444444"
 FORMATS = ("pdf", "svg", "png")

@@ -1,42 +1,11 @@
 """Checkpoints that are either whole or absent, and that are read without unpickling."""
 
-import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Write under a temporary name, flush to disk, then rename: a reader sees the old file or the new one.
-
-    A failure inside the block leaves the old file, and nothing else.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.unfinished")  # one name: what a killed run left is overwritten
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a small file as `whole_file` does."""
-    with whole_file(path) as file:
-        file.write(data)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Strict JSON: NaN and infinity are refused."""
-    write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+from sparselens.files import whole_file
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sparselens.checkpoint import write_atomically
+from sparselens.files import write_file
 from sparselens.config import PostTrainConfig
 
 
@@ -65,7 +65,7 @@ def _reopen(path: Path, step: int) -> Any:
     """Append to the log of an interrupted run, without what it wrote after its last checkpoint."""
     lines = path.read_text().splitlines() if step and path.exists() else []
     kept = [line for line in lines if _step_of(line) <= step]
-    write_atomically(path, "".join(line + "\n" for line in kept).encode())
+    write_file(path, "".join(line + "\n" for line in kept).encode())
     return path.open("a")
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from sparselens.files import write_json
+
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print rows under a title. Long cells fold instead of being cut, so that a path can always be copied."""
@@ -27,20 +29,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
 def finish(table: Mapping[str, object], json: bool, file: Path | None = None) -> None:
     """End a command: write its result to `file` if there is one, and print it as the last line with `--json`."""
     if file is not None:
-        write_json(table, file)
+        write_json(file, table)
     if json:
-        print(_as_json(table, indent=None))  # noqa: T201 - the line that programs read
+        print(dumps(table, allow_nan=False, default=os.fspath))  # noqa: T201 - the line that programs read
         sys.stdout.flush()
-
-
-def write_json(table: Mapping[str, object], file: Path) -> None:
-    """Write JSON under a temporary name and then rename it, so that no reader ever sees half a file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    unfinished.write_text(_as_json(table, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(file)
-
-
-def _as_json(table: Mapping[str, object], indent: int | None) -> str:
-    """Strict JSON: NaN and infinity are refused, since most readers refuse them too."""
-    return dumps(table, indent=indent, allow_nan=False, default=os.fspath)

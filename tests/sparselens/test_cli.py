@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from sparselens import __version__, cli
 from sparselens.cli import doctor, table
+from sparselens.files import write_json
 
 HELP = """
 import sys, time
@@ -150,10 +151,10 @@ def test_doctor_leaves_open_what_a_broken_package_cannot_answer(monkeypatch: pyt
 
 def test_a_result_is_written_whole_or_not_at_all(tmp_path: Path):
     file = tmp_path / "new" / "result.json"
-    table.write_json({"model": tmp_path, "loss": 1.5}, file)
+    write_json(file, {"model": tmp_path, "loss": 1.5})
     assert json.loads(file.read_text()) == {"model": str(tmp_path), "loss": 1.5}
     with pytest.raises(ValueError, match="JSON compliant"):
-        table.write_json({"loss": float("nan")}, file)
+        write_json(file, {"loss": float("nan")})
     assert json.loads(file.read_text())["loss"] == 1.5
     assert list(file.parent.iterdir()) == [file]
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from sparselens import checkpoint
-from sparselens.checkpoint import load_checkpoint, save_checkpoint, whole_file, write_json
+from sparselens.checkpoint import load_checkpoint, save_checkpoint
+from sparselens.files import whole_file, write_json
 from sparselens.losses import next_token_loss
 from tests.tiny_runs import gated, run
 
