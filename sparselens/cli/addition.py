@@ -101,7 +101,7 @@ def retrain_both(out: Path, seed: int, resume: bool = False) -> tuple[Path, Path
     if not (resume and dense_folder.exists()):
         save(train_dense(seed), dense_folder, tokenizer=tokenizer)
     model, _, _ = load_transformers(dense_folder)
-    sparsify(model, gate_bias=5.0)
+    sparsify(model, GATE_BIAS)
     problems = TASK.problems()
     held_out = [batch_of(problems[start : start + 1000]) for start in range(0, len(problems), 1000)]
     config = replace(CONFIG, seed=seed)
