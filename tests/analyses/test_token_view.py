@@ -166,12 +166,11 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path):
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def full(self, content):
-        self.touch()
+    def full(descriptor):
         raise OSError("No space left on device")
 
     old = small_view().save(tmp_path / "figure.svg").read_bytes()
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr("sparselens.files.os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         small_view(title="new").save(tmp_path / "figure.svg")
     assert [path.name for path in tmp_path.iterdir()] == ["figure.svg"]
