@@ -41,7 +41,7 @@ class GateStatistics:
         with torch.no_grad():
             opened, pairs = _count(is_open), _count(visible).expand(heads)
             seen = _count(visible.any(-1, keepdim=True)).expand(heads)
-            counts = torch.stack([opened, pairs, seen, torch.full_like(opened, batch * queries * keys)]).double()
+            counts = torch.stack([opened, pairs, seen, torch.full_like(opened, batch * queries * keys)])
         self._examples[layer] = self._examples.get(layer, 0) + batch
         self._expected[layer] = self._expected[layer] + expected.sum(0) if layer in self._expected else expected.sum(0)
         self._counts[layer] = self._counts[layer] + counts if layer in self._counts else counts
@@ -108,8 +108,10 @@ class GateStatistics:
 
 
 def _count(flags: Tensor) -> Tensor:
-    """How many are true per head. Summed as bytes into 32-bit integers: four times faster than summing booleans."""
-    return flags.bool().view(torch.uint8).sum((0, 2, 3), dtype=torch.int32)
+    """How many are true per head."""
+    if flags.dtype == torch.bool:  # as bytes into 32-bit integers: four times faster than summing booleans
+        return flags.view(torch.uint8).sum((0, 2, 3), dtype=torch.int32).double()
+    return flags.sum((2, 3)).double().sum(0)  # one example's count is exact in float32, their sum need not be
 
 
 @contextmanager

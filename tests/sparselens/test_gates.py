@@ -34,7 +34,7 @@ def hide(scores: Tensor, mask: str) -> Tensor:
 def reference(scores: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     gates = attention_gates(scores, BIAS, noise)
     softmax = torch.softmax(scores.to(gates.gate.dtype), dim=-1)
-    return softmax * gates.gate, gates.probs.sum((-2, -1)), gates.gate.detach() > 0.5
+    return softmax * gates.gate, gates.probs.sum((-2, -1)), gates.gate.detach().round()
 
 
 def gradient(function: Any, scores: Tensor, noise: Tensor | None) -> Tensor:
