@@ -51,7 +51,9 @@ def gated_attention(
     if attention_mask is not None:
         scores = _masked(scores, attention_mask[..., : scores.shape[-1]])
     elif getattr(module, "is_causal", False) and query.shape[2] > 1:
-        raise ValueError(f"{type(module).__name__} asked for causal attention without a mask: call register_attention()")
+        raise ValueError(
+            f"{type(module).__name__} asked for causal attention without a mask: call register_attention()"
+        )
     gated = _gate(settings, module, scores, s_aux)
     if settings.recorders:
         settings.record(getattr(module, "layer_idx", 0), gated.expected, gated.open, _visible(scores, attention_mask))

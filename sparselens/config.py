@@ -20,11 +20,13 @@ class PostTrainConfig:
     accumulation: int = 1  # batches per step
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     distillation: float = 0.0  # share of the dense model's own distribution in the labels, 0 to 1
+    multiplier: float = 1.0  # GECO's, at the start
     multiplier_rate: float = 0.2  # per nat of violation and step
     slack_rate: float = 0.15  # the same while the constraint holds
     violation_limit: float = 0.01  # nats; more violation, or slack, moves the multiplier as much as this
     smoothing: float = 0.95
     evaluate_every: int = 250  # steps
+    patience: int = 8  # evaluations in a row that may miss the target before the run goes back to its best state
     checkpoint_every: int = 500  # steps; only with an `out` folder
     seed: int = 0
     wandb: str | None = None  # name of a wandb project
@@ -32,7 +34,7 @@ class PostTrainConfig:
     def __post_init__(self) -> None:
         if not self.learning_rate >= 0 or math.isinf(self.learning_rate):
             raise ValueError(f"learning_rate must be a finite number, 0 or more, not {self.learning_rate}")
-        for name in ("steps", "accumulation", "evaluate_every", "checkpoint_every"):
+        for name in ("steps", "accumulation", "evaluate_every", "checkpoint_every", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.target is not None and not math.isfinite(self.target):

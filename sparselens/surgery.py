@@ -10,7 +10,7 @@ from sparselens.gates import GateSettings
 
 Model = TypeVar("Model", bound=nn.Module)
 
-DEFAULT_GATE_BIAS = 5.0  # sigmoid(5) = 0.993: a pretrained model starts with nearly every gate open
+DEFAULT_GATE_BIAS = 0.0  # the rule of the authors' released kernel: an edge is open where its score is positive
 
 
 def sparsify(model: Model, gate_bias: float | None = None) -> Model:
@@ -23,7 +23,7 @@ def sparsify(model: Model, gate_bias: float | None = None) -> Model:
 
     Args:
         gate_bias: added to the attention scores in the gate only. Default: the model's own (`config.gate_bias`, as
-            `save` writes it), else 5.
+            `save` writes it), else 0.
 
     Raises:
         ValueError: a layer cannot be gated. The message says which and why, and the model is left as it was.
@@ -74,7 +74,9 @@ def gate_settings(model: nn.Module) -> GateSettings:
     """
     settings = find_settings(model)
     if settings is None:
-        raise ValueError(f"this {type(model).__name__} carries no gates: call sparselens.sparsify(model, gate_bias=...)")
+        raise ValueError(
+            f"this {type(model).__name__} carries no gates: call sparselens.sparsify(model, gate_bias=...)"
+        )
     return settings
 
 

@@ -29,6 +29,7 @@ from sparselens.statistics import record_gates
 from sparselens.surgery import gate_settings
 from sparselens.teacher import Teacher
 
+_MORE_CAREFUL = 3.0  # factor of the multiplier when a run goes back
 _CURE = "lower learning_rate or check the data"
 
 
@@ -118,6 +119,7 @@ class _Run:
         self.task_ema: float | None = None
         self.gap = 0.0  # held-out loss with hard gates minus training loss with noisy ones
         self.best: dict[str, Any] | None = None
+        self.missed = 0  # evaluations in a row that missed the target
         self.history: list[dict[str, Any]] = []
 
     # -- one run, start to end
@@ -140,7 +142,12 @@ class _Run:
         self.dense, self.target = dense, target
         config = self.config
         self.geco = Geco(
-            target, config.multiplier_rate, config.slack_rate, config.smoothing, limit=config.violation_limit
+            target,
+            config.multiplier_rate,
+            config.slack_rate,
+            config.smoothing,
+            config.violation_limit,
+            multiplier=config.multiplier,
         )
 
     def go(self, batches: Batches, progress: bool) -> PostTrainResult:
@@ -253,9 +260,32 @@ class _Run:
         self.history.append(record)
         if self.best is None or rank < Evaluation(**self.best["evaluation"]).rank(self.target):
             weights = {name: value.detach().to("cpu", copy=True) for name, value in self.plain.state_dict().items()}
-            self.best = {"model": weights, "evaluation": asdict(now), "step": self.step}
+            self.best = {
+                "model": weights,
+                "evaluation": asdict(now),
+                "step": self.step,
+                "multiplier": self.geco.multiplier,
+                "gap": self.gap,
+            }
         if self.journal:
             self.journal.evaluation(record)
+        self.missed = self.missed + 1 if rank.misses else 0
+        if self.missed > self.config.patience:
+            self._go_back()
+
+    def _go_back(self) -> None:
+        """Return to the sparsest feasible state, with a higher multiplier each time.
+
+        A gate closed for good has no gradient left that could open it again, however high the multiplier climbs.
+        """
+        assert self.best is not None
+        if Evaluation(**self.best["evaluation"]).rank(self.target).misses:
+            return  # none was feasible yet: go on, there is nothing to go back to
+        self.plain.load_state_dict(self.best["model"])
+        self.optimizer.state.clear()
+        self.best["multiplier"] *= _MORE_CAREFUL
+        self.geco.restart(self.best["multiplier"])
+        self.gap, self.task_ema, self.missed = self.best["gap"], None, 0
 
     # -- checkpoint
 
@@ -277,6 +307,7 @@ class _Run:
                 "dense": asdict(self.dense),
                 "target": self.target,
                 "best": self.best,
+                "missed": self.missed,
                 "history": self.history,
             },
         )
@@ -294,7 +325,7 @@ class _Run:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self._aim(Evaluation(**state["dense"]), state["target"])
         self.geco.load_state_dict(state["geco"])
-        for name in ("step", "task_ema", "gap", "best", "history"):
+        for name in ("step", "task_ema", "gap", "best", "missed", "history"):
             setattr(self, name, state[name])
 
 
