@@ -145,8 +145,8 @@ def _adopt(model: PreTrainedModel, settings: GateSettings) -> None:
     missing = sorted(set(range(settings.n_layers)) - seen)
     if missing:
         raise ValueError(
-            f"{type(model).__name__}: layers {missing} have no gated attention (they do not call transformers' attention "
-            "interface, or hold none); gate it through TransformerLens: sparsify(TransformerBridge...)"
+            f"{type(model).__name__}: layers {missing} have no gated attention (they do not call transformers' "
+            "attention interface, or hold none); gate it through TransformerLens: sparsify(TransformerBridge...)"
         )
 
 

@@ -1,8 +1,12 @@
 """How to post-train: the settings of one run."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from sparselens.geco import Geco
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,28 @@ class PostTrainConfig:
             raise ValueError(f"margin must be a finite number of nats per token, not {self.margin}")
         if not 0 <= self.distillation <= 1:
             raise ValueError(f"distillation must be between 0 and 1, not {self.distillation}")
+
+    def geco(self, target: float) -> Geco:
+        """The multiplier that these settings ask for."""
+        return Geco(
+            target,
+            rate=self.multiplier_rate,
+            slack_rate=self.slack_rate,
+            smoothing=self.smoothing,
+            limit=self.violation_limit,
+            multiplier=self.multiplier,
+        )
+
+    def refuse_other(self, saved: Mapping[str, Any], path: Path) -> None:
+        """A run can only go on with the settings it began with.
+
+        Raises:
+            ValueError: the saved settings differ. Says in what.
+        """
+        differ = [field.name for field in fields(self) if saved.get(field.name) != getattr(self, field.name)]
+        if differ:
+            was = ", ".join(f"{name}={saved.get(name)!r}" for name in differ)
+            raise ValueError(f"{path} was written with {was}; resume with the same settings or choose another folder")
 
     def learning_rate_at(self, step: int) -> float:
         """Rises from zero over `warmup` steps and falls to zero over the last `decay` of them."""

@@ -24,8 +24,8 @@ from sparselens.character_model import attend_both_ways
 from sparselens.evaluation import Evaluation
 from sparselens.export import to_transformers
 from sparselens.files import write_json
+from sparselens.result import PostTrainResult
 from sparselens.surgery import find_settings, sparsify
-from sparselens.training import PostTrainResult
 
 MODELS = Path(__file__).parent / "models"  # the models that ship with the package
 RECORD = "sparselens.json"

@@ -8,8 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sparselens.files import write_file
 from sparselens.config import PostTrainConfig
+from sparselens.files import write_file
 
 
 class Journal:

@@ -103,7 +103,7 @@ class GateStatistics:
 
     @property
     def expected_share(self) -> Float[Tensor, ""]:
-        """Expected share of the visible pairs over all layers and heads; differentiable. What post-training minimises."""
+        """Expected share of the visible pairs over all layers and heads; differentiable. Post-training minimises it."""
         return self.expected.sum() / self.visible_pairs.sum()
 
 

@@ -42,7 +42,7 @@ def sparsify(model: Model, gate_bias: float | None = None) -> Model:
         hooked.gate_hooked(model, settings)
     else:
         raise ValueError(
-            f"cannot gate a {type(model).__name__}: want a TransformerBridge, a HookedTransformer or a transformers model"
+            f"cannot gate a {type(model).__name__}: want a TransformerBridge, HookedTransformer or transformers model"
         )
     return model
 

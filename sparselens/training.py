@@ -8,7 +8,7 @@ model is evaluated with hard gates on held-out data; the sparsest state that met
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +17,21 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from sparselens.batches import Batches, rows_of_process, stream, to_device
+from sparselens.best import Best
 from sparselens.checkpoint import load_checkpoint, save_checkpoint
 from sparselens.config import PostTrainConfig
 from sparselens.evaluation import Evaluation, evaluate, open_gates
 from sparselens.gates import RowNoise, seed_from
-from sparselens.geco import Geco
 from sparselens.losses import Batch, Loss, logits_of, next_token_loss, tokens_of
 from sparselens.processes import accelerator_for
 from sparselens.progress import Journal
+from sparselens.result import PostTrainResult
 from sparselens.statistics import record_gates
 from sparselens.surgery import gate_settings
 from sparselens.teacher import Teacher
 
 _MORE_CAREFUL = 3.0  # factor of the multiplier when a run goes back
 _CURE = "lower learning_rate or check the data"
-
-
-@dataclass(frozen=True)
-class PostTrainResult:
-    """What a run came to. The model itself now holds the weights of `step`."""
-
-    dense: Evaluation  # the dense model on the held-out batches
-    sparse: Evaluation  # the returned state on the same batches
-    step: int  # after which the returned state was taken
-    feasible: bool  # did it meet the target? If not, it is the state with the lowest loss
-    target: float  # nats per token
-    history: list[dict[str, Any]]  # one record per evaluation
 
 
 def post_train(
@@ -118,7 +107,6 @@ class _Run:
         self.step = 0
         self.task_ema: float | None = None
         self.gap = 0.0  # held-out loss with hard gates minus training loss with noisy ones
-        self.best: dict[str, Any] | None = None
         self.missed = 0  # evaluations in a row that missed the target
         self.history: list[dict[str, Any]] = []
 
@@ -138,17 +126,9 @@ class _Run:
             dense = self._evaluate(self.reference)
         self._aim(dense, dense.loss + self.config.margin if self.config.target is None else self.config.target)
 
-    def _aim(self, dense: Evaluation, target: float) -> None:
-        self.dense, self.target = dense, target
-        config = self.config
-        self.geco = Geco(
-            target,
-            config.multiplier_rate,
-            config.slack_rate,
-            config.smoothing,
-            config.violation_limit,
-            multiplier=config.multiplier,
-        )
+    def _aim(self, dense: Evaluation, target: float, best: dict[str, Any] | None = None) -> None:
+        self.dense, self.target, self.best = dense, target, Best(target, best)
+        self.geco = self.config.geco(target)
 
     def go(self, batches: Batches, progress: bool) -> PostTrainResult:
         main = self.accelerator.is_main_process
@@ -170,11 +150,8 @@ class _Run:
         return self._finish()
 
     def _finish(self) -> PostTrainResult:
-        assert self.best is not None
-        self.plain.load_state_dict(self.best["model"])
-        sparse = Evaluation(**self.best["evaluation"])
-        feasible = not sparse.rank(self.target).misses
-        return PostTrainResult(self.dense, sparse, self.best["step"], feasible, self.target, list(self.history))
+        best, step = self.best, self.best.put_into(self.plain)["step"]
+        return PostTrainResult(self.dense, best.evaluation, step, best.feasible, self.target, list(self.history))
 
     def close(self) -> None:
         """Take everything that belongs to the run off the model."""
@@ -255,21 +232,13 @@ class _Run:
             raise ValueError(f"the held-out loss is {now.loss} after step {self.step}: {_CURE}")
         if self.task_ema is not None:
             self.gap += 0.5 * (now.loss - self.task_ema - self.gap)
-        rank = now.rank(self.target)
-        record = {"step": self.step, **asdict(now), "multiplier": self.geco.multiplier, "feasible": not rank.misses}
+        misses = now.rank(self.target).misses
+        record = {"step": self.step, **asdict(now), "multiplier": self.geco.multiplier, "feasible": not misses}
         self.history.append(record)
-        if self.best is None or rank < Evaluation(**self.best["evaluation"]).rank(self.target):
-            weights = {name: value.detach().to("cpu", copy=True) for name, value in self.plain.state_dict().items()}
-            self.best = {
-                "model": weights,
-                "evaluation": asdict(now),
-                "step": self.step,
-                "multiplier": self.geco.multiplier,
-                "gap": self.gap,
-            }
+        self.best.offer(self.plain, now, step=self.step, multiplier=self.geco.multiplier, gap=self.gap)
         if self.journal:
             self.journal.evaluation(record)
-        self.missed = self.missed + 1 if rank.misses else 0
+        self.missed = self.missed + 1 if misses else 0
         if self.missed > self.config.patience:
             self._go_back()
 
@@ -278,14 +247,13 @@ class _Run:
 
         A gate closed for good has no gradient left that could open it again, however high the multiplier climbs.
         """
-        assert self.best is not None
-        if Evaluation(**self.best["evaluation"]).rank(self.target).misses:
-            return  # none was feasible yet: go on, there is nothing to go back to
-        self.plain.load_state_dict(self.best["model"])
+        if not self.best.feasible:
+            return  # there is nothing to go back to
+        state = self.best.put_into(self.plain)
         self.optimizer.state.clear()
-        self.best["multiplier"] *= _MORE_CAREFUL
-        self.geco.restart(self.best["multiplier"])
-        self.gap, self.task_ema, self.missed = self.best["gap"], None, 0
+        state["multiplier"] *= _MORE_CAREFUL
+        self.geco.restart(state["multiplier"])
+        self.gap, self.task_ema, self.missed = state["gap"], None, 0
 
     # -- checkpoint
 
@@ -306,7 +274,7 @@ class _Run:
                 "gap": self.gap,
                 "dense": asdict(self.dense),
                 "target": self.target,
-                "best": self.best,
+                "best": self.best.state,
                 "missed": self.missed,
                 "history": self.history,
             },
@@ -315,7 +283,7 @@ class _Run:
     def _restore(self) -> None:
         assert self.checkpoint is not None
         state = load_checkpoint(self.checkpoint)
-        _same_config(state["config"], self.config, self.checkpoint)
+        self.config.refuse_other(state["config"], self.checkpoint)
         try:
             self.plain.load_state_dict(state["model"])
         except RuntimeError as error:  # torch's word for other names or shapes
@@ -323,14 +291,7 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self._aim(Evaluation(**state["dense"]), state["target"])
+        self._aim(Evaluation(**state["dense"]), state["target"], state["best"])
         self.geco.load_state_dict(state["geco"])
-        for name in ("step", "task_ema", "gap", "best", "missed", "history"):
+        for name in ("step", "task_ema", "gap", "missed", "history"):
             setattr(self, name, state[name])
-
-
-def _same_config(saved: dict[str, Any], config: PostTrainConfig, path: Path) -> None:
-    differ = [f.name for f in fields(config) if saved.get(f.name) != getattr(config, f.name)]
-    if differ:
-        was = ", ".join(f"{name}={saved.get(name)!r}" for name in differ)
-        raise ValueError(f"{path} was written with {was}; resume with the same settings or choose another folder")

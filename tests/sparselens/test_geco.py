@@ -45,7 +45,7 @@ def test_one_bad_batch_counts_as_the_limit():
 
 @pytest.mark.parametrize(("loss", "bound"), [(9.0, 1.5), (0.0, 0.5)])
 def test_multiplier_stays_within_its_bounds(loss: float, bound: float):
-    geco = sl.Geco(target=2.0, rate=5.0, slack_rate=5.0, bounds=(0.5, 1.5))
+    geco = sl.Geco(target=2.0, rate=5.0, slack_rate=5.0, limit=0.1, bounds=(0.5, 1.5))
     for _ in range(9):
         geco.update(loss)
     assert geco.multiplier == bound

@@ -20,6 +20,7 @@ from sparselens.losses import next_token_loss
 from tests.tiny_runs import gated, run
 
 ROOT = Path(__file__).parents[2]
+GOES_BACK = {"patience": 1, "evaluate_every": 1, "target": 4.46, "learning_rate": 1.0}
 DROPOUT = {"resid_pdrop": 0.2, "attn_pdrop": 0.2}
 
 
@@ -68,7 +69,9 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path: Path, kind: str, family
     assert not list(tmp_path.glob("*/.*"))
 
 
-@pytest.mark.parametrize(("stop", "options"), [(1, {}), (6, {"accumulation": 2}), (8, {"distillation": 0.5})])
+@pytest.mark.parametrize(
+    ("stop", "options"), [(1, {}), (6, {"accumulation": 2}), (8, {"distillation": 0.5}), (9, GOES_BACK)]
+)
 def test_run_stopped_by_an_error_goes_on(tmp_path: Path, stop: int, options: dict[str, Any]):
     whole, stopped = gated(), gated()
     steps = 0
@@ -104,7 +107,7 @@ def test_checkpoint_of_other_settings_is_refused(tmp_path: Path):
 
 def test_checkpoint_of_another_model_is_refused(tmp_path: Path):
     run(gated(), out=tmp_path, steps=2)
-    with pytest.raises(ValueError, match="checkpoint.pt is of another model"):
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is of another model"):
         run(gated("transformers", "llama"), out=tmp_path, steps=2, resume=True)
 
 

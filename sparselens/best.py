@@ -1,0 +1,39 @@
+"""The state that a run keeps: the sparsest that met the target; until one does, the one with the lowest loss."""
+
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+
+from sparselens.evaluation import Evaluation
+
+
+class Best:
+    """The best state so far. `state` is plain, for the checkpoint; None before the first is offered."""
+
+    def __init__(self, target: float, state: dict[str, Any] | None = None) -> None:
+        self._target = target
+        self.state = state
+
+    def offer(self, model: nn.Module, evaluation: Evaluation, **more: Any) -> None:
+        """Keep the model's weights, copied to main memory, with `more` beside them, if this state is better."""
+        if self.state is None or evaluation.rank(self._target) < self.evaluation.rank(self._target):
+            weights = {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
+            self.state = {"model": weights, "evaluation": asdict(evaluation), **more}
+
+    def put_into(self, model: nn.Module) -> dict[str, Any]:
+        """Give the model the kept weights, and return what was kept beside them."""
+        assert self.state is not None
+        model.load_state_dict(self.state["model"])
+        return self.state
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """What the kept state came to on held-out data."""
+        assert self.state is not None
+        return Evaluation(**self.state["evaluation"])
+
+    @property
+    def feasible(self) -> bool:
+        """Does the kept state meet the target?"""
+        return not self.evaluation.rank(self._target).misses
