@@ -101,10 +101,14 @@ class GateStatistics:
         """Open edges per query, layer and head."""
         return float(self.open.sum() / self.queries.sum())
 
-    @property
-    def expected_share(self) -> Float[Tensor, ""]:
-        """Expected share of the visible pairs over all layers and heads; differentiable. Post-training minimises it."""
-        return self.expected.sum() / self.visible_pairs.sum()
+    def expected_share(self, layer_cost: float = 0.0) -> Float[Tensor, ""]:
+        """Expected share of the visible pairs over all layers and heads; differentiable.
+
+        What post-training minimises. With a `layer_cost`, an edge in layer l counts as 1 + layer_cost * l edges.
+        """
+        expected = self.expected.sum(-1)
+        weights = 1 + layer_cost * torch.arange(len(expected), device=expected.device)
+        return (weights * expected).sum() / self.visible_pairs.sum()
 
 
 def _count(flags: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -184,7 +184,7 @@ class _Run:
                 means += self._backward(mine) / n
             rows += len(tokens_of(batch))
         if world > 1:
-            means = self.accelerator.reduce(means, "mean")  # pyright: ignore
+            means = cast("Tensor", self.accelerator.reduce(means, "mean"))
         task, share, edges = means.tolist()
         self._move_multiplier(task)
         self._move_weights()
@@ -204,14 +204,15 @@ class _Run:
                 logits = logits_of(self.model, batch)
                 task = self.loss(logits, batch)
                 fitted = self.teacher.blend(task, logits, batch) if self.teacher else task
-            share = gates.expected_share.to(task.dtype)
-            if not share.requires_grad:
+            cost = gates.expected_share(self.config.layer_cost).to(task.dtype)
+            if not cost.requires_grad:
                 raise ValueError("the gates carry no gradient: use gradient checkpointing with use_reentrant=False")
-            total = self.geco.loss(share, fitted) / self.config.accumulation
+            total = self.geco.loss(cost, fitted) / self.config.accumulation
             # inside the block: a recomputed (checkpointed) forward pass must record as the first one did
             self.accelerator.backward(total)
         per_query = gates.expected.detach().sum() / gates.queries.sum()
-        return torch.stack([task.detach().float(), share.detach().float(), per_query.float()])
+        share = gates.expected_share().detach()
+        return torch.stack([task.detach().float(), share.float(), per_query.float()])
 
     def _move_multiplier(self, task: float) -> None:
         """The constraint is on held-out loss with hard gates: the training loss is corrected by the last known gap."""

@@ -33,6 +33,7 @@ PRUNE = PostTrainConfig(
     multiplier_rate=0.5,
     slack_rate=0.3,
     violation_limit=0.02,
+    layer_cost=1.0,  # sums need few layers: let them be the first ones
     smoothing=0.98,  # such small losses are noisy
     evaluate_every=100,
     patience=5,

@@ -39,6 +39,7 @@ def post_train(
     batch_size: Annotated[int, typer.Option(help="Rows per batch, over all processes.")] = 32,
     accumulation: Annotated[int, typer.Option(help="Batches per optimiser step.")] = 1,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-4,
+    multiplier: Annotated[float, typer.Option(help="GECO's multiplier at the start.")] = 1.0,
     distillation: Annotated[float, typer.Option(help="Share of the dense model's distribution in the labels.")] = 0.5,
     sampled: Annotated[int, typer.Option(help="Tokens to sample from the dense model; half of each batch.")] = 0,
     held_out: Annotated[float, typer.Option(help="Share of the documents kept out of training.")] = 0.1,
@@ -70,6 +71,7 @@ def post_train(
         learning_rate=learning_rate,
         accumulation=accumulation,
         mixed_precision=_precision(mixed_precision),
+        multiplier=multiplier,
         distillation=distillation,
         seed=seed,
         wandb=wandb,
@@ -99,8 +101,15 @@ def post_train(
     )
     after = evaluate(network, test, accelerator=accelerator)
     if accelerator.is_main_process:
-        record = {"base_model": dense or model, "result": result, "test": (before, after), "command": _command()}
-        folder = save(network, out / "model", tokenizer=tokenizer, **record)
+        folder = save(
+            network,
+            out / "model",
+            tokenizer=tokenizer,
+            base_model=dense or model,
+            result=result,
+            test=(before, after),
+            command=_command(),
+        )
         _report(before, after, folder, result.feasible, json, out)
 
 

@@ -91,7 +91,7 @@ class Trainer:
             gate_settings(self.model).noise = RowNoise(0, self.steps)
             with sl.record_gates(self.model) as gates:
                 task = next_token_loss(logits_of(self.model, tokens), tokens)
-                (task + gates.expected_share).backward()
+                (task + gates.expected_share()).backward()
         else:
             next_token_loss(logits_of(self.model, tokens), tokens).backward()
         self.optimizer.step()

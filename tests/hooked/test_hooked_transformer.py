@@ -154,7 +154,7 @@ def test_noise_hooks_copies_and_gradients() -> None:
     gate_settings(model).noise = RowNoise(seed=0, step=0)
     with record_gates(model) as gates:
         logits = model(tokens)
-    (logits.square().mean() + gates.expected_share).backward()
+    (logits.square().mean() + gates.expected_share()).backward()
     assert all(block.attn.W_Q.grad.any() for block in model.blocks)
 
 

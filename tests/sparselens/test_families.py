@@ -154,7 +154,7 @@ def run_once(model: Any, tokens: Tensor, training: bool) -> tuple[Tensor, Any, T
         output = model(tokens)
     logits = output if isinstance(output, Tensor) else output.logits
     weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
-    return logits.detach(), gates, (logits * weights).mean() + gates.expected_share
+    return logits.detach(), gates, (logits * weights).mean() + gates.expected_share()
 
 
 @pytest.mark.parametrize("training", [False, True])

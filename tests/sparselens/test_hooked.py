@@ -126,7 +126,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(family: str) -> None:
         if checkpointed:
             model.original_model.activation_checkpointing_enable({"use_reentrant": False})
         with record_gates(model) as gates:
-            loss = model(tiny_tokens()).square().mean() + gates.expected_share
+            loss = model(tiny_tokens()).square().mean() + gates.expected_share()
             loss.backward()
         assert gates.visible_pairs.tolist() == [[45.0] * 4] * 2  # means: running a layer twice changes none
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})

@@ -264,7 +264,7 @@ def test_gradient_checkpointing_changes_neither_gradients_nor_counts(family: str
         gate_settings(model).noise = RowNoise(0, 0)
         with record_gates(model) as gates:
             task = next_token_loss(model(HELD_OUT[0], use_cache=False).logits, HELD_OUT[0])
-            (task + gates.expected_share).backward()
+            (task + gates.expected_share()).backward()
         counts = torch.stack([gates.open, gates.visible_pairs, gates.expected.detach()])
         found.append((counts, [p.grad.clone() for p in model.parameters()]))
     torch.testing.assert_close(found[0], found[1])
