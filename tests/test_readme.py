@@ -15,7 +15,7 @@ def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "steps=3000" in code
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    exec(compile(code.replace("steps=3000", "steps=2"), str(README), "exec"), names)  # noqa: S102
+    exec(compile(code.replace("steps=3000", "steps=2"), str(README), "exec"), names)
     sl, sparse = names["sl"], names["sparse"]
     assert sl.is_sparse(sparse)  # type: ignore[attr-defined]
     assert (tmp_path / "sparse-model" / "model.safetensors").exists()

@@ -132,6 +132,7 @@ class Problems:
         self._seed = seed
 
     def __call__(self, index: int) -> dict[str, Tensor]:
+        """Batch number `index`."""
         generator = torch.Generator().manual_seed((self._seed << 32) + index)
         chosen = torch.randint(len(self._all["input_ids"]), (BATCH,), generator=generator)
         return {name: values[chosen] for name, values in self._all.items()}
