@@ -44,6 +44,7 @@ def post_train(
     sampled: Annotated[int, typer.Option(help="Tokens to sample from the dense model; half of each batch.")] = 0,
     held_out: Annotated[float, typer.Option(help="Share of the documents kept out of training.")] = 0.1,
     mixed_precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
+    evaluate_every: Annotated[int, typer.Option(help="Steps between two looks at the held-out text.")] = 250,
     seed: Annotated[int, typer.Option(help="Of data order and noise.")] = 0,
     wandb: Annotated[str | None, typer.Option(help="Log to this wandb project.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
@@ -73,6 +74,7 @@ def post_train(
         mixed_precision=_precision(mixed_precision),
         multiplier=multiplier,
         distillation=distillation,
+        evaluate_every=evaluate_every,
         seed=seed,
         wandb=wandb,
     )
