@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
@@ -61,7 +61,7 @@ def evaluate(
         for batch in batches[rank::world]:
             sums += _sums(model, to_device(batch, device), loss)
     if accelerator and world > 1:
-        sums = accelerator.reduce(sums, "sum")  # pyright: ignore
+        sums = cast("Tensor", accelerator.reduce(sums, "sum"))
     examples, nats, opened, visible, pairs, queries = sums.tolist()
     return Evaluation(nats / examples, opened / examples, opened / visible, opened / pairs, opened / queries)
 

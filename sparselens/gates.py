@@ -175,7 +175,9 @@ class _GatedSoftmax(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, d_pattern: Tensor, d_expected: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, d_pattern: Tensor, d_expected: Tensor, _: Tensor
+    ) -> tuple[Tensor, None, None]:
         softmax, through_gate, pattern, prob_slope = ctx.saved_tensors
         out = torch.linalg.vecdot(pattern, d_pattern).unsqueeze(-1)
         d_scores = torch.mul(through_gate, d_pattern).addcmul_(softmax, out, value=-1)

@@ -96,7 +96,7 @@ def _config(tensors: dict[str, Tensor], n_heads: int | None, vocabulary: int) ->
     heads = n_heads or max(1, d_model // 64)
     if d_model % heads:
         raise ValueError(f"d_model {d_model} cannot be split over {heads} heads: pass n_heads")
-    return GPT2Config(
+    config = GPT2Config(
         vocab_size=vocabulary,
         n_positions=positions,
         n_embd=d_model,
@@ -104,8 +104,9 @@ def _config(tensors: dict[str, Tensor], n_heads: int | None, vocabulary: int) ->
         n_head=heads,
         activation_function="gelu",  # nanoGPT's exact GELU; OpenAI's weights use gelu_new
         tie_word_embeddings=torch.equal(tensors["lm_head.weight"], tensors["transformer.wte.weight"]),
-        attn_implementation="eager",
     )
+    config._attn_implementation = "eager"
+    return config
 
 
 def _as_gpt2(name: str, tensor: Tensor, vocabulary: int) -> Tensor:
