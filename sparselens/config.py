@@ -23,7 +23,7 @@ class PostTrainConfig:
     clip_norm: float = 1.0
     accumulation: int = 1  # batches per step
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    layer_cost: float = 0.0  # an edge in layer l counts as 1 + layer_cost * l edges; 0, the paper's: all alike
+    layer_cost: float = 1.0  # an edge in layer l counts as layer_cost**l edges; 1, the paper's: all alike
     distillation: float = 0.0  # share of the dense model's own distribution in the labels, 0 to 1
     multiplier: float = 1.0  # GECO's, at the start
     multiplier_rate: float = 0.2  # per nat of violation and step
@@ -46,8 +46,8 @@ class PostTrainConfig:
             raise ValueError(f"target must be a finite number of nats per token, not {self.target}")
         if not math.isfinite(self.margin):
             raise ValueError(f"margin must be a finite number of nats per token, not {self.margin}")
-        if not self.layer_cost >= 0 or math.isinf(self.layer_cost):
-            raise ValueError(f"layer_cost must be a finite number, 0 or more, not {self.layer_cost}")
+        if not self.layer_cost > 0 or math.isinf(self.layer_cost):
+            raise ValueError(f"layer_cost must be a finite number above 0, not {self.layer_cost}")
         if not 0 <= self.distillation <= 1:
             raise ValueError(f"distillation must be between 0 and 1, not {self.distillation}")
 

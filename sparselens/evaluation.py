@@ -26,18 +26,19 @@ class Evaluation:
     share_of_visible_pairs: float
     share_of_all_pairs: float
     edges_per_query_per_head: float
+    cost: float  # what is minimised: the share of visible pairs, later layers weighted by `layer_cost`
 
     def rank(self, target: float) -> "Rank":
         """The smaller, the better: states that meet the target by sparsity, after them the others by loss."""
         misses = self.loss > target
-        return Rank(misses, 0.0 if misses else self.share_of_visible_pairs, self.loss)
+        return Rank(misses, 0.0 if misses else self.cost, self.loss)
 
 
 class Rank(NamedTuple):
     """How good a state is, by comparison."""
 
     misses: bool  # the target
-    share: float  # of visible pairs, where it does not miss
+    cost: float  # where it does not miss
     loss: float  # nats per token; decides between equally sparse states, as where every gate is held open
 
 
@@ -46,8 +47,12 @@ def evaluate(
     batches: Sequence[Batch],
     loss: Loss = next_token_loss,
     accelerator: Accelerator | None = None,
+    layer_cost: float = 1.0,
 ) -> Evaluation:
     """Loss and open edges of a gated model. With an `accelerator` of several processes each takes its share of batches.
+
+    Args:
+        layer_cost: an edge in layer l counts as layer_cost**l edges in `Evaluation.cost`, and nowhere else
 
     Raises:
         ValueError: there is no batch, or the model carries no gates.
@@ -56,21 +61,26 @@ def evaluate(
         raise ValueError("there is no held-out batch to evaluate on")
     device = next(model.parameters()).device
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    sums = torch.zeros(6, dtype=torch.float64, device=device)
+    sums = torch.zeros(7, dtype=torch.float64, device=device)
     with _evaluating(model), torch.no_grad():
         for batch in batches[rank::world]:
-            sums += _sums(model, to_device(batch, device), loss)
+            sums += _sums(model, to_device(batch, device), loss, layer_cost)
     if accelerator and world > 1:
         sums = cast("Tensor", accelerator.reduce(sums, "sum"))
-    examples, nats, opened, visible, pairs, queries = sums.tolist()
-    return Evaluation(nats / examples, opened / examples, opened / visible, opened / pairs, opened / queries)
+    examples, nats, opened, visible, pairs, queries, weighted = sums.tolist()
+    return Evaluation(
+        nats / examples, opened / examples, opened / visible, opened / pairs, opened / queries, weighted / visible
+    )
 
 
-def _sums(model: nn.Module, batch: Batch, loss: Loss) -> Tensor:
+def _sums(model: nn.Module, batch: Batch, loss: Loss, layer_cost: float) -> Tensor:
     with record_gates(model) as gates:
         nats = loss(logits_of(model, batch), batch)
     rows = len(tokens_of(batch))
-    counts = [rows * float(x.sum()) for x in (gates.open, gates.visible_pairs, gates.all_pairs, gates.queries)]
+    weighted = gates.open * gates.layer_weights(layer_cost)[:, None]
+    counts = [
+        rows * float(x.sum()) for x in (gates.open, gates.visible_pairs, gates.all_pairs, gates.queries, weighted)
+    ]
     return torch.tensor([rows, rows * float(nats), *counts], dtype=torch.float64, device=nats.device)
 
 

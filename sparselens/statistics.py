@@ -101,14 +101,16 @@ class GateStatistics:
         """Open edges per query, layer and head."""
         return float(self.open.sum() / self.queries.sum())
 
-    def expected_share(self, layer_cost: float = 0.0) -> Float[Tensor, ""]:
+    def expected_share(self, layer_cost: float = 1.0) -> Float[Tensor, ""]:
         """Expected share of the visible pairs over all layers and heads; differentiable.
 
-        What post-training minimises. With a `layer_cost`, an edge in layer l counts as 1 + layer_cost * l edges.
+        What post-training minimises. An edge in layer l counts as layer_cost**l edges.
         """
-        expected = self.expected.sum(-1)
-        weights = 1 + layer_cost * torch.arange(len(expected), device=expected.device)
-        return (weights * expected).sum() / self.visible_pairs.sum()
+        return (self.layer_weights(layer_cost) * self.expected.sum(-1)).sum() / self.visible_pairs.sum()
+
+    def layer_weights(self, layer_cost: float) -> Float[Tensor, " layer"]:
+        """What an edge counts in each layer: 1, layer_cost, layer_cost squared, ..."""
+        return layer_cost ** torch.arange(self._n_layers, device=self.expected.device)
 
 
 def _count(flags: Tensor) -> Tensor:

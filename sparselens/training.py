@@ -225,7 +225,7 @@ class _Run:
 
     def _evaluate(self, model: nn.Module) -> Evaluation:
         with self.accelerator.autocast():
-            return evaluate(model, self.held_out, self.loss, self.accelerator)
+            return evaluate(model, self.held_out, self.loss, self.accelerator, self.config.layer_cost)
 
     def _check(self) -> None:
         now = self._evaluate(self.plain)

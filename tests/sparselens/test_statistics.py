@@ -35,7 +35,7 @@ def test_both_normalisations_by_hand() -> None:
 def test_later_layers_may_count_for_more() -> None:
     counts = two_layers()
     assert counts.expected_share().item() == pytest.approx((2.5 + 1.0) / 12)
-    assert counts.expected_share(layer_cost=0.5).item() == pytest.approx((2.5 + 1.5 * 1.0) / 12)
+    assert counts.expected_share(layer_cost=1.5).item() == pytest.approx((2.5 + 1.5 * 1.0) / 12)
 
 
 def test_means_are_per_example_however_they_came() -> None:

@@ -247,7 +247,7 @@ def test_dense_models_are_refused():
 
 def test_states_that_meet_the_target_come_first_by_sparsity():
     def state(loss: float, share: float) -> Evaluation:
-        return Evaluation(loss, 0.0, share, 0.0, 0.0)
+        return Evaluation(loss, 0.0, share, 0.0, 0.0, share)
 
     ranked = [state(0.9, 0.1), state(1.0, 0.2), state(0.5, 0.3), state(1.1, 0.01), state(1.2, 0.0)]
     shuffled = [ranked[i] for i in (3, 1, 4, 0, 2)]
