@@ -21,7 +21,7 @@ from sparselens.training import PostTrainConfig, post_train
 
 TASK = Addition()
 HEADS = 2
-DENSE_STEPS = 1200
+DENSE_STEPS = 2000
 BATCH = 128
 # Prune far at a loose target, then learn to be right on every sum with the edges that are left.
 PRUNE = PostTrainConfig(
