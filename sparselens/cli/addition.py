@@ -13,6 +13,7 @@ from tqdm import trange
 from sparselens.character_model import character_model, character_tokenizer
 from sparselens.evaluation import open_gates
 from sparselens.folder import load_transformers, save
+from sparselens.gates import seed_from
 from sparselens.losses import IGNORED, logits_of, same_position_loss
 from sparselens.statistics import record_gates
 from sparselens.surgery import is_sparse, sparsify
@@ -133,7 +134,7 @@ class Problems:
 
     def __call__(self, index: int) -> dict[str, Tensor]:
         """Batch number `index`."""
-        generator = torch.Generator().manual_seed((self._seed << 32) + index)
+        generator = torch.Generator().manual_seed(seed_from(self._seed, index))
         chosen = torch.randint(len(self._all["input_ids"]), (BATCH,), generator=generator)
         return {name: values[chosen] for name, values in self._all.items()}
 

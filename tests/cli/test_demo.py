@@ -1,14 +1,17 @@
 """The main job on the models that ship: what the README promises of them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from sparselens.cli.addition import HEADS, TASK, Problems, batch_of, measure, train_dense
+from sparselens.cli import addition
+from sparselens.cli.addition import HEADS, TASK, Problems, batch_of, measure
 from sparselens.cli.demo import demo
 from sparselens.folder import MODELS, load, shipped_models
+from sparselens.surgery import is_sparse
 
 KEYS = {
     "exact_match",
@@ -81,6 +84,14 @@ def test_training_batches_depend_only_on_seed_and_index() -> None:
     assert answers.min() >= 0 and answers.max() <= 9
 
 
-@pytest.mark.slow
-def test_dense_training_solves_addition() -> None:
-    assert measure(train_dense(0)).exact_match == 1.0
+def test_retraining_makes_both_models_and_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(addition, "DENSE_STEPS", 3)
+    monkeypatch.setattr(addition, "PRUNE", replace(addition.PRUNE, steps=3))
+    monkeypatch.setattr(addition, "POLISH", replace(addition.POLISH, steps=2))
+    dense, sparse = addition.retrain_both(tmp_path, seed=0)
+    first = load(sparse).state_dict()
+    assert not is_sparse(load(dense))
+    assert is_sparse(load(sparse))
+    addition.retrain_both(tmp_path, seed=0, resume=True)  # both runs are over: the same models again
+    again = load(sparse).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
