@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from sparselens.gates import seed_from
+
 SEPARATOR = "<|endoftext|>"  # between the documents of a plain text file
 Tokens = Int[Tensor, " pos"]
 Rows = Int[Tensor, "_batch _pos"]  # underscores: the last of a list may be shorter
@@ -186,7 +188,7 @@ class TokenBatches:
         self._rows = lru_cache(maxsize=1)(self._cut)
 
     def _cut(self, number: int) -> Int[Tensor, "row pos"]:
-        generator = torch.Generator().manual_seed((self._seed << 24) + number)
+        generator = torch.Generator().manual_seed(seed_from(self._seed, number))
         offset = int(torch.randint(self._seq_len, (), generator=generator))
         n = self._per_pass * self._batch_size
         table = self._tokens[offset : offset + n * self._seq_len].view(n, self._seq_len)
