@@ -50,7 +50,7 @@ def test_last_line_is_the_table_and_the_model_is_what_it_says(inputs: Path, tmp_
     assert again.share_of_visible_pairs == pytest.approx(table["sparse"]["share_of_visible_pairs"])
     record = json.loads((tmp_path / "model" / "sparselens.json").read_text())
     assert record["base_model"] == str(inputs / "dense")
-    assert record["command"].startswith("sparselens ")
+    assert record["command"].startswith("sparselens")
 
 
 def test_resume_gives_the_same_table(inputs: Path, tmp_path: Path):
