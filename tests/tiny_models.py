@@ -127,3 +127,9 @@ def tiny_tokenizer(folder: Path) -> Any:
     special = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), "<|endoftext|>")
     tr.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
     return tr.AutoTokenizer.from_pretrained(folder)
+
+
+def checkpoint_activations(model: Any, use_reentrant: bool) -> None:
+    """Recompute activations in the backward pass; transformers renamed the method between 5.20 and 5.23."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": use_reentrant})

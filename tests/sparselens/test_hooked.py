@@ -10,7 +10,7 @@ from torch import Tensor
 from sparselens.gates import RowNoise
 from sparselens.statistics import record_gates
 from sparselens.surgery import densify, gate_settings, sparsify
-from tests.tiny_models import VOCABULARY, bridge_of, tiny_bridge, tiny_model, tiny_tokens
+from tests.tiny_models import VOCABULARY, bridge_of, checkpoint_activations, tiny_bridge, tiny_model, tiny_tokens
 
 LIVE_AND_WRAPPED = ("gpt2", "llama", "neo", "opt")  # the bridge computes attention itself, or leaves it to transformers
 
@@ -124,7 +124,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(family: str) -> None:
         gate_settings(model).noise = RowNoise(seed=0, step=0)
         model.train()
         if checkpointed:
-            model.original_model.activation_checkpointing_enable({"use_reentrant": False})
+            checkpoint_activations(model.original_model, use_reentrant=False)
         with record_gates(model) as gates:
             loss = model(tiny_tokens()).square().mean() + gates.expected_share()
             loss.backward()

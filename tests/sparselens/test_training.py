@@ -13,7 +13,7 @@ from sparselens.gates import RowNoise
 from sparselens.losses import next_token_loss
 from sparselens.statistics import record_gates
 from sparselens.surgery import gate_settings
-from tests.tiny_models import tiny_tokens
+from tests.tiny_models import checkpoint_activations, tiny_tokens
 from tests.tiny_runs import HELD_OUT, counting_rows, gated, run
 
 WAYS = [("transformers", "gpt2"), ("transformers", "llama"), ("bridge", "gpt2"), ("bridge", "llama")]
@@ -260,7 +260,7 @@ def test_gradient_checkpointing_changes_neither_gradients_nor_counts(family: str
     for checkpointing in (False, True):
         model = gated("transformers", family).train()
         if checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
+            checkpoint_activations(model, use_reentrant=False)
         gate_settings(model).noise = RowNoise(0, 0)
         with record_gates(model) as gates:
             task = next_token_loss(model(HELD_OUT[0], use_cache=False).logits, HELD_OUT[0])
@@ -272,7 +272,7 @@ def test_gradient_checkpointing_changes_neither_gradients_nor_counts(family: str
 
 def test_checkpointing_that_loses_the_gradient_of_the_gates_is_refused():
     model = gated()
-    model.activation_checkpointing_enable({"use_reentrant": True})
+    checkpoint_activations(model, use_reentrant=True)
     model.enable_input_require_grads()
     with pytest.raises(ValueError, match="use_reentrant=False"):
         run(model)
