@@ -17,7 +17,7 @@ demo: $(VENV)/installed
 	$(VENV)/bin/sparselens demo --out demo
 
 test: $(VENV)/installed
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --nbmake tests notebooks
 
 # torch goes first and by itself, so that what it brings (CUDA libraries or none) is left to the machine's pip.
 $(VENV)/installed: pyproject.toml constraints.txt

@@ -122,7 +122,7 @@ def gate_transformers(model: PreTrainedModel, settings: GateSettings) -> None:
     except Exception:
         ungate_transformers(model, before)
         raise
-    model.config.sparselens_dense_implementation = before
+    model.config.sparselens_dense_implementation = "eager" if before == IMPLEMENTATION else before
     for owner in {id(c): c for c in (model.config, config)}.values():
         owner.gate_bias = settings.gate_bias
 

@@ -86,7 +86,12 @@ def find_settings(model: nn.Module) -> GateSettings | None:
         return hooked.hooked_settings(model)
     settings = attention.transformers_settings(model)
     if settings is None and isinstance(model, PreTrainedModel) and attention.asks_for_gates(model):
-        attention.gate_transformers(model, GateSettings(float(model.config.gate_bias)))
+        gate_bias = getattr(model.config, "gate_bias", None)
+        if gate_bias is None:
+            raise ValueError(
+                'loaded with attn_implementation="sparselens", but config.gate_bias is missing: set it first'
+            )
+        attention.gate_transformers(model, GateSettings(float(gate_bias)))
         settings = attention.transformers_settings(model)
     return settings
 

@@ -2,7 +2,8 @@
 
     loss = expected share of visible pairs + multiplier * (task loss - target)          see geco.py
 Each step: one batch through the gated model with noise, one optimiser step, one multiplier step. Every few steps the
-model is evaluated with hard gates on held-out data; the sparsest state that met the target there is what is returned.
+model is evaluated with hard gates on held-out data; the sparsest state that met the target there is what is returned,
+or, where none did, the state with the lowest loss (`result.feasible` tells).
 """
 
 import math
@@ -62,7 +63,7 @@ def post_train(
             uninterrupted run
         accelerator: default: one made for this run with the precision that `config` names
 
-    The model is left in evaluation mode, without gradients.
+    The model is left in evaluation mode, with its `.grad` cleared.
 
     Raises:
         ValueError: the model carries no gates, a loss or gradient is not finite (the model then holds the weights from

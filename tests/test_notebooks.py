@@ -1,4 +1,4 @@
-"""Notebooks are stored without outputs; pytest runs each of them from top to bottom by itself (`--nbmake`)."""
+"""Notebooks are stored without outputs; `make test` runs each of them from top to bottom (`--nbmake`)."""
 
 import json
 from pathlib import Path

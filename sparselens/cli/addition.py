@@ -108,6 +108,8 @@ def retrain_both(out: Path, seed: int, resume: bool = False) -> tuple[Path, Path
     """A dense model from random weights, then the sparse model from the dense one; returns their folders."""
     tokenizer = character_tokenizer(ALPHABET)
     dense_folder, sparse_folder = out / "addition", out / "addition-sparse"
+    if not resume and any((out / name / "checkpoint.pt").exists() for name in ("prune", "polish")):
+        raise ValueError(f"{out} holds a training run: pass --resume to go on, or choose another --out")
     if not (resume and dense_folder.exists()):
         save(train_dense(seed), dense_folder, tokenizer=tokenizer)
     dense, _, _ = load_transformers(dense_folder)

@@ -33,8 +33,9 @@ def post_train(
     target: Annotated[float | None, typer.Option(help="Loss not to exceed, nats per token; replaces --margin.")] = None,
     margin: Annotated[float, typer.Option(help="Target as the dense model's held-out loss plus this.")] = 0.01,
     gate_bias: Annotated[
-        float, typer.Option(help="Added to the scores in the gate; 3e4 holds all open: a dense control.")
-    ] = 0.0,
+        float | None,
+        typer.Option(help="Added to the scores in the gate. Default: the model's, else 0; 3e4 is a dense control."),
+    ] = None,
     seq_len: Annotated[int, typer.Option(help="Tokens per row.")] = 64,
     batch_size: Annotated[int, typer.Option(help="Rows per batch, over all processes.")] = 32,
     accumulation: Annotated[int, typer.Option(help="Batches per optimiser step.")] = 1,
@@ -80,7 +81,11 @@ def post_train(
     )
     accelerator = accelerator_for(mixed_precision)
     split = split_documents(read_documents(data, column), held_out, seed)
-    network, tokenizer, _ = load_transformers(model)
+    if (out / "checkpoint.pt").exists() and not resume:
+        raise ValueError(f"{out} holds the checkpoint of a run: pass --resume to go on, or choose another folder")
+    network, tokenizer, saved_bias = load_transformers(model)
+    if saved_bias is not None and dense is None:
+        raise ValueError(f"{model} is sparse already: name the dense model that it came from with --dense")
     if tokenizer is None:
         raise ValueError(f"{model} has no tokenizer, so its text cannot be read")
     network.to(accelerator.device)
@@ -88,7 +93,7 @@ def post_train(
     train, *others = (_tokens(part, tokenizer, network) for part in (split.train, split.validation, split.test))
     validation, test = (rows(tokens, seq_len, batch_size) for tokens in others)
     batches = _batches(reference, tokenizer, train, sampled, seq_len, batch_size, seed)
-    sparsify(network, gate_bias)
+    sparsify(network, saved_bias if gate_bias is None else gate_bias)
     with open_gates(reference):
         before = evaluate(reference, test, accelerator=accelerator)
     result = run(
