@@ -95,3 +95,16 @@ def test_retraining_makes_both_models_and_can_be_resumed(tmp_path: Path, monkeyp
     addition.retrain_both(tmp_path, seed=0, resume=True)  # both runs are over: the same models again
     again = load(sparse).state_dict()
     assert all(torch.equal(value, again[name]) for name, value in first.items())
+
+
+def test_an_edge_stands_for_every_carry_in_every_sum() -> None:
+    problems = TASK.problems()
+    model = load("addition-sparse")
+    tokens = batch_of(problems)["input_ids"]
+    with torch.no_grad():
+        _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith("hook_gate"))
+    in_layer = [cache[f"blocks.{layer}.attn.hook_gate"].sum((1, 2, 3)).int().tolist() for layer in (1, 2)]
+    units_carry = [TASK.carries(a, b)[0] for a, b in problems]
+    ripples = [carry and a // 10 + b // 10 == 9 for (a, b), carry in zip(problems, units_carry, strict=True)]
+    assert in_layer[0] == [1 + carry for carry in units_carry]
+    assert in_layer[1] == [int(ripple) for ripple in ripples]
