@@ -12,30 +12,44 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and completion
+    from sparselens import metrics as metrics
     from sparselens.attention import register_attention as register_attention
     from sparselens.folder import load as load
     from sparselens.folder import push_to_hub as push_to_hub
     from sparselens.folder import save as save
     from sparselens.geco import Geco as Geco
+    from sparselens.intervals import Interval as Interval
+    from sparselens.intervals import mean_interval as mean_interval
+    from sparselens.intervals import ratio_interval as ratio_interval
     from sparselens.nanogpt import load_nanogpt as load_nanogpt
+    from sparselens.prompts import PromptPair as PromptPair
+    from sparselens.runs import answer_logits as answer_logits
+    from sparselens.runs import with_reference as with_reference
     from sparselens.statistics import GateStatistics as GateStatistics
     from sparselens.statistics import record_gates as record_gates
     from sparselens.surgery import densify as densify
     from sparselens.surgery import is_sparse as is_sparse
     from sparselens.surgery import sparsify as sparsify
+    from sparselens.tokenized import TokenizedPairs as TokenizedPairs
     from sparselens.training import PostTrainConfig as PostTrainConfig
     from sparselens.training import PostTrainResult as PostTrainResult
     from sparselens.training import post_train as post_train
 
 __version__ = "0.1.0"
 
+_MODULES = ("metrics",)  # reached as `sl.metrics`
+
 _HOMES = {
     "attention": ("register_attention",),
     "folder": ("load", "push_to_hub", "save"),
     "geco": ("Geco",),
+    "intervals": ("Interval", "mean_interval", "ratio_interval"),
     "nanogpt": ("load_nanogpt",),
+    "prompts": ("PromptPair",),
+    "runs": ("answer_logits", "with_reference"),
     "statistics": ("GateStatistics", "record_gates"),
     "surgery": ("densify", "is_sparse", "sparsify"),
+    "tokenized": ("TokenizedPairs",),
     "training": ("PostTrainConfig", "PostTrainResult", "post_train"),
 }
 _HOME_OF = {name: f"sparselens.{module}" for module, names in _HOMES.items() for name in names}
@@ -43,6 +57,8 @@ _HOME_OF = {name: f"sparselens.{module}" for module, names in _HOMES.items() for
 
 def __getattr__(name: str) -> Any:
     """Import the module in which a public name lives, and keep what was found."""
+    if name in _MODULES:
+        return import_module(f"sparselens.{name}")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'sparselens' has no attribute {name!r}; it has {', '.join(sorted(_HOME_OF))}")
     value = getattr(import_module(_HOME_OF[name]), name)
@@ -51,4 +67,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME_OF})
+    return sorted({*globals(), *_HOME_OF, *_MODULES})

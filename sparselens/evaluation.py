@@ -62,7 +62,7 @@ def evaluate(
     device = next(model.parameters()).device
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     sums = torch.zeros(7, dtype=torch.float64, device=device)
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for batch in batches[rank::world]:
             sums += _sums(model, to_device(batch, device), loss, layer_cost)
     if accelerator and world > 1:
@@ -106,7 +106,8 @@ def open_gates(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside the block the model is in evaluation mode."""
     was_training = model.training
     model.eval()
     try:

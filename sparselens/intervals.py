@@ -1,0 +1,90 @@
+"""How sure a mean over prompts is: standard error and percentile bootstrap (Efron & Tibshirani 1993, chapter 13)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+RESAMPLES = 2000
+_AT_ONCE = 2**22  # numbers in memory
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over prompts with the interval that holds it with probability `level`."""
+
+    mean: float
+    low: float
+    high: float
+    standard_error: float
+    n: int  # prompts
+    level: float = 0.95
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+def mean_interval(values: Tensor | Sequence[float], level: float = 0.95, seed: int = 0) -> Interval:
+    """Mean of per-prompt values with its bootstrap interval. The same seed gives the same interval.
+
+    Raises:
+        ValueError: there is no value, one is not finite, or `level` is not between 0 and 1.
+    """
+    numbers = _numbers(values)
+    means = _resampled_means(numbers[None], seed)[0]
+    low, high = _quantiles(means, level)
+    return Interval(float(numbers.mean()), low, high, _standard_error(numbers), len(numbers), level)
+
+
+def ratio_interval(
+    numerator: Tensor | Sequence[float], denominator: Tensor | Sequence[float], level: float = 0.95, seed: int = 0
+) -> Interval:
+    """Ratio of two means over the same prompts: both are resampled together. Its standard error is the bootstrap's.
+
+    Raises:
+        ValueError: as `mean_interval`; or the two differ in length, or a resampled denominator is zero.
+    """
+    above, below = _numbers(numerator), _numbers(denominator)
+    if len(above) != len(below):
+        raise ValueError(f"{len(above)} and {len(below)} values are not of the same prompts")
+    tops, bottoms = _resampled_means(np.stack([above, below]), seed)
+    if not below.mean() or not bottoms.all():
+        raise ValueError("the denominator's mean is zero, also in resampled prompts: their ratio says nothing")
+    ratios = tops / bottoms
+    low, high = _quantiles(ratios, level)
+    return Interval(float(above.mean() / below.mean()), low, high, float(ratios.std(ddof=1)), len(above), level)
+
+
+def _numbers(values: Tensor | Sequence[float]) -> np.ndarray:
+    numbers = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=np.float64)
+    if numbers.ndim != 1 or not len(numbers):
+        raise ValueError(f"want one value a prompt, and at least one prompt, not shape {list(numbers.shape)}")
+    if not np.isfinite(numbers).all():
+        bad = int((~np.isfinite(numbers)).argmax())
+        raise ValueError(f"the value of prompt {bad} is {numbers[bad]}")
+    return numbers
+
+
+def _resampled_means(numbers: np.ndarray, seed: int) -> np.ndarray:
+    """Means of RESAMPLES draws with replacement; every row of `numbers` is drawn alike."""
+    generator = np.random.default_rng(seed)
+    n = numbers.shape[1]
+    per_chunk = max(1, _AT_ONCE // n)
+    chunks: list[np.ndarray] = []
+    for start in range(0, RESAMPLES, per_chunk):
+        chosen = generator.integers(n, size=(min(per_chunk, RESAMPLES - start), n))
+        chunks.append(np.stack([row[chosen].mean(-1) for row in numbers]))
+    return np.concatenate(chunks, -1)
+
+
+def _quantiles(samples: np.ndarray, level: float) -> tuple[float, float]:
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, not {level}")
+    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _standard_error(numbers: np.ndarray) -> float:
+    return float(numbers.std(ddof=1) / math.sqrt(len(numbers))) if len(numbers) > 1 else math.nan

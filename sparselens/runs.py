@@ -1,0 +1,41 @@
+"""Runs a model, dense or sparse, on prompt pairs in evaluation mode and keeps the logits at the answer's position."""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sparselens.evaluation import evaluating
+from sparselens.losses import logits_of
+from sparselens.metrics import end_logits
+from sparselens.tokenized import TokenizedPairs
+
+
+def answer_logits(
+    model: nn.Module, pairs: TokenizedPairs, corrupted: bool = False, batch_size: int = 32
+) -> Float[Tensor, "batch d_vocab"]:
+    """The logits from which the answer is read, for every clean (or corrupted) prompt, on the model's device.
+
+    Raises:
+        ValueError: a logit is not finite. Says in which prompt.
+    """
+    device = next(model.parameters()).device
+    found: Tensor | None = None
+    with evaluating(model), torch.no_grad():
+        for rows, batch in pairs.batches(batch_size):
+            moved = batch.to(device)
+            logits = end_logits(logits_of(model, moved.inputs(corrupted)), moved)
+            if not logits.isfinite().all():
+                row = int(rows[int((~logits.isfinite()).any(-1).nonzero()[0])])
+                raise ValueError(f"the model's logits are not finite in prompt {row}")
+            if found is None:
+                found = logits.new_empty(len(pairs), logits.shape[-1])
+            found[rows.to(device)] = logits
+    assert found is not None
+    return found
+
+
+def with_reference(model: nn.Module, pairs: TokenizedPairs, batch_size: int = 32) -> TokenizedPairs:
+    """The same pairs with the model's clean log-probabilities, which `metrics.kl_divergence` compares with."""
+    return replace(pairs, reference=answer_logits(model, pairs, batch_size=batch_size).log_softmax(-1))

@@ -1,0 +1,63 @@
+"""Bootstrap intervals: against the normal one, on known ratios, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+
+from sparselens import mean_interval, ratio_interval
+
+
+def test_agrees_with_the_normal_interval_of_many_values():
+    values = np.random.default_rng(0).normal(3.0, 2.0, 400)
+    found = mean_interval(values.tolist())
+    assert found.mean == pytest.approx(values.mean())
+    assert found.standard_error == pytest.approx(values.std(ddof=1) / 20)
+    assert found.low == pytest.approx(found.mean - 1.96 * found.standard_error, abs=0.03)
+    assert found.high == pytest.approx(found.mean + 1.96 * found.standard_error, abs=0.03)
+    assert found.n == 400
+
+
+def test_holds_the_true_mean_about_as_often_as_it_says():
+    draws = np.random.default_rng(1).exponential(1.0, (200, 60))
+    held = [low <= 1.0 <= high for low, high in ((i.low, i.high) for i in map(mean_interval, draws.tolist()))]
+    assert 0.87 <= np.mean(held) <= 0.99
+
+
+def test_is_repeatable_and_widens_with_the_level():
+    values = torch.rand(30)
+    assert mean_interval(values) == mean_interval(values) != mean_interval(values, seed=1)
+    narrow, wide = mean_interval(values, level=0.5), mean_interval(values, level=0.99)
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
+def test_equal_values_leave_no_doubt():
+    assert (mean_interval([2.0] * 5).low, mean_interval([2.0] * 5).high) == (2.0, 2.0)
+
+
+def test_a_ratio_resamples_both_together():
+    below = torch.rand(50) + 0.5
+    found = ratio_interval(3 * below, below)
+    assert found.low == pytest.approx(3.0) and found.high == pytest.approx(3.0)
+    loose = ratio_interval(3 * below.flip(0), below)
+    assert loose.mean == pytest.approx(3.0) and loose.low < 2.9 < 3.1 < loose.high
+
+
+def test_many_values_are_resampled_in_chunks():
+    values = torch.arange(10_000).double()
+    found = mean_interval(values)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * found.standard_error, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: mean_interval([]), "at least one prompt"),
+        (lambda: mean_interval([1.0, float("nan")]), "the value of prompt 1 is nan"),
+        (lambda: mean_interval([1.0], level=95.0), "level must be between 0 and 1, not 95"),
+        (lambda: ratio_interval([1.0, 2.0], [1.0]), "2 and 1 values"),
+        (lambda: ratio_interval([1.0, 2.0], [0.0, 0.0]), "zero"),
+    ],
+)
+def test_mistakes_name_the_value(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
