@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and completion
     from sparselens import metrics as metrics
     from sparselens.attention import register_attention as register_attention
+    from sparselens.capability import Capability as Capability
+    from sparselens.capability import evaluate as evaluate
     from sparselens.folder import load as load
     from sparselens.folder import push_to_hub as push_to_hub
     from sparselens.folder import save as save
@@ -23,6 +25,7 @@ if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and completi
     from sparselens.intervals import ratio_interval as ratio_interval
     from sparselens.nanogpt import load_nanogpt as load_nanogpt
     from sparselens.prompts import PromptPair as PromptPair
+    from sparselens.prompts import pair as pair
     from sparselens.runs import answer_logits as answer_logits
     from sparselens.runs import with_reference as with_reference
     from sparselens.statistics import GateStatistics as GateStatistics
@@ -30,10 +33,14 @@ if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and completi
     from sparselens.surgery import densify as densify
     from sparselens.surgery import is_sparse as is_sparse
     from sparselens.surgery import sparsify as sparsify
+    from sparselens.task import Task as Task
     from sparselens.tokenized import TokenizedPairs as TokenizedPairs
+    from sparselens.tokenizing import tokenize_pairs as tokenize_pairs
     from sparselens.training import PostTrainConfig as PostTrainConfig
     from sparselens.training import PostTrainResult as PostTrainResult
     from sparselens.training import post_train as post_train
+    from sparselens.words import Words as Words
+    from sparselens.words import spaced as spaced
 
 __version__ = "0.1.0"
 
@@ -41,16 +48,20 @@ _MODULES = ("metrics",)  # reached as `sl.metrics`
 
 _HOMES = {
     "attention": ("register_attention",),
+    "capability": ("Capability", "evaluate"),
     "folder": ("load", "push_to_hub", "save"),
     "geco": ("Geco",),
     "intervals": ("Interval", "mean_interval", "ratio_interval"),
     "nanogpt": ("load_nanogpt",),
-    "prompts": ("PromptPair",),
+    "prompts": ("PromptPair", "pair"),
     "runs": ("answer_logits", "with_reference"),
     "statistics": ("GateStatistics", "record_gates"),
     "surgery": ("densify", "is_sparse", "sparsify"),
+    "task": ("Task",),
     "tokenized": ("TokenizedPairs",),
+    "tokenizing": ("tokenize_pairs",),
     "training": ("PostTrainConfig", "PostTrainResult", "post_train"),
+    "words": ("Words", "spaced"),
 }
 _HOME_OF = {name: f"sparselens.{module}" for module, names in _HOMES.items() for name in names}
 

@@ -5,7 +5,7 @@
 Upper-case slots become named positions. Loads neither torch nor a tokenizer.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from string import Formatter
@@ -60,8 +60,12 @@ def pair(
     changes: Mapping[str, str],
     answer: str | tuple[str, ...],
     wrong_answer: str | tuple[str, ...],
+    after: Sequence[str] = (),
 ) -> PromptPair:
     """Fill a template for the clean prompt, and with `changes` for the corrupted one.
+
+    Args:
+        after: positions after which the next word is a position too: `S1` gives `S1+1`
 
     Raises:
         ValueError: a slot has no word, a change names no slot, or the pair is not one (see `PromptPair`).
@@ -69,9 +73,13 @@ def pair(
     unknown = set(changes) - set(words)
     if unknown:
         raise ValueError(f"no such slot: {min(unknown)!r} (the template has {', '.join(words)})")
-    clean, positions = fill(template, words)
-    corrupted, corrupted_positions = fill(template, {**words, **changes})
-    return PromptPair(clean, corrupted, _tuple(answer), _tuple(wrong_answer), positions, corrupted_positions)
+    (clean, positions), (corrupted, others) = fill(template, words), fill(template, {**words, **changes})
+    for name in after:
+        positions[f"{name}+1"], others[f"{name}+1"] = (
+            next_word(clean, positions[name]),
+            next_word(corrupted, others[name]),
+        )
+    return PromptPair(clean, corrupted, _tuple(answer), _tuple(wrong_answer), positions, others)
 
 
 def fill(template: str, words: Mapping[str, str]) -> tuple[str, dict[str, Span]]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from sparselens.evaluation import evaluating
 from sparselens.losses import logits_of
@@ -13,9 +14,16 @@ from sparselens.tokenized import TokenizedPairs
 
 
 def answer_logits(
-    model: nn.Module, pairs: TokenizedPairs, corrupted: bool = False, batch_size: int = 32
+    model: nn.Module,
+    pairs: TokenizedPairs,
+    corrupted: bool = False,
+    batch_size: int = 32,
+    progress: str | None = None,
 ) -> Float[Tensor, "batch d_vocab"]:
     """The logits from which the answer is read, for every clean (or corrupted) prompt, on the model's device.
+
+    Args:
+        progress: what the progress bar says; None: no bar
 
     Raises:
         ValueError: a logit is not finite. Says in which prompt.
@@ -23,7 +31,9 @@ def answer_logits(
     device = next(model.parameters()).device
     found: Tensor | None = None
     with evaluating(model), torch.no_grad():
+        bar = tqdm(total=len(pairs), desc=progress, unit="prompt", disable=progress is None, leave=False)
         for rows, batch in pairs.batches(batch_size):
+            bar.update(len(rows))
             moved = batch.to(device)
             logits = end_logits(logits_of(model, moved.inputs(corrupted)), moved)
             if not logits.isfinite().all():
@@ -32,6 +42,7 @@ def answer_logits(
             if found is None:
                 found = logits.new_empty(len(pairs), logits.shape[-1])
             found[rows.to(device)] = logits
+        bar.close()
     assert found is not None
     return found
 

@@ -2,11 +2,9 @@
 
 from collections.abc import Mapping
 
-from sparselens.tasks.addition import Addition
+from sparselens.task import Task
+from sparselens.tasks.ioi import ioi, ioi_stories
 
-TASKS: Mapping[str, Addition] = {
-    "addition": Addition(),
-    "addition-causal": Addition(causal=True),
-}
+TASKS: Mapping[str, Task] = {task.name: task for task in (ioi, ioi_stories)}
 
-__all__ = ["TASKS", "Addition"]
+__all__ = ["TASKS"]

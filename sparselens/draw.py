@@ -1,0 +1,48 @@
+"""Repeatable choices: the same seed gives the same ones on every machine and in every version of Python."""
+
+import random
+from collections.abc import Sequence
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+class Draw:
+    """Choices from one seeded stream.
+
+    Made of `Random.random()` alone, the one stream that Python promises to keep, for an integer seed, across versions.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._uniform = random.Random(seed).random
+
+    def below(self, n: int) -> int:
+        """An integer from 0 to n - 1."""
+        if n < 1:
+            raise ValueError(f"there is nothing to choose from ({n} items)")
+        return int(self._uniform() * n)
+
+    def choice(self, items: Sequence[Item]) -> Item:
+        """One of the items."""
+        return items[self.below(len(items))]
+
+    def sample(self, items: Sequence[Item], k: int) -> list[Item]:
+        """K items from different places, in random order."""
+        if k > len(items):
+            raise ValueError(f"cannot choose {k} of {len(items)} items")
+        places: dict[int, None] = {}
+        while len(places) < k:
+            places[self.below(len(items))] = None
+        return [items[place] for place in places]
+
+    def shuffle(self, items: Sequence[Item]) -> list[Item]:
+        """All items in random order."""
+        shuffled = list(items)
+        for last in range(len(shuffled) - 1, 0, -1):
+            other = self.below(last + 1)
+            shuffled[last], shuffled[other] = shuffled[other], shuffled[last]
+        return shuffled
+
+    def flip(self) -> bool:
+        """Heads or tails."""
+        return self._uniform() < 0.5

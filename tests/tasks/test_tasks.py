@@ -1,0 +1,168 @@
+"""What every task is held to, under three tokenizers. A new task is covered by being in TASKS."""
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers as tr
+
+from sparselens.fitting import Fit
+from sparselens.prompts import PromptPair
+from sparselens.task import Task
+from sparselens.tasks import TASKS
+
+N = 1000
+EVERY_CORRUPTION = [(name, corruption) for name, task in TASKS.items() for corruption in task.corruptions]
+TOKENIZERS = {"gpt2": "tokenizers/gpt2", "stories3m": "models/stories3m", "stories260k": "models/stories260k"}
+# Tasks that a tokenizer cannot do, with what the refusal has to say.
+REFUSED: dict[tuple[str, str], str] = {}
+
+
+@pytest.fixture(scope="module")
+def tokenizers() -> dict[str, Any]:
+    folder = Path(__file__).resolve().parents[3] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("needs the data folder beside the repository (../shared/data)")
+    return {name: tr.AutoTokenizer.from_pretrained(folder / path) for name, path in TOKENIZERS.items()}
+
+
+def sizes(task: Task) -> int:
+    """N, or as many different pairs as a small task has."""
+    return min(N, SPACE.get(task.name, N))
+
+
+SPACE: dict[str, int] = {}  # tasks with fewer than N different pairs: how many
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_it_says_what_it_is(name: str):
+    task = TASKS[name]
+    assert task.name == name
+    assert task.description and task.source
+    assert all(task.pairs(1, seed)[0].positions for seed in range(3))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_pairs_repeat_and_share_a_prefix(name: str):
+    task, n = TASKS[name], sizes(TASKS[name])
+    pairs = task.pairs(n, seed=3)
+    assert len(pairs) == n == len({pair.key for pair in pairs})
+    assert task.pairs(min(n, 20), seed=3) == pairs[:20]
+    if n > 1:
+        assert task.pairs(n, seed=4) != pairs
+
+
+@pytest.mark.parametrize(("name", "corruption"), EVERY_CORRUPTION)
+def test_prompts_differ_where_they_should_and_only_there(name: str, corruption: str):
+    task = TASKS[name]
+    changed = task.corruptions[corruption]
+    assert changed
+    for pair in task.pairs(sizes(task), corruption=corruption):
+        assert set(changed) <= set(pair.positions)
+        clean, corrupted = (_without(pair, changed, side) for side in ("clean", "corrupted"))
+        assert clean == corrupted
+        assert any(
+            pair.clean[slice(*pair.positions[p])] != pair.corrupted[slice(*pair.corrupted_positions[p])]
+            for p in changed
+        )
+
+
+def _without(pair: PromptPair, names: tuple[str, ...], side: str) -> str:
+    """The prompt with the named words blanked out."""
+    text, positions = (pair.clean, pair.positions) if side == "clean" else (pair.corrupted, pair.corrupted_positions)
+    for start, end in sorted((positions[name] for name in names), reverse=True):
+        text = text[:start] + "_" + text[end:]
+    return text
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_no_constant_guess_does_well(name: str):
+    task = TASKS[name]
+    pairs = task.pairs(sizes(task))
+    right = Counter(answer for pair in pairs for answer in pair.answers)
+    wrong = Counter(answer for pair in pairs for answer in pair.wrong_answers)
+    for answer, times in right.most_common(5):
+        # where this guess can be told right from wrong, it should be right about as often as any
+        share = times / (times + wrong[answer])
+        chance = sum(len(p.answers) / (len(p.answers) + len(p.wrong_answers)) for p in pairs) / len(pairs)
+        if times + wrong[answer] >= 100:
+            assert share == pytest.approx(chance, abs=0.15), answer
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+@pytest.mark.parametrize("name", TASKS)
+def test_tokens(name: str, tokenizer: str, tokenizers: dict[str, Any]):
+    task, chosen = TASKS[name], tokenizers[tokenizer]
+    if (name, tokenizer) in REFUSED:
+        with pytest.raises(ValueError, match=REFUSED[name, tokenizer]):
+            task.tokenize(chosen, 10)
+        return
+    fitted = task.fitted(chosen)
+    pairs = fitted.pairs(min(sizes(task), 200))
+    tokens = task.tokenize(chosen, len(pairs))
+    assert tokens.prompts == tuple(pairs)
+    for row, pair in enumerate(pairs):
+        _check_row(tokens, row, pair, chosen)
+
+
+def _check_row(tokens: Any, row: int, pair: PromptPair, tokenizer: Any) -> None:
+    """One row against plain calls of the tokenizer, which know nothing of how it was made."""
+    clean, corrupted = tokenizer(pair.clean)["input_ids"], tokenizer(pair.corrupted)["input_ids"]
+    assert len(clean) == len(corrupted)
+    assert tokens.clean[row, -len(clean) :].tolist() == clean
+    assert tokens.corrupted[row, -len(clean) :].tolist() == corrupted
+    for answers, ids in ((pair.answers, tokens.answers[row]), (pair.wrong_answers, tokens.wrong_answers[row])):
+        known = [token for token in ids.tolist() if token >= 0]
+        assert len(known) == len(answers)
+        for answer, token in list(zip(answers, known, strict=True))[:3]:
+            assert tokenizer(pair.clean + answer)["input_ids"] == [*clean, token]
+    offset = tokens.clean.shape[1] - len(clean)
+    for name, (start, end) in pair.positions.items():
+        place = int(tokens.positions[name][row]) - offset if name in tokens.positions else None
+        if place is not None:
+            before = "".join(tokens.token_strings[row][len(clean) - _plain(pair.clean, tokenizer) : place + 1])
+            assert pair.clean[:end] == before
+            assert before.rstrip() and start < len(before)
+
+
+def _plain(text: str, tokenizer: Any) -> int:
+    """Number of tokens without special ones."""
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_mistakes_are_named(name: str):
+    task = TASKS[name]
+    for n in (0, -3):
+        with pytest.raises(ValueError, match=f"{n} pairs: want at least 1"):
+            task.pairs(n)
+    with pytest.raises(ValueError, match="no corruption 'nonsense'"):
+        task.pairs(1, corruption="nonsense")
+
+
+@pytest.mark.parametrize("name", SPACE)
+def test_more_pairs_than_there_are(name: str):
+    with pytest.raises(ValueError, match=f"'{name}' has {SPACE[name]} different pairs"):
+        TASKS[name].pairs(SPACE[name] + 1)
+
+
+def test_importing_the_tasks_loads_nothing_heavy():
+    code = "import sys, sparselens.tasks; assert not {'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_unknown_task_is_named():
+    with pytest.raises(KeyError, match="ioy"):
+        _ = TASKS["ioy"]
+
+
+def test_fitting_checks_what_it_should(tokenizers: dict[str, Any]):
+    fit = Fit(tokenizers["gpt2"])
+    long, moved = PromptPair("a b", "a bicycling", (" x",), (" y",)), PromptPair("I am", "I was", (" Zyxwv",), (" y",))
+    assert fit.reasons([long, moved]) == [
+        "clean and corrupted prompt differ in number of tokens",
+        "an answer is not a single token",
+    ]
