@@ -200,11 +200,11 @@ class Task:
         return fresh
 
     def _too_few(self, n: int, found: int, misfits: Counter[str]) -> str:
-        message = f"{self.name!r} has {found} different pairs, {n} were asked for"
         if not misfits:
-            return message
-        why = "; ".join(f"{count}: {reason}" for reason, count in misfits.most_common(3))
-        return f"{message}. Of {found + misfits.total()} drawn, these do not fit the tokenizer: {why}"
+            return f"{self.name!r} has {found} different pairs, {n} were asked for"
+        why = "; ".join(f"{count} times {reason}" for reason, count in misfits.most_common(3))
+        drawn = found + misfits.total()
+        return f"{found} of {drawn} pairs drawn of {self.name!r} fit this tokenizer, {n} were asked for: {why}"
 
 
 def _given(random: Draw, words: Lists, corruption: str) -> PromptPair:  # noqa: ARG001 - of type DrawPair

@@ -4,12 +4,24 @@ The toy of the paper's Fig. 1. Both numbers are zero-padded to `digits`, the sum
 two digits, as in the figure), most significant digit first.
 Bidirectional (the figure): the model reads the `?`, and all of them are filled at once, each at its own position.
 Causal: the model reads `53+21=0007` and predicts `00074` at the last five positions, each as the next character.
+
+As a task of pairs, with one place of the answer asked for:
+    clean     47+28=?????     -> "7" at the tens
+    carry     41+28=?????     -> "6": another unit, and no carry into the tens
+    units     48+28=?????     asked at the units: "5" becomes "6"
+Source: the toy of Draye et al. 2025, arXiv 2512.05865, Fig. 1. Circuit there: layer 0 reads the digits of each column,
+layer 1 the carry.
 """
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
+
+from sparselens.draw import Draw
+from sparselens.prompts import PromptPair, Span
+from sparselens.task import Lists, Task
 
 ALPHABET = "0123456789+=?"
 KINDS = ("no carry", "one carry", "separate carries", "propagated carry")
@@ -100,6 +112,48 @@ class Addition:
         for number in (a, b):
             if not 0 <= number < 10**self.digits:
                 raise ValueError(f"{number} is no number of {self.digits} digits: want 0 to {10**self.digits - 1}")
+
+
+def draw(addition: Addition, random: Draw, words: Lists, corruption: str) -> PromptPair:  # noqa: ARG001 - of DrawPair
+    """One pair that differs in the units digit of the first number alone; the digits before the one asked for agree."""
+    place = {"carry": 10, "units": 1}[corruption]
+    while True:
+        a, b = (random.below(10**addition.digits) for _ in range(2))
+        other = a - a % 10 + random.below(10)
+        if (a + b) // (10 * place) == (other + b) // (10 * place) and (a + b) // place != (other + b) // place:
+            return _pair(addition, a, other, b, place)
+
+
+def _pair(addition: Addition, a: int, other: int, b: int, place: int) -> PromptPair:
+    asked = addition.answer_positions[-len(str(place))]
+    read = asked + 1 if addition.causal else addition.length
+    right, wrong = (addition.answer(first, b)[-len(str(place))] for first in (a, other))
+    clean, corrupted = (
+        (addition.full if addition.causal else addition.prompt)(first, b)[:read] for first in (a, other)
+    )
+    spans = {**_digits(addition), "END": (asked, asked + 1)}
+    return PromptPair(clean, corrupted, (right,), (wrong,), spans, spans)
+
+
+def _digits(addition: Addition) -> dict[str, Span]:
+    """Where the digits of the two numbers stand, named by their power of ten: A1, A0, B1, B0."""
+    width = addition.digits
+    starts = {"A": 0, "B": width + 1}
+    return {
+        f"{name}{width - 1 - i}": (first + i, first + i + 1) for name, first in starts.items() for i in range(width)
+    }
+
+
+def addition_task(addition: Addition) -> Task:
+    """The pairs of an addition problem as a task."""
+    return Task(
+        "addition_causal" if addition.causal else "addition",
+        "sums of two numbers, character by character" + (", left to right" if addition.causal else ""),
+        partial(draw, addition),
+        corruptions={"carry": ("A0",), "units": ("A0",)},
+        source="Draye et al. 2025, arXiv 2512.05865, Fig. 1",
+        circuit="layer 0 reads the digits of each column, layer 1 the carry (sparse model)",
+    )
 
 
 def ids(text: str) -> list[int]:

@@ -6,8 +6,9 @@ from collections import Counter
 
 import pytest
 
-from sparselens.tasks import TASKS, Addition
-from sparselens.tasks.addition import ALPHABET, KINDS, ids, text
+import sparselens as sl
+from sparselens.tasks import TASKS
+from sparselens.tasks.addition import ALPHABET, KINDS, Addition, addition_task, ids, text
 
 
 def test_the_figures_instance():
@@ -96,7 +97,29 @@ def test_mistakes_name_the_value(call):
         call()
 
 
+def test_pairs_ask_for_the_digit_that_the_change_decides():
+    for pair in TASKS["addition"].pairs(500):
+        a, b, other = int(pair.clean[:2]), int(pair.clean[3:5]), int(pair.corrupted[:2])
+        assert pair.positions["END"] == (9, 10) and pair.clean.endswith("=?????")
+        assert (*pair.answers, *pair.wrong_answers) == (str((a + b) // 10 % 10), str((other + b) // 10 % 10))
+        assert a // 10 == other // 10 and (a % 10 + b % 10 >= 10) != (other % 10 + b % 10 >= 10)
+    for pair in TASKS["addition_causal"].pairs(500, corruption="units"):
+        a, b = int(pair.clean[:2]), int(pair.clean[3:5])
+        assert pair.clean == f"{a:02}+{b:02}={a + b:05}"[:-1] and pair.answers[0] == str(a + b)[-1]
+        assert pair.clean[2:] == pair.corrupted[2:]
+
+
+def test_more_digits_and_fewer():
+    assert addition_task(Addition(1)).pairs(20)
+    assert set(addition_task(Addition(3)).pairs(1)[0].positions) == {"A2", "A1", "A0", "B2", "B1", "B0", "END"}
+
+
+def test_the_shipped_models_do_it():
+    for model in ("addition", "addition-sparse"):
+        found = sl.evaluate(sl.load(model), TASKS["addition"], 300, progress=False)
+        assert found.accuracy.mean == 1.0 and found.chance == 0.5 and found.metric.low > 3
+
+
 def test_registry_is_light():
-    assert TASKS["addition"] == Addition() and TASKS["addition-causal"].causal
     code = "import sys, sparselens.tasks; assert not {'torch', 'numpy', 'transformer_lens'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
