@@ -16,10 +16,13 @@ if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and completi
     from sparselens.attention import register_attention as register_attention
     from sparselens.capability import Capability as Capability
     from sparselens.capability import evaluate as evaluate
+    from sparselens.circuit import Circuit as Circuit
+    from sparselens.circuit import load_circuit as load_circuit
     from sparselens.folder import load as load
     from sparselens.folder import push_to_hub as push_to_hub
     from sparselens.folder import save as save
     from sparselens.geco import Geco as Geco
+    from sparselens.graph import Graph as Graph
     from sparselens.intervals import Interval as Interval
     from sparselens.intervals import mean_interval as mean_interval
     from sparselens.intervals import ratio_interval as ratio_interval
@@ -49,8 +52,10 @@ _MODULES = ("metrics",)  # reached as `sl.metrics`
 _HOMES = {
     "attention": ("register_attention",),
     "capability": ("Capability", "evaluate"),
+    "circuit": ("Circuit", "load_circuit"),
     "folder": ("load", "push_to_hub", "save"),
     "geco": ("Geco",),
+    "graph": ("Graph",),
     "intervals": ("Interval", "mean_interval", "ratio_interval"),
     "nanogpt": ("load_nanogpt",),
     "prompts": ("PromptPair", "pair"),

@@ -1,0 +1,168 @@
+"""The graph of a transformer as plain data: who writes to the residual stream, who reads it, and in which order.
+
+Sources are `input`, every head `a0.h1` and every MLP `m0`; destinations are a head's queries, keys and values
+`a2.h3<q>`, an MLP `m1` and `logits`. A destination reads all that was written before it, so one number a destination
+(`Graph.reads`) says which edges exist. Names are those of EAP-IG and MIB: `a0.h1->a2.h3<q>`, `m0->logits`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+RECEIVERS = ("q", "k", "v")
+INPUT, LOGITS = "input", "logits"
+
+
+@dataclass(frozen=True)
+class Block:
+    """What one transformer block writes and reads."""
+
+    n_heads: int
+    n_kv_heads: int = 0  # 0: as many as heads. An edge into `a0.h1<k>` is one into the keys as head 1 sees them
+    mlp: bool = True
+    parallel: bool = False  # does the MLP read what the attention reads, and not what it writes?
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes and possible edges of a model with these blocks."""
+
+    blocks: tuple[Block, ...]
+
+    @classmethod
+    def of_shape(
+        cls, n_layers: int, n_heads: int, n_kv_heads: int = 0, mlp: bool = True, parallel: bool = False
+    ) -> "Graph":
+        """The graph of equal blocks.
+
+        Raises:
+            ValueError: a number is not positive, or heads cannot share keys and values in groups of one size.
+        """
+        n_kv_heads = n_kv_heads or n_heads
+        if n_layers < 1 or n_heads < 1 or n_kv_heads < 1 or n_heads % n_kv_heads:
+            raise ValueError(f"no such model: {n_layers} layers, {n_heads} heads, {n_kv_heads} key-value heads")
+        return cls((Block(n_heads, n_kv_heads, mlp, parallel),) * n_layers)
+
+    @cached_property
+    def sources(self) -> tuple[str, ...]:
+        """Names of all writers, in the order in which they write."""
+        names = [INPUT]
+        for layer, block in enumerate(self.blocks):
+            names += [f"a{layer}.h{head}" for head in range(block.n_heads)]
+            names += [f"m{layer}"] * block.mlp
+        return tuple(names)
+
+    @cached_property
+    def destinations(self) -> tuple[str, ...]:
+        """Names of all readers: of every block the heads' queries, keys and values, then the MLP; last the logits."""
+        names: list[str] = []
+        for layer, block in enumerate(self.blocks):
+            names += [f"a{layer}.h{head}<{receiver}>" for receiver in RECEIVERS for head in range(block.n_heads)]
+            names += [f"m{layer}"] * block.mlp
+        return (*names, LOGITS)
+
+    @cached_property
+    def reads(self) -> Int[Tensor, " destination"]:
+        """How many sources, counted from the first, have written before each destination reads."""
+        counts: list[int] = []
+        written = 1
+        for block in self.blocks:
+            counts += [written] * len(RECEIVERS) * block.n_heads
+            counts += [written if block.parallel else written + block.n_heads] * block.mlp
+            written += block.n_heads + block.mlp
+        return torch.tensor([*counts, written])
+
+    @cached_property
+    def exists(self) -> Bool[Tensor, "source destination"]:
+        """Which edges there are."""
+        return torch.arange(len(self.sources))[:, None] < self.reads
+
+    @property
+    def n_edges(self) -> int:
+        """Sum over layers of 3 H s + s + (H if sequential), and s at the end; s counts what was written before."""
+        return int(self.reads.sum())
+
+    def head_sources(self, layer: int) -> slice:
+        """Where the heads of a layer stand among the sources."""
+        start = 1 + sum(block.n_heads + block.mlp for block in self.blocks[:layer])
+        return slice(start, start + self.blocks[layer].n_heads)
+
+    def head_destinations(self, layer: int) -> slice:
+        """Where queries, keys and values of a layer stand among the destinations."""
+        start = sum(3 * block.n_heads + block.mlp for block in self.blocks[:layer])
+        return slice(start, start + 3 * self.blocks[layer].n_heads)
+
+    # -- names
+
+    @cached_property
+    def _source_of(self) -> Mapping[str, int]:
+        return {name: index for index, name in enumerate(self.sources)}
+
+    @cached_property
+    def _destination_of(self) -> Mapping[str, int]:
+        return {name: index for index, name in enumerate(self.destinations)}
+
+    def source(self, name: str) -> int:
+        """The place of a source among all.
+
+        Raises:
+            ValueError: there is no such source.
+        """
+        if name not in self._source_of:
+            raise ValueError(f"no such source: {name!r} (want input, m0, a0.h1 within {self})")
+        return self._source_of[name]
+
+    def destination(self, name: str) -> int:
+        """The place of a destination among all.
+
+        Raises:
+            ValueError: there is no such destination.
+        """
+        if name not in self._destination_of:
+            raise ValueError(f"no such destination: {name!r} (want m0, a0.h1<q>, <k> or <v>, or logits within {self})")
+        return self._destination_of[name]
+
+    def edge(self, name: str) -> tuple[int, int]:
+        """Places of the source and the destination of `a0.h1->a2.h3<q>`.
+
+        Raises:
+            ValueError: the name is not one of an edge, or the source writes after the destination reads.
+        """
+        start, arrow, end = name.partition("->")
+        if not arrow:
+            raise ValueError(f"no such edge: {name!r} (want a source, ->, a destination, as in a0.h1->m2)")
+        source, destination = self.source(start), self.destination(end)
+        if not self.exists[source, destination]:
+            raise ValueError(f"no such edge: {name!r} ({end} reads before {start} writes)")
+        return source, destination
+
+    def edge_names(self, chosen: Bool[Tensor, "source destination"]) -> list[str]:
+        """Names of the chosen edges, source by source."""
+        pairs: list[list[int]] = chosen.nonzero().tolist()
+        return [f"{self.sources[source]}->{self.destinations[destination]}" for source, destination in pairs]
+
+    def matrix(self, edges: Sequence[str]) -> Bool[Tensor, "source destination"]:
+        """Which edges are named.
+
+        Raises:
+            ValueError: there is no such edge.
+        """
+        chosen = torch.zeros_like(self.exists)
+        for name in edges:
+            chosen[self.edge(name)] = True
+        return chosen
+
+    @cached_property
+    def receivers(self) -> Bool[Tensor, "source destination"]:
+        """Through which destinations each source reads: a head through its queries, keys and values."""
+        owners = [self._source_of.get(name.partition("<")[0], -1) for name in self.destinations]
+        return torch.arange(len(self.sources))[:, None] == torch.tensor(owners)
+
+    def __str__(self) -> str:
+        heads = sorted({block.n_heads for block in self.blocks})
+        shape = f"{len(self.blocks)} layers of {' or '.join(map(str, heads))} heads"
+        return shape + ("" if all(block.mlp for block in self.blocks) else ", not all with MLPs")
