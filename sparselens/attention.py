@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-from sparselens.gates import GatedPattern, GateSettings, attention_gates, gated_softmax, is_visible
+from sparselens.gates import GatedPattern, GateSettings, Mask, attention_gates, count_open, gated_softmax
 
 IMPLEMENTATION = "sparselens"
 _SETTINGS = "_sparselens_gate"  # attribute of a transformers attention module
@@ -56,7 +56,7 @@ def gated_attention(
         )
     gated = _gate(settings, module, scores, s_aux)
     if settings.recorders:
-        settings.record(getattr(module, "layer_idx", 0), gated.expected, gated.open, _visible(scores, attention_mask))
+        settings.record(getattr(module, "layer_idx", 0), gated.expected, gated.opened, _mask_of(scores, attention_mask))
     pattern = nn.functional.dropout(gated.pattern.to(value.dtype), dropout, module.training)
     return (pattern @ _per_query_head(value, groups)).transpose(1, 2).contiguous(), pattern
 
@@ -72,12 +72,11 @@ def _masked(scores: Tensor, mask: Tensor) -> Tensor:
     return scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
 
 
-def _visible(scores: Tensor, mask: Tensor | None) -> Tensor:
-    """Which pairs the mask leaves; the mask has one head axis for all, so this is cheaper than asking the scores."""
+def _mask_of(scores: Tensor, mask: Tensor | None) -> Mask:
+    """What hides pairs of these scores: wherever it can be the mask itself, which is counted once for all layers."""
     if mask is None:
-        return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=scores.device).expand(scores.shape)
-    mask = mask[..., : scores.shape[-1]]
-    return (mask if mask.dtype == torch.bool else is_visible(mask)).expand(scores.shape[0], -1, -1, -1)
+        return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=scores.device).expand(1, 1, *scores.shape[2:])
+    return mask if mask.shape[-1] == scores.shape[-1] else mask[..., : scores.shape[-1]]
 
 
 def _gate(settings: GateSettings, module: nn.Module, scores: Tensor, sinks: Tensor | None) -> GatedPattern:
@@ -90,7 +89,7 @@ def _gate(settings: GateSettings, module: nn.Module, scores: Tensor, sinks: Tens
     gates = attention_gates(scores, settings.gate_bias, noise)
     sink = sinks.reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
     softmax = torch.softmax(torch.cat([scores, sink], dim=-1).to(gates.gate.dtype), dim=-1)[..., :-1]
-    return GatedPattern(softmax * gates.gate, gates.probs.sum((-2, -1)), gates.gate.detach() > 0.5)
+    return GatedPattern(softmax * gates.gate, gates.probs.sum((-2, -1)), count_open(gates.gate))
 
 
 def _settings_of(module: nn.Module) -> GateSettings:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformer_lens.hook_points import HookPoint
 
-from sparselens.gates import GateSettings, attention_gates, is_visible
+from sparselens.gates import GateSettings, attention_gates, count_open, is_visible
 
 GATE_POINTS = ("hook_gate_logits", "hook_gate_probs", "hook_gate")
 
@@ -38,8 +38,8 @@ class LayerGate:
             noise = self.settings.noise(self.layer, scores.shape, scores.device)
         gates = attention_gates(scores, self.settings.gate_bias, noise, self._edit)
         if self.settings.recorders:
-            expected, is_open = gates.probs.sum((-2, -1)), gates.gate.detach() > 0.5
-            self.settings.record(self.layer, expected, is_open, is_visible(scores))
+            expected = gates.probs.sum((-2, -1))
+            self.settings.record(self.layer, expected, count_open(gates.gate), is_visible(scores))
         self._waiting = gates.gate
 
     def apply(self, pattern: Pattern) -> Pattern:

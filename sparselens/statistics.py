@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from sparselens.gates import GateSettings
+from sparselens.gates import GateSettings, Mask, is_visible
 from sparselens.surgery import gate_settings
 
 
@@ -28,20 +28,21 @@ class GateStatistics:
         self._expected: dict[int, Tensor] = {}
         self._counts: dict[int, Tensor] = {}
         self._examples: dict[int, int] = {}
+        self._mask: Tensor | None = None
 
     def add(
         self,
         layer: int,
         expected: Float[Tensor, "batch head"],
-        is_open: Float[Tensor, "batch head query_pos key_pos"] | Bool[Tensor, "batch head query_pos key_pos"],
-        visible: Bool[Tensor, "batch heads query_pos key_pos"],
+        opened: Float[Tensor, "batch head"],
+        mask: Mask,
     ) -> None:
-        """One attention call. `visible` may have a head axis of one."""
-        batch, heads, queries, keys = is_open.shape
-        with torch.no_grad():
-            opened, pairs = _count(is_open), _count(visible).expand(heads)
-            seen = _count(visible.any(-1, keepdim=True)).expand(heads)
-            counts = torch.stack([opened, pairs, seen, torch.full_like(opened, batch * queries * keys)])
+        """One attention call."""
+        batch, heads = opened.shape
+        if mask is not self._mask:  # layers share it as a rule
+            self._mask, self._pairs = mask, _count_pairs(mask)
+        pairs = (self._pairs * (batch // len(mask))).expand(-1, heads)
+        counts = torch.cat([opened.detach().sum(0, keepdim=True, dtype=torch.float64), pairs])
         self._examples[layer] = self._examples.get(layer, 0) + batch
         self._expected[layer] = self._expected[layer] + expected.sum(0) if layer in self._expected else expected.sum(0)
         self._counts[layer] = self._counts[layer] + counts if layer in self._counts else counts
@@ -113,11 +114,12 @@ class GateStatistics:
         return layer_cost ** torch.arange(self._n_layers, device=self.expected.device)
 
 
-def _count(flags: Tensor) -> Tensor:
-    """How many are true per head."""
-    if flags.dtype == torch.bool:  # as bytes into 32-bit integers: four times faster than summing booleans
-        return flags.view(torch.uint8).sum((0, 2, 3), dtype=torch.int32).double()
-    return flags.sum((2, 3)).double().sum(0)  # one example's count is exact in float32, their sum need not be
+def _count_pairs(mask: Mask) -> Float[Tensor, "count heads"]:
+    """Visible pairs, queries that see a key, and all pairs."""
+    visible = mask if mask.dtype == torch.bool else is_visible(mask)
+    keys = visible.sum(-1)
+    every = torch.full_like(keys, mask.shape[-1])
+    return torch.stack([keys, keys > 0, every]).sum((1, 3)).double()
 
 
 @contextmanager

@@ -13,11 +13,8 @@ def two_layers() -> GateStatistics:
     """One example of three tokens, causal, one head: six visible pairs of nine, in two layers."""
     counts = GateStatistics(GateSettings(0.0, n_layers=2))
     visible = torch.ones(3, 3).tril().bool()[None, None]
-    first, second = torch.zeros(2, 1, 1, 3, 3).bool()
-    first[..., 0, 0] = first[..., 2, 1] = True
-    second[..., 1, 0] = True
-    counts.add(0, torch.tensor([[2.5]], requires_grad=True), first, visible)
-    counts.add(1, torch.tensor([[1.0]], requires_grad=True), second, visible)
+    counts.add(0, torch.tensor([[2.5]], requires_grad=True), torch.tensor([[2.0]]), visible)
+    counts.add(1, torch.tensor([[1.0]], requires_grad=True), torch.tensor([[1.0]]), visible)
     return counts
 
 
@@ -30,6 +27,19 @@ def test_both_normalisations_by_hand() -> None:
     assert counts.share_of_visible_pairs == pytest.approx(3 / 12)
     assert counts.share_of_all_pairs == pytest.approx(3 / 18)
     assert counts.edges_per_query_per_head == pytest.approx(3 / 6)
+
+
+def test_masks_are_counted_in_every_form() -> None:
+    """A mask for both rows and all heads; one per row and head, additive; two masks in turn."""
+    shared = torch.ones(3, 3).tril().bool()[None, None]
+    own = torch.zeros(2, 4, 3, 3).masked_fill(~shared, torch.finfo(torch.float16).min)
+    own[1, :, :, 0] = -torch.inf  # a padded row: its first query sees nothing
+    counts = GateStatistics(GateSettings(0.0, n_layers=3))
+    for layer, mask in enumerate((shared, own, shared)):
+        counts.add(layer, torch.zeros(2, 4), torch.zeros(2, 4), mask)
+    assert counts.visible_pairs.tolist() == [[6.0] * 4, [4.5] * 4, [6.0] * 4]
+    assert counts.queries.tolist() == [[3.0] * 4, [2.5] * 4, [3.0] * 4]
+    assert counts.all_pairs.tolist() == [[9.0] * 4] * 3
 
 
 def test_later_layers_may_count_for_more() -> None:
