@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and completi
     from sparselens.folder import load as load
     from sparselens.folder import push_to_hub as push_to_hub
     from sparselens.folder import save as save
+    from sparselens.formats import read_pairs as read_pairs
+    from sparselens.formats import write_pairs as write_pairs
     from sparselens.geco import Geco as Geco
     from sparselens.graph import Graph as Graph
     from sparselens.intervals import Interval as Interval
@@ -54,6 +56,7 @@ _HOMES = {
     "capability": ("Capability", "evaluate"),
     "circuit": ("Circuit", "load_circuit"),
     "folder": ("load", "push_to_hub", "save"),
+    "formats": ("read_pairs", "write_pairs"),
     "geco": ("Geco",),
     "graph": ("Graph",),
     "intervals": ("Interval", "mean_interval", "ratio_interval"),

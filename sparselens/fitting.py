@@ -64,6 +64,12 @@ class Fit:
         """Why each pair does not fit; None for those that do."""
         return [str(found) if isinstance(found, MisfitError) else None for found in self._encode(pairs)]
 
+    def single_tokens(self, prompt: str, answers: Iterable[str]) -> tuple[str, ...]:
+        """Those answers that continue the prompt as one token."""
+        (encoding,) = self._backend.encode_batch([prompt], add_special_tokens=False)
+        self._learn_answers([(prompt, answers)], [encoding])
+        return tuple(answer for answer in answers if self._known[_tail(prompt), answer] is not None)
+
     def encode(self, pairs: Sequence[PromptPair]) -> list[Encoded]:
         """Token ids of every pair.
 
@@ -80,7 +86,7 @@ class Fit:
     def _encode(self, pairs: Sequence[PromptPair]) -> Iterator[Encoded | MisfitError]:
         cleans = self._backend.encode_batch([p.clean for p in pairs], add_special_tokens=False)
         others = self._backend.encode_batch([p.corrupted for p in pairs], add_special_tokens=False)
-        self._learn_answers(pairs, cleans)
+        self._learn_answers([(p.clean, (*p.answers, *p.wrong_answers)) for p in pairs], cleans)
         for pair, clean, corrupted in zip(pairs, cleans, others, strict=True):
             try:
                 yield self._encoded(pair, clean, corrupted)
@@ -124,18 +130,18 @@ class Fit:
             raise MisfitError("an answer is not a single token")
         return whole
 
-    def _learn_answers(self, pairs: Sequence[PromptPair], encodings: Sequence[Any]) -> None:
+    def _learn_answers(self, asked_of: Sequence[tuple[str, Iterable[str]]], encodings: Sequence[Any]) -> None:
         """Tokens of answers not met before, each as it continues a prompt.
 
         Tokens do not reach over a space into the word before, so what an answer becomes depends on the prompt's last
         word alone, and one prompt stands for all with that ending.
         """
         asked = dict[tuple[str, str], tuple[str, list[int]]]()
-        for pair, encoding in zip(pairs, encodings, strict=True):
-            tail = _tail(pair.clean)
-            for answer in (*pair.answers, *pair.wrong_answers):
+        for (prompt, answers), encoding in zip(asked_of, encodings, strict=True):
+            tail = _tail(prompt)
+            for answer in answers:
                 if (tail, answer) not in self._known:
-                    asked.setdefault((tail, answer), (pair.clean + answer, encoding.ids))
+                    asked.setdefault((tail, answer), (prompt + answer, encoding.ids))
         longer = self._backend.encode_batch([text for text, _ in asked.values()], add_special_tokens=False)
         for key, (_, before), after in zip(asked, asked.values(), longer, strict=True):
             self._known[key] = self._added(before, after.ids)
@@ -192,3 +198,16 @@ def _strings(text: str, offsets: Sequence[tuple[int, int]]) -> Iterator[str]:
     for _, end in offsets:
         yield text[done:end]
         done = max(done, end)
+
+
+def text_of(tokenizer: Any, token: int) -> str:
+    """What a token adds to a text, with its leading space.
+
+    Raises:
+        ValueError: the tokenizer has no such token.
+    """
+    if not 0 <= token < len(tokenizer):
+        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, none with the id {token}")
+    before = tokenizer(_ANY_TEXT, add_special_tokens=False)["input_ids"]
+    options = {"clean_up_tokenization_spaces": False}
+    return tokenizer.decode([*before, token], **options)[len(tokenizer.decode(before, **options)) :]

@@ -10,7 +10,7 @@ Loads neither torch nor a tokenizer before one of them is needed.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -133,7 +133,7 @@ class Task:
 
     @classmethod
     def from_records(
-        cls, name: str, records: Sequence[PromptPair | Mapping[str, Any]], description: str = "", **options: Any
+        cls, name: str, records: Iterable[PromptPair | Mapping[str, Any]], description: str = "", **options: Any
     ) -> "Task":
         """A task whose pairs are given: PromptPairs, or mappings with `clean`, `corrupted`, `answer`, `wrong_answer`.
 
@@ -147,8 +147,8 @@ class Task:
         """
         from sparselens.task_data import pairs_of
 
-        words = {"record": Words(pairs_of(records), need=1)}
-        return cls(name, description or f"{len(records)} given pairs", _given, words, **options)
+        pairs = pairs_of(records)
+        return cls(name, description or f"{len(pairs)} given pairs", _given, {"record": Words(pairs, need=1)}, **options)
 
     def find_corruption(self, name: str | None) -> str:
         """The corruption of that name; the default for None.

@@ -1,6 +1,7 @@
 """Indirect object identification: to whom is something given?
 
     clean     After Mary and John came to the park, John handed a book to     -> " Mary", not " John"
+    abc       After Mary and John came to the park, Anna handed a book to
     s2_io     After Mary and John came to the park, Mary handed a book to
 Source: Wang et al. 2022, "Interpretability in the Wild", arXiv 2211.00593. Known circuit (GPT-2 small): duplicate-token
 and induction heads mark S2, S-inhibition heads keep the name movers at END off S, name movers copy IO.
@@ -49,7 +50,7 @@ STORY_PLACES = tuple("park garden house forest kitchen yard".split())
 STORY_OBJECTS = tuple("ball cookie toy flower book hat cake doll car box".split())
 
 
-CORRUPTIONS = {"s2_io": ("S2",), "abc": ("S2",), "random_names": ("IO", "S1", "S2")}
+CORRUPTIONS = {"abc": ("S2",), "s2_io": ("S2",), "random_names": ("IO", "S1", "S2")}
 
 
 def swapped(template: str) -> str:
@@ -64,8 +65,8 @@ def draw(templates: Sequence[str], random: Draw, words: Lists, corruption: str) 
     """
     io, s, *others = random.sample(words["name"], min(5, len(words["name"])))
     changed: dict[str, dict[str, str]] = {
-        "s2_io": {"S2": io},
         "abc": dict(zip(("S2",), others, strict=False)),
+        "s2_io": {"S2": io},
         "random_names": dict(zip(("IO", "S1", "S2"), others, strict=False)),
     }
     if len(changed[corruption]) < len(CORRUPTIONS[corruption]):

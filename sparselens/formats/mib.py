@@ -1,0 +1,41 @@
+"""MIB's rows, as json lines: {"prompt", "choices", "answerKey", "NAME_counterfactual": {the same three}}.
+
+Choices have no leading space. The counterfactual's answer is the wrong answer to the prompt.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sparselens.formats.rows import only, pairs_from
+from sparselens.prompts import PromptPair
+
+_COUNTERFACTUAL = "_counterfactual"
+
+
+def read(path: Path) -> list[PromptPair]:
+    """The pairs of a file, each with its first counterfactual."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return pairs_from(path, ((n, line) for n, line in enumerate(lines, 1) if line.strip()), _pair)
+
+
+def _pair(line: str) -> PromptPair:
+    row: Mapping[str, Any] = json.loads(line)
+    other = next((row[key] for key in row if key.endswith(_COUNTERFACTUAL)), None)
+    if other is None:
+        raise ValueError(f"no key ends in {_COUNTERFACTUAL!r}")
+    right, flipped = (item["choices"][item["answerKey"]] for item in (row, other))
+    wrong = [flipped] if flipped != right else [choice for choice in row["choices"] if choice != right]
+    return PromptPair(row["prompt"], other["prompt"], (f" {right}",), tuple(f" {answer}" for answer in wrong))
+
+
+def content(pairs: Sequence[PromptPair], name: str) -> bytes:
+    """The file of some pairs with one answer of a kind; `name` is the corruption's."""
+    return b"".join(json.dumps(_row(pair, name), ensure_ascii=False).encode() + b"\n" for pair in pairs)
+
+
+def _row(pair: PromptPair, name: str) -> dict[str, Any]:
+    choices = [only(answers, pair).removeprefix(" ") for answers in (pair.answers, pair.wrong_answers)]
+    other = {"prompt": pair.corrupted, "choices": choices, "answerKey": 1}
+    return {"prompt": pair.clean, "choices": choices, "answerKey": 0, name + _COUNTERFACTUAL: other}
