@@ -5,7 +5,8 @@ import json
 import lzma
 import random
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -224,12 +225,26 @@ def sample_tokens(
     length = min(length, getattr(config, "max_position_embeddings", length))
     batch_size = min(batch_size, -(-n_tokens // length))
     pieces: list[Tensor] = []
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
+    with torch.random.fork_rng(range(torch.cuda.device_count())), _fast_attention(model):
         torch.manual_seed(seed)
         while sum(piece.numel() for piece in pieces) < n_tokens:
             prompt = torch.full((batch_size, 1), start, device=next(model.parameters()).device)
             pieces.append(_sample(generate, prompt, length))
     return torch.cat(pieces).flatten()[:n_tokens].cpu()
+
+
+@contextmanager
+def _fast_attention(model: Any) -> Iterator[None]:
+    """Token by token torch's own attention takes half the time of the eager one, which copies keys and values."""
+    before = model.config._attn_implementation
+    if before != "eager" or not model._supports_sdpa:
+        yield
+        return
+    model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def _sample(generate: Any, prompt: Tensor, length: int) -> Tensor:
