@@ -4,11 +4,30 @@ from collections.abc import Mapping
 
 from sparselens.task import Task
 from sparselens.tasks.addition import Addition, addition_task
+from sparselens.tasks.colored_objects import colored_objects
+from sparselens.tasks.country_capital import country_capital
+from sparselens.tasks.docstring import docstring
+from sparselens.tasks.gendered_pronoun import gendered_pronoun
+from sparselens.tasks.greater_than import greater_than
+from sparselens.tasks.induction import induction, induction_text
 from sparselens.tasks.ioi import ioi, ioi_stories
+from sparselens.tasks.subject_verb_agreement import subject_verb_agreement
 
-TASKS: Mapping[str, Task] = {
-    task.name: task for task in (addition_task(Addition()), addition_task(Addition(causal=True)), ioi, ioi_stories)
-}
+_ALL = (
+    addition_task(Addition()),
+    addition_task(Addition(causal=True)),
+    ioi,
+    ioi_stories,
+    greater_than,
+    docstring,
+    gendered_pronoun,
+    subject_verb_agreement,
+    induction,
+    induction_text,
+    colored_objects,
+    country_capital,
+)
+TASKS: Mapping[str, Task] = {task.name: task for task in _ALL}
 
 __all__ = ["TASKS", "find_task"]
 

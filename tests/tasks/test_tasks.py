@@ -21,6 +21,13 @@ TOKENIZERS = {"gpt2": "tokenizers/gpt2", "stories3m": "models/stories3m", "stori
 REFUSED: dict[tuple[str, str], str] = {
     ("addition", "gpt2"): "position 'A1' lies inside a longer token",
     ("addition_causal", "gpt2"): "position 'A1' lies inside a longer token",
+    ("greater_than", "stories3m"): "needs 3 entries of its list 'two-digit ending' .* has 0 of 99",
+    ("greater_than", "stories260k"): "needs 3 entries of its list 'two-digit ending' .* has 0 of 99",
+    ("subject_verb_agreement", "stories260k"): "needs 2 entries of its list 'noun' .* has 0 of 39",
+    ("induction_text", "stories260k"): "needs 2 entries of its list 'surname' .* has 0 of 58",
+    ("colored_objects", "stories260k"): "needs 3 entries of its list 'object' .* has 0 of 32",
+    ("country_capital", "stories3m"): "needs 2 entries of its list 'capital' .* has 0 of 72",
+    ("country_capital", "stories260k"): "needs 2 entries of its list 'capital' .* has 0 of 72",
 }
 
 
@@ -38,6 +45,9 @@ def sizes(task: Task) -> int:
 
 
 SPACE: dict[str, int] = {}  # tasks with fewer than N different pairs: how many
+
+# Tasks in which some answers are right more often than others, with the reason.
+UNBALANCED = {"greater_than": "a late year ends most spans, an early one hardly any"}
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -81,7 +91,7 @@ def _without(pair: PromptPair, names: tuple[str, ...], side: str) -> str:
     return text
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", [name for name in TASKS if name not in UNBALANCED])
 def test_no_constant_guess_does_well(name: str):
     task = TASKS[name]
     pairs = task.pairs(sizes(task))
