@@ -169,6 +169,21 @@ def load_transformers(name: str | Path, **options: Any) -> tuple[PreTrainedModel
     return model.eval(), _tokenizer(path), gate_bias
 
 
+def load_tokenizer(name: str | Path) -> Any:
+    """The tokenizer of a folder, a shipped model or a hub repository, of which nothing else is then downloaded.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = Path(name) if Path(name).exists() else MODELS / str(name)
+    if not path.exists():
+        path = _download(str(name), [pattern for pattern in _NEEDED if "safetensors" not in pattern])
+    tokenizer = _tokenizer(path)
+    if tokenizer is None:
+        raise ValueError(f"{name} holds no tokenizer")
+    return tokenizer
+
+
 def to_bridge(model: PreTrainedModel, tokenizer: Any = None) -> Any:
     """The same weights as a TransformerBridge, which changes the transformers model in place."""
     from transformer_lens.model_bridge.sources import build_bridge_from_module
@@ -192,12 +207,12 @@ def _find(name: str | Path) -> Path:
     return _download(str(name))
 
 
-def _download(repository: str) -> Path:
+def _download(repository: str, patterns: list[str] = _NEEDED) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repository, allow_patterns=_NEEDED))
+        return Path(snapshot_download(repository, allow_patterns=patterns))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
             f"{repository!r} is no folder, no shipped model ({', '.join(shipped_models())}), and the hub gave no such "

@@ -10,9 +10,9 @@ Loads neither torch nor a tokenizer before one of them is needed.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from sparselens.draw import Draw
@@ -65,9 +65,14 @@ class Task:
         Raises:
             ValueError: n is not positive, or larger than the number of different pairs; no such corruption.
         """
-        if n < 1:
-            raise ValueError(f"{n} pairs: want at least 1")
-        return list(islice(self._stream(n, seed, self.find_corruption(corruption)), n))
+        pairs, misfits = self._draw(n, seed, corruption)
+        if len(pairs) < n:
+            raise ValueError(self._too_few(n, len(pairs), misfits))
+        return pairs
+
+    def at_most(self, n: int, seed: int = 0, corruption: str | None = None) -> list[PromptPair]:
+        """As `pairs`, but where there are fewer than n, all of them; there may be none that fits the tokenizer."""
+        return self._draw(n, seed, corruption)[0]
 
     def dataset(self, n: int, seed: int = 0, corruption: str | None = None) -> "Dataset":
         """The pairs as a Hugging Face dataset with explicit features; its fingerprint names task, version, seed and n.
@@ -148,7 +153,8 @@ class Task:
         from sparselens.task_data import pairs_of
 
         pairs = pairs_of(records)
-        return cls(name, description or f"{len(pairs)} given pairs", _given, {"record": Words(pairs, need=1)}, **options)
+        words = {"record": Words(pairs, need=1)}
+        return cls(name, description or f"{len(pairs)} given pairs", _given, words, **options)
 
     def find_corruption(self, name: str | None) -> str:
         """The corruption of that name; the default for None.
@@ -169,21 +175,24 @@ class Task:
         left = "" if self.fit is None else f"-{digest([list(_as_words(w).entries) for w in self.words.values()])}"
         return f"{self.name}-v{self.version}-{self.find_corruption(corruption)}{left}-seed{seed}-n{n}"
 
-    def _stream(self, n: int, seed: int, corruption: str) -> Iterator[PromptPair]:
-        """Different pairs that fit, up to n of them; raises when no further one turns up."""
+    def _draw(self, n: int, seed: int, corruption: str | None) -> tuple[list[PromptPair], Counter[str]]:
+        """Up to n different pairs that fit, and why others do not; fewer when no further one turns up."""
+        if n < 1:
+            raise ValueError(f"{n} pairs: want at least 1")
+        corruption = self.find_corruption(corruption)
         lists = {name: _as_words(entries).entries for name, entries in self.words.items()}
-        random, seen, found, misfits = Draw(seed), set[Any](), 0, Counter[str]()
-        while found < n:
+        random, seen = Draw(seed), set[Any]()
+        pairs, misfits = list[PromptPair](), Counter[str]()
+        while len(pairs) < n and misfits.total() <= 2000 + 50 * len(pairs):
             fresh = self._fresh(random, lists, corruption, seen, min(n, _AT_ONCE))
-            reasons = self.fit.reasons(fresh) if self.fit else [None] * len(fresh)
-            for candidate, reason in zip(fresh, reasons, strict=True):
+            if not fresh:
+                break
+            for candidate, reason in zip(fresh, self.fit.reasons(fresh) if self.fit else repeat(None), strict=False):
                 if reason is None:
-                    found += 1
-                    yield candidate
+                    pairs.append(candidate)
                 else:
                     misfits[reason] += 1
-            if found < n and (not fresh or misfits.total() > 2000 + 50 * found):
-                raise ValueError(self._too_few(n, found, misfits))
+        return pairs[:n], misfits
 
     def _fresh(self, random: Draw, lists: Lists, corruption: str, seen: set[Any], n: int) -> list[PromptPair]:
         """Up to n candidates not seen before; fewer when, as it seems, all have been."""

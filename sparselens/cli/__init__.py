@@ -14,6 +14,7 @@ from rich.console import Console
 from sparselens import __version__
 
 COMMANDS = ("demo", "post-train", "doctor")
+GROUPS = ("tasks",)  # commands of commands: modules with an `app`
 FAILURE = 1
 
 
@@ -41,6 +42,8 @@ def build_app() -> typer.Typer:
     for name in COMMANDS:
         function = name.replace("-", "_")
         app.command(name)(getattr(import_module(f"sparselens.cli.{function}"), function))
+    for name in GROUPS:
+        app.add_typer(import_module(f"sparselens.cli.{name}").app, name=name)
     return app
 
 

@@ -1,0 +1,213 @@
+"""`sparselens tasks`: what models are asked to do: list the tasks, show and export pairs, see what a model can do."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from sparselens.cli.options import Json, Out
+from sparselens.cli.table import finish, print_table
+from sparselens.tasks import TASKS, find_task
+
+if TYPE_CHECKING:
+    from sparselens.capability import Capability
+    from sparselens.prompts import PromptPair
+    from sparselens.task import Task
+
+
+class ListByDefault(TyperGroup):
+    """`sparselens tasks` alone, or with options only, is `sparselens tasks list`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put `list` where no command is named."""
+        named = args and (not args[0].startswith("-") or args[0] == "--help")
+        return super().parse_args(ctx, args if named else ["list", *args])
+
+
+app = typer.Typer(help="What models are asked to do: list tasks, show, export, evaluate.", cls=ListByDefault)
+
+Name = Annotated[str, typer.Argument(help="The task, as `sparselens tasks` lists it.")]
+Seed = Annotated[int, typer.Option(help="Of the choices.")]
+Corruption = Annotated[str | None, typer.Option(help="What the corrupted prompt changes. Default: the task's first.")]
+Tokenizer = Annotated[
+    str | None, typer.Option(help="A folder, a shipped model or a hub id: draw only pairs that fit this tokenizer.")
+]
+
+
+@app.command("list")
+def list_tasks(out: Out = None, json: Json = False) -> None:
+    """List the tasks, with an example of each; `sparselens tasks` does the same.
+
+    Example: `sparselens tasks list`
+    """
+    examples = {name: task.pairs(1)[0] for name, task in TASKS.items()}
+    rows = [(name, task.description, _example(examples[name])) for name, task in TASKS.items()]
+    print_table("Tasks", ("name", "asks", "example"), rows)
+    table = {name: {**_about(task), "example": _record(examples[name])} for name, task in TASKS.items()}
+    finish(table, json, out and out / "tasks.json")
+
+
+@app.command()
+def show(
+    name: Name,
+    n: Annotated[int, typer.Option("-n", help="How many pairs.")] = 3,
+    tokenizer: Tokenizer = None,
+    seed: Seed = 0,
+    corruption: Corruption = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Show pairs of a task: prompts, answers, named positions, and with a tokenizer the tokens.
+
+    Example: `sparselens tasks show ioi -n 3 --tokenizer stories260k`
+    """
+    task = _fitted(find_task(name), tokenizer)
+    pairs = task.pairs(n, seed, corruption)
+    print_table(f"{name}: {task.description}", ("", ""), _about_rows(task))
+    for number, pair in enumerate(pairs, 1):
+        print_table(f"pair {number}", ("", ""), _pair_rows(pair, task))
+    finish({"task": _about(task), "pairs": [_record(pair) for pair in pairs]}, json, out and out / f"{name}.json")
+
+
+@app.command()
+def export(
+    name: Name,
+    n: Annotated[int, typer.Option("-n", help="How many pairs.")] = 1000,
+    format: Annotated[str, typer.Option(help="parquet, eap-ig, mib or auto-circuit.")] = "parquet",  # noqa: A002
+    tokenizer: Tokenizer = None,
+    seed: Seed = 0,
+    corruption: Corruption = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the file.")] = Path(),
+    json: Json = False,
+) -> None:
+    """Write pairs of a task to a file for other tools.
+
+    Example: `sparselens tasks export ioi -n 1000 --format eap-ig --tokenizer openai-community/gpt2`
+    """
+    from sparselens.folder import load_tokenizer
+    from sparselens.formats import SUFFIXES, write_pairs
+
+    task, reader = find_task(name), None if tokenizer is None else load_tokenizer(tokenizer)
+    task = task if reader is None else task.fitted(reader)
+    chosen = task.find_corruption(corruption)
+    pairs, hard = task.pairs(n, seed, chosen), _hard(task, n, seed, chosen) if format == "eap-ig" else None
+    title = chosen if format == "mib" else task.fingerprint(n, seed, chosen)
+    file = out / f"{task.fingerprint(n, seed, chosen)}.{SUFFIXES.get(format, 'txt')}"
+    write_pairs(pairs, file, format, tokenizer=reader, hard=hard, name=title)
+    print_table("Written", ("what", "where"), [(f"{len(pairs)} pairs of {name}, {chosen}", file)])
+    finish({"file": str(file), "pairs": len(pairs), "corruption": chosen}, json)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Option(help="A folder, a shipped name (stories260k) or a hub id.")],
+    task: Annotated[list[str] | None, typer.Option(help="Only this task; may be given again. Default: all.")] = None,
+    n: Annotated[int, typer.Option("-n", help="Pairs of each task; fewer where a task has fewer.")] = 200,
+    seed: Seed = 0,
+    corruption: Corruption = None,
+    batch_size: Annotated[int, typer.Option(help="Prompts that the model reads at once.")] = 64,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Tell which tasks a model can do: accuracy and metric, with 95 % bootstrap intervals.
+
+    Example: `sparselens tasks evaluate --model stories260k --task ioi`
+    """
+    from sparselens.capability import evaluate as run
+    from sparselens.folder import load
+
+    chosen = [find_task(name) for name in task or TASKS]
+    opened, table, refused = load(model), dict[str, dict[str, Any]](), list[tuple[str, str]]()
+    for item in chosen:
+        try:
+            there = len(item.fitted(opened.tokenizer).at_most(n, seed, corruption))
+            found = run(opened, item, there or n, seed, corruption=corruption, batch_size=batch_size)
+            table[item.name] = _summary(found)
+        except ValueError as error:
+            table[item.name] = {"refused": str(error)}
+            refused.append((item.name, str(error)))
+    columns = ("task", "pairs", "accuracy", "chance", "metric", "mean")
+    print_table(f"{model}, evaluation mode", columns, _result_rows(table))
+    if refused:
+        print_table("Not asked", ("task", "why"), refused)
+    finish({"model": model, "seed": seed, "tasks": table}, json, out and out / "tasks.json")
+
+
+def _fitted(task: "Task", tokenizer: str | None) -> "Task":
+    if tokenizer is None:
+        return task
+    from sparselens.folder import load_tokenizer
+
+    return task.fitted(load_tokenizer(tokenizer))
+
+
+def _hard(task: "Task", n: int, seed: int, chosen: str) -> "list[PromptPair] | None":
+    """Pairs of the next corruption, where it has the same clean prompts: EAP-IG's `corrupted_hard`."""
+    others = [name for name in task.corruptions if name != chosen]
+    return task.pairs(n, seed, others[0]) if others else None
+
+
+def _example(pair: "PromptPair") -> str:
+    return f"{pair.clean} -> {_some(pair.answers)}, not {_some(pair.wrong_answers)}"
+
+
+def _some(answers: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, answers[:3]))
+    return shown if len(answers) <= 3 else f"{shown}, ... ({len(answers)})"
+
+
+def _about(task: "Task") -> dict[str, Any]:
+    names = ("name", "description", "metric", "source", "circuit", "version")
+    return {name: getattr(task, name) for name in names} | {"corruptions": dict(task.corruptions)}
+
+
+def _about_rows(task: "Task") -> list[tuple[str, str]]:
+    about = _about(task) | {"corruptions": ", ".join(f"{name} ({' '.join(p)})" for name, p in task.corruptions.items())}
+    return [(name, str(value)) for name, value in about.items() if value and name not in ("name", "description")]
+
+
+def _pair_rows(pair: "PromptPair", task: "Task") -> list[tuple[str, str]]:
+    words = "  ".join(f"{name}={pair.clean[start:end]!r}" for name, (start, end) in pair.positions.items())
+    rows = [("clean", pair.clean), ("corrupted", pair.corrupted), ("right", _some(pair.answers))]
+    rows += [("wrong", _some(pair.wrong_answers)), ("positions", words)]
+    if task.fit is not None:
+        (encoded,) = task.fit.encode([pair])
+        rows.append(("tokens", "|".join(encoded.token_strings)))
+        rows.append(("at token", "  ".join(f"{name}={place}" for name, place in encoded.positions.items())))
+    return rows
+
+
+def _record(pair: "PromptPair") -> dict[str, Any]:
+    from sparselens.task_data import record
+
+    return record(pair)
+
+
+def _summary(found: "Capability") -> dict[str, Any]:
+    accuracy, metric = found.accuracy, found.metric
+    return {
+        "pairs": accuracy.n,
+        "accuracy": accuracy.mean,
+        "accuracy_interval": [accuracy.low, accuracy.high],
+        "chance": found.chance,
+        "metric": found.metric_name,
+        "mean": metric.mean,
+        "interval": [metric.low, metric.high],
+    }
+
+
+def _result_rows(table: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
+    return [
+        (
+            name,
+            str(row["pairs"]),
+            "{:.1%} [{:.1%}, {:.1%}]".format(row["accuracy"], *row["accuracy_interval"]),
+            f"{row['chance']:.0%}",
+            row["metric"],
+            "{:.3f} [{:.3f}, {:.3f}]".format(row["mean"], *row["interval"]),
+        )
+        for name, row in table.items()
+        if "refused" not in row
+    ]
