@@ -11,7 +11,7 @@ from sparselens.tasks.gendered_pronoun import gendered_pronoun
 from sparselens.tasks.greater_than import greater_than
 from sparselens.tasks.induction import induction, induction_text
 from sparselens.tasks.ioi import ioi, ioi_stories
-from sparselens.tasks.subject_verb_agreement import subject_verb_agreement
+from sparselens.tasks.subject_verb_agreement import subject_verb_agreement, subject_verb_agreement_stories
 
 _ALL = (
     addition_task(Addition()),
@@ -22,6 +22,7 @@ _ALL = (
     docstring,
     gendered_pronoun,
     subject_verb_agreement,
+    subject_verb_agreement_stories,
     induction,
     induction_text,
     colored_objects,

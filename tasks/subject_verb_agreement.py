@@ -8,9 +8,13 @@ as clean and corrupted pairs: Marks et al. 2024, "Sparse feature circuits", arXi
 (Pythia 70M, Gemma 2 2B): features of number on SUBJECT, moved by attention to END past features of clause and phrase.
 """
 
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
 from sparselens.draw import Draw
 from sparselens.prompts import PromptPair, pair
-from sparselens.task import Lists, Task
+from sparselens.task import DrawPair, Lists, Task
 from sparselens.words import Words
 
 STARTS = (
@@ -33,7 +37,6 @@ PREPOSITIONAL = tuple(
 RELATIVE = tuple(
     f"{{SUBJECT}} that the {{ATTRACTOR}} {verb}" for verb in ("saw", "liked", "found", "helped", "followed", "knew")
 )
-STRUCTURES = (SIMPLE, PREPOSITIONAL, RELATIVE)
 NOUNS = tuple(
     tuple(noun.split("/"))
     for noun in """
@@ -44,7 +47,7 @@ soldier/soldiers student/students neighbor/neighbors parent/parents brother/brot
 daughter/daughters actor/actors nurse/nurses guard/guards pilot/pilots lawyer/lawyers judge/judges
 """.split()
 )
-# Singular and plural. The past tense of children's stories tells them apart in was/were alone.
+# Singular and plural. Only was/were tells them apart in the past tense, which stories are told in.
 VERBS = tuple(
     tuple(verb.split("/"))
     for verb in """
@@ -54,30 +57,79 @@ makes/make takes/take walks/walk runs/run sleeps/sleep sings/sing smiles/smile s
 )
 
 
-def draw(random: Draw, words: Lists, corruption: str) -> PromptPair:  # noqa: ARG001 - there is but one
+# In the plain English of children's stories, without another noun between, which small models follow.
+STORY_STARTS = (
+    "One day, the",
+    "Once upon a time, the",
+    "At night, the",
+    "In the park, the",
+    "Then the",
+    "Mom said that the",
+    "Everyone saw that the",
+    "In the end, the",
+    "After that, the",
+    "But the",
+    "Outside, the",
+    "She was happy that the",
+    "He said that the",
+)
+STORY_QUALITIES = ("", "big ", "little ", "pretty ", "old ", "new ", "nice ", "good ", "red ", "small ", "other ")
+STORY_SUBJECTS = tuple(f"{quality}{{SUBJECT}}" for quality in STORY_QUALITIES)
+STORY_NOUNS = tuple(
+    tuple(noun.split("/"))
+    for noun in """
+dog/dogs cat/cats boy/boys girl/girls bird/birds bear/bears duck/ducks frog/frogs cow/cows horse/horses bug/bugs
+ant/ants bee/bees squirrel/squirrels rabbit/rabbits friend/friends kid/kids toy/toys doll/dolls ball/balls
+balloon/balloons block/blocks book/books box/boxes boat/boats car/cars truck/trucks train/trains tree/trees
+flower/flowers plant/plants apple/apples egg/eggs cookie/cookies cloud/clouds star/stars stone/stones rock/rocks
+shoe/shoes house/houses
+""".split()
+)
+
+
+def draw(
+    starts: Sequence[str],
+    structures: Sequence[Sequence[str]],
+    random: Draw,
+    words: Lists,
+    corruption: str,  # noqa: ARG001 - there is but one
+) -> PromptPair:
     """One pair; singular and plural subjects equally often, attractors of either number with both."""
     subject, attractor = random.sample(words["noun"], 2)
-    number, clause = random.below(2), random.choice(random.choice(STRUCTURES))
+    number, clause = random.below(2), random.choice(random.choice(structures))
     slots = {"SUBJECT": subject[number], "ATTRACTOR": random.choice(attractor)}
-    right, wrong = (f" {verb}" for verb in _from(number, random.choice(words["verb"])))
-    return pair(f"{random.choice(STARTS)} {clause}", slots, {"SUBJECT": subject[1 - number]}, right, wrong)
-
-
-def _from(number: int, forms: tuple[str, str]) -> tuple[str, str]:
-    """The form of that number first."""
-    return forms[number], forms[1 - number]
+    verbs = random.choice(words["verb"])
+    changes, right, wrong = {"SUBJECT": subject[1 - number]}, f" {verbs[number]}", f" {verbs[1 - number]}"
+    return pair(f"{random.choice(starts)} {clause}", slots, changes, right, wrong)
 
 
 def _both(forms: tuple[str, str]) -> tuple[str, ...]:
     return tuple(f" {form}" for form in forms)
 
 
-subject_verb_agreement = Task(
+def _task(name: str, description: str, draw: DrawPair, nouns: Sequence[Any], verbs: Sequence[Any]) -> Task:
+    return Task(
+        name,
+        description,
+        draw,
+        words={"noun": Words(nouns, _both, need=2), "verb": Words(verbs, _both, need=1)},
+        corruptions={"number": ("SUBJECT",)},
+        source="Linzen et al. 2016, arXiv 1611.01368; Marks et al. 2024, arXiv 2403.19647",
+        circuit="number of the subject, moved to the end past features of the clause between (Pythia 70M, Gemma 2 2B)",
+    )
+
+
+subject_verb_agreement = _task(
     "subject_verb_agreement",
     "does the verb agree with its subject, past another noun?",
-    draw,
-    words={"noun": Words(NOUNS, _both, need=2), "verb": Words(VERBS, _both, need=1)},
-    corruptions={"number": ("SUBJECT",)},
-    source="Linzen et al. 2016, arXiv 1611.01368; Marks et al. 2024, arXiv 2403.19647",
-    circuit="number of the subject, moved to the end past features of the clause between (Pythia 70M, Gemma 2 2B)",
+    partial(draw, STARTS, (SIMPLE, PREPOSITIONAL, RELATIVE)),
+    NOUNS,
+    VERBS,
+)
+subject_verb_agreement_stories = _task(
+    "subject_verb_agreement_stories",
+    "was or were, in words of children's stories and without another noun between?",
+    partial(draw, STORY_STARTS, (STORY_SUBJECTS,)),
+    STORY_NOUNS,
+    (("was", "were"),),
 )
