@@ -1,5 +1,6 @@
 """Measures a model on held-out batches in evaluation mode: task loss and attention edges."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from sparselens.batches import to_device
-from sparselens.losses import Batch, Loss, logits_of, next_token_loss, tokens_of
+from sparselens.losses import Batch, Loss, logits_of, next_token_loss, tokens_of, weight_of
 from sparselens.statistics import record_gates
 from sparselens.surgery import densify, gate_settings, is_sparse, sparsify
 
@@ -61,27 +62,34 @@ def evaluate(
         raise ValueError("there is no held-out batch to evaluate on")
     device = next(model.parameters()).device
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    sums = torch.zeros(7, dtype=torch.float64, device=device)
+    sums = torch.zeros(8, dtype=torch.float64, device=device)
     with evaluating(model), torch.no_grad():
         for batch in batches[rank::world]:
             sums += _sums(model, to_device(batch, device), loss, layer_cost)
     if accelerator and world > 1:
         sums = cast("Tensor", accelerator.reduce(sums, "sum"))
-    examples, nats, opened, visible, pairs, queries, weighted = sums.tolist()
+    tokens, nats, examples, opened, visible, pairs, queries, weighted = sums.tolist()
     return Evaluation(
-        nats / examples, opened / examples, opened / visible, opened / pairs, opened / queries, weighted / visible
+        nats / tokens if tokens else math.nan,
+        opened / examples,
+        opened / visible,
+        opened / pairs,
+        opened / queries,
+        weighted / visible,
     )
 
 
 def _sums(model: nn.Module, batch: Batch, loss: Loss, layer_cost: float) -> Tensor:
     with record_gates(model) as gates:
         nats = loss(logits_of(model, batch), batch)
-    rows = len(tokens_of(batch))
+    rows, tokens = len(tokens_of(batch)), weight_of(loss, batch)
     weighted = gates.open * gates.layer_weights(layer_cost)[:, None]
     counts = [
         rows * float(x.sum()) for x in (gates.open, gates.visible_pairs, gates.all_pairs, gates.queries, weighted)
     ]
-    return torch.tensor([rows, rows * float(nats), *counts], dtype=torch.float64, device=nats.device)
+    return torch.tensor(
+        [tokens, tokens * float(nats) if tokens else 0.0, rows, *counts], dtype=torch.float64, device=nats.device
+    )
 
 
 @contextmanager

@@ -4,10 +4,11 @@ A batch is a tensor of tokens, or a mapping with `input_ids` and, where they app
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 Batch = Int[Tensor, "_batch _pos"] | Mapping[str, Tensor]  # underscores: two batches may differ in size
@@ -22,32 +23,61 @@ def tokens_of(batch: Batch) -> Int[Tensor, "batch pos"]:
     return batch if isinstance(batch, Tensor) else batch["input_ids"]
 
 
-def next_token_loss(logits: Logits, batch: Batch) -> Float[Tensor, ""]:
-    """Cross-entropy of every next token. Labels, where given, are shifted here, as transformers does."""
-    tokens = tokens_of(batch)
-    if not isinstance(batch, Tensor):
-        tokens = batch.get("labels", tokens)
-        if "attention_mask" in batch:
-            tokens = tokens.masked_fill(batch["attention_mask"] == 0, IGNORED)
-    return _cross_entropy(logits[:, :-1], tokens[:, 1:])
+@dataclass(frozen=True)
+class TokenLoss:
+    """Mean cross-entropy over the tokens that count: those that are neither padding nor labelled IGNORED."""
+
+    ahead: int  # the output at position i is about the label at i + ahead
+
+    def __call__(self, logits: Logits, batch: Batch) -> Float[Tensor, ""]:
+        """Nats per token."""
+        labels = self._labels(batch)
+        logits = logits[:, : labels.shape[1]]
+        return nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
+
+    def count(self, batch: Batch) -> int:
+        """How many tokens the mean is over."""
+        return int((self._labels(batch) != IGNORED).sum())
+
+    def counted(self, batch: Batch) -> Bool[Tensor, "batch pos"]:
+        """At which positions the output counts."""
+        return nn.functional.pad(self._labels(batch) != IGNORED, (0, self.ahead))
+
+    def _labels(self, batch: Batch) -> Int[Tensor, "batch labelled"]:
+        labels = tokens_of(batch)
+        if not isinstance(batch, Tensor):
+            labels = batch.get("labels", labels) if self.ahead else batch["labels"]
+            if "attention_mask" in batch:
+                labels = labels.masked_fill(batch["attention_mask"] == 0, IGNORED)
+        return labels[:, self.ahead :]
 
 
-def same_position_loss(logits: Logits, batch: Mapping[str, Tensor]) -> Float[Tensor, ""]:
-    """Cross-entropy of the token that belongs at each labelled position itself, for models that fill in blanks."""
-    return _cross_entropy(logits, batch["labels"])
+next_token_loss = TokenLoss(ahead=1)  # labels, where given, are shifted here, as transformers does
+same_position_loss = TokenLoss(ahead=0)  # for models that fill in blanks: each position's own label
 
 
-def _cross_entropy(logits: Logits, labels: Int[Tensor, "batch pos"]) -> Float[Tensor, ""]:
-    return nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
+def weight_of(loss: Loss, batch: Batch) -> int:
+    """What a batch weighs in a mean over batches: its tokens that count, or its rows where a loss cannot count."""
+    return loss.count(batch) if isinstance(loss, TokenLoss) else len(tokens_of(batch))
 
 
-def distillation_loss(logits: Logits, teacher: Logits, batch: Batch) -> Float[Tensor, ""]:
-    """KL(teacher || model) in nats per token over all positions that are not padding."""
+def distilled(loss: Loss, batch: Batch) -> Bool[Tensor, "batch pos"] | None:
+    """Where a model is to follow its teacher: where the loss looks, or on plain rows (None) everywhere."""
+    if isinstance(batch, Tensor):
+        return None
+    if isinstance(loss, TokenLoss):
+        return loss.counted(batch)
+    return batch["attention_mask"].bool() if "attention_mask" in batch else None
+
+
+def distillation_loss(
+    logits: Logits, teacher: Logits, counted: Bool[Tensor, "batch pos"] | None = None
+) -> Float[Tensor, ""]:
+    """KL(teacher || model) in nats per token, over all positions or those that count."""
     target = torch.log_softmax(teacher.float(), dim=-1)
     model = torch.log_softmax(logits.float(), dim=-1)
     divergence = nn.functional.kl_div(model, target, reduction="none", log_target=True).sum(-1)
-    mask = None if isinstance(batch, Tensor) else batch.get("attention_mask")
-    return divergence.mean() if mask is None else (divergence * mask).sum() / mask.sum()
+    return divergence.mean() if counted is None else (divergence * counted).sum() / counted.sum()
 
 
 def logits_of(model: nn.Module, batch: Batch) -> Logits:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sparselens.losses import Batch, Logits, distillation_loss, logits_of
+from sparselens.losses import Batch, Logits, Loss, distillation_loss, distilled, logits_of
 from sparselens.surgery import densify, is_sparse
 
 
@@ -18,8 +18,8 @@ class Teacher:
         dense = copy.deepcopy(model)
         self._model = (densify(dense) if is_sparse(dense) else dense).eval().requires_grad_(False)
 
-    def blend(self, task: Float[Tensor, ""], logits: Logits, batch: Batch) -> Float[Tensor, ""]:
+    def blend(self, task: Float[Tensor, ""], logits: Logits, batch: Batch, loss: Loss) -> Float[Tensor, ""]:
         """(1 - weight) * task loss + weight * KL(dense || sparse), in nats per token."""
         with torch.no_grad():
             dense = logits_of(self._model, batch)
-        return (1 - self._weight) * task + self._weight * distillation_loss(logits, dense, batch)
+        return (1 - self._weight) * task + self._weight * distillation_loss(logits, dense, distilled(loss, batch))

@@ -23,7 +23,7 @@ from sparselens.checkpoint import load_checkpoint, save_checkpoint
 from sparselens.config import PostTrainConfig
 from sparselens.evaluation import Evaluation, evaluate, open_gates
 from sparselens.gates import RowNoise, seed_from
-from sparselens.losses import Batch, Loss, logits_of, next_token_loss, tokens_of
+from sparselens.losses import Batch, Loss, logits_of, next_token_loss, tokens_of, weight_of
 from sparselens.processes import accelerator_for
 from sparselens.progress import Journal
 from sparselens.result import PostTrainResult
@@ -55,7 +55,9 @@ def post_train(
         batches: a function from an index to a batch, or an iterable that is gone through again and again. In several
             processes each batch is the global one, of which every process takes its rows
         held_out: batches on which the target is set and checked
-        loss: mean nats per token from logits and batch
+        loss: mean nats per token from logits and batch. Over the batches and processes of a step, and over held-out
+            batches, one of ours is a mean over all tokens that count, whatever the padding; a caller's own is a mean
+            over rows. The expected share of edges is a mean over the batches and processes of a step
         dense: the dense model that target and distillation refer to. Default: `model` itself with its gates open; give
             it when `model` has been post-trained before
         out: folder for the checkpoint and `log.jsonl`
@@ -175,14 +177,15 @@ class _Run:
             group["lr"] = self.config.learning_rate_at(self.step)
         n = self.config.accumulation
         means = torch.zeros(3, device=self.accelerator.device)
+        group = [next(batches) for _ in range(n)]
+        tokens = sum(weight_of(self.loss, batch) for batch in group)
         rows = 0
-        for i in range(n):
-            batch = next(batches)
+        for i, batch in enumerate(group):
             mine, first = rows_of_process(batch, rank, world)
             self.settings.noise = RowNoise(self.config.seed, self.step, rows + first)
             # processes exchange gradients only with the last batch of a step
             with nullcontext() if i == n - 1 else self.accelerator.no_sync(self.model):
-                means += self._backward(mine) / n
+                means += self._backward(mine, n * world * weight_of(self.loss, mine) / max(1, tokens)) / n
             rows += len(tokens_of(batch))
         if world > 1:
             means = cast("Tensor", self.accelerator.reduce(means, "mean"))
@@ -198,22 +201,23 @@ class _Run:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def _backward(self, batch: Batch) -> Tensor:
+    def _backward(self, batch: Batch, weight: float) -> Tensor:
+        """`weight`: the tokens of this part of a step, as a multiple of an equal share of all."""
         batch = to_device(batch, self.accelerator.device)
         with record_gates(self.plain) as gates:
             with self.accelerator.autocast():
                 logits = logits_of(self.model, batch)
                 task = self.loss(logits, batch)
-                fitted = self.teacher.blend(task, logits, batch) if self.teacher else task
+                fitted = self.teacher.blend(task, logits, batch, self.loss) if self.teacher else task
             cost = gates.expected_share(self.config.layer_cost).to(task.dtype)
             if not cost.requires_grad:
                 raise ValueError("the gates carry no gradient: use gradient checkpointing with use_reentrant=False")
-            total = self.geco.loss(cost, fitted) / self.config.accumulation
+            total = self.geco.loss(cost, weight * fitted) / self.config.accumulation
             # inside the block: a recomputed (checkpointed) forward pass must record as the first one did
             self.accelerator.backward(total)
         per_query = gates.expected.detach().sum() / gates.queries.sum()
         share = gates.expected_share().detach()
-        return torch.stack([task.detach().float(), share.float(), per_query.float()])
+        return torch.stack([weight * task.detach().float(), share.float(), per_query.float()])
 
     def _move_multiplier(self, task: float) -> None:
         """The constraint is on held-out loss with hard gates: the training loss is corrected by the last known gap."""

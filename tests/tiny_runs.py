@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 import sparselens as sl
+from sparselens.losses import IGNORED
 from tests.tiny_models import VOCABULARY, tiny_bridge, tiny_model
 
 LENGTH = 8
@@ -18,6 +20,15 @@ def counting_rows(index: int, rows: int = 4) -> Tensor:
     """Rows that count upwards from a random token: quickly learnt, and a different batch for every index."""
     start = torch.randint(1, VOCABULARY, (rows, 1), generator=torch.Generator().manual_seed(index))
     return (start + torch.arange(LENGTH)) % VOCABULARY
+
+
+def ragged_rows(index: int, hidden_by: str = "labels") -> dict[str, Tensor]:
+    """The same, but most rows are shorter, by padding or by labels that do not count; the first ones are shortest."""
+    tokens = counting_rows(index)
+    counted = torch.arange(LENGTH) < torch.tensor([[3], [5], [7], [8]])
+    if hidden_by == "labels":
+        return {"input_ids": tokens, "labels": tokens.masked_fill(~counted, IGNORED)}
+    return {"input_ids": tokens, "attention_mask": counted.long()}
 
 
 HELD_OUT = [counting_rows(10_000 + i) for i in range(2)]
@@ -55,6 +66,8 @@ def _main() -> None:
             return next_token_loss(logits, batch)
 
         given["options"]["loss"] = slow_loss
+    if "hidden_by" in given:
+        given["options"]["batches"] = partial(ragged_rows, hidden_by=given["hidden_by"])
     result = run(model, out=Path(given["out"]), resume=given.get("resume", False), **given["options"])
     import os
 

@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparselens.losses import IGNORED, distillation_loss, logits_of, next_token_loss, same_position_loss
+from sparselens.losses import (
+    IGNORED,
+    TokenLoss,
+    distillation_loss,
+    distilled,
+    logits_of,
+    next_token_loss,
+    same_position_loss,
+    weight_of,
+)
 
 TOKENS = torch.tensor([[0, 1, 1]])
 
@@ -45,16 +54,38 @@ def test_half_precision_logits_are_summed_in_float32():
 def test_distillation_is_the_divergence_per_token():
     teacher, model = sure_of(torch.tensor([[0, 0]])), torch.zeros(1, 2, 2)
     one = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
-    assert float(distillation_loss(model, teacher, torch.zeros(1, 2, dtype=torch.long))) == pytest.approx(one, abs=1e-6)
-    assert float(distillation_loss(teacher, teacher, torch.zeros(1, 2, dtype=torch.long))) == pytest.approx(0, abs=1e-6)
+    assert float(distillation_loss(model, teacher)) == pytest.approx(one, abs=1e-6)
+    assert float(distillation_loss(teacher, teacher)) == pytest.approx(0, abs=1e-6)
 
 
-def test_distillation_leaves_padding_out():
+def test_distillation_leaves_out_what_does_not_count():
     teacher, model = sure_of(torch.tensor([[0, 0]])), torch.zeros(1, 2, 2)
     teacher[0, 1] *= 5
-    batch = {"input_ids": torch.zeros(1, 2, dtype=torch.long), "attention_mask": torch.tensor([[1, 0]])}
+    counted = torch.tensor([[True, False]])
     one = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
-    assert float(distillation_loss(model, teacher, batch)) == pytest.approx(one, abs=1e-6)
+    assert float(distillation_loss(model, teacher, counted)) == pytest.approx(one, abs=1e-6)
+
+
+def test_distillation_looks_where_the_loss_looks():
+    padded = {"input_ids": TOKENS, "attention_mask": torch.tensor([[1, 1, 0]])}
+    labelled = {"input_ids": TOKENS, "labels": torch.tensor([[IGNORED, IGNORED, 1]])}
+    assert distilled(next_token_loss, TOKENS) is None  # everywhere
+    assert distilled(next_token_loss, padded).tolist() == [[True, False, False]]
+    assert distilled(next_token_loss, labelled).tolist() == [[False, True, False]]
+    assert distilled(same_position_loss, labelled).tolist() == [[False, False, True]]
+    assert distilled(lambda *_: torch.zeros(()), padded).tolist() == [[True, True, False]]
+
+
+@pytest.mark.parametrize("loss", [next_token_loss, same_position_loss])
+def test_weight_is_the_number_of_tokens_in_the_mean(loss: TokenLoss):
+    labels = torch.tensor([[0, IGNORED, 1], [1, 1, 1]])
+    batch = {"input_ids": torch.zeros_like(labels), "labels": labels}
+    logits = torch.randn(2, 3, 2, generator=torch.Generator().manual_seed(0))
+    rows = [{name: value[i : i + 1] for name, value in batch.items()} for i in range(2)]
+    nats = sum(weight_of(loss, row) * loss(logits[i : i + 1], row) for i, row in enumerate(rows))
+    assert weight_of(loss, batch) == sum(weight_of(loss, row) for row in rows)
+    assert float(loss(logits, batch)) == pytest.approx(float(nats) / weight_of(loss, batch))
+    assert weight_of(lambda *_: torch.zeros(()), batch) == 2  # a loss that cannot count: rows
 
 
 class Echo(nn.Module):

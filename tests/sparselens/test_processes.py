@@ -13,7 +13,7 @@ import torch
 
 from sparselens.batches import rows_of_process
 from sparselens.processes import accelerator_for
-from tests.tiny_runs import gated, run
+from tests.tiny_runs import gated, ragged_rows, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,9 +24,9 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def run_two(out: Path, kind: str, family: str, options: dict[str, Any]) -> list[dict[str, Any]]:
+def run_two(out: Path, kind: str, family: str, options: dict[str, Any], **more: Any) -> list[dict[str, Any]]:
     """The states of both processes after a run in two."""
-    given = json.dumps({"kind": kind, "family": family, "out": str(out), "options": options})
+    given = json.dumps({"kind": kind, "family": family, "out": str(out), "options": options, **more})
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     shared |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     programs = [
@@ -62,6 +62,16 @@ def test_two_processes_are_one_run(tmp_path: Path, kind: str, family: str, optio
         torch.testing.assert_close(first["model"][name], value, atol=1e-5, rtol=1e-4, msg=name)
     assert (tmp_path / "log.jsonl").exists()
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.slow
+def test_two_processes_weigh_their_tokens(tmp_path: Path):
+    options = {"distillation": 0.5, "steps": 8}
+    first, _ = run_two(tmp_path, "transformers", "llama", options, hidden_by="labels")
+    alone = gated("transformers", "llama")
+    history = run(alone, batches=ragged_rows, **options).history
+    for one, two in zip(history, first["history"], strict=True):
+        assert two == pytest.approx(one, rel=1e-4, abs=1e-5)
 
 
 def test_rows_are_split_evenly():
