@@ -24,7 +24,9 @@ class PostTrainConfig:
     accumulation: int = 1  # batches per step
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     layer_cost: float = 1.0  # an edge in layer l counts as layer_cost**l edges; 1, the paper's: all alike
-    distillation: float = 0.0  # share of the dense model's own distribution in the labels, 0 to 1
+    # Share of the dense model's own distribution in the labels, 0 to 1. None for tasks with one right answer; half of it
+    # in `sparselens post-train`, whose text has many, and often less of it than a model learns by heart.
+    distillation: float = 0.0
     multiplier: float = 1.0  # GECO's, at the start
     multiplier_rate: float = 0.2  # per nat of violation and step
     slack_rate: float = 0.15  # the same while the constraint holds
