@@ -24,8 +24,8 @@ class PostTrainConfig:
     accumulation: int = 1  # batches per step
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     layer_cost: float = 1.0  # an edge in layer l counts as layer_cost**l edges; 1, the paper's: all alike
-    # Share of the dense model's own distribution in the labels, 0 to 1. None for tasks with one right answer; half of it
-    # in `sparselens post-train`, whose text has many, and often less of it than a model learns by heart.
+    # Share of the dense model's own distribution in the labels, 0 to 1. None for tasks with one right answer; a half in
+    # `sparselens post-train`: text has many, and a small corpus is soon learnt by heart.
     distillation: float = 0.0
     multiplier: float = 1.0  # GECO's, at the start
     multiplier_rate: float = 0.2  # per nat of violation and step
