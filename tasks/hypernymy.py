@@ -1,0 +1,65 @@
+"""Hypernymy: what kind of thing is it?
+
+    clean     A tulip is a kind of       -> " flower", not " tool"
+    other     A hammer is a kind of
+Source: the prompts of Hanna et al. 2024, "Have Faith in Faithfulness", arXiv 2403.17806, ask the same of GPT-2. No
+single circuit is known: early MLPs look the noun up, late heads move its class to END.
+"""
+
+from sparselens.draw import Draw
+from sparselens.prompts import PromptPair, pair
+from sparselens.task import Lists, Task
+from sparselens.tasks.kinds import usable_kinds
+from sparselens.words import Words, spaced
+
+TEMPLATES = (
+    "A {THING} is a kind of",
+    "The {THING} is a kind of",
+    "Every {THING} is a kind of",
+    "Do you know what a {THING} is? It is a kind of",
+    "A {THING} is one kind of",
+    "I know that a {THING} is a kind of",
+)
+# No class contains another, and every member begins with a consonant: "A {THING}" is right for all.
+CLASSES = {
+    "bird": "robin parrot crow pigeon duck swan goose hawk sparrow falcon penguin turkey chicken raven dove seagull",
+    "fish": "salmon trout tuna shark cod carp goldfish herring",
+    "flower": "rose tulip daisy lily sunflower violet lotus",
+    "tree": "pine maple willow birch cedar palm",
+    "fruit": "banana pear peach grape lemon strawberry melon mango blueberry pineapple",
+    "vegetable": "carrot potato cabbage broccoli radish cauliflower beet celery",
+    "insect": "bee beetle fly butterfly wasp mosquito moth cricket ladybug",
+    "tool": "hammer saw wrench shovel rake chisel drill",
+    "toy": "doll teddy puppet yo-yo balloon",
+    "dog": "poodle terrier bulldog beagle hound puppy",
+    "coin": "penny dime nickel",
+    "bag": "purse backpack suitcase handbag pouch",
+    "weapon": "sword spear rifle pistol cannon dagger gun",
+    "instrument": "piano guitar violin flute trumpet drum harp",
+    "hat": "beret helmet cap bonnet",
+    "boat": "canoe kayak ferry yacht raft ship",
+    "shoe": "sandal slipper boot",
+    "building": "castle school church hospital library museum hotel",
+}
+
+
+def draw(random: Draw, words: Lists, corruption: str) -> PromptPair:  # noqa: ARG001 - of type DrawPair
+    """One pair, of two classes."""
+    (right, members), (wrong, others) = random.sample(usable_kinds(words, entries=1, kinds=2), 2)
+    thing, other = random.choice(members), random.choice(others)
+    return pair(random.choice(TEMPLATES), {"THING": thing}, {"THING": other}, f" {right}", f" {wrong}")
+
+
+def _members(name: str, members: str) -> Words:
+    """Members that are one token, if their class is."""
+    return Words(members.split(), lambda member: (*spaced(name), *spaced(member)), need=0)
+
+
+hypernymy = Task(
+    "hypernymy",
+    "what kind of thing is it?",
+    draw,
+    words={name: _members(name, members) for name, members in CLASSES.items()},
+    corruptions={"other": ("THING",)},
+    source="after Hanna et al. 2024, arXiv 2403.17806",
+)
