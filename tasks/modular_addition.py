@@ -1,0 +1,48 @@
+"""Modular addition: the remainder of a sum.
+
+    clean     (61+80) mod 113=    -> "28", not "5"
+    second    (61+57) mod 113=
+Source: Nanda et al. 2023, "Progress measures for grokking", arXiv 2301.05217, with modulus 113 and a token for every
+number. Known circuit (one-layer transformer trained on it): the embedding holds sines and cosines of a few frequencies,
+attention and MLP turn them into those of the sum. Here the modulus is part of the prompt, as text.
+"""
+
+from bisect import bisect_left
+
+from sparselens.draw import Draw
+from sparselens.prompts import PromptPair, pair
+from sparselens.task import Lists, Task
+from sparselens.words import Continuation, Words
+
+TEMPLATES = ("({A}+{B}) mod {MODULUS}=", "({A}+{B})%{MODULUS}=", "modulo {MODULUS}: {A}+{B}=")
+MODULI = (5, 7, 11, 13, 23, 59, 97, 113)  # primes, the last as in the paper
+
+
+def _after_equals(residue: int) -> tuple[Continuation, ...]:
+    return (("=", str(residue)),)
+
+
+def draw(random: Draw, words: Lists, corruption: str) -> PromptPair:
+    """One pair of different remainders, in which the second number differs or both do.
+
+    The remainders are drawn first: each is right as often as it is wrong.
+    """
+    modulus = random.choice(words["modulus"])
+    residues = words["residue"]  # ascending
+    right, wrong = random.sample(residues[: bisect_left(residues, modulus)], 2)
+    a, fresh = random.below(modulus), random.below(modulus)
+    other = fresh if corruption == "both" else a
+    slots = {"A": str(a), "B": str((right - a) % modulus), "MODULUS": str(modulus)}
+    changes = {"A": str(other), "B": str((wrong - other) % modulus)}
+    return pair(random.choice(TEMPLATES), slots, changes, str(right), str(wrong))
+
+
+modular_addition = Task(
+    "modular_addition",
+    "the remainder of a sum",
+    draw,
+    words={"modulus": MODULI, "residue": Words(range(MODULI[-1]), _after_equals)},
+    corruptions={"second": ("B",), "both": ("A", "B")},
+    source="Nanda et al. 2023, arXiv 2301.05217",
+    circuit="Fourier features of the operands in the embedding, of the sum after the MLP (one-layer transformer)",
+)
