@@ -1,0 +1,72 @@
+"""Acronyms: the third letter of an abbreviation whose words have just been read.
+
+    clean     The Royal Music Hall (RM      -> "H", not "F"
+    third     The Royal Music Fund (RM
+    words     The Little Garden Fund (RM
+Source: Garcia-Carrasco et al. 2024, "How does GPT-2 Predict Acronyms?", arXiv 2405.04156. Known circuit (GPT-2 small):
+eight letter-mover heads attend from END to the third word and copy its initial; others carry its position.
+"""
+
+from itertools import product
+
+from sparselens.draw import Draw
+from sparselens.prompts import PromptPair, pair
+from sparselens.task import Lists, Task
+from sparselens.words import Continuation, Words
+
+TEMPLATES = (
+    "The {FIRST} {SECOND} {THIRD} ({ACRONYM}",
+    "She joined the {FIRST} {SECOND} {THIRD} ({ACRONYM}",
+    "Members of the {FIRST} {SECOND} {THIRD} ({ACRONYM}",
+    "He works for the {FIRST} {SECOND} {THIRD} ({ACRONYM}",
+    "Everyone in town knows the {FIRST} {SECOND} {THIRD} ({ACRONYM}",
+)
+# Words that make a plausible name in any combination; short ones, for small vocabularies.
+FIRST = """
+Royal National Central Global Northern Southern Western Eastern United Young Open Big Little Happy Joint Old New
+Modern Local Junior Fine Light Free Kind Very Daily Great Main Pretty Upper Zurich
+"""
+SECOND = """
+Music Garden Dance Book Film Water Energy Insect Jazz Kite Language Nature Ocean Pet River Sun Train Village Youth
+Art Bird Cat Dog Fire History Radio Peace Tree Animal Data Health Steel Zoo Video
+"""
+# By their initial, so that each letter is the answer equally often. All have four letters: most small vocabularies have
+# as many tokens for one as for another. The initials are those that large vocabularies rarely join to others.
+THIRD = """
+Farm Fund Fire, Game Gang Girl, Hall Home Help, Jury Jazz, Kids Kite King, Mill Mine Mail, News Nest Note,
+View Vote Vets, Week Work Wave, Year Yard Yoga, Zone
+"""
+CORRUPTIONS = {"third": ("THIRD",), "words": ("FIRST", "SECOND", "THIRD")}
+
+
+def by_initial(words: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Words that share their initial, with it."""
+    groups = (tuple(group.split()) for group in words.split(","))
+    return tuple((group[0][0], group) for group in groups)
+
+
+def letter_is_a_token(names: tuple[str, str]) -> tuple[Continuation, ...]:
+    """Every third letter must be a token of its own after the first two."""
+    return tuple((f" ({names[0][0]}{names[1][0]}", letter) for letter, _ in ENDINGS)
+
+
+def draw(random: Draw, words: Lists, corruption: str) -> PromptPair:
+    """One pair; the third word of the corrupted prompt has another initial, the letters in brackets are the same."""
+    (first, second), (other_first, other_second) = random.sample(words["first two"], 2)
+    (answer, thirds), (wrong, other_thirds) = random.sample(ENDINGS, 2)
+    slots = {"FIRST": first, "SECOND": second, "THIRD": random.choice(thirds), "ACRONYM": first[0] + second[0]}
+    changes = {"FIRST": other_first, "SECOND": other_second, "THIRD": random.choice(other_thirds)}
+    changes = {name: changes[name] for name in CORRUPTIONS[corruption]}
+    return pair(random.choice(TEMPLATES), slots, changes, answer, wrong)
+
+
+ENDINGS = by_initial(THIRD)
+acronyms = Task(
+    "acronyms",
+    "the third letter of an abbreviation",
+    draw,
+    words={"first two": Words(list(product(FIRST.split(), SECOND.split())), letter_is_a_token)},
+    corruptions=CORRUPTIONS,
+    source="Garcia-Carrasco et al. 2024, arXiv 2405.04156",
+    circuit="letter-mover heads copy the initial of the third word (GPT-2 small)",
+)
