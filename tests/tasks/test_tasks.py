@@ -19,6 +19,8 @@ EVERY_CORRUPTION = [(name, corruption) for name, task in TASKS.items() for corru
 TOKENIZERS = {"gpt2": "tokenizers/gpt2", "stories3m": "models/stories3m", "stories260k": "models/stories260k"}
 # Tasks that a tokenizer cannot do, with what the refusal has to say.
 REFUSED: dict[tuple[str, str], str] = {
+    ("ioi", "stories260k"): "corruption 'abc' needs more names than 2: use s2_io",
+    ("ioi_stories", "stories260k"): "corruption 'abc' needs more names than 2: use s2_io",
     ("addition", "gpt2"): "position 'A1' lies inside a longer token",
     ("addition_causal", "gpt2"): "position 'A1' lies inside a longer token",
     ("greater_than", "stories3m"): "needs 3 entries of its list 'two-digit ending' .* has 0 of 99",
@@ -29,6 +31,12 @@ REFUSED: dict[tuple[str, str], str] = {
     ("colored_objects", "stories260k"): "needs 3 entries of its list 'object' .* has 0 of 32",
     ("country_capital", "stories3m"): "needs 2 entries of its list 'capital' .* has 0 of 72",
     ("country_capital", "stories260k"): "needs 2 entries of its list 'capital' .* has 0 of 72",
+    ("hypernymy", "stories260k"): "want 1 or more words of 2 or more kinds; this tokenizer has them of 0",
+    ("opposites_stories", "stories260k"): "needs 20 entries of its list 'opposite' .* has 3 of 66",
+    ("opposites_quoted", "stories3m"): "needs 20 entries of its list 'opposite' .* has 14 of 129",
+    ("opposites_quoted", "stories260k"): "needs 20 entries of its list 'opposite' .* has 4 of 129",
+    ("brackets", "stories260k"): "needs 2 entries of its list 'answer' .* has 0 of 2",
+    ("fact_retrieval", "stories260k"): "want 2 or more words of 1 or more kinds; this tokenizer has them of 0",
 }
 
 

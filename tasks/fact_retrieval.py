@@ -1,0 +1,47 @@
+"""Fact retrieval: what a model knows about a subject that the prompt only names.
+
+    clean     The chemical symbol for gold is      -> " Au", not " Fe"
+    other     The chemical symbol for iron is
+Source: Meng et al. 2022, arXiv 2202.05262; Geva et al. 2023, arXiv 2304.14767. Known circuit: MLPs at the last token of
+the subject enrich it, later attention heads extract the attribute to END. The facts are in `fact_table`, each kind with
+where to look it up; capitals are a task of their own.
+"""
+
+from sparselens.draw import Draw
+from sparselens.prompts import PromptPair, pair
+from sparselens.task import Lists, Task
+from sparselens.tasks.fact_table import FACTS
+from sparselens.tasks.kinds import usable_kinds
+from sparselens.words import Continuation, Words, spaced
+
+Fact = tuple[str, str]
+BEFORE = ("", "Here is a fact. ", "Listen to this. ")  # what a prompt may begin with
+
+
+def facts(table: str) -> list[Fact]:
+    """Subjects with their answers, from "subject: answer, ..."."""
+    rows = (row.partition(":") for row in table.split(","))
+    return [(subject.strip(), answer.strip()) for subject, _, answer in rows]
+
+
+def _answer_is_one_token(fact: Fact) -> tuple[Continuation, ...]:
+    return spaced(fact[1])
+
+
+def draw(random: Draw, words: Lists, corruption: str) -> PromptPair:  # noqa: ARG001 - of type DrawPair
+    """One pair about two subjects of a kind."""
+    kind, known = random.choice(usable_kinds(words))
+    (subject, answer), (other, wrong) = random.sample(known, 2)
+    template = random.choice(BEFORE) + random.choice(FACTS[kind][0])
+    return pair(template, {"SUBJECT": subject}, {"SUBJECT": other}, f" {answer}", f" {wrong}")
+
+
+fact_retrieval = Task(
+    "fact_retrieval",
+    "what a model knows about a subject that the prompt only names",
+    draw,
+    words={kind: Words(facts(table), _answer_is_one_token, need=0) for kind, (_, _, table) in FACTS.items()},
+    corruptions={"other": ("SUBJECT",)},
+    source="after Meng et al. 2022, arXiv 2202.05262",
+    circuit="MLPs at the subject's last token, then attention heads that extract the attribute (GPT-J, GPT-2 XL)",
+)
