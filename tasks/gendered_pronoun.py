@@ -19,7 +19,7 @@ TEMPLATES = (
     "Well, {NAME} is the most {quality} person here, isn't",
     "As we know, {NAME} has always been {quality}, hasn't",
     "Yes, {NAME} was very {quality} at school, wasn't",
-    "In the end {NAME} became a {quality} person, didn't",
+    "In the end, {NAME} became a {quality} person, didn't",
     "After all, {NAME} can be {quality}, can't",
     "One day, {NAME} was {quality} because",
     "One day, {NAME} felt {quality} and said that",

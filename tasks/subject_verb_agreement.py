@@ -3,6 +3,7 @@
     clean   Today the farmers near the bird     -> " were", not " was"
     number  Today the farmer near the bird
 Simple, across a prepositional phrase, and across a relative clause; the noun between (ATTRACTOR) is of either number.
+`subject_verb_agreement_stories` asks the simple case alone, in words of children's stories.
 Source: Linzen et al. 2016, "Assessing the ability of LSTMs to learn syntax-sensitive dependencies", arXiv 1611.01368;
 as clean and corrupted pairs: Marks et al. 2024, "Sparse feature circuits", arXiv 2403.19647. Known circuit there
 (Pythia 70M, Gemma 2 2B): features of number on SUBJECT, moved by attention to END past features of clause and phrase.
