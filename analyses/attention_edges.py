@@ -1,7 +1,7 @@
 """Which positions attend to which: all attention edges of a model on given prompts, as plain numbers.
 
 A sparse model has the edges whose gate is open, a dense model all pairs that its masks leave visible. One run with the
-cache of `hook_pattern` (the weights) and, in a sparse model, `hook_gate` (which edges are open).
+cache of `hook_pattern` (the weights) and of what tells the edges: `hook_gate`, in a dense model `hook_attn_scores`.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-PATTERN, GATE = "attn.hook_pattern", "attn.hook_gate"
+PATTERN, SCORES, GATE = "attn.hook_pattern", "attn.hook_attn_scores", "attn.hook_gate"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ COLUMNS = ("prompt", "layer", "head", "query_pos", "key_pos", "weight")
 def attention_edges(model: Any, tokens: Any) -> AttentionEdges:
     """The attention edges of a TransformerBridge or HookedTransformer, dense or sparse, on every prompt.
 
-    A dense edge counts as visible when its weight is above zero: the softmax gives masked pairs exactly zero.
+    A dense edge is a pair whose score the mask leaves alone, even if its weight vanishes in half precision. The few
+    attentions that show no scores (`leaves_it_to_inner`) have those pairs whose weight is above zero.
 
     Args:
         model: in evaluation mode, since gates in training are random.
@@ -65,11 +66,11 @@ def attention_edges(model: Any, tokens: Any) -> AttentionEdges:
     """
     if model.training:
         raise ValueError("the model is in training mode, where gates are random: call model.eval() first")
-    _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith((PATTERN, GATE)))
+    _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith((PATTERN, SCORES, GATE)))
     layers = [layer for layer in range(model.cfg.n_layers) if f"blocks.{layer}.{PATTERN}" in cache]
     if not layers:
         raise ValueError(f"{type(model).__name__} has no blocks.*.{PATTERN}: load it with eager attention")
-    parts = [_layer_edges(cache, layer) for layer in layers]
+    parts = [_layer_edges(cache, layer, model.blocks[layer].attn) for layer in layers]
     columns = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
     order = np.argsort(columns["prompt"], kind="stable")  # layers came one after the other
     n_prompts, n_heads, n_pos, _ = cache[f"blocks.{layers[0]}.{PATTERN}"].shape
@@ -77,10 +78,17 @@ def attention_edges(model: Any, tokens: Any) -> AttentionEdges:
     return AttentionEdges(n_prompts, model.cfg.n_layers, n_heads, n_pos, **columns)
 
 
-def _layer_edges(cache: Any, layer: int) -> dict[str, np.ndarray]:
+def _layer_edges(cache: Any, layer: int, attn: Any) -> dict[str, np.ndarray]:
+    from sparselens.gate_points import leaves_it_to_inner  # with torch, which figures of edges can do without
+    from sparselens.gates import is_visible
+
     pattern = cache[f"blocks.{layer}.{PATTERN}"].detach().float()
-    gate = f"blocks.{layer}.{GATE}"
-    is_edge = (cache[gate] if gate in cache else pattern) > 0  # noqa: SIM401 - an ActivationCache has no get
+    if f"blocks.{layer}.{GATE}" in cache:
+        is_edge = cache[f"blocks.{layer}.{GATE}"] > 0
+    elif leaves_it_to_inner(attn):  # its `hook_attn_scores` shows the softmax, too
+        is_edge = pattern > 0
+    else:
+        is_edge = is_visible(cache[f"blocks.{layer}.{SCORES}"])
     prompt, head, query_pos, key_pos = (axis.cpu().numpy() for axis in is_edge.nonzero(as_tuple=True))
     weight = pattern[is_edge].cpu().numpy()
     return dict(zip(COLUMNS, (prompt, np.full_like(prompt, layer), head, query_pos, key_pos, weight), strict=True))

@@ -28,6 +28,15 @@ def test_a_dense_model_has_every_visible_pair(bidirectional: bool, pairs: int):
     assert bidirectional or (edges.key_pos <= edges.query_pos).all()
 
 
+def test_weights_too_small_for_half_precision_are_edges_still():
+    model = make_bridge()
+    for block in model.blocks:
+        block.attn.hook_attn_scores.add_hook(lambda scores, hook: scores * 1000, is_permanent=True)
+    _, cache = model.half().run_with_cache(TOKENS)
+    assert (cache["blocks.0.attn.hook_pattern"] > 0).sum() < 2 * 2 * 15
+    assert len(attention_edges(model, TOKENS)) == 2 * 2 * 2 * 15
+
+
 def test_weights_are_those_of_the_pattern():
     model = make_bridge()
     _, cache = model.run_with_cache(TOKENS)
