@@ -2,8 +2,8 @@
 
     clean     A tulip is a kind of       -> " flower", not " tool"
     other     A hammer is a kind of
-Source: the prompts of Hanna et al. 2024, "Have Faith in Faithfulness", arXiv 2403.17806, ask the same of GPT-2. No
-single circuit is known: early MLPs look the noun up, late heads move its class to END.
+Source: the prompts of Hanna et al. 2024, "Have Faith in Faithfulness", arXiv 2403.17806, ask the same of GPT-2. Its
+circuits there are found by scores alone; no account of them head by head is known.
 """
 
 from sparselens.draw import Draw
