@@ -64,8 +64,10 @@ def evaluate(
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     sums = torch.zeros(8, dtype=torch.float64, device=device)
     with evaluating(model), torch.no_grad():
-        for batch in batches[rank::world]:
-            sums += _sums(model, to_device(batch, device), loss, layer_cost)
+        for first in range(0, len(batches), world):  # each process as often: with FSDP they wait for each other
+            mine = first + rank
+            found = _sums(model, to_device(batches[min(mine, len(batches) - 1)], device), loss, layer_cost)
+            sums += found if mine < len(batches) else 0
     if accelerator and world > 1:
         sums = cast("Tensor", accelerator.reduce(sums, "sum"))
     tokens, nats, examples, opened, visible, pairs, queries, weighted = sums.tolist()

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from sparselens.batches import Batches, rows_of_process, stream, to_device
@@ -60,7 +61,7 @@ def post_train(
             over rows. The expected share of edges is a mean over the batches and processes of a step
         dense: the dense model that target and distillation refer to. Default: `model` itself with its gates open; give
             it when `model` has been post-trained before
-        out: folder for the checkpoint and `log.jsonl`
+        out: folder for the checkpoint and `log.jsonl`; not with FSDP
         resume: go on from the checkpoint in `out`, given the same dense model and data; the result is that of the
             uninterrupted run
         accelerator: default: one made for this run with the precision that `config` names
@@ -69,7 +70,7 @@ def post_train(
 
     Raises:
         ValueError: the model carries no gates, a loss or gradient is not finite (the model then holds the weights from
-            before that step), `out` holds another run, or the checkpoint is damaged.
+            before that step), `out` holds another run, or the checkpoint is damaged; `out` was given with FSDP.
     """
     config = config or PostTrainConfig()
     devices = range(torch.cuda.device_count())  # named, since torch warns where it has to guess among several
@@ -99,6 +100,8 @@ class _Run:
         self.noise = self.settings.noise  # given back at the end
         self.config, self.loss, self.held_out = config, loss, held_out
         self.accelerator = accelerator or accelerator_for(config.mixed_precision)
+        if out is not None and self.accelerator.distributed_type == DistributedType.FSDP:
+            raise ValueError("with FSDP no process holds the whole model to write it down: run without `out`")
         self.checkpoint = None if out is None else Path(out) / "checkpoint.pt"
         self.reference = dense.to(self.accelerator.device)
         self.teacher = Teacher(dense, config.distillation) if config.distillation else None

@@ -32,6 +32,7 @@ def ragged_rows(index: int, hidden_by: str = "labels") -> dict[str, Tensor]:
 
 
 HELD_OUT = [counting_rows(10_000 + i) for i in range(2)]
+THREE = [counting_rows(20_000 + i) for i in range(3)]  # batches: not to be split evenly over two processes
 
 
 def gated(kind: str = "transformers", family: str = "gpt2", **options: Any) -> Any:
@@ -52,6 +53,25 @@ def run(model: Any, *, out: Path | None = None, resume: bool = False, **options:
     return sl.post_train(model, config=settings(**options), out=out, resume=resume, progress=False, **data)
 
 
+def sharding_accelerator() -> Any:
+    """FSDP2 on CPUs, which accelerate would do without: it shards on accelerators only, and must be told otherwise."""
+    from accelerate import Accelerator, FullyShardedDataParallelPlugin
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedType
+
+    accelerator = Accelerator(cpu=True)
+    AcceleratorState._shared_state |= {
+        "distributed_type": DistributedType.FSDP,
+        "fsdp_plugin": FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
+            cpu_ram_efficient_loading=False,
+        ),
+    }
+    return accelerator
+
+
 def _main() -> None:
     torch.set_num_threads(1)
     given = json.loads(sys.argv[1])
@@ -68,11 +88,16 @@ def _main() -> None:
         given["options"]["loss"] = slow_loss
     if "hidden_by" in given:
         given["options"]["batches"] = partial(ragged_rows, hidden_by=given["hidden_by"])
-    result = run(model, out=Path(given["out"]), resume=given.get("resume", False), **given["options"])
+    out: Path | None = Path(given["out"])
+    if given.get("fsdp"):
+        given["options"]["accelerator"], out = sharding_accelerator(), None
+        given["options"]["held_out"] = THREE
+    result = run(model, out=out, resume=given.get("resume", False), **given["options"])
     import os
 
     rank = os.environ.get("RANK", "0")
-    torch.save({"model": model.state_dict(), "history": result.history}, Path(given["out"]) / f"result-{rank}.pt")
+    weights = {name: getattr(value, "full_tensor", lambda v=value: v)() for name, value in model.state_dict().items()}
+    torch.save({"model": weights, "history": result.history}, Path(given["out"]) / f"result-{rank}.pt")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 
 from sparselens.batches import rows_of_process
 from sparselens.processes import accelerator_for
-from tests.tiny_runs import gated, ragged_rows, run
+from tests.tiny_runs import THREE, gated, ragged_rows, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,6 +72,18 @@ def test_two_processes_weigh_their_tokens(tmp_path: Path):
     history = run(alone, batches=ragged_rows, **options).history
     for one, two in zip(history, first["history"], strict=True):
         assert two == pytest.approx(one, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_that_share_one_model_are_one_run(tmp_path: Path):
+    first, second = run_two(tmp_path, "transformers", "llama", {"distillation": 0.5}, fsdp=True)
+    alone = gated("transformers", "llama")
+    history = run(alone, distillation=0.5, held_out=THREE).history
+    assert first["history"] == second["history"]
+    for one, two in zip(history, first["history"], strict=True):
+        assert two == pytest.approx(one, rel=1e-5, abs=1e-5)
+    for name, value in alone.state_dict().items():
+        torch.testing.assert_close(first["model"][name], value, atol=1e-5, rtol=1e-4, msg=name)
 
 
 def test_rows_are_split_evenly():
