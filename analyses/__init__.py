@@ -1,9 +1,45 @@
 """What is asked of a (dense, sparse) pair of models, and how the answers are drawn.
 
-These imports are light: models come in as arguments, and matplotlib is loaded when something is drawn.
+These imports are light: models come in as arguments, what needs torch is looked up when first used, and matplotlib is
+loaded when something is drawn.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from sparselens.analyses.attention_edges import AttentionEdges, attention_edges
 from sparselens.analyses.token_view import TokenView, token_view
 
+if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and completion
+    from sparselens.analyses.activation_patching import Patched as Patched
+    from sparselens.analyses.activation_patching import patch_activations as patch_activations
+    from sparselens.analyses.activation_patching import patch_heads as patch_heads
+    from sparselens.analyses.cones import DependencyCone as DependencyCone
+    from sparselens.analyses.cones import cut_effects as cut_effects
+    from sparselens.analyses.cones import dependency_cone as dependency_cone
+    from sparselens.analyses.cones import outside_effect as outside_effect
+    from sparselens.analyses.top_components import Kept as Kept
+    from sparselens.analyses.top_components import keep_top as keep_top
+
 __all__ = ["AttentionEdges", "TokenView", "attention_edges", "token_view"]
+
+_HOMES = {
+    "activation_patching": ("Patched", "patch_activations", "patch_heads"),
+    "cones": ("DependencyCone", "cut_effects", "dependency_cone", "outside_effect"),
+    "top_components": ("Kept", "keep_top"),
+}
+_HOME_OF = {name: f"sparselens.analyses.{module}" for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module in which a public name lives, and keep what was found."""
+    if name not in _HOME_OF:
+        known = ", ".join(sorted({*__all__, *_HOME_OF}))
+        raise AttributeError(f"module 'sparselens.analyses' has no attribute {name!r}; it has {known}")
+    value = getattr(import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME_OF})

@@ -1,0 +1,131 @@
+"""Runs only the part of a model that a patch can change, and measures what a run needs.
+
+Blocks before the patched one are passed over: a stand-in hands on the residual stream that an earlier run left there.
+After the last attention every position stands for itself, so the last MLP and the unembedding see the answer's alone.
+The model still makes its own masks, positions and norms for the batch that runs, so nothing is assumed about them.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+Result = TypeVar("Result")
+Hooks = Sequence[tuple[str, Callable[..., Any]]]
+
+
+def run(model: Any, tokens: Int[Tensor, "batch pos"], hooks: Hooks = ()) -> Float[Tensor, "batch out_pos d_vocab"]:
+    """Logits of a TransformerBridge or HookedTransformer under hooks; no keys and values are kept for generation."""
+    options = {"use_cache": False} if hasattr(model, "original_model") else {}
+    return model.run_with_hooks(tokens, fwd_hooks=list(hooks), **options)
+
+
+def returns_tuple(model: Any, tokens: Int[Tensor, "batch pos"]) -> bool:
+    """Do the model's blocks return a tuple? It depends on the family."""
+    seen: list[bool] = []
+    handle = model.blocks[0].register_forward_hook(lambda _block, _args, out: seen.append(isinstance(out, tuple)))
+    try:
+        run(model, tokens)
+    finally:
+        handle.remove()
+    return seen[0]
+
+
+@contextmanager
+def starting_at(model: Any, layer: int, residual: Float[Tensor, "batch pos d_model"], as_tuple: bool) -> Iterator[None]:
+    """Inside, block `layer` reads `residual`, whatever the tokens are, and the blocks before it do not run.
+
+    Args:
+        as_tuple: what `returns_tuple` said
+    """
+    passed = list(model.blocks)[:layer]
+    before = [block.__dict__.get("forward") for block in passed]  # accelerate, for one, puts its own there
+    try:
+        for block in passed:
+            block.__dict__["forward"] = partial(_hand_on, residual, as_tuple)
+        yield
+    finally:
+        for block, forward in zip(passed, before, strict=True):
+            del block.__dict__["forward"]
+            if forward is not None:
+                block.__dict__["forward"] = forward
+
+
+def _hand_on(residual: Tensor, as_tuple: bool, *_: Any, **__: Any) -> Any:
+    return (residual, None) if as_tuple else residual
+
+
+@contextmanager
+def only_at(model: Any, end: Int[Tensor, " batch"], n_pos: int, trim_mlp: bool = True) -> Iterator[None]:
+    """Inside, logits are made at one position a prompt: they come out as `batch 1 d_vocab`.
+
+    Args:
+        trim_mlp: let the last MLP, too, see this position alone. Not while its output is recorded or patched.
+    """
+    handles = [model.unembed.register_forward_pre_hook(partial(_pick, end))]
+    last_mlp = model.blocks[-1]._modules.get("mlp")
+    if trim_mlp and last_mlp is not None:
+        handles.append(last_mlp.register_forward_pre_hook(partial(_pick, end)))
+        handles.append(last_mlp.register_forward_hook(partial(_spread, n_pos)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _pick(end: Tensor, _module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Every input at the chosen position alone; some families hand the MLP the residual stream, too."""
+    rows = torch.arange(len(end))
+    return tree_map(lambda x: x[rows.to(x.device), end.to(x.device)][:, None] if isinstance(x, Tensor) else x, args)
+
+
+def _spread(n_pos: int, _module: Any, _args: Any, output: Any) -> Any:
+    """The same output at all positions, of which only the chosen one is read. A copy, since some families add to it."""
+    return tree_map(lambda x: x.repeat(1, n_pos, 1) if x.ndim == 3 else x, output)
+
+
+class _Allocations(TorchDispatchMode):
+    """Counts the bytes of tensors made inside the block that are alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for storage in _storages((args, kwargs)):
+            self._known.add(storage._cdata)  # parameters and inputs, of which an output may be a view
+        output = func(*args, **(kwargs or {}))
+        for storage in _storages(output):
+            if storage._cdata not in self._known:
+                self._known.add(storage._cdata)
+                self._count(storage.nbytes())
+                weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
+        return output
+
+    def _count(self, size: int) -> None:
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+    def _freed(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
+
+
+def _storages(tree: Any) -> list[Any]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def peak_bytes(call: Callable[[], Result]) -> tuple[Result, int]:
+    """What `call` returns, and the most bytes that tensors made by it took at once, on all devices together."""
+    with _Allocations() as allocations:
+        result = call()
+        return result, allocations.peak

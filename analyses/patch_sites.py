@@ -1,0 +1,97 @@
+"""Where a model can be patched: which hook point, and which part of its activation is one patch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sparselens.gate_points import leaves_it_to_inner
+from sparselens.surgery import is_sparse
+
+
+@dataclass(frozen=True)
+class Site:
+    """One hook point of every block. A patch replaces one cell of its activation: what shares the `cell` axes."""
+
+    name: str
+    hook: str  # after `blocks.{layer}.`
+    layout: tuple[str, ...]  # axes of the activation, after batch
+    cell: tuple[str, ...]  # those that number the patches of a layer, in the order of `layout`
+
+    def by_position(self) -> "Site":
+        """The same site with one patch for every position."""
+        return replace(self, cell=tuple(axis for axis in self.layout if axis in (*self.cell, "pos")))
+
+    def hook_name(self, layer: int) -> str:
+        """The full name of the hook point."""
+        return f"blocks.{layer}.{self.hook}"
+
+    def sizes(self, model: Any, n_pos: int) -> tuple[int, ...]:
+        """How many cells there are along every axis of `cell`."""
+        return tuple(model.cfg.n_heads if axis == "head" else n_pos for axis in self.cell)
+
+    def differs(self, one: Tensor, other: Tensor) -> Bool[Tensor, "batch *cell"]:
+        """In which cells two activations are not the same, bit by bit: the only ones that a patch can change."""
+        inside = [axis + 1 for axis, name in enumerate(self.layout) if name not in self.cell]
+        different = one != other
+        return different.any(inside) if inside else different
+
+    def spread(self, mask: Bool[Tensor, "batch *cell"]) -> Bool[Tensor, "batch *layout"]:
+        """A mask over cells as one that fits the activation."""
+        sizes = iter(mask.shape[1:])
+        return mask.reshape(len(mask), *(next(sizes) if axis in self.cell else 1 for axis in self.layout))
+
+
+_STREAM = ("pos", "d_model")
+SITES = {
+    site.name: site
+    for site in (
+        Site("heads", "attn.hook_z", ("pos", "head", "d_head"), ("head",)),
+        Site("mlps", "hook_mlp_out", _STREAM, ()),
+        Site("attention", "hook_attn_out", _STREAM, ()),
+        Site("residual", "hook_resid_pre", _STREAM, ()),
+        Site(
+            "attention_edges", "attn.hook_pattern", ("head", "query_pos", "key_pos"), ("head", "query_pos", "key_pos")
+        ),
+    )
+}
+
+
+def find_site(model: Any, name: str, by_position: bool = False) -> Site:
+    """The site of that name, present in every block of `model`.
+
+    Raises:
+        ValueError: there is no such site, or the model has no such hook point.
+    """
+    if name not in SITES:
+        raise ValueError(f"no such site: {name!r} (want {', '.join(SITES)})")
+    site = SITES[name]
+    points = model.hook_dict
+    missing = [site.hook_name(layer) for layer in range(model.cfg.n_layers) if site.hook_name(layer) not in points]
+    if missing:
+        raise ValueError(f"this {type(model).__name__} has no {missing[0]} to patch")
+    return site.by_position() if by_position else site
+
+
+def shows_only_copies(model: Any, site: Site) -> bool:
+    """Is what this hook point shows a copy, so that a patch of it would be lost?
+
+    True for the patterns of dense models whose attention TransformerLens leaves to transformers (GPT-Neo, GPT-J, OPT,
+    BERT). With gates, be they open, their patterns can be patched.
+    """
+    return (
+        site.name == "attention_edges"
+        and not is_sparse(model)
+        and any(leaves_it_to_inner(b.attn) for b in model.blocks)
+    )
+
+
+def replacing(
+    site: Site, mask: Bool[Tensor, "batch *cell"], source: Float[Tensor, "batch *layout"]
+) -> Callable[..., Tensor]:
+    """A hook that puts `source` into the masked cells of the activation."""
+    mask = site.spread(mask)
+    return lambda activation, **_: torch.where(mask.to(activation.device), source.to(activation), activation)
