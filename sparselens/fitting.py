@@ -60,10 +60,6 @@ class Fit:
             )
         return Words(kept, words.one_token, words.need)
 
-    def reasons(self, pairs: Sequence[PromptPair]) -> list[str | None]:
-        """Why each pair does not fit; None for those that do."""
-        return [str(found) if isinstance(found, MisfitError) else None for found in self._encode(pairs)]
-
     def single_tokens(self, prompt: str, answers: Iterable[str]) -> tuple[str, ...]:
         """Those answers that continue the prompt as one token."""
         (encoding,) = self._backend.encode_batch([prompt], add_special_tokens=False)
@@ -77,13 +73,14 @@ class Fit:
             ValueError: a pair does not fit. Says which and why.
         """
         encoded: list[Encoded] = []
-        for number, (found, pair) in enumerate(zip(self._encode(pairs), pairs, strict=True)):
+        for number, (found, pair) in enumerate(zip(self.check(pairs), pairs, strict=True)):
             if isinstance(found, MisfitError):
                 raise ValueError(f"pair {number} does not fit the tokenizer: {found} ({pair.clean!r}, {pair.answers})")
             encoded.append(found)
         return encoded
 
-    def _encode(self, pairs: Sequence[PromptPair]) -> Iterator[Encoded | MisfitError]:
+    def check(self, pairs: Sequence[PromptPair]) -> Iterator[Encoded | MisfitError]:
+        """Token ids of every pair, or why it does not fit."""
         cleans = self._backend.encode_batch([p.clean for p in pairs], add_special_tokens=False)
         others = self._backend.encode_batch([p.corrupted for p in pairs], add_special_tokens=False)
         self._learn_answers([(p.clean, (*p.answers, *p.wrong_answers)) for p in pairs], cleans)

@@ -12,11 +12,10 @@ Loads neither torch nor a tokenizer before one of them is needed.
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import repeat
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sparselens.draw import Draw
-from sparselens.fitting import Fit
+from sparselens.fitting import Encoded, Fit, MisfitError
 from sparselens.prompts import PromptPair
 from sparselens.words import Words
 
@@ -65,14 +64,11 @@ class Task:
         Raises:
             ValueError: n is not positive, or larger than the number of different pairs; no such corruption.
         """
-        pairs, misfits = self._draw(n, seed, corruption)
-        if len(pairs) < n:
-            raise ValueError(self._too_few(n, len(pairs), misfits))
-        return pairs
+        return self._exactly(n, seed, corruption).pairs
 
     def at_most(self, n: int, seed: int = 0, corruption: str | None = None) -> list[PromptPair]:
         """As `pairs`, but where there are fewer than n, all of them; there may be none that fits the tokenizer."""
-        return self._draw(n, seed, corruption)[0]
+        return self._draw(n, seed, corruption).pairs
 
     def dataset(self, n: int, seed: int = 0, corruption: str | None = None) -> "Dataset":
         """The pairs as a Hugging Face dataset with explicit features; its fingerprint names task, version, seed and n.
@@ -115,10 +111,10 @@ class Task:
         Raises:
             ValueError: as `pairs` and `fitted`, or too few pairs fit the tokenizer. Says why.
         """
-        from sparselens.tokenizing import tokenize_pairs
+        from sparselens.tokenizing import stack
 
-        task = self.fitted(tokenizer, bos, equal_length)
-        return tokenize_pairs(task.pairs(n, seed, corruption), tokenizer, bos, equal_length)
+        drawn = self.fitted(tokenizer, bos, equal_length)._exactly(n, seed, corruption)
+        return stack(drawn.pairs, drawn.encoded)
 
     def solved_by(self, model: "nn.Module", n: int, seed: int = 0, **options: Any) -> "TokenizedPairs":
         """Those of n pairs that the model gets right (`metrics.accuracy`), as circuit studies take them.
@@ -175,24 +171,25 @@ class Task:
         left = "" if self.fit is None else f"-{digest([list(_as_words(w).entries) for w in self.words.values()])}"
         return f"{self.name}-v{self.version}-{self.find_corruption(corruption)}{left}-seed{seed}-n{n}"
 
-    def _draw(self, n: int, seed: int, corruption: str | None) -> tuple[list[PromptPair], Counter[str]]:
+    def _exactly(self, n: int, seed: int, corruption: str | None) -> "_Drawn":
+        drawn = self._draw(n, seed, corruption)
+        if len(drawn.pairs) < n:
+            raise ValueError(self._too_few(n, len(drawn.pairs), drawn.misfits))
+        return drawn
+
+    def _draw(self, n: int, seed: int, corruption: str | None) -> "_Drawn":
         """Up to n different pairs that fit, and why others do not; fewer when no further one turns up."""
         if n < 1:
             raise ValueError(f"{n} pairs: want at least 1")
         corruption = self.find_corruption(corruption)
         lists = {name: _as_words(entries).entries for name, entries in self.words.items()}
-        random, seen = Draw(seed), set[Any]()
-        pairs, misfits = list[PromptPair](), Counter[str]()
-        while len(pairs) < n and misfits.total() <= 2000 + 50 * len(pairs):
+        random, seen, drawn = Draw(seed), set[Any](), _Drawn([], [], Counter())
+        while len(drawn.pairs) < n and drawn.misfits.total() <= 2000 + 50 * len(drawn.pairs):
             fresh = self._fresh(random, lists, corruption, seen, min(n, _AT_ONCE))
             if not fresh:
                 break
-            for candidate, reason in zip(fresh, self.fit.reasons(fresh) if self.fit else repeat(None), strict=False):
-                if reason is None:
-                    pairs.append(candidate)
-                else:
-                    misfits[reason] += 1
-        return pairs[:n], misfits
+            drawn.take(fresh, self.fit)
+        return _Drawn(drawn.pairs[:n], drawn.encoded[:n], drawn.misfits)
 
     def _fresh(self, random: Draw, lists: Lists, corruption: str, seen: set[Any], n: int) -> list[PromptPair]:
         """Up to n candidates not seen before; fewer when, as it seems, all have been."""
@@ -214,6 +211,24 @@ class Task:
         why = "; ".join(f"{count} times {reason}" for reason, count in misfits.most_common(3))
         drawn = found + misfits.total()
         return f"{found} of {drawn} pairs drawn of {self.name!r} fit this tokenizer, {n} were asked for: {why}"
+
+
+class _Drawn(NamedTuple):
+    pairs: list[PromptPair]
+    encoded: list[Encoded]  # of every pair, where there is a tokenizer to fit to
+    misfits: Counter[str]  # why others do not fit, and how many
+
+    def take(self, candidates: list[PromptPair], fit: Fit | None) -> None:
+        """Add those that fit."""
+        if fit is None:
+            self.pairs.extend(candidates)
+            return
+        for candidate, found in zip(candidates, fit.check(candidates), strict=True):
+            if isinstance(found, MisfitError):
+                self.misfits[str(found)] += 1
+            else:
+                self.pairs.append(candidate)
+                self.encoded.append(found)
 
 
 def _given(random: Draw, words: Lists, corruption: str) -> PromptPair:  # noqa: ARG001 - of type DrawPair

@@ -25,7 +25,11 @@ def tokenize_pairs(
     Raises:
         ValueError: a pair does not fit the tokenizer. Says which and why.
     """
-    encoded = Fit(tokenizer, bos, equal_length).encode(pairs)
+    return stack(pairs, Fit(tokenizer, bos, equal_length).encode(pairs))
+
+
+def stack(pairs: Sequence[PromptPair], encoded: Sequence[Encoded]) -> TokenizedPairs:
+    """The token ids of each pair as one table, padded on the left where lengths differ."""
     width = max(len(ids) for item in encoded for ids in (item.clean, item.corrupted))
     clean, corrupted = (torch.tensor([_left(ids, width) for ids in side]) for side in _sides(encoded))
     clean_mask, corrupted_mask = (torch.tensor([_mask(ids, width) for ids in side]) for side in _sides(encoded))

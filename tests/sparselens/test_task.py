@@ -10,7 +10,7 @@ import torch
 
 import sparselens as sl
 from sparselens.draw import Draw
-from sparselens.fitting import Fit
+from sparselens.fitting import Fit, MisfitError
 from sparselens.prompts import fill, next_word
 from tests.tiny_models import bridge_of, tiny_model, tiny_tokenizer
 
@@ -107,8 +107,8 @@ def test_pairs_of_unequal_length_only_on_request(tokenizer: Any):
     ],
 )
 def test_why_a_pair_does_not_fit(pair: sl.PromptPair, reason: str, tokenizer: Any):
-    (found,) = Fit(tokenizer).reasons([pair])
-    assert found is not None and reason in found
+    (found,) = Fit(tokenizer).check([pair])
+    assert isinstance(found, MisfitError) and reason in str(found)
 
 
 def test_words_that_do_not_fit_are_never_drawn(tokenizer: Any):

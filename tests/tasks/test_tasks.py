@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import transformers as tr
 
-from sparselens.fitting import Fit
 from sparselens.prompts import PromptPair
 from sparselens.task import Task
 from sparselens.tasks import TASKS, find_task
@@ -179,12 +178,3 @@ def test_importing_the_tasks_loads_nothing_heavy():
 def test_an_unknown_task_is_named():
     with pytest.raises(ValueError, match=r"no such task: 'ioy' \(want .*ioi"):
         find_task("ioy")
-
-
-def test_fitting_checks_what_it_should(tokenizers: dict[str, Any]):
-    fit = Fit(tokenizers["gpt2"])
-    long, moved = PromptPair("a b", "a bicycling", (" x",), (" y",)), PromptPair("I am", "I was", (" Zyxwv",), (" y",))
-    assert fit.reasons([long, moved]) == [
-        "clean and corrupted prompt differ in number of tokens",
-        "an answer is not a single token",
-    ]
