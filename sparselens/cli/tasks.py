@@ -144,9 +144,13 @@ def _fitted(task: "Task", tokenizer: str | None) -> "Task":
 
 
 def _hard(task: "Task", n: int, seed: int, chosen: str) -> "list[PromptPair] | None":
-    """Pairs of the next corruption, where it has the same clean prompts: EAP-IG's `corrupted_hard`."""
-    others = [name for name in task.corruptions if name != chosen]
-    return task.pairs(n, seed, others[0]) if others else None
+    """Pairs of the next corruption, where it leaves the clean prompts the same: EAP-IG's `corrupted_hard`."""
+    clean = [pair.clean for pair in task.pairs(n, seed, chosen)]
+    for name in task.corruptions:
+        pairs = task.at_most(n, seed, name)
+        if name != chosen and [pair.clean for pair in pairs] == clean:
+            return pairs
+    return None
 
 
 def _example(pair: "PromptPair") -> str:
