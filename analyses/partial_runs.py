@@ -59,7 +59,7 @@ def starting_at(model: Any, layer: int, residual: Float[Tensor, "batch pos d_mod
 
 
 def _hand_on(residual: Tensor, as_tuple: bool, *_: Any, **__: Any) -> Any:
-    return (residual, None) if as_tuple else residual
+    return (residual,) if as_tuple else residual
 
 
 @contextmanager

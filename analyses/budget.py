@@ -1,0 +1,63 @@
+"""Prompts in batches that fit into a memory budget, which is measured on the longest prompt and not guessed."""
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from jaxtyping import Int
+from torch import Tensor
+from tqdm import tqdm
+
+from sparselens.analyses.partial_runs import peak_bytes
+from sparselens.tokenized import TokenizedPairs
+
+Result = TypeVar("Result")
+
+MEMORY = 2**30  # bytes: what an analysis allocates beside the model
+
+
+def in_batches(
+    pairs: TokenizedPairs,
+    call: Callable[[Int[Tensor, " batch"], TokenizedPairs], Result],
+    memory: int,
+    progress: bool,
+    label: str,
+) -> Iterator[tuple[Int[Tensor, " batch"], Result]]:
+    """Results of `call` on batches of prompts of one length, with the numbers of their prompts.
+
+    Raises:
+        ValueError: the budget is too small for one prompt, or prompts differ in length within a pair.
+    """
+    refuse_unequal(pairs)
+    first = longest(pairs)
+    result, needed = peak_bytes(lambda: call(first, pairs[first]._without_padding()))
+    if needed > memory:
+        raise ValueError(f"memory = {memory} bytes is too small: one prompt takes {needed}")
+    with tqdm(total=len(pairs), desc=label, unit="prompt", disable=not progress, dynamic_ncols=True) as bar:
+        bar.update(1)
+        yield first, result
+        for rows, _ in pairs.batches(len(pairs)):
+            rest = rows[rows != first]
+            for some in rest.split(max(1, memory // needed)) if len(rest) else ():
+                yield some, call(some, pairs[some]._without_padding())
+                bar.update(len(some))
+
+
+def longest(pairs: TokenizedPairs) -> Int[Tensor, "1"]:
+    """The number of a prompt that no other is longer than."""
+    rows, _ = max(pairs.batches(len(pairs)), key=lambda group: group[1].clean.shape[1])
+    return rows[:1]
+
+
+def refuse_unequal(pairs: TokenizedPairs) -> None:
+    """Raise a ValueError if clean and corrupted prompt of some pair differ in length.
+
+    Every position needs its counterpart.
+    """
+    if pairs.attention_mask is None or pairs.corrupted_mask is None:
+        return
+    unequal = (pairs.attention_mask != pairs.corrupted_mask).any(-1).nonzero()
+    if len(unequal):
+        raise ValueError(
+            f"clean and corrupted prompt of pair {int(unequal[0])} differ in length ({len(unequal)} of {len(pairs)} "
+            "pairs do): every position needs its counterpart"
+        )

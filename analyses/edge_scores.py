@@ -1,0 +1,96 @@
+"""Scores of all edges of a model, for every prompt and on average, and the circuits that they choose."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sparselens import circuit
+from sparselens.circuit import Circuit
+from sparselens.graph import RECEIVERS, Graph
+from sparselens.intervals import Interval, mean_interval
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeScores:
+    """How much each edge matters for a metric; positive where corrupting the edge lowers it. In the metric's unit."""
+
+    graph: Graph
+    method: str
+    mean: Float[Tensor, "source destination"]  # over prompts; |.| has not been taken
+    per_prompt: Float[Tensor, "batch source destination"] | None  # None where only the mean was asked for
+    clean: Float[Tensor, " batch"]  # the metric of the clean runs
+    corrupted: Float[Tensor, " batch"]
+
+    @property
+    def exists(self) -> Bool[Tensor, "source destination"]:
+        """Which edges there are; all others score zero."""
+        return self.graph.exists
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the rows."""
+        return self.graph.sources
+
+    @property
+    def destinations(self) -> tuple[str, ...]:
+        """Names of the columns."""
+        return self.graph.destinations
+
+    def smallest(self, share: float = 0.9) -> Circuit:
+        """The fewest edges whose |mean score| adds up to this share of all: the paper's rule."""
+        return circuit.smallest(self.graph, self.mean, share)
+
+    def top(self, n: int) -> Circuit:
+        """The `n` edges of largest |mean score|."""
+        return circuit.top(self.graph, self.mean, n)
+
+    def greedy(self, n: int) -> Circuit:
+        """From the logits upward, `n` times the edge of largest |mean score| into a node that is already there."""
+        return circuit.greedy(self.graph, self.mean, n)
+
+    def of_prompt(self, prompt: int) -> "EdgeScores":
+        """The scores of one prompt alone.
+
+        Raises:
+            ValueError: there is no such prompt, or only the mean was asked for.
+        """
+        scores = self._all()
+        if not 0 <= prompt < len(scores):
+            raise ValueError(f"prompt = {prompt}: want 0 to {len(scores) - 1}")
+        rows = slice(prompt, prompt + 1)
+        return EdgeScores(self.graph, self.method, scores[prompt], scores[rows], self.clean[rows], self.corrupted[rows])
+
+    def interval(self, edge: str, level: float = 0.95) -> Interval:
+        """The mean score of one edge, and how sure it is.
+
+        Raises:
+            ValueError: there is no such edge, or only the mean was asked for.
+        """
+        source, destination = self.graph.edge(edge)
+        return mean_interval(self._all()[:, source, destination], level)
+
+    def node(self) -> Float[Tensor, " source"]:
+        """Mean score of each source as a whole: the sum over all that read it."""
+        return self.mean.sum(-1)
+
+    def per_kv_head(self) -> Float[Tensor, "source kv_destination"]:
+        """Mean scores with the query heads' columns `<k>` and `<v>` added up to those of the heads they share.
+
+        Columns stand in the order of the destinations, each group where its first head stands.
+        """
+        columns: list[Tensor] = []
+        for layer, block in enumerate(self.graph.blocks):
+            at, shared = self.graph.head_destinations(layer), block.n_heads // (block.n_kv_heads or block.n_heads)
+            for number, receiver in enumerate(RECEIVERS):
+                start = at.start + number * block.n_heads
+                heads = self.mean[:, start : start + block.n_heads]
+                columns.append(heads if receiver == "q" else heads.unflatten(1, (-1, shared)).sum(-1))
+            columns += [self.mean[:, at.stop : at.stop + 1]] * block.mlp
+        return torch.cat([*columns, self.mean[:, -1:]], 1)
+
+    def _all(self) -> Float[Tensor, "batch source destination"]:
+        if self.per_prompt is None:
+            raise ValueError("only the mean was kept: attribute with per_prompt=True")
+        return self.per_prompt

@@ -1,0 +1,87 @@
+"""LayerNorm and RMSNorm as formulas, read off a model's modules and proved on random numbers.
+
+x_hat = (x - mean, if centred) / sqrt(mean of squares + eps),    y = gain * x_hat + bias
+J^T g = (h - mean(h), if centred, - x_hat mean(h x_hat)) / sqrt(...)    with h = gain * g
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """One norm over d_model; its numbers are in float32 at least."""
+
+    gain: Float[Tensor, " d_model"]
+    bias: Float[Tensor, " d_model"]
+    eps: float
+    centred: bool
+
+    def standardise(
+        self, x: Float[Tensor, "*batch d_model"]
+    ) -> tuple[Float[Tensor, "*batch d_model"], Float[Tensor, "*batch 1"]]:
+        """x_hat, and one over the root that it was divided by."""
+        x = self.centre(x.to(torch.promote_types(x.dtype, torch.float32)))
+        inverse = (x.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        return x * inverse, inverse
+
+    def centre(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """Without its mean, in a LayerNorm."""
+        return x - x.mean(-1, keepdim=True) if self.centred else x
+
+    def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        """What the module computes."""
+        return self.standardise(x)[0] * self.gain + self.bias
+
+    def pull_back(
+        self, gradient: Float[Tensor, "*batch d_model"], x: Float[Tensor, "*batch d_model"]
+    ) -> Float[Tensor, "*batch d_model"]:
+        """The gradient at the input x from that at the output."""
+        x_hat, inverse = self.standardise(x)
+        inner = self.gain * gradient
+        return (self.centre(inner) - x_hat * (inner * x_hat).mean(-1, keepdim=True)) * inverse
+
+
+def read_norm(module: Any, d_model: int) -> Norm | None:
+    """The formula of a norm module, TransformerLens' or transformers'; None if no formula gives what it computes."""
+    parameter = next(iter(module.parameters()), torch.zeros(()))
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 2, d_model, generator=random) + torch.randn(1, 1, 1, generator=random)
+    x[0, 1] *= 1e-3  # small enough for eps to show
+    x = x.to(parameter)
+    with torch.no_grad():
+        wanted = module(x)
+        tried = [(_error(norm(x), wanted), norm) for norm in _candidates(module, x)]
+    error, norm = min(tried, key=lambda pair: pair[0])
+    tolerance = max(1e-5, 4 * torch.finfo(wanted.dtype).eps)  # transformers norms in single precision
+    return norm if error < tolerance else None
+
+
+def _candidates(module: Any, x: Tensor) -> Iterator[Norm]:
+    inner = getattr(module, "original_component", None)
+    holders = [holder for holder in (module, inner, getattr(module, "config", None)) if holder is not None]
+    weight, bias = (_first(holders, names) for names in (("weight", "w"), ("bias", "b")))
+    ones = torch.ones(x.shape[-1], device=x.device)
+    gains = [ones] if weight is None else [weight.detach().float(), 1 + weight.detach().float(), ones]
+    biases = [torch.zeros_like(ones)] + ([] if bias is None else [bias.detach().float()])
+    found = (_first(holders, (name,)) for name in ("eps", "variance_epsilon", "layer_norm_epsilon"))
+    epsilons = {value for value in found if value is not None}
+    for eps in sorted(map(float, epsilons)) or [1e-5]:
+        for gain in gains:
+            for shift in biases:
+                yield from (Norm(gain, shift, eps, centred) for centred in (True, False))
+
+
+def _first(holders: list[Any], names: tuple[str, ...]) -> Any:
+    found = (getattr(holder, name, None) for holder in holders for name in names)
+    return next((value for value in found if value is not None), None)
+
+
+def _error(found: Tensor, wanted: Tensor) -> float:
+    """Largest difference, of each row relative to its size."""
+    return float(((found - wanted).abs().amax(-1) / wanted.abs().amax(-1)).max())
