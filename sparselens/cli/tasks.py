@@ -128,8 +128,8 @@ def evaluate(
         except ValueError as error:
             table[item.name] = {"refused": str(error)}
             refused.append((item.name, str(error)))
-    columns = ("task", "pairs", "accuracy", "chance", "metric", "mean")
-    print_table(f"{model}, evaluation mode", columns, _result_rows(table))
+    columns = ("task", "pairs", "accuracy, %", "chance", "metric")
+    print_table(f"{model}: means with 95 % bootstrap intervals", columns, _result_rows(table))
     if refused:
         print_table("Not asked", ("task", "why"), refused)
     finish({"model": model, "seed": seed, "tasks": table}, json, out and out / "tasks.json")
@@ -207,11 +207,14 @@ def _result_rows(table: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
         (
             name,
             str(row["pairs"]),
-            "{:.1%} [{:.1%}, {:.1%}]".format(row["accuracy"], *row["accuracy_interval"]),
-            f"{row['chance']:.0%}",
-            row["metric"],
-            "{:.3f} [{:.3f}, {:.3f}]".format(row["mean"], *row["interval"]),
+            _mean(100 * row["accuracy"], [100 * end for end in row["accuracy_interval"]], 1),
+            f"{100 * row['chance']:.0f}",
+            _mean(row["mean"], row["interval"], 2),
         )
         for name, row in table.items()
         if "refused" not in row
     ]
+
+
+def _mean(mean: float, interval: Sequence[float], places: int) -> str:
+    return f"{mean:.{places}f} [{interval[0]:.{places}f}, {interval[1]:.{places}f}]"
