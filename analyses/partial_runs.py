@@ -89,7 +89,7 @@ def _pick(end: Tensor, _module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _spread(n_pos: int, _module: Any, _args: Any, output: Any) -> Any:
     """The same output at all positions, of which only the chosen one is read. A copy, since some families add to it."""
-    return tree_map(lambda x: x.repeat(1, n_pos, 1) if x.ndim == 3 else x, output)
+    return tree_map(lambda x: x.repeat(1, n_pos, 1) if x.ndim == 3 and x.shape[1] == 1 else x, output)
 
 
 class _Allocations(TorchDispatchMode):
