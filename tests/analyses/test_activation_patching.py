@@ -121,12 +121,10 @@ def test_every_family_as_in_whole_runs(family: str, gate_bias: float | None):
     for site, by_position, hook, cell, where in CASES:
         only = [(layer, *cell) for layer in (0, 1)]
         found = patched(model, pairs, site, base="corrupted", source="clean", by_position=by_position, only=only)
-        # what shows a copy of the pattern can be patched under open gates
-        live = open_gates(model) if site == "attention_edges" and gate_bias is None else contextlib.nullcontext()
+        # where the pattern shown is a copy, only open gates let it be patched
+        live = open_gates if site == "attention_edges" and gate_bias is None else contextlib.nullcontext
         for layer in (0, 1):
-            with torch.no_grad(), live if layer == 0 else contextlib.nullcontext():
-                if site == "attention_edges" and gate_bias is None and layer == 1:
-                    continue
+            with torch.no_grad(), live(model):
                 wanted = one_patch(model, pairs, f"blocks.{layer}.{hook}", where)
             got = found.values[(slice(None), layer, *cell)]
             torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
