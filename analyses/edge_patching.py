@@ -7,7 +7,7 @@ one direct path, Wang et al. 2022).
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from sparselens.analyses.budget import MEMORY, longest, refuse_unequal
 from sparselens.analyses.edge_products import Writes, differences
 from sparselens.analyses.edge_scores import EdgeScores
-from sparselens.analyses.gradients import Question, Run, ask, written
+from sparselens.analyses.gradients import Question, Run, ask, repeated, written
 from sparselens.analyses.partial_runs import peak_bytes, starting_at
 from sparselens.analyses.reading import Hook, Layer, Reading, keep, read_model
 from sparselens.evaluation import evaluating
@@ -147,13 +147,7 @@ def _patched(base: _Base, edges: Edges) -> Float[Tensor, "edge batch"]:
         residual = _without(base, residual, edges).to(residual.dtype)
     with starting_at(reading.model, start, residual.flatten(0, 1), reading.as_tuple):
         into_last_mlp = start == len(reading.layers) - 1 and name.startswith("m")
-        return ask(_repeated(base.question, count), hooks, trim_mlp=not into_last_mlp).unflatten(0, (count, -1))
-
-
-def _repeated(question: Question, count: int) -> Question:
-    """The same prompts `count` times over."""
-    rows = torch.arange(len(question.pairs)).repeat(count)
-    return replace(question, prompts=question.prompts[rows], pairs=question.pairs[rows])
+        return ask(repeated(base.question, count), hooks, trim_mlp=not into_last_mlp).unflatten(0, (count, -1))
 
 
 def _without(base: _Base, stream: Float[Tensor, "*edge batch pos d_model"], edges: Edges) -> Tensor:

@@ -71,7 +71,7 @@ def head_gradients(reading: Reading, layer: Layer, gradients: Gradients) -> Floa
     """The metric's gradient at what queries, keys and values of every head read."""
     stream = gradients.recorded[layer.at("hook_resid_pre")]
     batch, pos, d_model = stream.shape
-    read = stream.new_empty(3, layer.block.n_heads, batch * pos, d_model, dtype=_exact(stream.dtype))
+    read = stream.new_empty(3, layer.block.n_heads, batch * pos, d_model, dtype=exact_dtype(stream.dtype))
     x_hat = inverse = None
     if layer.norm is not None:
         x_hat, inverse = (values.flatten(0, 1) for values in layer.norm.standardise(stream))
@@ -110,7 +110,7 @@ def _heads(reading: Reading, layer: Layer, gradients: Gradients, receiver: str) 
 def mlp_gradient(layer: Layer, gradients: Gradients) -> Float[Tensor, "batch pos d_model"]:
     """The metric's gradient at what the MLP of a layer reads."""
     stream, gradient = gradients.recorded[layer.mid], gradients.at[layer.mlp_in]
-    gradient = gradient.to(_exact(gradient.dtype))
+    gradient = gradient.to(exact_dtype(gradient.dtype))
     return gradient if layer.mlp_norm is None else layer.mlp_norm.pull_back(gradient, stream)
 
 
@@ -119,9 +119,10 @@ def _by_head(values: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "h
 
 
 def _difference(clean: Activations, corrupted: Activations, name: str) -> Tensor:
-    dtype = _exact(clean[name].dtype)
+    dtype = exact_dtype(clean[name].dtype)
     return clean[name].to(dtype) - corrupted[name].to(dtype)
 
 
-def _exact(dtype: torch.dtype) -> torch.dtype:
+def exact_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Single precision at least."""
     return torch.promote_types(dtype, torch.float32)

@@ -9,7 +9,7 @@ a group.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -77,6 +77,12 @@ def ask(question: Question, hooks: Sequence[Hook] = (), corrupted: bool = False,
         )
     refuse_unless_finite("the metric", values, question.prompts)
     return values
+
+
+def repeated(question: Question, count: int) -> Question:
+    """The same prompts `count` times over."""
+    rows = torch.arange(len(question.pairs)).repeat(count)
+    return replace(question, prompts=question.prompts[rows], pairs=question.pairs[rows])
 
 
 def refuse_unless_finite(what: str, values: Float[Tensor, "batch *axes"], prompts: Int[Tensor, " batch"]) -> None:
