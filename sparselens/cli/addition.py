@@ -21,27 +21,53 @@ from sparselens.tasks.addition import ALPHABET, KINDS, Addition, ids
 from sparselens.training import PostTrainConfig, post_train
 
 TASK = Addition()
+LAYERS = 4
 HEADS = 2
+D_MODEL = 32
 DENSE_STEPS = 2000
-BATCH = 128
-# Prune far at a loose target, then learn to be right on every sum with the edges that are left.
-PRUNE = PostTrainConfig(
-    steps=3500,
-    target=0.02,  # nats per answer place
+BATCH = 64
+# First empty the upper layers: there an edge is dear, below it is almost free, and what the model loses above it learns
+# anew below.
+EMPTY = PostTrainConfig(
+    steps=2500,
+    target=0.005,  # nats per answer place
     learning_rate=1e-3,
-    decay=0.4,
-    multiplier=0.1,
-    multiplier_rate=0.5,
+    decay=0.5,
+    multiplier=1e4,
+    multiplier_rate=0.2,
     slack_rate=0.3,
-    violation_limit=0.02,
-    layer_cost=2.0,  # sums need few layers: let them be the first ones
+    violation_limit=0.01,
+    layer_cost=1000.0,
     smoothing=0.98,  # such small losses are noisy
     evaluate_every=100,
-    patience=5,
+    patience=2500,  # the start breaks the model: the way is on, not back
 )
+# Then prune far at a loose target, twice: a second start with a high learning rate finds edges that the first left.
+PRUNE = replace(
+    EMPTY,
+    steps=4000,
+    target=0.02,
+    learning_rate=5e-4,
+    decay=0.3,
+    multiplier=10.0,
+    multiplier_rate=0.3,
+    slack_rate=0.6,
+    violation_limit=0.02,
+    layer_cost=4.0,
+    patience=8,
+)
+PRUNE_AGAIN = replace(PRUNE, steps=1500, decay=0.5, multiplier=0.3)
+# At last learn to be right on every sum with the edges that are left.
 POLISH = replace(
-    PRUNE, steps=1000, target=0.002, learning_rate=4e-4, multiplier_rate=5.0, slack_rate=3.0, violation_limit=0.002
+    PRUNE_AGAIN,
+    steps=700,
+    target=0.002,
+    learning_rate=4e-4,
+    multiplier_rate=3.0,
+    slack_rate=3.0,
+    violation_limit=0.002,
 )
+PHASES = {"empty": EMPTY, "prune": PRUNE, "prune-again": PRUNE_AGAIN, "polish": POLISH}
 
 
 @dataclass(frozen=True)
@@ -108,22 +134,29 @@ def retrain_both(out: Path, seed: int, resume: bool = False) -> tuple[Path, Path
     """A dense model from random weights, then the sparse model from the dense one; returns their folders."""
     tokenizer = character_tokenizer(ALPHABET)
     dense_folder, sparse_folder = out / "addition", out / "addition-sparse"
-    if not resume and any((out / name / "checkpoint.pt").exists() for name in ("prune", "polish")):
+    if not resume and any((out / name / "checkpoint.pt").exists() for name in PHASES):
         raise ValueError(f"{out} holds a training run: pass --resume to go on, or choose another --out")
     if not (resume and dense_folder.exists()):
         save(train_dense(seed), dense_folder, tokenizer=tokenizer)
     dense, _, _ = load_transformers(dense_folder)
     model = sparsify(copy.deepcopy(dense))
     problems = TASK.problems()
-    options: dict[str, Any] = {
-        "held_out": [batch_of(problems[start : start + 1000]) for start in range(0, len(problems), 1000)],
-        "loss": same_position_loss,
-        "dense": dense,
-        "resume": resume,
-    }
-    for name, config in (("prune", PRUNE), ("polish", POLISH)):
-        result = post_train(model, Problems(seed), replace(config, seed=seed), out=out / name, **options)
-    save(model, sparse_folder, tokenizer=tokenizer, base_model="addition", result=result)
+    all_sums = [batch_of(problems[start : start + 1000]) for start in range(0, len(problems), 1000)]
+    every_seventh = [batch_of(problems[::7])]  # enough to steer by; all digits are in it
+    results = [
+        post_train(
+            model,
+            Problems(seed),
+            replace(config, seed=seed),
+            held_out=all_sums if name == "polish" else every_seventh,
+            loss=same_position_loss,
+            dense=dense,
+            out=out / name,
+            resume=resume,
+        )
+        for name, config in PHASES.items()
+    ]
+    save(model, sparse_folder, tokenizer=tokenizer, base_model="addition", result=results[-1])
     return dense_folder, sparse_folder
 
 
@@ -143,7 +176,7 @@ class Problems:
 
 def train_dense(seed: int) -> Any:
     """An ordinary supervised run; the learning rate rises over 100 steps and falls over the second half."""
-    model = character_model(ALPHABET, TASK.length, n_heads=HEADS, bidirectional=True, seed=seed).train()
+    model = character_model(ALPHABET, TASK.length, LAYERS, HEADS, D_MODEL, bidirectional=True, seed=seed).train()
     batches = Problems(seed)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)
     for step in trange(DENSE_STEPS, desc="dense", unit="step"):
