@@ -13,33 +13,22 @@ Positive: corrupting the edge lowers the metric. EAP-IG's own code gives the sam
 once more by the number of prompts.
 """
 
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from functools import partial
+from typing import Any
 
-import torch
-from jaxtyping import Int
+from jaxtyping import Float
 from torch import Tensor
 
-from sparselens.analyses.budget import MEMORY, in_batches
+from sparselens.analyses.budget import MEMORY, refuse_several_lengths
 from sparselens.analyses.edge_patching import patch_edges
 from sparselens.analyses.edge_products import differences, edge_products
 from sparselens.analyses.edge_scores import EdgeScores
-from sparselens.analyses.gradients import (
-    Gradients,
-    PerPrompt,
-    Question,
-    Run,
-    gradients,
-    refuse_unless_finite,
-    written,
-)
-from sparselens.analyses.reading import Hook, Reading, read_model
-from sparselens.evaluation import evaluating
+from sparselens.analyses.gradients import gradients
+from sparselens.analyses.integration import Method, Score, collect
+from sparselens.analyses.reading import Activations, Reading
 from sparselens.metrics import Metric
 from sparselens.tokenized import TokenizedPairs
-
-Method = Literal["eap", "eap-ig", "eap-ig-activations", "clean-corrupted", "exact"]
 
 
 def attribute_edges(
@@ -65,78 +54,53 @@ def attribute_edges(
         ValueError: an argument is unknown or too small, prompts differ in length within a pair, the metric is not one
             smooth finite number a prompt, or the model's residual stream cannot be read (`reading.read_model`).
     """
-    _refuse_unknown(method, steps)
     if method == "exact":
         scores = patch_edges(model, pairs, metric, memory=memory, progress=progress)
         return scores if per_prompt else replace(scores, per_prompt=None)
-    with evaluating(model):
-        reading = read_model(model)
-        shape = reading.graph.exists.shape
-        kept = torch.zeros(len(pairs), *shape) if per_prompt else None
-        total, metrics = torch.zeros(shape, dtype=torch.float64), torch.zeros(2, len(pairs))
-        asked = _asking(reading, metric)
-        for rows, (scores, clean, corrupted) in in_batches(
-            pairs, lambda rows, batch: _score(asked(rows, batch), method, steps), memory, progress, method
-        ):
-            refuse_unless_finite("a score", scores, rows)
-            total += scores.sum(0, dtype=torch.float64).cpu()
-            metrics[:, rows] = torch.stack([clean, corrupted]).float().cpu()
-            if kept is not None:
-                kept[rows] = scores.float().cpu()
-    return EdgeScores(reading.graph, method, (total / len(pairs)).float(), kept, metrics[0], metrics[1])
+    found = collect(
+        model,
+        pairs,
+        metric,
+        method,
+        steps,
+        take=gradients,
+        scoring=_edges,
+        per_prompt=per_prompt,
+        memory=memory,
+        progress=progress,
+    )
+    return EdgeScores(found.reading.graph, method, found.mean, found.per_prompt, found.clean, found.corrupted)
 
 
-def _refuse_unknown(method: str, steps: int) -> None:
-    if method not in get_args(Method):
-        raise ValueError(f"no such method: {method!r} (want {', '.join(get_args(Method))})")
-    if steps < 1:
-        raise ValueError(f"steps = {steps}: want at least 1")
+def attribute_edge_positions(
+    model: Any,
+    pairs: TokenizedPairs,
+    metric: Metric,
+    method: Method | str = "eap",
+    steps: int = 5,
+    *,
+    memory: int = MEMORY,
+    progress: bool = True,
+) -> Float[Tensor, "source destination pos"]:
+    """Mean scores of all edges at each position: the parts of `attribute_edges`' sum.
+
+    Raises:
+        ValueError: prompts have several lengths, the method is "exact", or as `attribute_edges`.
+    """
+    refuse_several_lengths(pairs, "positions")
+    return collect(
+        model,
+        pairs,
+        metric,
+        method,
+        steps,
+        take=gradients,
+        scoring=partial(_edges, by_position=True),
+        per_prompt=False,
+        memory=memory,
+        progress=progress,
+    ).mean
 
 
-def _asking(reading: Reading, metric: Metric) -> Callable[[Int[Tensor, " row"], TokenizedPairs], Question]:
-    device = next(reading.model.parameters()).device
-    return lambda rows, batch: Question(reading, metric, rows, batch.to(device))
-
-
-def _score(
-    question: Question, method: str, steps: int, by_position: bool = False
-) -> tuple[Tensor, PerPrompt, PerPrompt]:
-    """Scores of some prompts, and the metric of their clean and corrupted runs."""
-    if method == "eap":
-        clean, corrupted = gradients(question), written(question, corrupted=True)
-        points = iter([(1.0, clean)])
-    elif method == "clean-corrupted":
-        clean, corrupted = gradients(question), gradients(question, corrupted=True)
-        points = iter([(0.5, clean), (0.5, corrupted)])
-    elif method == "eap-ig":
-        clean, corrupted = written(question), gradients(question, corrupted=True)
-        points = _along_input(question, clean, corrupted, steps)
-    else:
-        clean, corrupted = written(question), written(question, corrupted=True)
-        points = _along_activations(question, clean, corrupted, steps)
-    writes = differences(question.reading, clean.recorded, corrupted.recorded)
-    scores = sum(weight * edge_products(question.reading, writes, point, by_position) for weight, point in points)
-    assert isinstance(scores, Tensor)
-    return scores, clean.metric, corrupted.metric
-
-
-def _along_input(question: Question, clean: Run, corrupted: Gradients, steps: int) -> Iterator[tuple[float, Gradients]]:
-    """The corrupted run, then input embeddings k/m of the way to the clean ones."""
-    name = question.reading.layers[0].at("hook_resid_pre")
-    yield 1 / steps, corrupted
-    for step in range(1, steps):
-        yield 1 / steps, gradients(question, edits=[_between(clean, corrupted, name, step / steps)])
-
-
-def _along_activations(question: Question, clean: Run, corrupted: Run, steps: int) -> Iterator[tuple[float, Gradients]]:
-    """What the input, all heads of a layer, or an MLP write, each in turn put k/m of the way to the clean run."""
-    names = question.reading.written_names()
-    for name in names:
-        for step in range(1, steps + 1):
-            edits = [_between(clean, corrupted, name, step / steps)]
-            yield 1 / (steps * len(names)), gradients(question, edits=edits)
-
-
-def _between(clean: Run, corrupted: Run, name: str, share: float) -> Hook:
-    value = torch.lerp(corrupted.recorded[name], clean.recorded[name], share)
-    return name, lambda _: value.clone().requires_grad_()
+def _edges(reading: Reading, clean: Activations, corrupted: Activations, by_position: bool = False) -> Score:
+    return partial(edge_products, reading, differences(reading, clean, corrupted), by_position=by_position)

@@ -61,3 +61,10 @@ def refuse_unequal(pairs: TokenizedPairs) -> None:
             f"clean and corrupted prompt of pair {int(unequal[0])} differ in length ({len(unequal)} of {len(pairs)} "
             "pairs do): every position needs its counterpart"
         )
+
+
+def refuse_several_lengths(pairs: TokenizedPairs, what: str) -> None:
+    """Raise a ValueError unless all prompts have one length, without which a mean over prompts says nothing."""
+    lengths = sorted({batch.clean.shape[1] for _, batch in pairs.batches(len(pairs))})
+    if len(lengths) > 1:
+        raise ValueError(f"prompts have lengths {lengths[0]} to {lengths[-1]}: {what} need one length for all")

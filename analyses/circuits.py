@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sparselens import circuit as selection
-from sparselens.analyses.budget import MEMORY, in_batches, refuse_unequal
+from sparselens.analyses.budget import MEMORY, in_batches, refuse_several_lengths, refuse_unequal
 from sparselens.analyses.circuit_runs import Ablated, ablated_by, run_circuit, writes_of
 from sparselens.analyses.edge_products import Writes
 from sparselens.analyses.edge_scores import EdgeScores
@@ -228,8 +228,7 @@ def _ablate(question: Question, ablation: str, means: Writes | None) -> Ablated:
 
 def _mean_writes(reading: Reading, pairs: TokenizedPairs, metric: Metric, memory: int) -> Writes:
     """Mean over the corrupted prompts of what every source writes at each position."""
-    if len({batch.clean.shape[1] for _, batch in pairs.batches(len(pairs))}) > 1:
-        raise ValueError('ablation="mean" is the mean at each position: prompts must have one length')
+    refuse_several_lengths(pairs, "means at each position")
     device = next(reading.model.parameters()).device
 
     def run(rows: Tensor, batch: TokenizedPairs) -> Tensor:

@@ -34,6 +34,7 @@ class Question:
     metric: Metric
     prompts: Int[Tensor, " batch"]  # their numbers, for messages
     pairs: TokenizedPairs
+    also: tuple[str, ...] = ()  # hook points to record in every run, beside what sources write
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,29 +97,54 @@ def written(question: Question, corrupted: bool = False) -> Run:
     """Run forward, and record what tells what every source writes."""
     recorded: Activations = {}
     with torch.no_grad():
-        return Run(ask(question, keep(recorded, question.reading.written_names()), corrupted), recorded)
+        return Run(
+            ask(question, keep(recorded, [*question.reading.written_names(), *question.also]), corrupted), recorded
+        )
 
 
 def gradients(question: Question, corrupted: bool = False, edits: Sequence[Hook] = ()) -> Gradients:
-    """Run forward and back. `edits` act before anything is recorded.
+    """Run forward and back, for the gradient at all that destinations read. `edits` act before anything is recorded.
 
     Raises:
         ValueError: the metric has no gradient.
     """
-    reading, watched, recorded = question.reading, dict[str, Tensor](), dict[str, Tensor]()
+    reading = question.reading
     grouped = any(layer.block.n_kv_heads < layer.block.n_heads for layer in reading.layers)
-    hooks = [*edits, (reading.layers[0].at("hook_resid_pre"), _start), *keep(recorded, reading.recorded_names())]
-    hooks += [(name, partial(_watch, watched, name)) for name in _read_at(reading, grouped)]
+    found, watched = _back(question, corrupted, edits, reading.recorded_names(), _read_at(reading, grouped), grouped)
+    if grouped:
+        for layer in reading.layers:
+            _tell_apart(layer, watched, found.at)
+    return found
+
+
+def gradients_at(question: Question, corrupted: bool, edits: Sequence[Hook], at: Sequence[str]) -> Gradients:
+    """Run forward and back, for the gradient at these hook points."""
+    return _back(question, corrupted, edits, question.reading.written_names(), at, False)[0]
+
+
+def _back(
+    question: Question,
+    corrupted: bool,
+    edits: Sequence[Hook],
+    recorded_names: Sequence[str],
+    at: Sequence[str],
+    again: bool,
+) -> tuple[Gradients, Activations]:
+    """One run, and the activations at which the gradient was taken, fit to go back from `again`."""
+    reading, watched, recorded = question.reading, dict[str, Tensor](), dict[str, Tensor]()
+    hooks = [
+        *edits,
+        (reading.layers[0].at("hook_resid_pre"), _start),
+        *keep(recorded, [*recorded_names, *question.also]),
+    ]
+    hooks += [(name, partial(_watch, watched, name)) for name in at]
     with frozen(reading.model), torch.enable_grad():
         values = ask(question, hooks, corrupted)
         if not values.requires_grad:
             raise ValueError("the metric has no gradient: attribution needs one that changes smoothly with the logits")
-        found = torch.autograd.grad(values.sum(), list(watched.values()), retain_graph=grouped, materialize_grads=True)
-    at = dict(zip(watched, found, strict=True))
-    if grouped:
-        for layer in reading.layers:
-            _tell_apart(layer, watched, at)
-    return Gradients(values.detach(), recorded | {name: x.detach() for name, x in watched.items()}, at)
+        found = torch.autograd.grad(values.sum(), list(watched.values()), retain_graph=again, materialize_grads=True)
+    recorded |= {name: activation.detach() for name, activation in watched.items()}
+    return Gradients(values.detach(), recorded, dict(zip(watched, found, strict=True))), watched
 
 
 @contextmanager
