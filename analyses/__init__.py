@@ -14,10 +14,30 @@ if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and completi
     from sparselens.analyses.activation_patching import Patched as Patched
     from sparselens.analyses.activation_patching import patch_activations as patch_activations
     from sparselens.analyses.activation_patching import patch_heads as patch_heads
+    from sparselens.analyses.attribution_patching import attribute_edge_positions as attribute_edge_positions
+    from sparselens.analyses.attribution_patching import attribute_edges as attribute_edges
+    from sparselens.analyses.baselines import random_circuit as random_circuit
+    from sparselens.analyses.baselines import score_by_magnitude as score_by_magnitude
+    from sparselens.analyses.circuits import Curve as Curve
+    from sparselens.analyses.circuits import Faithfulness as Faithfulness
+    from sparselens.analyses.circuits import completeness as completeness
+    from sparselens.analyses.circuits import faithfulness as faithfulness
+    from sparselens.analyses.circuits import faithfulness_curve as faithfulness_curve
+    from sparselens.analyses.circuits import minimality as minimality
     from sparselens.analyses.cones import DependencyCone as DependencyCone
     from sparselens.analyses.cones import cut_effects as cut_effects
     from sparselens.analyses.cones import dependency_cone as dependency_cone
     from sparselens.analyses.cones import outside_effect as outside_effect
+    from sparselens.analyses.edge_patching import patch_edges as patch_edges
+    from sparselens.analyses.edge_scores import EdgeScores as EdgeScores
+    from sparselens.analyses.node_attribution import AttentionEdgeScores as AttentionEdgeScores
+    from sparselens.analyses.node_attribution import NodeScores as NodeScores
+    from sparselens.analyses.node_attribution import attribute_attention_edges as attribute_attention_edges
+    from sparselens.analyses.node_attribution import attribute_nodes as attribute_nodes
+    from sparselens.analyses.stability import ShareCurves as ShareCurves
+    from sparselens.analyses.stability import Stability as Stability
+    from sparselens.analyses.stability import edges_needed as edges_needed
+    from sparselens.analyses.stability import share_curves as share_curves
     from sparselens.analyses.top_components import Kept as Kept
     from sparselens.analyses.top_components import keep_top as keep_top
 
@@ -25,7 +45,14 @@ __all__ = ["AttentionEdges", "TokenView", "attention_edges", "token_view"]
 
 _HOMES = {
     "activation_patching": ("Patched", "patch_activations", "patch_heads"),
+    "attribution_patching": ("attribute_edge_positions", "attribute_edges"),
+    "baselines": ("random_circuit", "score_by_magnitude"),
+    "circuits": ("Curve", "Faithfulness", "completeness", "faithfulness", "faithfulness_curve", "minimality"),
     "cones": ("DependencyCone", "cut_effects", "dependency_cone", "outside_effect"),
+    "edge_patching": ("patch_edges",),
+    "edge_scores": ("EdgeScores",),
+    "node_attribution": ("AttentionEdgeScores", "NodeScores", "attribute_attention_edges", "attribute_nodes"),
+    "stability": ("ShareCurves", "Stability", "edges_needed", "share_curves"),
     "top_components": ("Kept", "keep_top"),
 }
 _HOME_OF = {name: f"sparselens.analyses.{module}" for module, names in _HOMES.items() for name in names}
