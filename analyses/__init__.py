@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and completi
     from sparselens.analyses.cones import outside_effect as outside_effect
     from sparselens.analyses.edge_patching import patch_edges as patch_edges
     from sparselens.analyses.edge_scores import EdgeScores as EdgeScores
+    from sparselens.analyses.faithful_circuits import faithful_circuit as faithful_circuit
     from sparselens.analyses.node_attribution import AttentionEdgeScores as AttentionEdgeScores
     from sparselens.analyses.node_attribution import NodeScores as NodeScores
     from sparselens.analyses.node_attribution import attribute_attention_edges as attribute_attention_edges
@@ -51,6 +52,7 @@ _HOMES = {
     "cones": ("DependencyCone", "cut_effects", "dependency_cone", "outside_effect"),
     "edge_patching": ("patch_edges",),
     "edge_scores": ("EdgeScores",),
+    "faithful_circuits": ("faithful_circuit",),
     "node_attribution": ("AttentionEdgeScores", "NodeScores", "attribute_attention_edges", "attribute_nodes"),
     "stability": ("ShareCurves", "Stability", "edges_needed", "share_curves"),
     "top_components": ("Kept", "keep_top"),

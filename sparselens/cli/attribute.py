@@ -1,0 +1,125 @@
+"""`sparselens attribute`: which edges of a model a task runs through, and how faithful the circuit of them is."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sparselens.cli.options import Json
+from sparselens.cli.table import finish, print_table
+
+if TYPE_CHECKING:
+    from sparselens.analyses.circuits import Faithfulness
+    from sparselens.analyses.edge_scores import EdgeScores
+    from sparselens.circuit import Circuit
+
+SHOWN = 15  # edges in the table
+GIB = 2**30
+
+
+def attribute(
+    model: Annotated[str, typer.Option(help="A folder, a shipped name (stories260k-sparse) or a hub id.")],
+    task: Annotated[str, typer.Option(help="As `sparselens tasks` lists it.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the circuit and the scores.")],
+    method: Annotated[
+        str, typer.Option(help="eap, eap-ig, eap-ig-activations, clean-corrupted, or exact (slow).")
+    ] = "eap-ig",
+    steps: Annotated[int, typer.Option(help="Of the integrated methods.")] = 5,
+    n: Annotated[int, typer.Option("-n", help="Pairs to draw; those that the model solves are kept.")] = 100,
+    all_pairs: Annotated[bool, typer.Option("--all", help="Keep also the pairs that the model gets wrong.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the choices.")] = 0,
+    corruption: Annotated[str | None, typer.Option(help="Default: the task's first.")] = None,
+    metric: Annotated[str | None, typer.Option(help="Name in sparselens.metrics. Default: the task's.")] = None,
+    share: Annotated[
+        float, typer.Option(help="Of the sum of all |scores|, for the circuit of the paper's rule.")
+    ] = 0.9,
+    goal: Annotated[float, typer.Option(help="Faithfulness of the smallest circuit that is looked for.")] = 0.8,
+    ablation: Annotated[str, typer.Option(help="What comes over other edges: corrupted, mean or zero.")] = "corrupted",
+    memory: Annotated[float, typer.Option(help="GiB to work in, beside the model.")] = 1.0,
+    json: Json = False,
+) -> None:
+    """Score every edge of a model on a task; write the smallest circuit that is faithful, and that of the paper's rule.
+
+    Example: `sparselens attribute --model addition-sparse --task addition --out circuit`
+
+    Writes `faithful.json` and `share.json` (all mean scores and a circuit, as EAP-IG reads them), `scores.safetensors`
+    (every prompt's) and `attribute.json` (what is printed).
+    """
+    from sparselens.analyses import attribute_edges, faithful_circuit, faithfulness, random_circuit
+    from sparselens.capability import evaluate
+    from sparselens.folder import load
+    from sparselens.metrics import find_metric
+    from sparselens.tasks import find_task
+
+    asked = find_task(task)
+    measure = find_metric(metric or asked.metric)
+    opened = load(model)
+    found = evaluate(opened, asked, n, seed, corruption=corruption)
+    if not all_pairs and not found.correct.any():
+        raise ValueError(f"{model} gets none of {n} pairs of {task!r} right: choose another task, or --all")
+    pairs = found.pairs if all_pairs else found.pairs[found.correct]
+    options: dict[str, Any] = {"memory": int(memory * GIB)}
+    scores = attribute_edges(opened, pairs, measure, method, steps, **options)
+    by_share = scores.smallest(share)
+    faithful, alone = faithful_circuit(opened, scores, pairs, measure, goal, ablation, **options)
+    options["progress"] = False
+    chance = random_circuit(scores.graph, len(faithful), seed)
+    runs = {
+        f"{share:.0%} of all |scores|": (by_share, faithfulness(opened, by_share, pairs, measure, ablation, **options)),
+        f"{goal:.0%} faithful": (faithful, alone),
+        "as many edges at random": (chance, faithfulness(opened, chance, pairs, measure, ablation, **options)),
+    }
+    summary = {
+        "model": model,
+        "task": asked.fingerprint(n, seed, corruption),
+        "pairs": len(pairs),
+        "solved": int(found.correct.sum()),
+        "metric": metric or asked.metric,
+        "clean": float(scores.clean.mean()),
+        "corrupted": float(scores.corrupted.mean()),
+        "method": method,
+        "ablation": ablation,
+        "edges": scores.graph.n_edges,
+        "circuits": {name: _summary(circuit, kept) for name, (circuit, kept) in runs.items()},
+    }
+    _save(scores, out / "scores.safetensors")
+    files = [by_share.save(out / "share.json"), faithful.save(out / "faithful.json"), out / "scores.safetensors"]
+    _print(summary, scores)
+    print_table("Written", ("where",), [(file,) for file in files])
+    finish(summary, json, out / "attribute.json")
+
+
+def _summary(circuit: "Circuit", kept: "Faithfulness") -> dict[str, Any]:
+    interval = kept.interval()
+    return {"edges": len(circuit), "faithfulness": interval.mean, "interval": [interval.low, interval.high]}
+
+
+def _save(scores: "EdgeScores", path: Path) -> None:
+    from safetensors.torch import save
+
+    from sparselens.files import write_file
+
+    tensors = {name: getattr(scores, name) for name in ("mean", "per_prompt", "clean", "corrupted")}
+    axes = {"sources": " ".join(scores.sources), "destinations": " ".join(scores.destinations)}
+    write_file(path, save({name: values.contiguous() for name, values in tensors.items()}, axes))
+
+
+def _print(summary: dict[str, Any], scores: "EdgeScores") -> None:
+    print_table(
+        f"{summary['model']}, {summary['task']}, {summary['method']}",
+        ("", ""),
+        [
+            ("pairs", f"{summary['pairs']} ({summary['solved']} solved)"),
+            (f"{summary['metric']}, clean", f"{summary['clean']:.3f}"),
+            (f"{summary['metric']}, corrupted", f"{summary['corrupted']:.3f}"),
+        ],
+    )
+    rows = [
+        (name, c["edges"], f"{c['faithfulness']:.3f} [{c['interval'][0]:.3f}, {c['interval'][1]:.3f}]")
+        for name, c in summary["circuits"].items()
+    ]
+    print_table("Circuits", ("chosen by", f"edges of {summary['edges']}", "faithfulness"), rows)
+    best = scores.top(min(SHOWN, scores.graph.n_edges)).edges
+    intervals = sorted(((scores.interval(edge), edge) for edge in best), key=lambda found: -abs(found[0].mean))
+    shown = [(edge, f"{i.mean:.4f} [{i.low:.4f}, {i.high:.4f}]") for i, edge in intervals]
+    print_table("Largest scores; positive: corrupting the edge lowers the metric", ("edge", "score"), shown)

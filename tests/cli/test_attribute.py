@@ -1,0 +1,49 @@
+"""`sparselens attribute`: what it writes, and that the parts agree."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from sparselens import cli
+from sparselens.circuit import load_circuit
+
+
+def run(*arguments: object) -> dict:
+    result = CliRunner().invoke(cli.build_app(), ["attribute", *map(str, arguments), "--json"], catch_exceptions=False)
+    assert result.exit_code == 0
+    return json.loads(result.stdout.strip().split("\n")[-1])
+
+
+def test_addition(tmp_path: Path):
+    found = run("--model", "addition-sparse", "--task", "addition", "-n", 20, "--method", "eap-ig", "--out", tmp_path)
+    assert json.loads((tmp_path / "attribute.json").read_text()) == found
+    assert found["solved"] == found["pairs"] == 20
+    by_share, faithful, chance = found["circuits"].values()
+    assert faithful["faithfulness"] >= 0.8 and faithful["edges"] == chance["edges"] < found["edges"]
+    assert chance["faithfulness"] < 0.5
+    scores = load_file(tmp_path / "scores.safetensors")
+    for name, expected in (("share", by_share), ("faithful", faithful)):
+        circuit = load_circuit(tmp_path / f"{name}.json")
+        assert len(circuit) == expected["edges"]
+        assert (circuit.scores - scores["mean"])[circuit.graph.exists].abs().max() < 1e-6
+    assert scores["per_prompt"].shape == (20, *scores["mean"].shape)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--task", "ioy"), "no such task"),
+        (("--method", "acdc"), "no such method: 'acdc'"),
+        (("--metric", "x"), "no such metric"),
+        (("--memory", "0.0000001"), "too small"),
+    ],
+)
+def test_mistakes_are_named_and_nothing_is_written(change: tuple[str, str], message: str, tmp_path: Path):
+    options = {"--model": "addition-sparse", "--task": "addition", "-n": "4", "--out": str(tmp_path)}
+    arguments = [part for option in (options | {change[0]: change[1]}).items() for part in option]
+    with pytest.raises(ValueError, match=message):
+        run(*arguments)
+    assert not list(tmp_path.iterdir())
