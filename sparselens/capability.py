@@ -53,6 +53,7 @@ def evaluate(
     corruption: str | None = None,
     metric: str | None = None,
     tokenizer: Any = None,
+    bos: bool | None = None,
     batch_size: int = 64,
     progress: bool = True,
 ) -> Capability:
@@ -61,14 +62,17 @@ def evaluate(
     Args:
         metric: name in `sparselens.metrics`. Default: the task's
         tokenizer: default: the model's own (`model.tokenizer`)
+        bos: put the tokenizer's BOS first. Default: as the tokenizer itself does; a TransformerBridge has set it to
 
     Raises:
         ValueError: there is no tokenizer, or the task does not fit it (see `Task.tokenize`).
     """
+    if metric == "kl_divergence":
+        raise ValueError("kl_divergence compares two runs, and only the clean prompts are run here: ask another metric")
     tokenizer = tokenizer or getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise ValueError(f"this {type(model).__name__} has no tokenizer: pass tokenizer=...")
-    pairs = task.tokenize(tokenizer, n, seed, corruption)
+    pairs = task.tokenize(tokenizer, n, seed, corruption, bos)
     name = metric or task.metric
     measure = find_metric(name)
     at_end = answer_logits(model, pairs, batch_size=batch_size, progress=task.name if progress else None).cpu()

@@ -2,7 +2,8 @@
 
 import random
 from collections.abc import Sequence
-from typing import TypeVar
+from numbers import Integral
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 
@@ -13,8 +14,10 @@ class Draw:
     Made of `Random.random()` alone, the one stream that Python promises to keep, for an integer seed, across versions.
     """
 
-    def __init__(self, seed: int) -> None:
-        self._uniform = random.Random(seed).random
+    def __init__(self, seed: Any) -> None:
+        if not isinstance(seed, Integral) or seed < 0:
+            raise ValueError(f"seed = {seed!r}: want an integer, 0 or more")
+        self._uniform = random.Random(int(seed)).random
 
     def below(self, n: int) -> int:
         """An integer from 0 to n - 1."""

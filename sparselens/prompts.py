@@ -32,10 +32,13 @@ class PromptPair:
     corrupted_positions: Mapping[str, Span] = field(default_factory=dict[str, Span])
 
     def __post_init__(self) -> None:
-        if not self.clean or not self.corrupted or not all((self.answers, self.wrong_answers)):
+        if not all((self.clean, self.corrupted, self.answers, self.wrong_answers)):
             raise ValueError(
                 f"a prompt, or its answers, are empty: {self.clean!r}, {self.corrupted!r}, {self.answers!r}"
             )
+        for name, strings in (("answers", self.answers), ("wrong_answers", self.wrong_answers)):
+            if type(strings) is not tuple or {*map(type, strings)} != {str}:
+                raise ValueError(f"{name} of {self.clean!r} must be a tuple of strings, not {strings!r}")
         if "" in self.answers + self.wrong_answers:
             raise ValueError(f"an answer to {self.clean!r} is empty")
         if self.clean == self.corrupted:
@@ -47,6 +50,9 @@ class PromptPair:
             raise ValueError(f"the two prompts name other positions: {self.clean!r}")
         object.__setattr__(self, "positions", _with_end(self.clean, self.positions))
         object.__setattr__(self, "corrupted_positions", _with_end(self.corrupted, self.corrupted_positions))
+
+    def __hash__(self) -> int:
+        return hash(self.key)
 
     @property
     def key(self) -> tuple[str, str, tuple[str, ...], tuple[str, ...]]:

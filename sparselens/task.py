@@ -9,9 +9,11 @@
 Loads neither torch nor a tokenizer before one of them is needed.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sparselens.draw import Draw
@@ -168,19 +170,25 @@ class Task:
         """Names what `pairs` gives: task, version, corruption, words where a tokenizer left some, seed and n."""
         from sparselens.task_data import digest
 
-        left = "" if self.fit is None else f"-{digest([list(_as_words(w).entries) for w in self.words.values()])}"
+        whole = self.fit is None and self.draw is not _given  # then name and version say what the words are
+        left = "" if whole else f"-{digest([list(_as_words(w).entries) for w in self.words.values()])}"
         return f"{self.name}-v{self.version}-{self.find_corruption(corruption)}{left}-seed{seed}-n{n}"
 
     def _exactly(self, n: int, seed: int, corruption: str | None) -> "_Drawn":
         drawn = self._draw(n, seed, corruption)
         if len(drawn.pairs) < n:
             raise ValueError(self._too_few(n, len(drawn.pairs), drawn.misfits))
+        if drawn.misfits and self.draw is _given:
+            why = "; ".join(f"{count} times {reason}" for reason, count in drawn.misfits.most_common(3))
+            warnings.warn(
+                f"{drawn.misfits.total()} records do not fit this tokenizer and are left out: {why}", stacklevel=4
+            )
         return drawn
 
     def _draw(self, n: int, seed: int, corruption: str | None) -> "_Drawn":
         """Up to n different pairs that fit, and why others do not; fewer when no further one turns up."""
-        if n < 1:
-            raise ValueError(f"{n} pairs: want at least 1")
+        if not isinstance(n, Integral) or n < 1:
+            raise ValueError(f"{n} pairs: want at least 1, a whole number")
         corruption = self.find_corruption(corruption)
         lists = {name: _as_words(entries).entries for name, entries in self.words.items()}
         random, seen, drawn = Draw(seed), set[Any](), _Drawn([], [], Counter())

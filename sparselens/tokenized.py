@@ -37,7 +37,8 @@ class TokenizedPairs:
     wrong_answer: Int[Tensor, " batch"] | Int[Tensor, "batch k_wrong"]
     attention_mask: Int[Tensor, "batch pos"] | None = None  # 0: padding. None: there is none
     corrupted_mask: Int[Tensor, "batch pos"] | None = None  # only where lengths differ within pairs
-    positions: Mapping[str, Int[Tensor, " batch"]] = field(default_factory=dict[str, Tensor])  # in the clean prompt
+    # in the clean prompt; those that every pair has
+    positions: Mapping[str, Int[Tensor, " batch"]] = field(default_factory=dict[str, Tensor])
     reference: Float[Tensor, "batch d_vocab"] | None = None  # clean log-probabilities at END, for kl_divergence
     prompts: tuple[PromptPair, ...] = ()  # the strings, where the pairs were made from strings
     token_strings: tuple[tuple[str, ...], ...] = ()  # of the clean prompts, without padding

@@ -1,6 +1,6 @@
 """From prompt pairs to `TokenizedPairs`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +13,11 @@ from sparselens.tokenized import NO_ANSWER, TokenizedPairs
 
 
 def tokenize_pairs(
-    pairs: Sequence[PromptPair], tokenizer: Any, bos: bool | None = None, equal_length: bool = True
+    pairs: Iterable[PromptPair], tokenizer: Any, bos: bool | None = None, equal_length: bool = True
 ) -> TokenizedPairs:
     """Token ids of prompt pairs; prompts of different lengths are padded on the left, with a mask.
+
+    Positions that only some of the pairs name are left out: a table has a token for every pair.
 
     Args:
         tokenizer: a fast transformers tokenizer; a TransformerLens model's own is `model.tokenizer`
@@ -25,7 +27,10 @@ def tokenize_pairs(
     Raises:
         ValueError: a pair does not fit the tokenizer. Says which and why.
     """
-    return stack(pairs, Fit(tokenizer, bos, equal_length).encode(pairs))
+    listed = list(pairs)
+    if not listed:
+        raise ValueError("there is no pair to tokenize")
+    return stack(listed, Fit(tokenizer, bos, equal_length).encode(listed))
 
 
 def stack(pairs: Sequence[PromptPair], encoded: Sequence[Encoded]) -> TokenizedPairs:

@@ -57,7 +57,7 @@ KINDS = {
 
 
 def draw(random: Draw, words: Lists, corruption: str) -> PromptPair:
-    """One pair of different sums, in which the second number differs or both do.
+    """One pair of different sums, in which the second number differs or both are drawn anew.
 
     The sums are drawn first and then split: each is right as often as it is wrong.
     """

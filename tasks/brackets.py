@@ -46,12 +46,20 @@ def balanced(random: Draw, n: int) -> str:
 
 
 def rewritten(random: Draw, brackets: str) -> tuple[str, int, int]:
-    """The string with one or both of two brackets changed so that it is not balanced, and where the two are."""
+    """The string with one or both of two brackets changed so that it is not balanced, and where the two are.
+
+    Half of the time two in the middle are exchanged, where that does it: then neither counts nor ends give it away.
+    """
+    tries = 20 if random.flip() else 0
     while True:
+        tries -= 1
         first, second = sorted(random.sample(range(len(brackets)), 2))
         changed = list(brackets)
         changed[first], changed[second] = random.choice("()"), random.choice("()")
-        if not is_balanced("".join(changed)):
+        if tries > 0:
+            changed[first], changed[second] = brackets[second], brackets[first]
+        at_an_end = first == 0 or second == len(brackets) - 1
+        if not is_balanced("".join(changed)) and not (tries > 0 and at_an_end):
             return "".join(changed), first, second
 
 

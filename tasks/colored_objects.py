@@ -43,11 +43,11 @@ basket lamp clock key bowl ribbon button phone blanket towel
 
 
 def draw(random: Draw, words: Lists, corruption: str) -> PromptPair:
-    """One pair; every place in the row is asked for equally often. The new color stands nowhere else."""
+    """One pair; every place in the row is asked for equally often. The new color stands nowhere else, and is wrong."""
     objects, (*colors, new) = random.sample(words["object"], 3), random.sample(words["color"], 4)
     slots = dict(zip(SLOTS, (*objects, *colors), strict=True))
     changes = {"ASKED": objects[1]} if corruption == "other_object" else {"COLOR": new}
-    right, *wrong = (f" {color}" for color in colors)
+    right, *wrong = (f" {color}" for color in (*colors, *([new] if corruption == "other_color" else [])))
     return pair(random.choice(TEMPLATES), {**slots, "ASKED": objects[0]}, changes, right, tuple(wrong))
 
 

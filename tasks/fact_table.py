@@ -12,7 +12,7 @@ titanium: Ti, platinum: Pt, manganese: Mn, radon: Rn, barium: Ba, bromine: Br
 LANGUAGES = """
 France: French, Germany: German, Japan: Japanese, Italy: Italian, Russia: Russian, Spain: Spanish, Portugal: Portuguese,
 Poland: Polish, Sweden: Swedish, Norway: Norwegian, Denmark: Danish, Finland: Finnish, Greece: Greek, Turkey: Turkish,
-Hungary: Hungarian, Thailand: Thai, Iran: Persian, Israel: Hebrew, Egypt: Arabic, China: Chinese, Ukraine: Ukrainian,
+Hungary: Hungarian, Thailand: Thai, Iran: Persian, Israel: Hebrew, Egypt: Arabic, China: Chinese,
 Vietnam: Vietnamese, Iceland: Icelandic, Bulgaria: Bulgarian, Romania: Romanian, England: English
 """
 CURRENCIES = """
@@ -36,13 +36,11 @@ grass: green, snow: white, the sun: yellow, the sky: blue, mud: brown, a carrot:
 a flamingo: pink, a raven: black, an elephant: gray, an eggplant: purple
 """
 BODY = """
-see: eyes, hear: ears, smell: nose, chew: teeth, walk: feet, clap: hands, speak: mouth, think: brain, breathe: lungs,
-taste: tongue
+see: eyes, hear: ears, smell: nose, walk: feet, clap: hands, speak: mouth, think: brain
 """
 WORKPLACES = """
-teacher: school, doctor: hospital, farmer: farm, cook: kitchen, gardener: garden, queen: castle, pilot: plane,
-baker: bakery, judge: court, librarian: library, mechanic: garage, zookeeper: zoo, shopkeeper: store,
-lifeguard: beach, ranger: forest, secretary: office
+teacher: school, doctor: hospital, cook: kitchen, gardener: garden, pilot: plane, baker: bakery, judge: court,
+mechanic: garage, zookeeper: zoo, shopkeeper: store, ranger: forest
 """
 PRODUCTS = """
 cow: milk, bee: honey, hen: eggs, sheep: wool, baker: bread, tailor: clothes, spider: webs, poet: poems,

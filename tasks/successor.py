@@ -20,7 +20,7 @@ TEMPLATES = (
     "In order: {FIRST}, {SECOND}, {THIRD},",
     "The list goes on like this: {FIRST}, {SECOND}, {THIRD},",
     "{FIRST} and {SECOND} and {THIRD} and",
-    "First {FIRST}, then {SECOND}, then {THIRD}, then",
+    "One after the other: {FIRST}, {SECOND}, {THIRD},",
     "They said together: {FIRST}, {SECOND}, {THIRD},",
 )
 POSITIONS: tuple[str, ...] = ("FIRST", "SECOND", "THIRD")

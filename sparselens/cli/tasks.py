@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from sparselens.cli.options import Json, Out
 from sparselens.cli.table import finish, print_table
 from sparselens.tasks import TASKS, find_task
+from sparselens.words import Words
 
 if TYPE_CHECKING:
     from sparselens.capability import Capability
@@ -63,9 +64,10 @@ def show(
 
     Example: `sparselens tasks show ioi -n 3 --tokenizer stories260k`
     """
-    task = _fitted(find_task(name), tokenizer)
+    whole = find_task(name)
+    task = _fitted(whole, tokenizer)
     pairs = task.pairs(n, seed, corruption)
-    print_table(f"{name}: {task.description}", ("", ""), _about_rows(task))
+    print_table(f"{name}: {task.description}", ("", ""), [*_about_rows(task), *_words_left(whole, task)])
     for number, pair in enumerate(pairs, 1):
         print_table(f"pair {number}", ("", ""), _pair_rows(pair, task))
     finish({"task": _about(task), "pairs": [_record(pair) for pair in pairs]}, json, out and out / f"{name}.json")
@@ -119,6 +121,8 @@ def evaluate(
     from sparselens.folder import load
 
     chosen = [find_task(name) for name in task or TASKS]
+    if n < 1 or batch_size < 1:
+        raise ValueError(f"-n {n}, --batch-size {batch_size}: want at least 1")
     opened, table, refused = load(model), dict[str, dict[str, Any]](), list[tuple[str, str]]()
     for item in chosen:
         try:
@@ -129,6 +133,8 @@ def evaluate(
             table[item.name] = {"refused": str(error)}
             refused.append((item.name, str(error)))
     columns = ("task", "pairs", "accuracy, %", "chance", "metric")
+    if len(refused) == len(chosen):
+        raise ValueError("none of the tasks can be asked: " + "; ".join(why for _, why in refused[:3]))
     print_table(f"{model}: means with 95 % bootstrap intervals", columns, _result_rows(table))
     if refused:
         print_table("Not asked", ("task", "why"), refused)
@@ -141,6 +147,19 @@ def _fitted(task: "Task", tokenizer: str | None) -> "Task":
     from sparselens.folder import load_tokenizer
 
     return task.fitted(load_tokenizer(tokenizer))
+
+
+def _words_left(whole: "Task", fitted: "Task") -> list[tuple[str, str]]:
+    """Of each word list, how many entries the tokenizer has as the task needs them."""
+    if fitted.fit is None:
+        return []
+    lists = ((name, len(_entries(fitted, name)), len(_entries(whole, name))) for name in whole.words)
+    return [("words that fit", ", ".join(f"{left} of {of} ({name})" for name, left, of in lists))]
+
+
+def _entries(task: "Task", name: str) -> Sequence[Any]:
+    words = task.words[name]
+    return words.entries if isinstance(words, Words) else words
 
 
 def _hard(task: "Task", n: int, seed: int, chosen: str) -> "list[PromptPair] | None":
@@ -173,7 +192,9 @@ def _about_rows(task: "Task") -> list[tuple[str, str]]:
 
 
 def _pair_rows(pair: "PromptPair", task: "Task") -> list[tuple[str, str]]:
-    words = "  ".join(f"{name}={pair.clean[start:end]!r}" for name, (start, end) in pair.positions.items())
+    words = "  ".join(
+        f"{name}={pair.clean[start:end]!r}" for name, (start, end) in pair.positions.items() if name != "END"
+    )
     rows = [("clean", pair.clean), ("corrupted", pair.corrupted), ("right", _some(pair.answers))]
     rows += [("wrong", _some(pair.wrong_answers)), ("positions", words)]
     if task.fit is not None:

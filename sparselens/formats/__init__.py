@@ -4,7 +4,8 @@ What a format cannot hold (positions, outside parquet) is not written, and a bro
 before it is needed.
 """
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,14 @@ def read_pairs(path: str | Path, format: str, tokenizer: Any = None) -> list[Pro
         ValueError: no such format, a missing column or key, a broken row, or no tokenizer where one is needed.
     """
     path = Path(path)
-    match _known(format):
+    try:
+        return _read(path, _known(format), tokenizer)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _read(path: Path, name: str, tokenizer: Any) -> list[PromptPair]:
+    match name:
         case "parquet":
             return parquet.read(path)
         case "eap-ig":
@@ -38,7 +46,7 @@ def read_pairs(path: str | Path, format: str, tokenizer: Any = None) -> list[Pro
 
 
 def write_pairs(
-    pairs: Sequence[PromptPair],
+    pairs: Iterable[PromptPair],
     path: str | Path,
     format: str,  # noqa: A002 - the field's word
     *,
@@ -57,6 +65,9 @@ def write_pairs(
     Raises:
         ValueError: no such format, no tokenizer where one is needed, or several answers where the format holds one.
     """
+    pairs = list(pairs)
+    if not pairs:
+        raise ValueError("there is no pair to write")
     match _known(format):
         case "parquet":
             content = parquet.content(pairs, name)

@@ -15,11 +15,16 @@ def read(path: Path) -> list[PromptPair]:
         rows = json.loads(path.read_text(encoding="utf-8"))["prompts"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{path}: want a JSON object with a list "prompts" ({error!r})') from error
+    if not isinstance(rows, list):
+        raise ValueError(f'{path}: "prompts" is no list')
     return pairs_from(path, enumerate(rows), _pair)
 
 
 def _pair(row: Mapping[str, Any]) -> PromptPair:
-    return PromptPair(row["clean"], row["corrupt"], tuple(row["answers"]), tuple(row["wrong_answers"]))
+    right, wrong = row["answers"], row["wrong_answers"]
+    if not isinstance(right, list) or not isinstance(wrong, list):
+        raise ValueError(f"answers must be lists, not {right!r} and {wrong!r}")
+    return PromptPair(row["clean"], row["corrupt"], tuple(right), tuple(wrong))
 
 
 def content(pairs: Sequence[PromptPair]) -> bytes:

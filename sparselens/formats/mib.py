@@ -1,6 +1,7 @@
 """MIB's rows, as json lines: {"prompt", "choices", "answerKey", "NAME_counterfactual": {the same three}}.
 
-Choices have no leading space. The counterfactual's answer is the wrong answer to the prompt.
+Choices have no leading space. The counterfactual's answerKey is that of the wrong answer, with which MIB compares. That
+is the counterfactual prompt's own answer where the corruption turns the answer round, but not in ioi's `abc`.
 """
 
 import json
@@ -25,9 +26,16 @@ def _pair(line: str) -> PromptPair:
     other = next((row[key] for key in row if key.endswith(_COUNTERFACTUAL)), None)
     if other is None:
         raise ValueError(f"no key ends in {_COUNTERFACTUAL!r}")
-    right, flipped = (item["choices"][item["answerKey"]] for item in (row, other))
+    right, flipped = (item["choices"][_key(item)] for item in (row, other))
     wrong = [flipped] if flipped != right else [choice for choice in row["choices"] if choice != right]
     return PromptPair(row["prompt"], other["prompt"], (f" {right}",), tuple(f" {answer}" for answer in wrong))
+
+
+def _key(item: Mapping[str, Any]) -> int:
+    key = item["answerKey"]
+    if not isinstance(key, int) or not 0 <= key < len(item["choices"]):
+        raise ValueError(f"answerKey is {key!r}, there are {len(item['choices'])} choices")
+    return key
 
 
 def content(pairs: Sequence[PromptPair], name: str) -> bytes:
@@ -36,6 +44,9 @@ def content(pairs: Sequence[PromptPair], name: str) -> bytes:
 
 
 def _row(pair: PromptPair, name: str) -> dict[str, Any]:
-    choices = [only(answers, pair).removeprefix(" ") for answers in (pair.answers, pair.wrong_answers)]
+    answers = [only(texts, pair) for texts in (pair.answers, pair.wrong_answers)]
+    if not all(answer.startswith(" ") for answer in answers):
+        raise ValueError(f"mib puts a space before every answer, those of {pair.clean!r} have none: use another format")
+    choices = [answer[1:] for answer in answers]
     other = {"prompt": pair.corrupted, "choices": choices, "answerKey": 1}
     return {"prompt": pair.clean, "choices": choices, "answerKey": 0, name + _COUNTERFACTUAL: other}

@@ -85,10 +85,12 @@ def test_retraining_makes_both_models_and_can_be_resumed(tmp_path: Path, monkeyp
     monkeypatch.setattr(addition, "DENSE_STEPS", 3)
     short = {name: replace(phase, steps=2) for name, phase in addition.PHASES.items()}
     monkeypatch.setattr(addition, "PHASES", short)
+    monkeypatch.setattr(addition, "MEND", replace(addition.MEND, steps=2))
     dense, sparse = addition.retrain_both(tmp_path, seed=0)
     first = load(sparse).state_dict()
     assert not is_sparse(load(dense))
     assert is_sparse(load(sparse))
+    assert (tmp_path / "mend" / "checkpoint.pt").exists()  # after so few steps the target is missed
     addition.retrain_both(tmp_path, seed=0, resume=True)  # all is done: the same models again
     again = load(sparse).state_dict()
     assert all(torch.equal(value, again[name]) for name, value in first.items())

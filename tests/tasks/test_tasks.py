@@ -10,7 +10,6 @@ import pytest
 import transformers as tr
 
 from sparselens.prompts import PromptPair
-from sparselens.task import Task
 from sparselens.tasks import TASKS, find_task
 
 N = 1000
@@ -47,13 +46,6 @@ def tokenizers() -> dict[str, Any]:
     return {name: tr.AutoTokenizer.from_pretrained(folder / path) for name, path in TOKENIZERS.items()}
 
 
-def sizes(task: Task) -> int:
-    """N, or as many different pairs as a small task has."""
-    return min(N, SPACE.get(task.name, N))
-
-
-SPACE: dict[str, int] = {}  # tasks with fewer than N different pairs: how many
-
 # Tasks in which some answers are right more often than others, with the reason.
 UNBALANCED = {"greater_than": "a late year ends most spans, an early one hardly any"}
 
@@ -68,7 +60,7 @@ def test_it_says_what_it_is(name: str):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_pairs_repeat_and_share_a_prefix(name: str):
-    task, n = TASKS[name], sizes(TASKS[name])
+    task, n = TASKS[name], N
     pairs = task.pairs(n, seed=3)
     assert len(pairs) == n == len({pair.key for pair in pairs})
     assert task.pairs(min(n, 20), seed=3) == pairs[:20]
@@ -81,7 +73,7 @@ def test_prompts_differ_where_they_should_and_only_there(name: str, corruption: 
     task = TASKS[name]
     changed = task.corruptions[corruption]
     assert changed
-    for pair in task.pairs(sizes(task), corruption=corruption):
+    for pair in task.pairs(N, corruption=corruption):
         assert set(changed) <= set(pair.positions)
         clean, corrupted = (_without(pair, changed, side) for side in ("clean", "corrupted"))
         assert clean == corrupted
@@ -102,7 +94,7 @@ def _without(pair: PromptPair, names: tuple[str, ...], side: str) -> str:
 @pytest.mark.parametrize("name", [name for name in TASKS if name not in UNBALANCED])
 def test_no_constant_guess_does_well(name: str):
     task = TASKS[name]
-    pairs = task.pairs(sizes(task))
+    pairs = task.pairs(N)
     right = Counter(answer for pair in pairs for answer in pair.answers)
     wrong = Counter(answer for pair in pairs for answer in pair.wrong_answers)
     for answer, times in right.most_common(5):
@@ -122,7 +114,7 @@ def test_tokens(name: str, tokenizer: str, tokenizers: dict[str, Any]):
             task.tokenize(chosen, 10)
         return
     fitted = task.fitted(chosen)
-    pairs = fitted.pairs(min(sizes(task), 200))
+    pairs = fitted.pairs(200)
     tokens = task.tokenize(chosen, len(pairs))
     assert tokens.prompts == tuple(pairs)
     for row, pair in enumerate(pairs):
@@ -162,12 +154,6 @@ def test_mistakes_are_named(name: str):
             task.pairs(n)
     with pytest.raises(ValueError, match="no corruption 'nonsense'"):
         task.pairs(1, corruption="nonsense")
-
-
-@pytest.mark.parametrize("name", SPACE)
-def test_more_pairs_than_there_are(name: str):
-    with pytest.raises(ValueError, match=f"'{name}' has {SPACE[name]} different pairs"):
-        TASKS[name].pairs(SPACE[name] + 1)
 
 
 def test_importing_the_tasks_loads_nothing_heavy():
