@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sparselens.analyses.budget import MEMORY as MEMORY
 from sparselens.analyses.partial_runs import Hooks, only_at, peak_bytes, returns_tuple, run
 from sparselens.analyses.patch_sites import Site, shows_only_copies
 from sparselens.evaluation import evaluating, open_gates
@@ -19,7 +20,6 @@ BASES = ("clean", "corrupted")
 SOURCES = ("corrupted", "clean", "mean", "zero")
 Activations = dict[str, Float[Tensor, "batch ..."]]  # by hook name
 
-MEMORY = 2**30  # bytes
 _RESIDUAL = "blocks.{}.hook_resid_pre"
 
 

@@ -63,7 +63,7 @@ def write_pairs(
         name: of the corruption in mib, of the dataset in parquet
 
     Raises:
-        ValueError: no such format, no tokenizer where one is needed, or several answers where the format holds one.
+        ValueError: no such format, no tokenizer where one is needed, or more answers than the format holds.
     """
     pairs = list(pairs)
     if not pairs:

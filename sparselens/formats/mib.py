@@ -1,6 +1,6 @@
 """MIB's rows, as json lines: {"prompt", "choices", "answerKey", "NAME_counterfactual": {the same three}}.
 
-Choices have no leading space. The counterfactual's answerKey is that of the wrong answer, with which MIB compares. That
+Choices have no leading space. The counterfactual's answerKey is that of a wrong answer, with which MIB compares. That
 is the counterfactual prompt's own answer where the corruption turns the answer round, but not in ioi's `abc`.
 """
 
@@ -26,8 +26,8 @@ def _pair(line: str) -> PromptPair:
     other = next((row[key] for key in row if key.endswith(_COUNTERFACTUAL)), None)
     if other is None:
         raise ValueError(f"no key ends in {_COUNTERFACTUAL!r}")
-    right, flipped = (item["choices"][_key(item)] for item in (row, other))
-    wrong = [flipped] if flipped != right else [choice for choice in row["choices"] if choice != right]
+    right = row["choices"][_key(row)]
+    wrong = [choice for choice in row["choices"] if choice != right]
     return PromptPair(row["prompt"], other["prompt"], (f" {right}",), tuple(f" {answer}" for answer in wrong))
 
 
@@ -39,12 +39,12 @@ def _key(item: Mapping[str, Any]) -> int:
 
 
 def content(pairs: Sequence[PromptPair], name: str) -> bytes:
-    """The file of some pairs with one answer of a kind; `name` is the corruption's."""
+    """The file of some pairs with one right answer each; `name` is the corruption's."""
     return b"".join(json.dumps(_row(pair, name), ensure_ascii=False).encode() + b"\n" for pair in pairs)
 
 
 def _row(pair: PromptPair, name: str) -> dict[str, Any]:
-    answers = [only(texts, pair) for texts in (pair.answers, pair.wrong_answers)]
+    answers = [only(pair.answers, pair), *pair.wrong_answers]
     if not all(answer.startswith(" ") for answer in answers):
         raise ValueError(f"mib puts a space before every answer, those of {pair.clean!r} have none: use another format")
     choices = [answer[1:] for answer in answers]

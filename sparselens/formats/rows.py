@@ -35,7 +35,5 @@ def only(answers: Sequence[str], pair: PromptPair) -> str:
         ValueError: there are several.
     """
     if len(answers) != 1:
-        raise ValueError(
-            f"this format holds one answer of a kind, {pair.clean!r} has {len(answers)}: use another format"
-        )
+        raise ValueError(f"this format holds one such answer, {pair.clean!r} has {len(answers)}: use another format")
     return answers[0]

@@ -48,6 +48,14 @@ def test_there_and_back(name: str, gpt2: Any, tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
 
 
+def test_mib_holds_every_wrong_answer_but_one_right_one(gpt2: Any, tmp_path: Path):
+    pairs = TASKS["docstring"].fitted(gpt2).pairs(10)
+    file = sl.write_pairs(pairs, tmp_path / "docstring.jsonl", "mib")
+    assert strings(sl.read_pairs(file, "mib")) == strings(pairs)
+    with pytest.raises(ValueError, match="puts a space before every answer"):
+        sl.write_pairs(TASKS["acronyms"].pairs(3), tmp_path / "f", "mib")
+
+
 def test_ioi_has_the_columns_of_eap_ig(data: Path, gpt2: Any, tmp_path: Path):
     task = IOI.fitted(gpt2)
     pairs, hard = task.pairs(20, corruption="abc"), task.pairs(20, corruption="s2_io")
@@ -149,7 +157,7 @@ def test_broken_files_say_where(name: str, text: str, message: str, tmp_path: Pa
 
 def test_what_a_format_cannot_hold_is_refused_and_nothing_written(gpt2: Any, tmp_path: Path):
     two = [sl.PromptPair("I am", "I was", (" x", " y"), (" z",))]
-    with pytest.raises(ValueError, match="holds one answer of a kind, 'I am' has 2"):
+    with pytest.raises(ValueError, match="holds one such answer, 'I am' has 2"):
         sl.write_pairs(two, tmp_path / "f", "mib")
     pairs = IOI.fitted(gpt2).pairs(3)
     with pytest.raises(ValueError, match="pass the tokenizer"):

@@ -121,6 +121,17 @@ def test_tokens(name: str, tokenizer: str, tokenizers: dict[str, Any]):
         _check_row(tokens, row, pair, chosen)
 
 
+@pytest.mark.parametrize(
+    ("name", "corruption"), [both for both in EVERY_CORRUPTION if (both[0], "gpt2") not in REFUSED]
+)
+def test_tokens_of_every_corruption(name: str, corruption: str, tokenizers: dict[str, Any]):
+    tokens = TASKS[name].tokenize(tokenizers["gpt2"], 50, 1, corruption)
+    for row, pair in enumerate(tokens.prompts):
+        _check_row(tokens, row, pair, tokenizers["gpt2"])
+    changed = (tokens.clean != tokens.corrupted).any(-1)
+    assert changed.all()
+
+
 def _check_row(tokens: Any, row: int, pair: PromptPair, tokenizer: Any) -> None:
     """One row against plain calls of the tokenizer, which know nothing of how it was made."""
     clean, corrupted = tokenizer(pair.clean)["input_ids"], tokenizer(pair.corrupted)["input_ids"]
