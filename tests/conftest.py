@@ -25,7 +25,7 @@ def repeatable() -> None:
     random.seed(0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Small models, texts and task tables that may lie beside the repository."""
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -17,11 +17,8 @@ IOI = TASKS["ioi"]
 
 
 @pytest.fixture(scope="module")
-def data() -> Path:
-    folder = Path(__file__).resolve().parents[3] / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip("needs the data folder beside the repository (../shared/data)")
-    return folder
+def data(shared_data: Path) -> Path:
+    return shared_data
 
 
 @pytest.fixture(scope="module")

@@ -39,11 +39,8 @@ REFUSED: dict[tuple[str, str], str] = {
 
 
 @pytest.fixture(scope="module")
-def tokenizers() -> dict[str, Any]:
-    folder = Path(__file__).resolve().parents[3] / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip("needs the data folder beside the repository (../shared/data)")
-    return {name: tr.AutoTokenizer.from_pretrained(folder / path) for name, path in TOKENIZERS.items()}
+def tokenizers(shared_data: Path) -> dict[str, Any]:
+    return {name: tr.AutoTokenizer.from_pretrained(shared_data / path) for name, path in TOKENIZERS.items()}
 
 
 # Tasks in which some answers are right more often than others, with the reason.
