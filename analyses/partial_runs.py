@@ -98,29 +98,25 @@ class _Allocations(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0
-        self._known: set[int] = set()
+        # Held weakly and by identity: the address of what is gone may be that of the next tensor.
+        self._known = weakref.WeakSet[torch.UntypedStorage]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for storage in _storages((args, kwargs)):
-            self._known.add(storage._cdata)  # parameters and inputs, of which an output may be a view
+        self._known.update(_storages((args, kwargs)))  # parameters and inputs, of which an output may be a view
         output = func(*args, **(kwargs or {}))
         for storage in _storages(output):
-            if storage._cdata not in self._known:
-                self._known.add(storage._cdata)
+            if storage not in self._known:
+                self._known.add(storage)
                 self._count(storage.nbytes())
-                weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
+                weakref.finalize(storage, self._count, -storage.nbytes())
         return output
 
     def _count(self, size: int) -> None:
         self.live += size
         self.peak = max(self.peak, self.live)
 
-    def _freed(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.live -= size
 
-
-def _storages(tree: Any) -> list[Any]:
+def _storages(tree: Any) -> list[torch.UntypedStorage]:
     return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 

@@ -83,6 +83,22 @@ def test_peak_counts_what_is_alive_at_once():
     assert both == 8000
 
 
+def test_what_is_gone_hides_nothing_that_comes_after_it():
+    def in_the_place_of_inputs() -> torch.Tensor:
+        for _ in range(50):
+            made_elsewhere = torch.frombuffer(bytearray(4000), dtype=torch.float32)
+            made_elsewhere.abs_()
+            del made_elsewhere
+        return torch.stack([torch.zeros(1000) for _ in range(50)])
+
+    assert peak_bytes(in_the_place_of_inputs)[1] == 2 * 50 * 4000
+
+
+def test_the_count_is_the_same_every_time():
+    model = tiny_bridge("gpt2")
+    assert len({peak_bytes(lambda: model(TOKENS).sum())[1] for _ in range(5)}) == 1
+
+
 @torch.no_grad()
 def test_peak_grows_with_the_batch():
     model = tiny_bridge("llama")
