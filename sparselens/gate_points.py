@@ -121,7 +121,7 @@ class _SoftmaxTap(TorchFunctionMode):
 def put_gate(attn: Any, layer: int, settings: GateSettings) -> dict[str, HookPoint]:
     """Gate one attention. Returns its new hook points by name."""
     gate = LayerGate(attn, layer, settings, tapped=leaves_it_to_inner(attn))
-    points = {name: HookPoint() for name in GATE_POINTS}
+    points = {name: HookPoint().train(attn.training) for name in GATE_POINTS}
     for name, point in points.items():
         point.pos_dim = -2  # query positions, for `pos_slice`
         setattr(attn, name, point)

@@ -162,7 +162,7 @@ def test_edges_of_a_dense_model_can_be_patched_in_every_family():
 def test_equal_to_transformer_lens(family: str, gate_bias: float | None, site: str, by_position: bool, function: Any):
     model, pairs = tiny_bridge(family), make_pairs(length=4)
     if gate_bias is not None:
-        sl.sparsify(model, gate_bias).eval()  # theirs wants every hook point in evaluation mode
+        sl.sparsify(model, gate_bias)
     with torch.no_grad():
         _, cache = model.run_with_cache(pairs.clean)
         wanted = function(model, pairs.corrupted, cache, lambda logits: logit_difference(logits, pairs).mean())

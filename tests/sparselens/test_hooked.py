@@ -256,6 +256,14 @@ def test_hooks_and_modes_are_as_before_the_surgery() -> None:
     assert torch.equal(torch.random.get_rng_state(), random_state)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_new_hook_points_are_in_the_mode_of_their_attention(training: bool) -> None:
+    model = sparsify(tiny_bridge("gpt2").train(training), 0.0)
+    for block in model.blocks:
+        assert {point.training for point in (block.attn.hook_gate, block.attn.hook_gate_probs)} == {training}
+    assert len({module.training for module in model.modules()}) == 1
+
+
 def test_native_bridges_take_gates() -> None:
     from transformer_lens import TransformerBridge
 
