@@ -31,6 +31,9 @@ if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and completi
     from sparselens.analyses.edge_patching import patch_edges as patch_edges
     from sparselens.analyses.edge_scores import EdgeScores as EdgeScores
     from sparselens.analyses.faithful_circuits import faithful_circuit as faithful_circuit
+    from sparselens.analyses.loss_curve import LossPoint as LossPoint
+    from sparselens.analyses.loss_curve import loss_points as loss_points
+    from sparselens.analyses.loss_curve import measure_loss as measure_loss
     from sparselens.analyses.node_attribution import AttentionEdgeScores as AttentionEdgeScores
     from sparselens.analyses.node_attribution import NodeScores as NodeScores
     from sparselens.analyses.node_attribution import attribute_attention_edges as attribute_attention_edges
@@ -41,6 +44,7 @@ if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and completi
     from sparselens.analyses.stability import share_curves as share_curves
     from sparselens.analyses.top_components import Kept as Kept
     from sparselens.analyses.top_components import keep_top as keep_top
+    from sparselens.analyses.top_k import top_k_attention as top_k_attention
 
 __all__ = ["AttentionEdges", "TokenView", "attention_edges", "token_view"]
 
@@ -53,9 +57,11 @@ _HOMES = {
     "edge_patching": ("patch_edges",),
     "edge_scores": ("EdgeScores",),
     "faithful_circuits": ("faithful_circuit",),
+    "loss_curve": ("LossPoint", "loss_points", "measure_loss"),
     "node_attribution": ("AttentionEdgeScores", "NodeScores", "attribute_attention_edges", "attribute_nodes"),
     "stability": ("ShareCurves", "Stability", "edges_needed", "share_curves"),
     "top_components": ("Kept", "keep_top"),
+    "top_k": ("top_k_attention",),
 }
 _HOME_OF = {name: f"sparselens.analyses.{module}" for module, names in _HOMES.items() for name in names}
 

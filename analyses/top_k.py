@@ -1,0 +1,68 @@
+"""The baseline of the paper's Fig. 2a: a dense model in which every query keeps its k best keys, without training.
+
+    score  = score where it is among the k largest of its query, else CLOSED        before the softmax
+    pattern = softmax(score)                                                        so what is left sums to one
+
+The model carries open gates meanwhile, so that its scores can be reached in every family. CLOSED shuts such a gate but
+is no mask, so `record_gates` counts the k kept edges as open, out of all visible ones.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from sparselens.evaluation import OPEN_BIAS, open_gates
+from sparselens.gates import is_visible
+from sparselens.hooked import is_hooked
+from sparselens.surgery import is_sparse
+
+CLOSED = -3.2e4  # above what counts as masked in any dtype, and more below zero than open gates are above it
+assert torch.finfo(torch.float16).min / 2 < CLOSED < -OPEN_BIAS
+
+Scores = Float[Tensor, "batch head query_pos key_pos"]
+
+
+@contextmanager
+def top_k_attention(model: Any, k: int) -> Iterator[None]:
+    """Inside the block every query of every head attends to its k largest scores only.
+
+    Of equal scores the earliest keys are kept. Queries that see k keys or fewer are as before, so a k as large as the
+    longest sequence is the dense model, exactly. The block's edges are those of a sparse model:
+
+    >>> with top_k_attention(model, 4), sl.record_gates(model) as gates:
+    ...     model(tokens)
+    >>> gates.edges_per_query_per_head  # at most 4
+
+    Args:
+        model: a dense TransformerBridge or HookedTransformer
+
+    Raises:
+        ValueError: k is not positive, the model carries gates already, or no gate could be put on it (see `sparsify`).
+    """
+    if k < 1:
+        raise ValueError(f"k = {k}: want 1 or more keys for each query")
+    if not is_hooked(model):
+        raise ValueError(f"want a TransformerBridge or HookedTransformer, not a {type(model).__name__}")
+    if is_sparse(model):
+        raise ValueError("top-k attention is a baseline for dense models, and this one carries gates: densify it first")
+
+    def close_the_rest(_: nn.Module, __: Any, scores: Scores) -> Scores:
+        return scores.masked_fill(is_visible(scores) & ~largest(scores, k), CLOSED)
+
+    with open_gates(model):
+        handles = [block.attn.hook_attn_scores.register_forward_hook(close_the_rest) for block in model.blocks]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def largest(scores: Scores, k: int) -> Bool[Tensor, "batch head query_pos key_pos"]:
+    """Where the k largest scores of every query are; of equal ones the earliest."""
+    order = scores.sort(dim=-1, descending=True, stable=True).indices
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order[..., :k], value=True)
