@@ -31,6 +31,8 @@ if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and completi
     from sparselens.analyses.edge_patching import patch_edges as patch_edges
     from sparselens.analyses.edge_scores import EdgeScores as EdgeScores
     from sparselens.analyses.faithful_circuits import faithful_circuit as faithful_circuit
+    from sparselens.analyses.head_labels import HeadScores as HeadScores
+    from sparselens.analyses.head_labels import label_heads as label_heads
     from sparselens.analyses.loss_curve import LossPoint as LossPoint
     from sparselens.analyses.loss_curve import loss_points as loss_points
     from sparselens.analyses.loss_curve import measure_loss as measure_loss
@@ -57,6 +59,7 @@ _HOMES = {
     "edge_patching": ("patch_edges",),
     "edge_scores": ("EdgeScores",),
     "faithful_circuits": ("faithful_circuit",),
+    "head_labels": ("HeadScores", "label_heads"),
     "loss_curve": ("LossPoint", "loss_points", "measure_loss"),
     "node_attribution": ("AttentionEdgeScores", "NodeScores", "attribute_attention_edges", "attribute_nodes"),
     "stability": ("ShareCurves", "Stability", "edges_needed", "share_curves"),
