@@ -1,0 +1,25 @@
+"""The colours and names that every figure and page uses, chosen to differ for colour-blind readers and as greys.
+
+Two models: dense is orange with open circles, sparse dark blue with filled squares. Two signs: blue raises the metric,
+red with dashes lowers it. Two papers: the second colour of a pair is the one for dark ones.
+"""
+
+from typing import NamedTuple
+
+
+class Ink(NamedTuple):
+    """One colour for white and one for dark paper, and the marker that tells it from others without colour."""
+
+    light: str
+    dark: str
+    marker: str  # matplotlib's name: "o" is drawn open, all others filled
+
+
+MODELS = {
+    "dense": Ink("#d05500", "#f0803c", "o"),
+    "sparse": Ink("#004f8c", "#5aa9ea", "s"),
+    "control": Ink("#2b8a6a", "#2ec49a", "^"),
+    "baseline": Ink("#777777", "#b5b9bf", "D"),
+}
+POSITIVE, NEGATIVE = Ink("#2166ac", "#67a9cf", ""), Ink("#b2182b", "#ef8a62", "")
+INK, QUIET, RULE = "#222222", "#6a6f76", "#d5d8dc"
