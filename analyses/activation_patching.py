@@ -7,7 +7,6 @@
 3. All others go through the model in batches, a row for each (prompt, patch), from the patched block on.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,22 +17,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from sparselens.analyses.batch_log import batch_log
+from sparselens.analyses.budget import MEMORY, fit
 from sparselens.analyses.partial_runs import starting_at
-from sparselens.analyses.patch_log import patch_log
-from sparselens.analyses.patch_runs import (
-    MEMORY,
-    Question,
-    Recorded,
-    asking,
-    fit,
-    measure,
-    record,
-    with_mean,
-)
+from sparselens.analyses.patch_runs import Question, Recorded, asking, measure, record, with_mean
 from sparselens.analyses.patch_sites import find_site, replacing
 from sparselens.intervals import Interval, mean_interval, ratio_interval
 from sparselens.metrics import Metric, logit_difference
-from sparselens.surgery import find_settings
 from sparselens.tokenized import TokenizedPairs
 
 
@@ -162,21 +152,20 @@ def patch_activations(
     shape = (len(pairs), model.cfg.n_layers, *place.sizes(model, pairs.clean.shape[1]))
     values, baselines = torch.full(shape, torch.nan, dtype=dtype), torch.zeros(2, len(pairs), dtype=dtype)
     asked = _asked(only, axes[1:], shape[1:])
-    described = {"site": site, "axes": list(axes), "base": base, "source": source}
+    described = {"site": site, "axes": axes, "base": base, "source": source, "only": asked, "memory": memory}
     with (
         asking(model, pairs, metric, [place], base, source) as question,
-        patch_log(out, described if out is None else described | _identity(question, pairs), values) as log,
         tqdm(total=len(pairs) * int(asked.sum()), disable=not progress, unit="patch", dynamic_ncols=True) as bar,
     ):
+        log = batch_log(out, model, pairs, metric, **described)
         for group in _groups(question, pairs, memory):
             baselines[:, group.prompts] = torch.stack([group.recorded.clean, group.recorded.corrupted]).to(baselines)
             todo = _settle(question, group, values, asked)
             bar.update(len(group.prompts) * int(asked.sum()) - int(todo.sum()))
             for layer, cells in _batches(todo, group.at_once):
-                found = _patched(question, group, layer, cells).to(values)
-                where = torch.stack([group.prompts[cells[:, 0]], torch.full_like(cells[:, 0], layer), *cells.T[1:]], -1)
-                values[tuple(where.T)] = found
-                log.add(where, found)
+                where = (group.prompts[cells[:, 0]], torch.full_like(cells[:, 0], layer), *cells.T[1:])
+                (found,) = log.once(where, lambda: (_patched(question, group, layer, cells),))  # noqa: B023
+                values[where] = found.to(values)
                 bar.update(len(cells))
     return Patched(site, axes, base, source, values, *baselines)
 
@@ -193,21 +182,6 @@ def _refuse_cell(cell: Sequence[int], axes: Sequence[str], shape: Sequence[int])
     if len(cell) != len(shape) or not all(0 <= number < size for number, size in zip(cell, shape, strict=True)):
         known = ", ".join(f"{axis} 0 to {size - 1}" for axis, size in zip(axes, shape, strict=True))
         raise ValueError(f"no such patch: {tuple(cell)} (want {known})")
-
-
-def _identity(question: Question, pairs: TokenizedPairs) -> dict[str, Any]:
-    """What tells this question from one about another model, metric or other prompts."""
-    tokens = hashlib.sha256()
-    for ids in (pairs.clean, pairs.corrupted, pairs.answers, pairs.wrong_answers, pairs.end):
-        tokens.update(str((ids.shape, ids.tolist())).encode())
-    settings = find_settings(question.model)
-    weights = sum(float(weight.sum(dtype=torch.float64)) for weight in question.model.parameters())
-    return {
-        "metric": getattr(question.metric, "__name__", type(question.metric).__name__),
-        "prompts": tokens.hexdigest(),
-        "weights": f"{weights:.6g}",
-        "gate bias": None if settings is None else settings.gate_bias,
-    }
 
 
 @dataclass(frozen=True)
@@ -227,9 +201,9 @@ def _groups(question: Question, pairs: TokenizedPairs, memory: int) -> Iterator[
     first_cell = torch.zeros(1, 1 + len(site.cell), dtype=torch.long)
     for prompts, batch in pairs.to(next(question.model.parameters()).device).batches(len(pairs)):
         window = _window(pairs, prompts, site.cell, question.model.cfg.n_heads)
-        n_prompts, at_once = fit(
+        (n_prompts, at_once), _ = fit(
             memory,
-            lambda: record(trial, prompts[:1], batch[:1]),  # noqa: B023 - called at once
+            lambda _: record(trial, prompts[:1], batch[:1]),  # noqa: B023 - called at once
             lambda recorded: _patched(trial, _Group(prompts[:1], batch[:1], recorded, window, 1), 0, first_cell),  # noqa: B023
         )
         ready = with_mean(question, prompts, batch, n_prompts) if question.source == "mean" else question
@@ -254,12 +228,10 @@ def _settle(question: Question, group: _Group, values: Tensor, asked: Tensor) ->
     todo = torch.zeros(len(group.prompts), *values.shape[1:], dtype=torch.bool)
     for layer, name in enumerate(question.names):
         todo[(slice(None), layer, *group.window)] = site.differs(recorded.base[name], recorded.source[name]).cpu()
-    own = values[group.prompts]
-    missing = own.isnan() & asked
     unpatched = (recorded.clean if question.base == "clean" else recorded.corrupted).to(values)
     unpatched = unpatched.reshape(-1, *(1 for _ in values.shape[1:]))
-    values[group.prompts] = torch.where(missing & ~todo, unpatched, own)
-    return todo & missing
+    values[group.prompts] = torch.where(asked & ~todo, unpatched, torch.nan)
+    return todo & asked
 
 
 def _batches(todo: Tensor, size: int) -> Iterator[tuple[int, Int[Tensor, "row axis"]]]:

@@ -15,11 +15,13 @@ once more by the number of prompts.
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
+from sparselens.analyses.batch_log import batch_log
 from sparselens.analyses.budget import MEMORY, refuse_several_lengths
 from sparselens.analyses.edge_patching import patch_edges
 from sparselens.analyses.edge_products import differences, edge_products
@@ -41,6 +43,7 @@ def attribute_edges(
     per_prompt: bool = True,
     memory: int = MEMORY,
     progress: bool = True,
+    out: str | Path | None = None,
 ) -> EdgeScores:
     """Score all edges of a model, dense or sparse, on prompt pairs.
 
@@ -49,14 +52,17 @@ def attribute_edges(
         per_prompt: keep the scores of every prompt (4 bytes times sources times destinations each); else memory does
             not grow with the number of prompts
         memory: bytes that may be allocated at once beside the model and the scores
+        out: file that keeps finished batches. The same call goes on from there after an interruption.
 
     Raises:
         ValueError: an argument is unknown or too small, prompts differ in length within a pair, the metric is not one
-            smooth finite number a prompt, or the model's residual stream cannot be read (`reading.read_model`).
+            smooth finite number a prompt, the model's residual stream cannot be read (`reading.read_model`), or `out`
+            answers another question.
     """
     if method == "exact":
-        scores = patch_edges(model, pairs, metric, memory=memory, progress=progress)
+        scores = patch_edges(model, pairs, metric, memory=memory, progress=progress, out=out)
         return scores if per_prompt else replace(scores, per_prompt=None)
+    described = {"method": method, "steps": steps, "per prompt": per_prompt, "memory": memory}
     found = collect(
         model,
         pairs,
@@ -68,6 +74,7 @@ def attribute_edges(
         per_prompt=per_prompt,
         memory=memory,
         progress=progress,
+        log=batch_log(out, model, pairs, metric, **described),
     )
     return EdgeScores(found.reading.graph, method, found.mean, found.per_prompt, found.clean, found.corrupted)
 

@@ -1,10 +1,8 @@
 """What a circuit must beat: edges drawn at random, and edges of the sources whose writes differ most."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from sparselens.analyses.budget import MEMORY, in_batches
@@ -49,7 +47,7 @@ def score_by_magnitude(
         sizes = torch.zeros(len(pairs), len(reading.graph.sources))
         metrics = torch.zeros(2, len(pairs))
 
-        def run(rows: Tensor, batch: TokenizedPairs) -> Sequence[PerPrompt | Float[Tensor, "batch source"]]:
+        def run(rows: Tensor, batch: TokenizedPairs) -> tuple[Tensor, PerPrompt, PerPrompt]:
             question = Question(reading, metric, rows, batch.to(device))
             clean, corrupted = written(question), written(question, corrupted=True)
             writes = differences(reading, clean.recorded, corrupted.recorded)

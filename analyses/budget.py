@@ -1,44 +1,65 @@
-"""Prompts in batches that fit into a memory budget, which is measured on the longest prompt and not guessed."""
+"""Work in batches that fit into a memory budget, which is measured by doing a little of it and not guessed."""
 
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from functools import partial
+from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
 from tqdm import tqdm
 
+from sparselens.analyses.batch_log import BatchLog, Tensors
 from sparselens.analyses.partial_runs import peak_bytes
 from sparselens.tokenized import TokenizedPairs
-
-Result = TypeVar("Result")
 
 MEMORY = 2**30  # bytes: what an analysis allocates beside the model
 
 
+def fit(memory: int, *steps: Callable[[Any], Any]) -> tuple[list[int], Any]:
+    """How much of each step can be done at once when all share the budget equally, and what the last step gave.
+
+    Every step is tried on as little as can be, given what the step before it gave, and the bytes of the tensors that it
+    takes are counted.
+
+    Raises:
+        ValueError: the budget is too small for one prompt.
+    """
+    result, costs = None, list[int]()
+    for step in steps:
+        result, cost = peak_bytes(partial(step, result))
+        costs.append(cost)
+    needed = len(steps) * max(costs)
+    if needed > memory:
+        raise ValueError(f"memory = {memory} bytes is too small: one prompt takes {needed}")
+    return [memory // len(steps) // cost for cost in costs], result
+
+
 def in_batches(
     pairs: TokenizedPairs,
-    call: Callable[[Int[Tensor, " batch"], TokenizedPairs], Result],
+    call: Callable[[Int[Tensor, " batch"], TokenizedPairs], Tensors],
     memory: int,
     progress: bool,
     label: str,
-) -> Iterator[tuple[Int[Tensor, " batch"], Result]]:
+    log: BatchLog | None = None,
+) -> Iterator[tuple[Int[Tensor, " batch"], Tensors]]:
     """Results of `call` on batches of prompts of one length, with the numbers of their prompts.
+
+    The longest prompt comes first, and is always run. Other batches come from the log where they are in it.
 
     Raises:
         ValueError: the budget is too small for one prompt, or prompts differ in length within a pair.
     """
     refuse_unequal(pairs)
     first = longest(pairs)
-    result, needed = peak_bytes(lambda: call(first, pairs[first]._without_padding()))
-    if needed > memory:
-        raise ValueError(f"memory = {memory} bytes is too small: one prompt takes {needed}")
+    log = log or BatchLog()
+    (size,), result = fit(memory, lambda _: call(first, pairs[first]._without_padding()))
     with tqdm(total=len(pairs), desc=label, unit="prompt", disable=not progress, dynamic_ncols=True) as bar:
         bar.update(1)
         yield first, result
         for rows, _ in pairs.batches(len(pairs)):
             rest = rows[rows != first]
-            for some in rest.split(max(1, memory // needed)) if len(rest) else ():
-                yield some, call(some, pairs[some]._without_padding())
+            for some in rest.split(size) if len(rest) else ():
+                yield some, log.once([some], lambda: call(some, pairs[some]._without_padding()))  # noqa: B023
                 bar.update(len(some))
 
 

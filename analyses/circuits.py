@@ -206,13 +206,13 @@ def _run_all(
         means = _mean_writes(reading, pairs, metric, memory) if ablation == "mean" else None
         device = next(model.parameters()).device
 
-        def run(rows: Tensor, batch: TokenizedPairs) -> Tensor:
+        def run(rows: Tensor, batch: TokenizedPairs) -> tuple[Tensor]:
             question = Question(reading, metric, rows, batch.to(device))
             ablated = _ablate(question, ablation, means)
             found = [run_circuit(question, kept, ablated) for kept in circuits]
-            return torch.stack([*found, ask(question), ablated.metric]).float().cpu()
+            return (torch.stack([*found, ask(question), ablated.metric]).float().cpu(),)
 
-        for rows, found in in_batches(pairs, run, memory, progress, "circuits"):
+        for rows, (found,) in in_batches(pairs, run, memory, progress, "circuits"):
             values[:, rows] = found
     return values
 
@@ -231,8 +231,8 @@ def _mean_writes(reading: Reading, pairs: TokenizedPairs, metric: Metric, memory
     refuse_several_lengths(pairs, "means at each position")
     device = next(reading.model.parameters()).device
 
-    def run(rows: Tensor, batch: TokenizedPairs) -> Tensor:
+    def run(rows: Tensor, batch: TokenizedPairs) -> tuple[Tensor]:
         question = Question(reading, metric, rows, batch.to(device))
-        return writes_of(reading, written(question, corrupted=True).recorded).sum(1, keepdim=True)
+        return (writes_of(reading, written(question, corrupted=True).recorded).sum(1, keepdim=True),)
 
-    return sum(total for _, total in in_batches(pairs, run, memory, False, "means")) / len(pairs)  # pyright: ignore
+    return sum(total for _, (total,) in in_batches(pairs, run, memory, False, "means")) / len(pairs)  # pyright: ignore

@@ -9,6 +9,7 @@ one direct path, Wang et al. 2022).
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,11 +17,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from sparselens.analyses.budget import MEMORY, longest, refuse_unequal
+from sparselens.analyses.batch_log import batch_log
+from sparselens.analyses.budget import MEMORY, fit, longest, refuse_unequal
 from sparselens.analyses.edge_products import Writes, differences
 from sparselens.analyses.edge_scores import EdgeScores
 from sparselens.analyses.gradients import Question, Run, ask, repeated, written
-from sparselens.analyses.partial_runs import peak_bytes, starting_at
+from sparselens.analyses.partial_runs import starting_at
 from sparselens.analyses.reading import Hook, Layer, Reading, keep, read_model
 from sparselens.evaluation import evaluating
 from sparselens.graph import RECEIVERS
@@ -38,15 +40,18 @@ def patch_edges(
     *,
     memory: int = MEMORY,
     progress: bool = True,
+    out: str | Path | None = None,
 ) -> EdgeScores:
     """Exact scores of the named edges (all, if none are named); other edges of the graph score NaN.
 
     Args:
         memory: bytes that may be allocated at once beside the model and the scores
+        out: file that keeps finished batches. The same call goes on from there after an interruption.
 
     Raises:
         ValueError: there is no such edge, prompts differ in length within a pair, the metric is not one finite number a
-            prompt, the budget is too small, or the model's residual stream cannot be read.
+            prompt, the budget is too small, the model's residual stream cannot be read, or `out` answers another
+            question.
     """
     refuse_unequal(pairs)
     with evaluating(model), torch.no_grad():
@@ -56,12 +61,16 @@ def patch_edges(
         scores = torch.zeros(len(pairs), *exists.shape).masked_fill_(exists & ~chosen, torch.nan)
         metrics = torch.zeros(2, len(pairs))
         total = int(chosen.sum()) * len(pairs)
+        log = batch_log(out, model, pairs, metric, method="exact", edges=chosen, memory=memory)
         with tqdm(total=total, desc="exact", unit="edge", disable=not progress, dynamic_ncols=True) as bar:
             for question, rows in _questions(reading, pairs, metric, memory):
                 base, corrupted = _base(question)
                 metrics[:, question.prompts] = torch.stack([base.clean.metric, corrupted]).float().cpu()
                 for some in _runs(base, chosen, max(1, rows // len(question.pairs))):
-                    values = base.clean.metric - _patched(base, some)
+                    (values,) = log.once(
+                        [question.prompts, some],
+                        lambda: (base.clean.metric - _patched(base, some),),  # noqa: B023
+                    )
                     scores[question.prompts[:, None], some[:, 0], some[:, 1]] = values.T.float().cpu()
                     bar.update(values.numel())
     return EdgeScores(reading.graph, "exact", scores.mean(0), scores, metrics[0], metrics[1])
@@ -96,13 +105,9 @@ def _questions(reading: Reading, pairs: TokenizedPairs, metric: Metric, memory: 
     device = next(reading.model.parameters()).device
     first = longest(pairs)
     one = Question(reading, metric, first, pairs[first]._without_padding().to(device))
-    (base, _), to_record = peak_bytes(lambda: _base(one))
-    _, to_patch = peak_bytes(lambda: _patched(base, torch.zeros(1, 2, dtype=torch.long)))
-    needed = 2 * max(to_record, to_patch)
-    if needed > memory:
-        raise ValueError(f"memory = {memory} bytes is too small: one prompt takes {needed}")
-    rows = memory // 2 // to_patch
-    for prompts, batch in pairs.batches(min(rows, memory // 2 // to_record)):
+    any_edge = torch.zeros(1, 2, dtype=torch.long)
+    (n_prompts, rows), _ = fit(memory, lambda _: _base(one)[0], lambda base: _patched(base, any_edge))
+    for prompts, batch in pairs.batches(min(rows, n_prompts)):
         yield Question(reading, metric, prompts, batch.to(device)), rows
 
 

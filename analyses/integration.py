@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sparselens.analyses.batch_log import BatchLog
 from sparselens.analyses.budget import in_batches
 from sparselens.analyses.gradients import Gradients, PerPrompt, Question, Run, refuse_unless_finite, written
 from sparselens.analyses.reading import Activations, Hook, Reading, read_model
@@ -47,11 +48,13 @@ def collect(
     per_prompt: bool,
     memory: int,
     progress: bool,
+    log: BatchLog | None = None,
 ) -> Collected:
     """Score prompts in batches within the memory budget.
 
     Args:
         also: hook points that `scoring` needs beside what sources write
+        log: where finished batches are kept
 
     Raises:
         ValueError: as `attribute_edges`.
@@ -61,22 +64,25 @@ def collect(
     if steps < 1:
         raise ValueError(f"steps = {steps}: want at least 1")
     device = next(model.parameters()).device
-    total, kept, metrics = torch.zeros((), dtype=torch.float64), dict[int, Tensor](), torch.zeros(2, len(pairs))
+    total, kept, metrics = torch.zeros((), dtype=torch.float64), torch.zeros(len(pairs), 0), torch.zeros(2, len(pairs))
     with evaluating(model):
         reading = read_model(model)
 
-        def run(rows: Int[Tensor, " batch"], batch: TokenizedPairs) -> tuple[Tensor, PerPrompt, PerPrompt]:
+        def run(rows: Int[Tensor, " batch"], batch: TokenizedPairs) -> tuple[Tensor, ...]:
             question = Question(reading, metric, rows, batch.to(device), tuple(also(reading)))
-            return _attribute(question, method, steps, take, scoring)
-
-        for rows, (scores, clean, corrupted) in in_batches(pairs, run, memory, progress, method):
+            scores, clean, corrupted = _attribute(question, method, steps, take, scoring)
             refuse_unless_finite("a score", scores, rows)
-            total = total + scores.sum(0, dtype=torch.float64).cpu()
-            metrics[:, rows] = torch.stack([clean, corrupted]).float().cpu()
-            if per_prompt:
-                kept |= zip(rows.tolist(), scores.float().cpu(), strict=True)
-    stacked = torch.stack([kept[row] for row in range(len(pairs))]) if per_prompt else None
-    return Collected(reading, (total / len(pairs)).float(), stacked, metrics[0], metrics[1])
+            found = scores.sum(0, dtype=torch.float64), torch.stack([clean, corrupted]).float()
+            return (*found, scores.float()) if per_prompt else found
+
+        for rows, (sums, both, *scores) in in_batches(pairs, run, memory, progress, method, log):
+            total = total + sums.cpu()
+            metrics[:, rows] = both.cpu()
+            for values in scores:
+                kept = kept if kept.numel() else torch.zeros(len(pairs), *values.shape[1:])
+                kept[rows] = values.cpu()
+    mean = (total / len(pairs)).float()
+    return Collected(reading, mean, kept if per_prompt else None, metrics[0], metrics[1])
 
 
 def _attribute(

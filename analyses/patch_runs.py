@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparselens.analyses.budget import MEMORY as MEMORY
-from sparselens.analyses.partial_runs import Hooks, only_at, peak_bytes, returns_tuple, run
+from sparselens.analyses.partial_runs import Hooks, only_at, returns_tuple, run
 from sparselens.analyses.patch_sites import Site, shows_only_copies
 from sparselens.evaluation import evaluating, open_gates
 from sparselens.metrics import METRICS, Metric
@@ -175,19 +174,3 @@ def with_mean(question: Question, prompts: Int[Tensor, " batch"], batch: Tokeniz
         for name, values in record(asked, prompts[some], batch[some]).source.items():
             sums[name] = sums.get(name, 0) + values.sum(0, keepdim=True) / len(batch)
     return replace(question, mean=sums)
-
-
-def fit(memory: int, recording: Callable[[], Recorded], patching: Callable[[Recorded], Any]) -> tuple[int, int]:
-    """How many prompts to record at once, and how many patches to run at once: each gets half of the budget.
-
-    Both are tried on one prompt, and the bytes of the tensors that it takes are counted.
-
-    Raises:
-        ValueError: the budget is too small for one prompt.
-    """
-    recorded, to_record = peak_bytes(recording)
-    _, to_patch = peak_bytes(lambda: patching(recorded))
-    needed = 2 * max(to_record, to_patch)
-    if memory < needed:
-        raise ValueError(f"memory = {memory} bytes is too small: one prompt takes {needed}")
-    return memory // 2 // to_record, memory // 2 // to_patch

@@ -9,6 +9,7 @@ once for all.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sparselens.analyses.activation_patching import Patched
-from sparselens.analyses.patch_runs import MEMORY, Question, Recorded, asking, fit, measure, record, with_mean
+from sparselens.analyses.batch_log import batch_log
+from sparselens.analyses.budget import MEMORY, fit
+from sparselens.analyses.patch_runs import Question, Recorded, asking, measure, record, with_mean
 from sparselens.analyses.patch_sites import find_site, replacing
 from sparselens.intervals import Interval, ratio_interval
 from sparselens.metrics import Metric, logit_difference
@@ -68,6 +71,7 @@ def keep_top(
     source: str = "corrupted",
     memory: int = MEMORY,
     progress: bool = True,
+    out: str | Path | None = None,
 ) -> Kept:
     """The metric when only the top components act, and all others give what they give in `source`.
 
@@ -80,9 +84,11 @@ def keep_top(
         counts: how many components act; default: 0 to all of them
         per_prompt: choose them for every prompt anew (Fig. 3a), or once, by the |mean effect| (Fig. 3b)
         source: "corrupted", "mean" (of the corrupted prompts) or "zero"
+        out: file that keeps finished batches. The same call goes on from there after an interruption.
 
     Raises:
-        ValueError: see `patch_runs`; or scores are of other prompts, by position, incomplete, or of other sites.
+        ValueError: see `patch_runs`; or scores are of other prompts, by position, incomplete, or of other sites;
+            or `out` answers another question.
     """
     _refuse_scores(scores, len(pairs))
     order = _order(scores, per_prompt)
@@ -94,16 +100,19 @@ def keep_top(
     dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
     values, baselines = torch.zeros(len(pairs), len(counts), dtype=dtype), torch.zeros(2, len(pairs), dtype=dtype)
     sites = [find_site(model, score.site) for score in scores]
+    described = {"sites": [site.name for site in sites], "order": order, "counts": counts, "source": source}
     with (
         asking(model, pairs, metric, sites, "clean", source) as question,
         tqdm(total=values.numel(), disable=not progress, unit="run", dynamic_ncols=True) as bar,
     ):
+        log = batch_log(out, model, pairs, metric, **described, memory=memory)
         for prompts, batch, recorded, at_once in _groups(question, pairs, memory):
             baselines[:, prompts] = torch.stack([recorded.clean, recorded.corrupted]).to(baselines)
             cells = torch.cartesian_prod(torch.arange(len(prompts)), torch.arange(len(counts)))
             for rows, numbers in (part.T for part in cells.split(at_once)):
-                acting = order[prompts[rows]] < torch.tensor(counts)[numbers, None]
-                values[prompts[rows], numbers] = _ablated(question, prompts, batch, recorded, rows, acting).to(values)
+                acting, where = order[prompts[rows]] < torch.tensor(counts)[numbers, None], (prompts[rows], numbers)
+                (found,) = log.once(where, lambda: (_ablated(question, prompts, batch, recorded, rows, acting),))  # noqa: B023
+                values[where] = found.to(values)
                 bar.update(len(rows))
     return Kept(counts, per_prompt, values, *baselines)
 
@@ -134,9 +143,9 @@ def _groups(
     trial = replace(question, base="clean", source="corrupted")
     one_row, nothing = torch.zeros(1, dtype=torch.long), torch.zeros(1, _n_components(question), dtype=torch.bool)
     for prompts, batch in pairs.to(next(question.model.parameters()).device).batches(len(pairs)):
-        n_prompts, at_once = fit(
+        (n_prompts, at_once), _ = fit(
             memory,
-            lambda: record(trial, prompts[:1], batch[:1]),  # noqa: B023 - called at once
+            lambda _: record(trial, prompts[:1], batch[:1]),  # noqa: B023 - called at once
             lambda recorded: _ablated(trial, prompts[:1], batch[:1], recorded, one_row, nothing),  # noqa: B023
         )
         ready = with_mean(question, prompts, batch, n_prompts) if question.source == "mean" else question

@@ -1,15 +1,7 @@
 """Patched values against numbers worked out by hand, plain whole runs, and TransformerLens' own functions."""
 
 import contextlib
-import json
-import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +17,6 @@ from tests.analyses.hand_model import hand_model, hand_pairs
 from tests.tiny_models import FAMILIES, tiny_bridge, tiny_tokens
 
 BUDGET = 10**5  # bytes: two or three rows of a tiny model
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def make_pairs(n: int = 2, same: int = 0, length: int = 9) -> sl.TokenizedPairs:
@@ -331,86 +322,6 @@ def test_a_budget_too_small_for_one_prompt_says_what_is_needed():
         patched(tiny_bridge("gpt2"), make_pairs(), memory=1000)
     needed = int(str(refusal.value).split()[-1])
     assert patched(tiny_bridge("gpt2"), make_pairs(), memory=needed).values.isfinite().all()
-
-
-# -- interruption
-
-
-def test_an_interrupted_call_goes_on(tmp_path: Path):
-    model, pairs, out = tiny_bridge("gpt2"), make_pairs(3), tmp_path / "heads.jsonl"
-    whole = patched(model, pairs)
-    calls = 0
-
-    def stopping(logits: torch.Tensor, pairs: sl.TokenizedPairs) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 8:
-            raise KeyboardInterrupt
-        return logit_difference(logits, pairs)
-
-    stopping.__name__ = "logit_difference"
-    with pytest.raises(KeyboardInterrupt):
-        patch_heads(model, pairs, stopping, memory=BUDGET, progress=False, out=out)
-    (unfinished,) = tmp_path.iterdir()
-    done = [json.loads(line) for line in unfinished.read_text().splitlines()][1:]
-    assert done and not out.exists()
-    with unfinished.open("a") as file:
-        file.write('{"cells": [[0, 0, ')  # a line cut short
-    resumed = patched(model, pairs, out=out)
-    torch.testing.assert_close(resumed.values, whole.values, atol=1e-6, rtol=1e-5)
-    assert list(tmp_path.iterdir()) == [out]
-    marked = out.read_text().replace(str(done[0]["values"][0]), "77.0")
-    out.write_text(marked)
-    assert 77.0 in patched(model, pairs, out=out).values  # what is there is not made again
-
-
-def test_a_file_of_another_question_is_refused(tmp_path: Path):
-    model, out = tiny_bridge("gpt2"), tmp_path / "heads.jsonl"
-    patched(model, make_pairs(), out=out)
-    with pytest.raises(ValueError, match="answers another question: its base is 'clean', not 'corrupted'"):
-        patched(model, make_pairs(), out=out, base="corrupted", source="clean")
-    with pytest.raises(ValueError, match="its prompts is"):
-        patched(model, make_pairs(same=2), out=out)
-    with pytest.raises(ValueError, match="its weights is"):
-        patched(tiny_bridge("gpt2", seed=1), make_pairs(), out=out)
-
-
-SLOW = """
-import sys, time, torch
-sys.path.insert(0, {root!r})
-import sparselens as sl
-from sparselens.analyses import patch_heads
-from tests.analyses.test_activation_patching import make_pairs
-from tests.tiny_models import tiny_bridge
-def slow(logits, pairs):
-    time.sleep(0.05)
-    return sl.metrics.logit_difference(logits, pairs)
-slow.__name__ = "logit_difference"
-patch_heads(tiny_bridge("gpt2"), make_pairs(16), slow, memory=2 * 10**5, progress=False, out={out!r})
-"""
-
-
-@pytest.mark.slow
-def test_kill_loses_at_most_the_batch_in_flight(tmp_path: Path):
-    out = tmp_path / "heads.jsonl"
-    unfinished = tmp_path / ".heads.jsonl.unfinished"
-    process = subprocess.Popen([sys.executable, "-c", SLOW.format(root=str(ROOT), out=str(out))])
-    deadline = time.monotonic() + 120
-    while not (unfinished.exists() and len(unfinished.read_text().splitlines()) > 3):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    kept = [json.loads(line) for line in unfinished.read_text().splitlines()[1:-1]]
-    assert len(kept) >= 2 and not out.exists()
-    model, pairs = tiny_bridge("gpt2"), make_pairs(16)
-    resumed = patched(model, pairs, out=out)
-    torch.testing.assert_close(resumed.values, patched(model, pairs).values, atol=1e-6, rtol=1e-5)
-    for line in kept:
-        assert all(
-            math.isclose(float(resumed.values[tuple(cell)]), value, rel_tol=1e-6)
-            for cell, value in zip(line["cells"], line["values"], strict=True)
-        )
 
 
 def test_progress_can_be_seen(capsys: pytest.CaptureFixture[str]):
