@@ -29,6 +29,8 @@ if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and completi
     from sparselens.intervals import mean_interval as mean_interval
     from sparselens.intervals import ratio_interval as ratio_interval
     from sparselens.nanogpt import load_nanogpt as load_nanogpt
+    from sparselens.neuronpedia import read_neuronpedia as read_neuronpedia
+    from sparselens.neuronpedia import write_neuronpedia as write_neuronpedia
     from sparselens.prompts import PromptPair as PromptPair
     from sparselens.prompts import pair as pair
     from sparselens.runs import answer_logits as answer_logits
@@ -61,6 +63,7 @@ _HOMES = {
     "graph": ("Graph",),
     "intervals": ("Interval", "mean_interval", "ratio_interval"),
     "nanogpt": ("load_nanogpt",),
+    "neuronpedia": ("read_neuronpedia", "write_neuronpedia"),
     "prompts": ("PromptPair", "pair"),
     "runs": ("answer_logits", "with_reference"),
     "statistics": ("GateStatistics", "record_gates"),
