@@ -36,6 +36,7 @@ def attribute(
     goal: Annotated[float, typer.Option(help="Faithfulness of the smallest circuit that is looked for.")] = 0.8,
     ablation: Annotated[str, typer.Option(help="What comes over other edges: corrupted, mean or zero.")] = "corrupted",
     memory: Annotated[float, typer.Option(help="GiB to work in, beside the model.")] = 1.0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in --out.")] = False,
     json: Json = False,
 ) -> None:
     """Score every edge of a model on a task; write the smallest circuit that is faithful, and that of the paper's rule.
@@ -43,7 +44,8 @@ def attribute(
     Example: `sparselens attribute --model addition-sparse --task addition --out circuit`
 
     Writes `faithful.json` and `share.json` (all mean scores and a circuit, as EAP-IG reads them), `scores.safetensors`
-    (every prompt's) and `attribute.json` (what is printed).
+    (every prompt's) and `attribute.json` (what is printed). Until then finished batches of prompts are in
+    `attribute.unfinished`, from which the same command goes on with `--resume`.
     """
     from sparselens.analyses import attribute_edges, faithful_circuit, faithfulness, random_circuit
     from sparselens.capability import evaluate
@@ -51,6 +53,9 @@ def attribute(
     from sparselens.metrics import find_metric
     from sparselens.tasks import find_task
 
+    unfinished = out / "attribute.unfinished"
+    if unfinished.exists() and not resume:
+        raise ValueError(f"{out} holds an interrupted run: pass --resume to go on, or choose another --out")
     asked = find_task(task)
     measure = find_metric(metric or asked.metric)
     opened = load(model)
@@ -59,7 +64,7 @@ def attribute(
         raise ValueError(f"{model} gets none of {n} pairs of {task!r} right: choose another task, or --all")
     pairs = found.pairs if all_pairs else found.pairs[found.correct]
     options: dict[str, Any] = {"memory": int(memory * GIB)}
-    scores = attribute_edges(opened, pairs, measure, method, steps, **options)
+    scores = attribute_edges(opened, pairs, measure, method, steps, **options, out=unfinished)
     by_share = scores.smallest(share)
     faithful, alone = faithful_circuit(opened, scores, pairs, measure, goal, ablation, **options)
     options["progress"] = False
@@ -84,6 +89,7 @@ def attribute(
     }
     _save(scores, out / "scores.safetensors")
     files = [by_share.save(out / "share.json"), faithful.save(out / "faithful.json"), out / "scores.safetensors"]
+    unfinished.unlink(missing_ok=True)  # absent when one batch was enough
     _print(summary, scores)
     print_table("Written", ("where",), [(file,) for file in files])
     finish(summary, json, out / "attribute.json")

@@ -1,9 +1,13 @@
 """`sparselens attribute`: what it writes, and that the parts agree."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -30,6 +34,36 @@ def test_addition(tmp_path: Path):
         assert len(circuit) == expected["edges"]
         assert (circuit.scores - scores["mean"])[circuit.graph.exists].abs().max() < 1e-6
     assert scores["per_prompt"].shape == (20, *scores["mean"].shape)
+
+
+def test_a_killed_run_goes_on(tmp_path: Path):
+    asked = ("--model", "addition-sparse", "--task", "addition", "-n", 12, "--memory", 0.002)
+    whole = run(*asked, "--out", tmp_path / "whole")
+    code = f"""
+import os, signal
+from sparselens.analyses.batch_log import BatchLog
+from sparselens.cli import build_app
+once, calls = BatchLog.once, []
+def killed(*arguments):
+    calls.append(0)
+    if len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return once(*arguments)
+BatchLog.once = killed
+build_app()({["attribute", *map(str, asked), "--out", str(tmp_path / "killed")]!r})
+"""
+    killed = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL
+    assert [path.name for path in (tmp_path / "killed").iterdir()] == ["attribute.unfinished"]
+    with pytest.raises(ValueError, match="holds an interrupted run: pass --resume to go on"):
+        run(*asked, "--out", tmp_path / "killed")
+    with pytest.raises(ValueError, match="its method is 'eap-ig', not 'eap'"):
+        run(*asked, "--method", "eap", "--resume", "--out", tmp_path / "killed")
+    assert run(*asked, "--resume", "--out", tmp_path / "killed") == whole
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == names
+    scores, wanted = (load_file(tmp_path / folder / "scores.safetensors") for folder in ("killed", "whole"))
+    assert all(torch.equal(scores[name], wanted[name]) for name in wanted)
 
 
 @pytest.mark.parametrize(
