@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from tqdm import tqdm
 
 from sparselens.analyses.attention_edges import PATTERN, AttentionEdges, attention_edges
+from sparselens.analyses.budget import MEMORY, fit
 from sparselens.analyses.partial_runs import Hooks, run
 from sparselens.analyses.patch_sites import SITES, shows_only_copies
 from sparselens.evaluation import evaluating
@@ -125,24 +127,37 @@ def outside_effect(model: Any, cone: DependencyCone, other: Int[Tensor, "batch p
         return _moved(model, cone, torch.arange(len(cone.tokens)), replacing)
 
 
-def cut_effects(model: Any, cone: DependencyCone, batch: int = 64) -> Float[Tensor, " edge"]:
+def cut_effects(
+    model: Any, cone: DependencyCone, *, memory: int = MEMORY, progress: bool = True
+) -> Float[Tensor, " edge"]:
     """How far the answers' logits move when one edge inside the cone is cut and all other patterns are held.
 
     One number for every one of `cone.edges`: the largest change of a logit at the prompt's answers.
 
     Args:
-        batch: edges that are cut in one run, a row each
+        memory: bytes that may be allocated at once beside the model
 
     Raises:
-        ValueError: the model's patterns cannot be held.
+        ValueError: the model's patterns cannot be held, or the budget is too small.
     """
     _refuse_copies(model)
-    edges = cone.edges
-    found = torch.zeros(len(edges))
-    with evaluating(model), torch.no_grad():
-        for some in torch.arange(len(edges)).split(batch) if len(edges) else ():
-            part = edges.take(some.numpy())
-            found[some] = _moved(model, cone, torch.from_numpy(part.prompt), [], cut=part).float().cpu()
+    found = torch.zeros(len(cone.edges))
+    if not len(found):
+        return found
+
+    def cut(some: Tensor) -> Tensor:
+        part = cone.edges.take(some.numpy())
+        return _moved(model, cone, torch.from_numpy(part.prompt), [], cut=part).float().cpu()
+
+    with (
+        evaluating(model),
+        torch.no_grad(),
+        tqdm(total=len(found), desc="cuts", unit="edge", disable=not progress, dynamic_ncols=True) as bar,
+    ):
+        (size,), _ = fit(memory, lambda _: cut(torch.arange(1)))
+        for some in torch.arange(len(found)).split(size):
+            found[some] = cut(some)
+            bar.update(len(some))
     return found
 
 

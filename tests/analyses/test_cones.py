@@ -8,6 +8,7 @@ import torch
 
 import sparselens as sl
 from sparselens.analyses import cut_effects, dependency_cone, outside_effect
+from sparselens.analyses.partial_runs import peak_bytes
 from sparselens.tasks.addition import Addition, ids
 from tests.analyses.hand_model import hand_model, hand_pairs
 from tests.tiny_models import tiny_bridge, tiny_tokens
@@ -36,7 +37,7 @@ def test_addition_depends_on_its_cone_alone(position: int):
 def test_an_edge_inside_the_cone_of_an_addition_matters():
     model = sl.load("addition-sparse")
     cone = dependency_cone(model, addition_tokens(), list(TASK.answer_positions))
-    cuts = cut_effects(model, cone)
+    cuts = cut_effects(model, cone, progress=False)
     assert len(cuts) == len(cone.edges) > 0
     for prompt in range(8):
         assert cuts[torch.from_numpy(cone.edges.prompt == prompt)].max() > 1e-2
@@ -48,14 +49,14 @@ def test_a_story_depends_on_its_cone_alone():
     share = cone.size / cone.states[0].size
     assert (share < 0.9).all()
     assert outside_effect(model, cone, story_tokens(6, seed=1)).max() < 1e-5
-    assert cut_effects(model, cone).max() > 1e-3
+    assert cut_effects(model, cone, progress=False).max() > 1e-3
 
 
 def test_a_state_inside_matters():
     """Leaving one state out of the cone shows: the proof can fail."""
     model = sl.load("addition-sparse")
     cone = dependency_cone(model, addition_tokens(), list(TASK.answer_positions))
-    edge = int(cut_effects(model, cone).argmax())
+    edge = int(cut_effects(model, cone, progress=False).argmax())
     prompt, layer, key = (int(column[edge]) for column in (cone.edges.prompt, cone.edges.layer, cone.edges.key_pos))
     cone.states[prompt, layer, key] = False
     moved = outside_effect(model, cone, addition_tokens(seed=1))
@@ -80,7 +81,7 @@ def test_by_hand():
 def test_without_open_gates_an_answer_depends_on_its_own_position():
     model = sl.sparsify(tiny_bridge("llama"), -1e4)
     cone = dependency_cone(model, tiny_tokens(2, 5))
-    assert cone.size.tolist() == [3, 3] and len(cone.edges) == 0 and len(cut_effects(model, cone)) == 0
+    assert cone.size.tolist() == [3, 3] and len(cone.edges) == 0 and len(cut_effects(model, cone, progress=False)) == 0
     assert outside_effect(model, cone, tiny_tokens(2, 5, seed=1)).max() < 1e-6
 
 
@@ -100,7 +101,18 @@ def test_in_many_families(family: str):
     cone = dependency_cone(model, tokens)
     assert outside_effect(model, cone, other).max() < 1e-5
     if len(cone.edges):
-        assert cut_effects(model, cone, batch=5).max() > 1e-5
+        assert cut_effects(model, cone, progress=False).max() > 1e-5
+
+
+def test_cuts_stay_within_the_budget():
+    model = sl.sparsify(tiny_bridge("gpt2"), 0.0)
+    cone = dependency_cone(model, tiny_tokens(3))
+    with pytest.raises(ValueError, match="too small: one prompt takes") as refusal:
+        cut_effects(model, cone, memory=1, progress=False)
+    budget = 5 * int(str(refusal.value).split()[-1])
+    few, peak = peak_bytes(lambda: cut_effects(model, cone, memory=budget, progress=False))
+    assert budget / 2 < peak <= budget + 4 * len(cone.edges)  # what is returned comes on top
+    torch.testing.assert_close(few, cut_effects(model, cone, progress=False), atol=1e-6, rtol=1e-5)
 
 
 def test_patterns_that_cannot_be_held_are_refused():
@@ -109,7 +121,7 @@ def test_patterns_that_cannot_be_held_are_refused():
     with pytest.raises(ValueError, match="shows only a copy of its patterns"):
         outside_effect(model, cone, tiny_tokens())
     with pytest.raises(ValueError, match="shows only a copy"):
-        cut_effects(model, cone)
+        cut_effects(model, cone, progress=False)
 
 
 def test_bad_input():
