@@ -22,7 +22,7 @@ PANEL = 234.0  # 3.25 inches: one column of ICML and NeurIPS
 COLUMN, PAGE = 3.25, 6.75  # inches: panels above each other, or side by side
 LEFT, HEADER, SWATCH = 19.0, LINE + 3, 16.0
 NODE_WIDTH, NODE_HEIGHT = 13.0, 9.5
-CHARACTER = 0.56 * SIZE  # width of a character on average
+CHARACTER, BOLD = 0.56 * SIZE, 0.68  # width of a character on average; of a bold one over its size
 BEND, BOW = 0.45, 0.6  # how far control points are away, in heights of the edge and in distances of columns
 FAINTEST = 0.15  # the attention weight whose stroke the weakest edge has
 WIDEST_NAME = 24  # characters
@@ -250,7 +250,7 @@ def _arranged(
 def _panel(frame: Skeleton, edges: Edges, x: float, y: float, styles: Sequence[Style]) -> CircuitPanel:
     order = np.argsort(edges.size, kind="stable")
     source, destination = edges.source[order], edges.destination[order]
-    size = min(SIZE, (PANEL - 3) / max(1, len(edges.heading) * CHARACTER / SIZE))
+    size = min(SIZE, (PANEL - 3) / max(1, BOLD * len(edges.heading)))
     graph = frame.graph
     ends = {graph.destinations[i].partition("<")[0] for i in destination}
     return CircuitPanel(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, Shaped, UInt8
 
 from sparselens.analyses.attention_edges import AttentionEdges
 from sparselens.analyses.token_layout import printable
@@ -47,7 +47,7 @@ def packed(edges: AttentionEdges, lossy: bool) -> dict[str, str]:
     return {"gaps": in_base64(gaps(cell[order])), "weights": in_base64(weights[order])}
 
 
-def gaps(numbers: np.ndarray[Any, Any]) -> UInt8[np.ndarray, " byte"]:
+def gaps(numbers: Int[np.ndarray, " edge"]) -> UInt8[np.ndarray, " byte"]:
     """Ascending numbers as the distances between them, starting at -1."""
     far, near = np.divmod(np.diff(numbers, prepend=-1), STEPS)
     steps = np.full(int(far.sum()) + len(numbers), STEPS, dtype=np.uint8)
@@ -55,6 +55,6 @@ def gaps(numbers: np.ndarray[Any, Any]) -> UInt8[np.ndarray, " byte"]:
     return steps
 
 
-def in_base64(values: np.ndarray[Any, Any]) -> str:
+def in_base64(values: Shaped[np.ndarray, " value"]) -> str:
     """The bytes of an array, the least significant first."""
     return base64.b64encode(values.astype(values.dtype.newbyteorder("<")).tobytes()).decode()
