@@ -47,6 +47,8 @@ if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and completi
     from sparselens.analyses.top_components import Kept as Kept
     from sparselens.analyses.top_components import keep_top as keep_top
     from sparselens.analyses.top_k import top_k_attention as top_k_attention
+    from sparselens.analyses.viewer import Viewer as Viewer
+    from sparselens.analyses.viewer import circuit_viewer as circuit_viewer
 
 __all__ = ["AttentionEdges", "TokenView", "attention_edges", "token_view"]
 
@@ -65,6 +67,7 @@ _HOMES = {
     "stability": ("ShareCurves", "Stability", "edges_needed", "share_curves"),
     "top_components": ("Kept", "keep_top"),
     "top_k": ("top_k_attention",),
+    "viewer": ("Viewer", "circuit_viewer"),
 }
 _HOME_OF = {name: f"sparselens.analyses.{module}" for module, names in _HOMES.items() for name in names}
 
