@@ -24,6 +24,9 @@ if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and completi
     from sparselens.analyses.circuits import faithfulness as faithfulness
     from sparselens.analyses.circuits import faithfulness_curve as faithfulness_curve
     from sparselens.analyses.circuits import minimality as minimality
+    from sparselens.analyses.comparing import compare as compare
+    from sparselens.analyses.comparison import Comparison as Comparison
+    from sparselens.analyses.comparison_files import load_comparison as load_comparison
     from sparselens.analyses.cones import DependencyCone as DependencyCone
     from sparselens.analyses.cones import cut_effects as cut_effects
     from sparselens.analyses.cones import dependency_cone as dependency_cone
@@ -33,6 +36,7 @@ if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and completi
     from sparselens.analyses.faithful_circuits import faithful_circuit as faithful_circuit
     from sparselens.analyses.head_labels import HeadScores as HeadScores
     from sparselens.analyses.head_labels import label_heads as label_heads
+    from sparselens.analyses.heat_maps import heat_map as heat_map
     from sparselens.analyses.loss_curve import LossPoint as LossPoint
     from sparselens.analyses.loss_curve import loss_points as loss_points
     from sparselens.analyses.loss_curve import measure_loss as measure_loss
@@ -40,6 +44,11 @@ if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and completi
     from sparselens.analyses.node_attribution import NodeScores as NodeScores
     from sparselens.analyses.node_attribution import attribute_attention_edges as attribute_attention_edges
     from sparselens.analyses.node_attribution import attribute_nodes as attribute_nodes
+    from sparselens.analyses.pattern_drawing import pattern_figure as pattern_figure
+    from sparselens.analyses.pattern_view import head_pattern as head_pattern
+    from sparselens.analyses.plot import Plot as Plot
+    from sparselens.analyses.plot import Series as Series
+    from sparselens.analyses.plot_drawing import save_plots as save_plots
     from sparselens.analyses.stability import ShareCurves as ShareCurves
     from sparselens.analyses.stability import Stability as Stability
     from sparselens.analyses.stability import edges_needed as edges_needed
@@ -57,13 +66,21 @@ _HOMES = {
     "attribution_patching": ("attribute_edge_positions", "attribute_edges"),
     "baselines": ("random_circuit", "score_by_magnitude"),
     "circuits": ("Curve", "Faithfulness", "completeness", "faithfulness", "faithfulness_curve", "minimality"),
+    "comparing": ("compare",),
+    "comparison": ("Comparison",),
+    "comparison_files": ("load_comparison",),
     "cones": ("DependencyCone", "cut_effects", "dependency_cone", "outside_effect"),
     "edge_patching": ("patch_edges",),
     "edge_scores": ("EdgeScores",),
     "faithful_circuits": ("faithful_circuit",),
     "head_labels": ("HeadScores", "label_heads"),
+    "heat_maps": ("heat_map",),
     "loss_curve": ("LossPoint", "loss_points", "measure_loss"),
     "node_attribution": ("AttentionEdgeScores", "NodeScores", "attribute_attention_edges", "attribute_nodes"),
+    "pattern_drawing": ("pattern_figure",),
+    "pattern_view": ("head_pattern",),
+    "plot": ("Plot", "Series"),
+    "plot_drawing": ("save_plots",),
     "stability": ("ShareCurves", "Stability", "edges_needed", "share_curves"),
     "top_components": ("Kept", "keep_top"),
     "top_k": ("top_k_attention",),

@@ -89,6 +89,7 @@ class _Sheet:
 
     def __init__(self, axes: Any, tokens: Sequence[str], bands: Sequence[Band], width: float) -> None:
         self.axes, self.tokens, self.width = axes, tokens, width
+        self.what = "layers by heads, each " if any(bands[0].blocks) else ""
         points = 72 / DPI
         longest = points * max(text_size(axes, token)[0] for token in tokens)
         number = points * text_size(axes, str(len(tokens)))[0]
@@ -128,7 +129,7 @@ class _Sheet:
         from matplotlib.image import AxesImage
 
         n = len(self.tokens)
-        text, scale, wide = f"{n} queries downward, {n} keys across", "attention weight 0", min(60.0, self.width / 5)
+        text, scale, wide = f"{self.what}{n} queries by {n} keys", "attention weight 0", min(60.0, self.width / 5)
         right, middle = self.width - MARGIN - 8, y + LINE / 2
         self.write(self.left, middle, text, ha="left")
         if self.left + self._wide(text) + 8 > right - wide - 3 - self._wide(scale):
@@ -136,7 +137,7 @@ class _Sheet:
         ramp = AxesImage(self.axes, cmap=colours(), extent=(right - wide, right, middle + 3, middle - 3))
         ramp.set(data=np.linspace(0, 1, 256)[None], clim=(0, 1), gid="scale")
         self.axes.add_image(ramp)
-        self._frame([(right - wide, middle - 3, wide, 6)])
+        self._frame([(right - wide, middle - 3, wide, 6.0)])
         self.write(right + 3, middle, "1", ha="left")
         self.write(right - wide - 3, middle, scale, ha="right")
         return middle + LINE / 2 + MARGIN
@@ -181,8 +182,9 @@ class _Sheet:
         from matplotlib.collections import PatchCollection
         from matplotlib.patches import Rectangle
 
-        frames = [Rectangle((x, y), wide, high) for x, y, wide, high in boxes]
-        self.axes.add_collection(PatchCollection(frames, fc="none", ec=RULE, lw=0.6), autolim=False)
+        edge = 0.6  # around a square, not over its outer rows and columns
+        frames = [Rectangle((x - edge / 2, y - edge / 2), wide + edge, high + edge) for x, y, wide, high in boxes]
+        self.axes.add_collection(PatchCollection(frames, fc="none", ec=RULE, lw=edge), autolim=False)
 
 
 def _square(bands: Sequence[Band], room: float, below: float) -> tuple[float, float]:

@@ -43,7 +43,8 @@ class HeadPattern:
 
     def _repr_html_(self) -> str:
         return (
-            '<iframe style="width:100%; height:480px; border:0; background:white" sandbox="allow-scripts" '
+            '<iframe style="width:100%; max-width:700px; height:760px; border:0; background:white" '
+            'sandbox="allow-scripts" '
             f'srcdoc="{html.escape(self.html)}"></iframe>'
         )
 

@@ -49,7 +49,7 @@ def draw(plots: Sequence[Plot], width: float) -> Any:
         raise ValueError(f"{len(plots)} plots in {width:g} inches: want at least one, and {NARROWEST} inches for each")
     figure = Figure(figsize=(width, 1), dpi=DPI)
     FigureCanvasAgg(figure)  # measures text
-    panels = figure.subplots(1, len(plots), squeeze=False)[0]
+    panels = list(figure.subplots(1, len(plots), squeeze=False)[0])
     shown = [[thinned(series, plot.log_x) for series in plot.series] for plot in plots]
     for axes, plot, series in zip(panels, plots, shown, strict=True):
         _draw_panel(axes, plot, series)

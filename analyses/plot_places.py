@@ -44,7 +44,7 @@ def _pixels(axes: Any, series: Series) -> Iterator[Pixels]:
         yield _dense(layer, point) if series.joined else layer
 
 
-def _dense(line: Pixels, step: float) -> Pixels:
+def _dense(line: Pixels, step: float) -> Float[np.ndarray, "denser 2"]:
     pieces = [np.linspace(start, end, int(np.hypot(*(end - start)) / step) + 2) for start, end in pairwise(line)]
     return np.concatenate(pieces) if pieces else line
 
@@ -52,7 +52,7 @@ def _dense(line: Pixels, step: float) -> Pixels:
 def overlap(one: Box, other: Box) -> bool:
     """Whether two boxes share any area."""
     wide, high = (min(one[i + 2], other[i + 2]) - max(one[i], other[i]) for i in (0, 1))
-    return wide > 0 and high > 0
+    return bool(wide > 0 and high > 0)
 
 
 def _inside(box: Box, taken: Pixels) -> int:
@@ -75,7 +75,7 @@ def place_note(axes: Any, plot: Plot, series: Sequence[Series], size: tuple[floa
         axes.set_ylim(low, high + extra * (high - low))
         taken = cloud(axes, plot, series)
         for corner in CORNERS:
-            if not _inside(_wider(corner_box(axes, size, corner), axes, 2), taken):
+            if not _inside(_wider(corner_box(axes, size, corner), axes, 2.0), taken):
                 return corner
     return CORNERS[0]  # above everything, if not above a guide
 
@@ -114,7 +114,7 @@ def _in_turn(axes: Any, labels: Sequence[Label], taken: Pixels, words: Sequence[
             for box in _around(at, text_size(axes, label.text), axes)
             if not any(overlap(box, word) for word in (*words, *(box for _, box, _ in placed)))
             # a box that could be read as another point's label is about as bad as one that a curve cuts
-            for harm in [_inside(box, taken) + 12 * _inside(_wider(box, axes, 4), others)]
+            for harm in [_inside(box, taken) + 12 * _inside(_wider(box, axes, 4.0), others)]
         ]
         if room:
             harm, box = min(room, key=lambda one: one[0])  # the first, hence nearest, of those that do as little

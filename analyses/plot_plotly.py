@@ -5,6 +5,7 @@ include_plotlyjs=True)` gives one file (about 5 MB) that asks the network for no
 """
 
 import html
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,21 +29,11 @@ def plotly_figure(plot: Plot) -> Any:
     for guide in plot.guides:
         figure.add_hline(y=guide, line={"color": QUIET, "width": 1})
     figure.update_layout(
-        **look(plot.title),
+        **look(plot.title, plot.notes),
         legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
         xaxis=axis(plot.x_label, plot.percent_x) | {"type": "log" if plot.log_x else "linear"},
         yaxis=axis(plot.y_label, plot.percent_y),
     )
-    if plot.notes:
-        figure.add_annotation(
-            text="<br>".join(escaped(note) for note in plot.notes),
-            xref="paper",
-            yref="paper",
-            x=1,
-            y=1,
-            yanchor="bottom",
-            showarrow=False,
-        )
     return figure
 
 
@@ -64,6 +55,7 @@ def _traces(series: Series, plot: Plot) -> list[Any]:
         "line": {"color": ink, "dash": "dot" if series.dotted else "solid", "width": 2},
         "marker": {"color": ink, "symbol": SYMBOLS[MODELS[series.model].marker], "size": 8},
         "text": [escaped(label) for label in series.labels] or None,
+        "cliponaxis": False,  # or else the last label is cut
         "textposition": "top right",
         "textfont": {"color": ink},
         "hovertemplate": f"{_form('x', plot.percent_x)}, {_form('y', plot.percent_y)}",
@@ -114,11 +106,12 @@ def axis(label: str, percent: bool = False) -> dict[str, Any]:
     }
 
 
-def look(title: str) -> dict[str, Any]:
-    """Paper, type and margins of all plotly figures here."""
+def look(title: str, notes: Sequence[str] = ()) -> dict[str, Any]:
+    """Paper, type and margins of all plotly figures here; notes stand small below the title."""
+    small = [f'<br><span style="font-size:0.75em">{escaped(note)}</span>' for note in notes]
     return {
-        "title": {"text": escaped(title)},
+        "title": {"text": escaped(title) + "".join(small)},
         "template": "plotly_white",
         "font": {"color": INK},
-        "margin": {"l": 60, "r": 20, "t": 90, "b": 50},
+        "margin": {"l": 60, "r": 20, "t": 90 + 14 * len(notes), "b": 50},
     }

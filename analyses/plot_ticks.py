@@ -28,7 +28,7 @@ def set_ticks(axes: Any, plot: Plot) -> None:
     if plot.log_x:
         _set_small_ticks(axes.xaxis)
     bottom, top = axes.get_ylim()
-    y = _with_guides(axes, plot, linear_ticks(bottom, top, lambda t: 12 * len(t) < points * box.height))
+    y = _with_guides(axes, plot, linear_ticks(bottom, top, lambda ticks: bool(12 * len(ticks) < points * box.height)))
     axes.set_yticks(y, labels=[number(tick, plot.percent_y) for tick in y])
 
 
@@ -79,7 +79,7 @@ def _with_guides(axes: Any, plot: Plot, ticks: Ticks) -> Ticks:
 
     def away(tick: float, guide: float) -> bool:
         (_, one), (_, other) = axes.transData.transform([(1, tick), (1, guide)])
-        return abs(one - other) * points > SIZE
+        return bool(abs(one - other) * points > SIZE)
 
     kept = [tick for tick in ticks if all(away(tick, guide) for guide in plot.guides)]
     return sorted({*kept, *plot.guides})
