@@ -4,7 +4,7 @@ A sparse model has the edges whose gate is open, a dense model all pairs that it
 cache of `hook_pattern` (the weights) and of what tells the edges: `hook_gate`, in a dense model `hook_attn_scores`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,10 @@ class AttentionEdges:
         if not 0 <= prompt < self.n_prompts:
             raise ValueError(f"prompt = {prompt}: want 0 to {self.n_prompts - 1}")
         return self.take(self.prompt == prompt)
+
+    def first(self, n: int) -> "AttentionEdges":
+        """The edges of the first n prompts."""
+        return replace(self.take(self.prompt < n), n_prompts=min(n, self.n_prompts))
 
     def per_layer(self) -> Int[np.ndarray, "batch layer"]:
         """Number of edges of every prompt in every layer."""

@@ -1,10 +1,11 @@
 """How sure a mean over prompts is: standard error and percentile bootstrap (Efron & Tibshirani 1993, chapter 13)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 from torch import Tensor
 
 RESAMPLES = 2000
@@ -55,6 +56,28 @@ def ratio_interval(
     ratios = tops / bottoms
     low, high = _quantiles(ratios, level)
     return Interval(float(above.mean() / below.mean()), low, high, float(ratios.std(ddof=1)), len(above), level)
+
+
+def bootstrap_interval(
+    statistic: Callable[[Float[np.ndarray, "resample prompt"]], Float[np.ndarray, " resample"]],
+    n: int,
+    level: float = 0.95,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Interval:
+    """Of any statistic of n prompts, given as a function of weights that add up to one: 1/n each, or a resample's.
+
+    Raises:
+        ValueError: the statistic is not finite, or `level` is not between 0 and 1.
+    """
+    if n < 1:
+        raise ValueError(f"want at least one prompt, not {n}")
+    value = float(statistic(np.full((1, n), 1 / n))[0])
+    drawn = statistic(np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples) / n)
+    if not np.isfinite([value, *drawn]).all():
+        raise ValueError("the statistic is not finite, at least in one resample")
+    low, high = _quantiles(drawn, level)
+    return Interval(value, low, high, float(drawn.std(ddof=1)), n, level)
 
 
 def _numbers(values: Tensor | Sequence[float]) -> np.ndarray:

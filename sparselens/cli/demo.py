@@ -1,5 +1,7 @@
 """`sparselens demo`: two-digit addition, dense against sparse, on all 10,000 sums (the paper's Fig. 1)."""
 
+import shlex
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,8 +25,9 @@ def demo(
 
     Example: `sparselens demo --out demo`
 
-    Checks both models on all 10,000 two-digit sums, prints what it found, and draws the attention edges of three sums
-    as PDF, SVG, PNG and as a page to explore. The models ship with the package; `--retrain` makes new ones in `--out`.
+    Checks both models on all 10,000 two-digit sums, prints what it found, draws the attention edges of three sums as
+    PDF, SVG, PNG and as a page to explore, and ends with a report that compares the circuits of both (`report.html`).
+    The models ship with the package; `--retrain` makes new ones in `--out`.
     """
     from sparselens.cli.addition import measure, retrain_both
     from sparselens.folder import load
@@ -37,6 +40,8 @@ def demo(
     _print(table)
     files = _draw(dense, sparse, out)
     print_table("Written", ("what", "where"), [(file.suffix[1:], file) for file in files])
+    report = _report(dense, sparse, out)
+    print_table("Open this in a browser", ("",), [(report,)])
     finish(table, json, out / "demo.json")
 
 
@@ -68,6 +73,17 @@ def _draw(dense: Any, sparse: Any, out: Path) -> list[Path]:
     )
     pictures = [view.save(out / f"addition.{kind}") for kind in ("pdf", "svg", "png")]
     return [*pictures, view.save_html(out / "addition.html")]
+
+
+def _report(dense: Any, sparse: Any, out: Path) -> Path:
+    """What `sparselens compare` writes, for the same sums with another carry."""
+    from sparselens.analyses import compare
+    from sparselens.tasks import TASKS
+
+    command = shlex.join(["sparselens", *sys.argv[1:]])
+    found = compare(dense, sparse, TASKS["addition"], names=("addition", "addition-sparse"), command=command)
+    found.save(out / "numbers")
+    return found.save_html(out / "report.html")
 
 
 def _written(model: Any, prompt: Any) -> list[str]:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from sparselens import mean_interval, ratio_interval
+from sparselens.intervals import bootstrap_interval
 
 
 def test_agrees_with_the_normal_interval_of_many_values():
@@ -61,3 +62,18 @@ def test_many_values_are_resampled_in_chunks():
 def test_mistakes_name_the_value(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_any_statistic_by_weights_agrees_with_the_mean():
+    values = np.random.default_rng(2).normal(1.0, 1.0, 200)
+    found, wanted = bootstrap_interval(lambda weights: weights @ values, 200), mean_interval(values.tolist())
+    assert found.mean == pytest.approx(wanted.mean) and found.n == 200
+    assert found.low == pytest.approx(wanted.low, abs=0.02) and found.high == pytest.approx(wanted.high, abs=0.02)
+    assert found == bootstrap_interval(lambda weights: weights @ values, 200)
+
+
+def test_a_statistic_that_is_not_finite_is_refused():
+    with pytest.raises(ValueError, match="not finite"), np.errstate(all="ignore"):
+        bootstrap_interval(lambda weights: weights[:, 0] / weights[:, 1], 2)
+    with pytest.raises(ValueError, match="want at least one prompt, not 0"):
+        bootstrap_interval(lambda weights: weights[:, 0], 0)

@@ -1,0 +1,109 @@
+"""`sparselens compare`: a dense and a sparse model, the same questions, one report."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sparselens.cli.options import Json
+from sparselens.cli.table import finish, print_table
+
+GIB = 2**30
+SEQ_LEN, BATCH, ROWS = 64, 32, 512  # of the text that the loss is measured on
+
+
+def compare(
+    dense: Annotated[str, typer.Option(help="A folder, a shipped name (stories260k) or a hub id.")],
+    sparse: Annotated[str, typer.Option(help="The sparse model made of it.")],
+    task: Annotated[str, typer.Option(help="As `sparselens tasks` lists it.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the report, the figures and the numbers.")],
+    control: Annotated[
+        str | None, typer.Option(help="The dense model fine-tuned with its gates open, for the loss.")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Text for the loss: file, dataset folder or hub id. Default: the answers.")
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="Of edge attribution: eap, eap-ig, eap-ig-activations, clean-corrupted, exact.")
+    ] = "eap-ig",
+    steps: Annotated[int, typer.Option(help="Of the integrated methods.")] = 5,
+    n: Annotated[int, typer.Option("-n", help="Pairs to draw; those that both models solve are kept.")] = 100,
+    all_pairs: Annotated[bool, typer.Option("--all", help="Keep also pairs that a model gets wrong.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the choices.")] = 0,
+    corruption: Annotated[str | None, typer.Option(help="Default: the task's first.")] = None,
+    metric: Annotated[str | None, typer.Option(help="Name in sparselens.metrics. Default: the task's.")] = None,
+    share: Annotated[float, typer.Option(help="Of the sum of |scores|, for the circuit of the paper's rule.")] = 0.9,
+    goal: Annotated[float, typer.Option(help="Faithfulness of the smallest circuit that is looked for.")] = 0.8,
+    ablation: Annotated[str, typer.Option(help="What stands in for what does not act: corrupted, mean, zero.")] = (
+        "corrupted"
+    ),
+    memory: Annotated[float, typer.Option(help="GiB to work in, beside the models.")] = 1.0,
+    form: Annotated[str, typer.Option("--format", help="Of the figures: pdf, svg or png.")] = "pdf",
+    json: Json = False,
+) -> None:
+    """Compare the circuits of a dense and a sparse model on one task, and write a report.
+
+    Example: `sparselens compare --dense stories260k --sparse stories260k-sparse --task gendered_pronoun --out pronoun`
+
+    Writes `report.html` (one file to read offline), `figures/`, and `numbers/` (every per-prompt value; `sparselens
+    figures` and `analyses.load_comparison` read it without a model). An interrupted run goes on with the same command.
+    """
+    from sparselens.analyses import compare as ask
+    from sparselens.folder import load
+    from sparselens.tasks import find_task
+
+    asked = find_task(task)
+    opened = {"dense": load(dense), "sparse": load(sparse)}
+    found = ask(
+        opened["dense"],
+        opened["sparse"],
+        asked,
+        n=n,
+        seed=seed,
+        corruption=corruption,
+        metric=metric,
+        method=method,
+        steps=steps,
+        share=share,
+        goal=goal,
+        ablation=ablation,
+        all_pairs=all_pairs,
+        text=None if text is None else _rows(text, opened["dense"].tokenizer),
+        control=None if control is None else load(control),
+        names=(Path(dense).name, Path(sparse).name),
+        memory=int(memory * GIB),
+        out=out / "numbers",
+        command=shlex.join(["sparselens", *sys.argv[1:]]),
+    )
+    write_report(found, out, form, json)
+
+
+def write_report(comparison: Any, out: Path, form: str, json: bool) -> None:
+    """Print the table of a comparison, and write its report and figures."""
+    from sparselens.analyses.comparison_table import cells, rows_of
+
+    rows = rows_of(comparison)
+    head = ("", *comparison.about.names, "dense / sparse")
+    print_table(comparison.about.description, head, [(row.name, *cells(row)) for row in rows])
+    for note in comparison.about.notes:
+        print_table("Note", ("",), [(note,)])
+    report = comparison.save_html(out / "report.html")
+    drawn = comparison.figures(out / "figures", form)
+    print_table("Written", ("what", "where"), [("report", report), *((file.stem, file) for file in drawn)])
+    frame = comparison.table().reset_index()
+    finish({"rows": [_plain(row) for row in frame.to_dict("records")], "report": report}, json)
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """Numbers that are not known as null, since JSON has no NaN."""
+    return {name: None if isinstance(value, float) and value - value != 0 else value for name, value in row.items()}
+
+
+def _rows(source: str, tokenizer: Any) -> list[Any]:
+    """Rows of the documents that `post-train` keeps out of training and selection by default."""
+    from sparselens.text import read_documents, rows, split_documents, tokenize
+
+    unseen = split_documents(read_documents(source)).test
+    return rows(tokenize(unseen, tokenizer), SEQ_LEN, BATCH)[: ROWS // BATCH]

@@ -1,0 +1,95 @@
+"""Results as files: a tree of dataclasses, tensors and plain values in one safetensors file, without pickle.
+
+Tensors keep their dtype and shape; everything else is JSON in the file's header, where a tensor is `{"tensor": name}`,
+a dataclass `{"record": its name, "fields": {...}}`. Reading makes only the classes that the caller names.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparselens.files import write_file
+
+Record = TypeVar("Record")
+
+_HEADER = "record"
+
+
+def save_record(path: Path, record: Any) -> Path:
+    """Write a dataclass whose fields are dataclasses, tensors, arrays, strings, numbers, None, or tuples and mappings.
+
+    Raises:
+        ValueError: a field holds something else.
+    """
+    from safetensors.torch import save
+
+    tensors: dict[str, Tensor] = {}
+    tree = _packed(record, tensors, "")
+    return write_file(path, save(tensors, {_HEADER: json.dumps(tree, allow_nan=False)}))
+
+
+def load_record(path: Path, kind: type[Record], parts: Iterable[type] = ()) -> Record:
+    """What `save_record` wrote: a `kind`, made of `parts`.
+
+    Raises:
+        ValueError: the file holds something else, or is broken.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            tree = json.loads((file.metadata() or {})[_HEADER])
+        known = {known.__name__: known for known in (kind, *parts)}
+        record = _unpacked(tree, tensors, known)
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} does not hold a {kind.__name__} of this version: {error}") from error
+    if not isinstance(record, kind):
+        raise ValueError(f"{path} holds a {type(record).__name__}, not a {kind.__name__}")
+    return record
+
+
+def _packed(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
+    if isinstance(value, (Tensor, np.ndarray)):
+        array = isinstance(value, np.ndarray)
+        # a copy, since safetensors refuses tensors that share memory
+        tensors[name] = (torch.from_numpy(value) if array else value).detach().cpu().contiguous().clone()
+        return {"array" if array else "tensor": name}
+    if is_dataclass(value) and not isinstance(value, type):
+        inside = {
+            f.name: _packed(getattr(value, f.name), tensors, f"{name}.{f.name}".lstrip(".")) for f in fields(value)
+        }
+        return {"record": type(value).__name__, "fields": inside}
+    if isinstance(value, Mapping):
+        return {"mapping": {str(key): _packed(inner, tensors, f"{name}.{key}") for key, inner in value.items()}}
+    if isinstance(value, (tuple, list)):
+        return {"items": [_packed(inner, tensors, f"{name}.{number}") for number, inner in enumerate(value)]}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": repr(value)}
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    raise ValueError(f"{name} is a {type(value).__name__}, which a file of results cannot hold")
+
+
+def _unpacked(tree: Any, tensors: Mapping[str, Tensor], known: Mapping[str, type]) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    ((form, value), *rest) = tree.items()
+    if form == "record":
+        if value not in known:
+            raise ValueError(f"the file holds a {value}: want {', '.join(known)}")
+        return known[value](**{name: _unpacked(inner, tensors, known) for name, inner in dict(rest)["fields"].items()})
+    if form == "mapping":
+        return {name: _unpacked(inner, tensors, known) for name, inner in value.items()}
+    if form == "items":
+        return tuple(_unpacked(inner, tensors, known) for inner in value)
+    if form == "float":
+        return float(value)
+    return tensors[value] if form == "tensor" else tensors[value].numpy()

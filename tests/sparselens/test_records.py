@@ -1,0 +1,64 @@
+"""A record comes back as it was, and a file never makes anything that its reader did not name."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sparselens.records import load_record, save_record
+
+
+@dataclass(frozen=True, eq=False)
+class Inner:
+    values: torch.Tensor
+    counts: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Outer:
+    name: str
+    inner: tuple[Inner, ...]
+    share: float
+    missing: None
+    options: dict[str, Any]
+
+
+def outer() -> Outer:
+    half = torch.arange(6, dtype=torch.bfloat16).reshape(2, 3)
+    inner = (Inner(half, np.arange(3)), Inner(half[:, 1], np.array([True, False])))
+    return Outer("<b>ε</b>", inner, math.nan, None, {"n": 3, "big": math.inf, "deep": {"x": torch.zeros(0)}})
+
+
+def test_a_record_comes_back(tmp_path: Path):
+    there, back = outer(), load_record(save_record(tmp_path / "a.safetensors", outer()), Outer, [Inner])
+    assert back.name == there.name and math.isnan(back.share) and back.missing is None
+    assert back.options["n"] == 3 and back.options["big"] == math.inf and back.options["deep"]["x"].shape == (0,)
+    for one, other in zip(there.inner, back.inner, strict=True):
+        assert torch.equal(one.values, other.values) and one.values.dtype == other.values.dtype
+        assert np.array_equal(one.counts, other.counts) and one.counts.dtype == other.counts.dtype
+
+
+def test_only_named_classes_are_made(tmp_path: Path):
+    path = save_record(tmp_path / "a.safetensors", outer())
+    with pytest.raises(ValueError, match="the file holds a Inner: want Outer"):
+        load_record(path, Outer)
+    with pytest.raises(ValueError, match="holds a Outer, not a Inner"):
+        load_record(path, Inner, [Outer])
+
+
+@pytest.mark.parametrize("content", [b"", b"no safetensors at all", b"\x02\x00\x00\x00\x00\x00\x00\x00{}"])
+def test_broken_files_say_so(tmp_path: Path, content: bytes):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.safetensors does not hold a Outer of this version"):
+        load_record(path, Outer)
+
+
+def test_what_cannot_be_kept_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"options\.f is a function, which a file of results cannot hold"):
+        save_record(tmp_path / "a.safetensors", Outer("a", (), 0.0, None, {"f": lambda: 0}))
+    assert not list(tmp_path.iterdir())
