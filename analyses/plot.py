@@ -19,13 +19,13 @@ class Series:
 
     name: str
     model: str  # a key of `palette.MODELS`: what it is the curve of
-    x: tuple[float, ...]
-    y: tuple[float, ...]
+    x: tuple[float, ...] = field(repr=False)
+    y: tuple[float, ...] = field(repr=False)
     dotted: bool = False
     joined: bool = True
-    low: tuple[float, ...] = ()  # 95 % interval of every y; none: not known
-    high: tuple[float, ...] = ()
-    labels: tuple[str, ...] = ()  # of the points, such as k = 1
+    low: tuple[float, ...] = field(default=(), repr=False)  # 95 % interval of every y; none: not known
+    high: tuple[float, ...] = field(default=(), repr=False)
+    labels: tuple[str, ...] = field(default=(), repr=False)  # of the points, such as k = 1
 
     def __post_init__(self) -> None:
         if self.model not in MODELS:
@@ -72,7 +72,8 @@ class Plot:
     def save(self, path: str | Path, width: float = 3.25, dpi: int = 300) -> Path:
         """Write a .pdf, .svg or .png for paper, `width` inches wide; whole or not at all.
 
-        Curves of more than 400 points are thinned where nobody can see it; the first and the last point stay.
+        Curves of more than 400 points are thinned where nobody can see it; the first and the last point stay. A
+        label of a point is left out where other words fill all places around it.
         """
         from sparselens.analyses.plot_drawing import save_plots
 
@@ -88,3 +89,9 @@ class Plot:
 
         this: Any = self
         return plotly_figure(this)
+
+    def _repr_png_(self) -> bytes:
+        from sparselens.analyses.plot_drawing import picture
+
+        this: Any = self
+        return picture([this], width=3.25, form="png", dpi=220)

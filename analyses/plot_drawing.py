@@ -36,8 +36,13 @@ def save_plots(plots: Sequence[Plot], path: str | Path, width: float = 6.75, dpi
     """
     path = Path(path)
     form = form_of(path)
+    return write_file(path, picture(plots, width, form, dpi))
+
+
+def picture(plots: Sequence[Plot], width: float, form: str, dpi: int) -> bytes:
+    """What `save_plots` writes."""
     with style():
-        return write_file(path, encoded(draw(plots, width), form, dpi))
+        return encoded(draw(plots, width), form, dpi)
 
 
 def draw(plots: Sequence[Plot], width: float) -> Any:
@@ -151,7 +156,7 @@ def _draw_legend(figure: Any, plots: Sequence[Plot]) -> float:
         )  # fmt: skip
         legend.set_in_layout(False)
         for text, series in zip(legend.get_texts(), entries.values(), strict=True):
-            text.set(text=literal(series.name), parse_math=False, color=INK)
+            text.set(text=_broken(figure.axes[0], series.name, width - 40 * DPI / 72), parse_math=False, color=INK)
         if legend.get_window_extent(renderer).width < width - 0.05 * DPI or rows == len(handles):
             return legend.get_window_extent(renderer).height / DPI + 0.04
         legend.remove()
@@ -175,16 +180,22 @@ def _write_around(axes: Any, plot: Plot, letter: str) -> None:
 
 
 def _broken(axes: Any, text: str, width: float) -> str:
-    """The text in lines of at most `width` pixels; only words that are longer themselves are cut."""
+    """The text in lines of at most `width` pixels; a word is cut only if it is longer than a line."""
     lines = [""]
     for word in literal(text).split(" "):
-        longer = f"{lines[-1]} {word}".strip()
-        if text_size(axes, longer)[0] <= width:
-            lines[-1] = longer
-        else:
-            lines += [word] if lines[-1] else []
-            lines[-1] = word
+        for place, piece in enumerate(_pieces(axes, word, width)):
+            longer = f"{lines[-1]} {piece}".strip()
+            if not lines[-1] or (place == 0 and text_size(axes, longer)[0] <= width):
+                lines[-1] = longer
+            else:
+                lines.append(piece)
     return "\n".join(lines)
+
+
+def _pieces(axes: Any, word: str, width: float) -> list[str]:
+    too_wide = text_size(axes, word)[0] / width
+    n = len(word) if too_wide <= 1 else max(1, int(0.9 * len(word) / too_wide))
+    return [word[start : start + n] for start in range(0, len(word), n or 1)]
 
 
 def _write_inside(axes: Any, plot: Plot, series: Sequence[Series]) -> None:

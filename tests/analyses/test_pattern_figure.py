@@ -14,12 +14,12 @@ from sparselens.analyses.pattern_drawing import PatternFigure, pattern_figure
 from sparselens.analyses.pattern_grid import colours
 from sparselens.analyses.pattern_view import head_pattern
 from tests.analyses.legible import assert_legible
+from tests.analyses.test_token_page import CHROMIUM, use_in_chromium
 
 IOI = [
-    "<|endoftext|>",
-    "When",
-    *(f" {word}" for word in "Mary and John went to the store , John gave a drink to".split()),
-]
+    "<|endoftext|>", "When", " Mary", " and", " John", " went", " to", " the", " store", ",", " John", " gave", " a",
+    " drink", " to",
+]  # fmt: skip
 HOSTILE = ["$x$", "</script>", "two\nlines", "שלום", "<b>", "_u", "&amp;", "日", "x" * 40, " "]
 
 
@@ -192,3 +192,18 @@ def test_in_a_notebook_the_page_is_in_a_frame_that_may_only_run_its_script():
 def test_a_head_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match=r"no head a3\.h0"):
         head_pattern(causal(2, 2, 3), [list("abc")], 0, 3, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_the_page_of_a_head_draws_in_a_browser(tmp_path: Path):
+    look = """new MutationObserver(() => {
+      const canvas = document.querySelector("canvas");
+      const said = { wide: canvas ? canvas.width : 0, title: document.title };
+      document.documentElement.setAttribute("data-said", encodeURIComponent(JSON.stringify(said)));
+    }).observe(document.body, { childList: true, subtree: true });"""
+    page = head_pattern(causal(1, 1, len(HOSTILE)), [HOSTILE], 0, 0, 0).html
+    (tmp_path / "p.html").write_text(page.replace("</body>", f"<script>{look}</script></body>"), encoding="utf-8")
+    said, complaints = use_in_chromium(tmp_path / "p.html", tmp_path / "profile")
+    assert said["wide"] > 100 and said["title"] == "Attention pattern of a0.h0"
+    assert "CONSOLE" not in complaints

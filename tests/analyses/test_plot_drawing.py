@@ -190,6 +190,18 @@ def test_long_words_are_broken_into_lines():
     assert sum(text.replace("\n", " ") == long and "\n" in text for text in texts) == 3
 
 
+def test_words_that_are_too_long_are_cut():
+    name = "a_name_without_a_space" * 5
+    plot = replace(PLOTS["heads"], title=name, series=(replace(PLOTS["heads"].series[0], name=name),))
+    texts = assert_legible(drawn(plot))
+    assert sum(text.replace("\n", "") == name for text in texts) == 2
+
+
+def test_in_a_notebook_a_plot_is_a_picture():
+    assert PLOTS["loss"]._repr_png_().startswith(b"\x89PNG")
+    assert len(repr(PLOTS["edges"])) < 1000
+
+
 @pytest.mark.parametrize("form", ["pdf", "svg", "png"])
 def test_the_same_plot_gives_the_same_bytes(form: str, tmp_path: Path):
     first, second = (PLOTS["loss"].save(tmp_path / f"p.{form}", dpi=50).read_bytes() for _ in range(2))
