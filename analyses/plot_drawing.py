@@ -101,7 +101,7 @@ def _look(series: Series) -> dict[str, Any]:
         "linestyle": line if series.joined else "none",
         "lw": LINE,
         "marker": ink.marker,
-        "markersize": MARKER,
+        "markersize": MARKER * (0.8 if ink.marker == "D" else 1),  # a diamond is as wide as its diagonal
         "markeredgewidth": 0.9,
         "markerfacecolor": "white" if ink.marker == "o" or series.dotted else ink.light,
     }
