@@ -145,18 +145,10 @@ def circuit_viewer(
     if attention is not None:
         _check_attention(dense.graph, attention, tokens)
         data["patterns"] = patterns_data(attention, tokens, titles or ())
-        if tokens:
-            view = token_view(
-                *attention,
-                tokens,
-                titles=titles,
-                outputs=outputs,
-                arrows=arrows,
-                row_names=names,
-                title="Attention edges",
-                max_edges=TOKEN_EDGES,
-            )
-            data["tokens"] = view.html
+    if attention is not None and tokens:
+        prompts: dict[str, Any] = {"titles": titles, "outputs": outputs, "arrows": arrows, "row_names": names}
+        view = token_view(*attention, tokens, **prompts, title="Attention edges", max_edges=TOKEN_EDGES)
+        data["tokens"] = view.html
     return Viewer(circuits, names, title, viewer_page(title, data))
 
 
