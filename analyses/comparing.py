@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Int
@@ -104,6 +104,7 @@ def compare(
         ValueError: the models differ in tokenizer, layers or heads; no pair is left; `out` holds something else; or as
             the analyses that are called.
     """
+    _refuse_settings(method, ablation, share, goal)  # at once, not after an hour
     refuse_unlike(dense, sparse)
     pairs, description, fingerprint = _draw(dense, task, n, seed, corruption)
     name = metric or (task.metric if isinstance(task, Task) else "logit_difference")
@@ -183,6 +184,15 @@ class Steps:
         """End the bar."""
         self._bar.set_description_str("compared")
         self._bar.close()
+
+
+def _refuse_settings(method: str, ablation: str, share: float, goal: float) -> None:
+    for name, value, known in (("method", method, get_args(Method)), ("ablation", ablation, get_args(Ablation))):
+        if value not in known:
+            raise ValueError(f"no such {name}: {value!r} (want {', '.join(known)})")
+    for name, value in (("share", share), ("goal", goal)):
+        if not 0 < value <= 1:
+            raise ValueError(f"{name} must be above 0 and at most 1, not {value}")
 
 
 # -- the questions

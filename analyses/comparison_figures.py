@@ -51,7 +51,7 @@ def view(comparison: Comparison) -> Viewer:
         comparison.sparse.edges,
         share=about.share,
         names=about.names,
-        title=f"{about.task}: {about.names[0]} and {about.names[1]}",
+        title=f"{about.names[0]} and {about.names[1]}: {about.description}",
         attention=(comparison.dense.attention, comparison.sparse.attention),
         tokens=[list(prompt.tokens) for prompt in prompts],
         titles=[prompt.title for prompt in prompts],
@@ -88,11 +88,16 @@ def draw_all(comparison: Comparison, folder: str | Path, form: str = "pdf") -> l
     Raises:
         ValueError: there is no such form.
     """
-    if form not in FORMS:
-        raise ValueError(f"no such form of a figure: {form!r} (want {', '.join(FORMS)})")
+    refuse_unknown_form(form)
     folder = Path(folder)
     drawn = [draw(folder / f"{name}.{form}") for name, draw in figures_of(comparison).items()]
     return [*drawn, *write_tables(comparison, folder)]
+
+
+def refuse_unknown_form(form: str) -> None:
+    """Raise a ValueError unless figures can be drawn in this form."""
+    if form not in FORMS:
+        raise ValueError(f"no such form of a figure: {form!r} (want {', '.join(FORMS)})")
 
 
 def write_tables(comparison: Comparison, folder: Path) -> list[Path]:

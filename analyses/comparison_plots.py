@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sparselens.analyses.comparison import SIDES, Comparison
-from sparselens.analyses.comparison_table import GOAL, times
+from sparselens.analyses.comparison_table import GOAL, percent, times
 from sparselens.analyses.loss_curve import LossPoint
 from sparselens.analyses.plot import Plot, Series
 from sparselens.analyses.top_components import Kept
@@ -68,7 +68,7 @@ def kept_plot(comparison: Comparison, part: str = "heads") -> Plot:
         series=tuple(series),
         guides=(GOAL,),
         percent_y=True,
-        notes=() if ratio is None else (f"{times(ratio)} fewer at {GOAL:.0%}",),
+        notes=() if ratio is None else (f"{times(ratio)} fewer at {percent(GOAL)}",),
     )
 
 

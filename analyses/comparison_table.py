@@ -31,6 +31,7 @@ class Row:
     values: Values
     ratio: Interval | None = None  # dense / sparse
     percent: bool = False
+    digits: int = 3
 
 
 def rows_of(comparison: Comparison) -> list[Row]:
@@ -48,13 +49,13 @@ def _behaviour(comparison: Comparison) -> list[Row]:
     rows = [
         Row("Model", "accuracy", right, percent=True),
         Row("Model", about.metric.replace("_", " "), _both(comparison, lambda model: mean_interval(model.edges.clean))),
-        Row("Model", f"loss of {about.loss}, nats", (points[0].interval(), points[1].interval())),
+        Row("Model", f"loss of {about.loss}, nats", (points[0].interval(), points[1].interval()), digits=4),
         Row("Model", "open edges, of visible pairs", shares, _times(shares), percent=True),
         Row("Model", "open edges, of all pairs", all_pairs, percent=True),
         Row("Model", "open edges per query and head", per_query),
     ]
     controls = [point for point in comparison.loss.points if point.name == "control"]
-    return rows + [Row("Model", "loss of the control, nats", (point.interval(), None)) for point in controls]
+    return rows + [Row("Model", "loss of the control, nats", (point.interval(), None), digits=4) for point in controls]
 
 
 def _components(comparison: Comparison) -> list[Row]:
@@ -62,7 +63,7 @@ def _components(comparison: Comparison) -> list[Row]:
     for part, name in (("heads", "heads"), ("components", "heads and MLPs")):
         for suffix, chosen in (("", "per prompt"), ("_once", "once for all")):
             if comparison.dense.kept.has(part + suffix):
-                label = f"{name} for {GOAL:.0%} of the metric, {chosen}"
+                label = f"{name} for {percent(GOAL)} of the metric, {chosen}"
                 values = _both(comparison, lambda model: _smallest(getattr(model.kept, part + suffix)))  # noqa: B023
                 rows.append(Row("Components", label, values, comparison.fewer_components(part + suffix, GOAL)))
     return rows
@@ -74,7 +75,7 @@ def _smallest(kept: Kept) -> float:
 
 
 def _edges(comparison: Comparison) -> list[Row]:
-    about, share = comparison.about, f"{comparison.about.share:.0%}"
+    about, share = comparison.about, percent(comparison.about.share)
     sizes = float(len(comparison.circuit("dense"))), float(len(comparison.circuit("sparse")))
     stable = comparison.stability("dense"), comparison.stability("sparse")
     needed = stable[0].size_interval(), stable[1].size_interval()
@@ -93,7 +94,7 @@ def _edges(comparison: Comparison) -> list[Row]:
         Row("Circuit", f"faithfulness, {share} circuit", alone("own")),
         Row("Circuit", "faithfulness, other model's circuit", alone("other")),
         Row("Circuit", "faithfulness, as many random edges", alone("random")),
-        Row("Circuit", f"edges for {about.goal:.0%} faithfulness", faithful, _times(faithful)),
+        Row("Circuit", f"edges for {percent(about.goal)} faithfulness", faithful, _times(faithful)),
         Row("Circuit", "its faithfulness", alone("faithful")),
         Row("Circuit", "overlap of the two models (Jaccard)", (alike, alike)),
         Row("Circuit", "rank correlation of the two models", (ranked, ranked)),
@@ -167,18 +168,18 @@ def _number(value: Value, place: str) -> float | None:
 
 def cells(row: Row) -> tuple[str, str, str]:
     """The row's values as they are printed."""
-    dense, sparse = (said(value, row.percent) for value in row.values)
+    dense, sparse = (said(value, row.percent, row.digits) for value in row.values)
     return dense, sparse, times(row.ratio)
 
 
-def said(value: Value, percent: bool = False) -> str:
-    """A value with three digits and its interval, if it has one."""
+def said(value: Value, as_percent: bool = False, digits: int = 3) -> str:
+    """A value with its interval, if it has one."""
     if value is None or value == NEVER:
         return "" if value is None else "never"
     if not isinstance(value, Interval):
-        return _digits(value, percent)
-    around = f" [{_digits(value.low, percent)}, {_digits(value.high, percent)}]" if math.isfinite(value.low) else ""
-    return _digits(value.mean, percent) + around
+        return _digits(value, as_percent, digits)
+    low, high = (_digits(end, as_percent, digits) for end in (value.low, value.high))
+    return f"{_digits(value.mean, as_percent, digits)} [{low}, {high}]"
 
 
 def times(ratio: Interval | None) -> str:
@@ -189,10 +190,19 @@ def times(ratio: Interval | None) -> str:
     return f"{_digits(ratio.mean)}x{around}"
 
 
-def _digits(value: float, percent: bool = False) -> str:
-    if percent:
-        return f"{100 * value:.3g} %"
-    return f"{value:,.0f}" if abs(value) >= 1000 or value == round(value) else f"{value:.3g}"
+def percent(share: float) -> str:
+    """A share as people say it: 90 %."""
+    return f"{100 * share:.3g} %"
+
+
+def _digits(value: float, as_percent: bool = False, digits: int = 3) -> str:
+    """With so many digits, but never a power of ten: what is that small is as good as zero."""
+    if as_percent:
+        return f"{100 * value:.{digits}g} %"
+    if abs(value) >= 1000 or value == round(value):
+        return f"{value:,.0f}"
+    small = round(value, digits)
+    return f"{value:.{digits}g}" if abs(value) >= 0.01 else f"{small:.{digits}f}" if small else "0"
 
 
 def _markdown(rows: Sequence[Row], names: tuple[str, str]) -> str:

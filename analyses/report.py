@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sparselens.analyses.comparison import Comparison
 from sparselens.analyses.comparison_figures import Draw, figures_of, view
-from sparselens.analyses.comparison_table import cells, rows_of
+from sparselens.analyses.comparison_table import cells, percent, rows_of
 from sparselens.files import write_file
 
 LARGE, DPI = 300_000, 160  # bytes of an SVG above which a PNG takes its place
@@ -102,7 +102,7 @@ def _made(comparison: Comparison) -> str:
         "task": about.task,
         "command": about.command or "called from Python",
         "seed": str(about.seed),
-        "circuit": f"fewest edges with {about.share:.0%} of the sum of |mean scores|",
+        "circuit": f"fewest edges with {percent(about.share)} of the sum of |mean scores|",
         **about.versions,
     }
     cells_ = (f"<tr><td>{_safe(name)}</td><td><code>{_safe(value)}</code></td></tr>" for name, value in rows.items())

@@ -51,9 +51,11 @@ def compare(
     figures` and `analyses.load_comparison` read it without a model). An interrupted run goes on with the same command.
     """
     from sparselens.analyses import compare as ask
+    from sparselens.analyses.comparison_figures import refuse_unknown_form
     from sparselens.folder import load
     from sparselens.tasks import find_task
 
+    refuse_unknown_form(form)
     asked = find_task(task)
     opened = {"dense": load(dense), "sparse": load(sparse)}
     found = ask(

@@ -15,25 +15,9 @@ from sparselens.analyses.comparison import SIDES, Comparison
 from sparselens.analyses.comparison_plots import edges_needed_plot, kept_plot, loss_plot
 from sparselens.analyses.comparison_table import rows_of
 from sparselens.tasks import TASKS
+from tests.analyses.compared import N, compared
 from tests.analyses.small_models import native_model, tiny_pairs
 from tests.tiny_models import tiny_bridge
-
-N = 12
-
-
-@pytest.fixture(scope="module")
-def models() -> tuple[Any, Any]:
-    return sl.load("addition"), sl.load("addition-sparse")
-
-
-def compared(models: tuple[Any, Any], **options: Any) -> Comparison:
-    settings: dict[str, Any] = {"n": N, "method": "eap", "progress": False}
-    return analyses.compare(*models, TASKS["addition"], **(settings | options))
-
-
-@pytest.fixture(scope="module")
-def comparison(models: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Comparison:
-    return compared(models, out=tmp_path_factory.mktemp("comparison") / "numbers")
 
 
 def same(one: Comparison, other: Comparison) -> bool:
@@ -92,9 +76,9 @@ def test_a_number_is_the_same_in_table_and_plot(comparison: Comparison):
     curves = edges_needed_plot(comparison)
     for series, side in ((curves.series[1], "dense"), (curves.series[3], "sparse")):
         reached = next(x for x, y in zip(series.x, series.y, strict=True) if y >= 0.9)
-        assert series.dotted and reached == table.loc["edges for 90% of attribution, mean scores", side]
+        assert series.dotted and reached == table.loc["edges for 90 % of attribution, mean scores", side]
     kept = kept_plot(comparison).series[1]
-    wanted = table.loc["heads for 90% of the metric, per prompt", "sparse"]
+    wanted = table.loc["heads for 90 % of the metric, per prompt", "sparse"]
     assert next(x for x, y in zip(kept.x, kept.y, strict=True) if y >= 0.9) == wanted
 
 

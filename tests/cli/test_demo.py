@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sparselens.analyses import load_comparison
 from sparselens.cli import addition
 from sparselens.cli.addition import HEADS, TASK, Problems, batch_of, measure, tokens_of
 from sparselens.cli.demo import demo
@@ -37,9 +38,10 @@ def test_demo_writes_its_table_figures_and_page(
     assert set(numbers) == {"dense", "sparse"}
     assert set(numbers["dense"]) == set(numbers["sparse"]) == KEYS
     assert {file.name for file in out.iterdir()} == {
-        "demo.json", "addition.pdf", "addition.svg", "addition.png", "addition.html",
+        "demo.json", "addition.pdf", "addition.svg", "addition.png", "addition.html", "numbers", "report.html",
     }  # fmt: skip
     assert (out / "addition.pdf").read_bytes().startswith(b"%PDF")
+    assert load_comparison(out / "numbers").about.task.startswith("addition")
 
 
 def test_the_shipped_sparse_model_adds_with_fewer_than_six_edges() -> None:
