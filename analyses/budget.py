@@ -56,7 +56,7 @@ def in_batches(
     with tqdm(total=len(pairs), desc=label, unit="prompt", disable=not progress, dynamic_ncols=True) as bar:
         bar.update(1)
         yield first, result
-        for rows, _ in pairs.batches(len(pairs)):
+        for rows in pairs.rows(len(pairs)):
             rest = rows[rows != first]
             for some in rest.split(size) if len(rest) else ():
                 yield some, log.once([some], lambda: call(some, pairs[some]._without_padding()))  # noqa: B023
@@ -65,8 +65,8 @@ def in_batches(
 
 def longest(pairs: TokenizedPairs) -> Int[Tensor, "1"]:
     """The number of a prompt that no other is longer than."""
-    rows, _ = max(pairs.batches(len(pairs)), key=lambda group: group[1].clean.shape[1])
-    return rows[:1]
+    ones = (rows[:1] for rows in pairs.rows(len(pairs)))
+    return max(ones, key=lambda one: pairs[one]._without_padding().clean.shape[1])
 
 
 def refuse_unequal(pairs: TokenizedPairs) -> None:

@@ -124,12 +124,20 @@ class TokenizedPairs:
         Raises:
             ValueError: `size` is not positive.
         """
+        for rows in self.rows(size):
+            yield rows, self[rows]._without_padding()
+
+    def rows(self, size: int) -> Iterator[Int[Tensor, " row"]]:
+        """The numbers alone of the prompts in `batches`, for which no prompt is copied.
+
+        Raises:
+            ValueError: `size` is not positive.
+        """
         if size < 1:
             raise ValueError(f"a batch of {size} prompts: want at least 1")
         lengths = torch.stack([_lengths(self.inputs(corrupted)) for corrupted in (False, True)], -1).cpu()
         for length in lengths.unique(dim=0):
-            for rows in (lengths == length).all(-1).nonzero().squeeze(-1).split(size):
-                yield rows, self[rows]._without_padding()
+            yield from (lengths == length).all(-1).nonzero().squeeze(-1).split(size)
 
     def _without_padding(self) -> "TokenizedPairs":
         """Cut off the columns that are padding in every row of both prompts."""
