@@ -5,7 +5,6 @@ as `viewer_patterns` packs them. Scores are exact, so that the page cuts where `
 """
 
 import html
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
@@ -17,6 +16,7 @@ from sparselens.analyses import circuit_layout as layout
 from sparselens.analyses.circuit_layout import CircuitLayout, Node, Style
 from sparselens.analyses.palette import MODELS, NEGATIVE, POSITIVE
 from sparselens.analyses.plot import Plot
+from sparselens.analyses.thinning import thinned
 from sparselens.analyses.token_page import script_json
 from sparselens.analyses.viewer_edges import RankedEdges
 from sparselens.analyses.viewer_patterns import in_base64
@@ -88,11 +88,11 @@ def model_data(edges: RankedEdges, name: str, labels: Mapping[str, str]) -> dict
 
 
 def plot_data(plot: Plot) -> dict[str, Any]:
-    """A plot, numbers to five digits; what is not finite is left out of the drawing."""
+    """A plot, numbers to five digits, with no more points than can be seen."""
     said = {name: value for name, value in vars(plot).items() if name != "series"}
     series = [
         {name: _numbers(value) if name in ("x", "y", "low", "high") else value for name, value in vars(one).items()}
-        for one in plot.series
+        for one in (thinned(series, plot.log_x) for series in plot.series)
     ]
     return {**said, "guides": _numbers(plot.guides), "series": series}
 
@@ -115,8 +115,8 @@ def _node(node: Node) -> list[Any]:
     return [node.name, node.kind, node.text, *(round(value, 2) for value in node[3:])]
 
 
-def _numbers(values: Iterable[float]) -> list[float | None]:
-    return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values]
+def _numbers(values: Iterable[float]) -> list[float]:
+    return [float(f"{value:.5g}") for value in values]
 
 
 def _styles(styles: Sequence[Style], *names: str) -> list[list[Any]]:

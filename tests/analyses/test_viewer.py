@@ -295,6 +295,11 @@ async function use() {
   byId("png").click();
   byId("tab-circuit").focus(); press(document.activeElement, "ArrowRight");
   said.difference = [state.tab, document.activeElement.id, panels[2].heading.textContent];
+  state.chosen = "m1"; refresh();
+  const onPaths = models.flatMap(model => alongPaths(signed(model)).map(edge => edge.code));
+  said.pathsOfEach = panels[2].edges.every(edge => onPaths.includes(edge.code)) && panels[2].edges.length;
+  said.pathsUnited = new Set(onPaths).size;
+  state.chosen = "";
   byId("tab-tokens").click();
   said.tokens = byId("tokens").firstChild.getAttribute("sandbox");
   byId("tab-patterns").click();
@@ -366,6 +371,7 @@ def test_the_page_works_in_a_browser(tmp_path: Path, dark: bool):
     one, two = dense.smallest(0.9).kept, sparse.smallest(0.9).kept
     counts = [int((one & ~two).sum()), int((two & ~one).sum()), int((one & two).sum())]
     assert [int(n) for n in re.findall(r": (\d+)", said["difference"][2])] == counts
+    assert said["pathsOfEach"] == said["pathsUnited"] > 0
     assert said["tokens"] == "allow-scripts allow-downloads"
     assert said["large"][0] == "a1.h1" and said["large"][1].startswith("dense a1.h1: ")
     assert said["labels"] == [HOSTILE[0][:13] + "…"] * 2
