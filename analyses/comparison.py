@@ -187,6 +187,13 @@ class Comparison:
         this: Any = self
         return save_comparison(this, folder)
 
+    def save_circuits(self, folder: Any) -> list[Any]:
+        """Write both circuits as EAP-IG and MIB read them, and as Neuronpedia draws them."""
+        from sparselens.analyses.comparison_files import save_circuits
+
+        this: Any = self
+        return save_circuits(this, folder)
+
     def figures(self, folder: Any, form: str = "pdf") -> list[Any]:
         """Draw all figures of the paper into a folder."""
         from sparselens.analyses.comparison_figures import draw_all

@@ -29,6 +29,7 @@ from sparselens.analyses.loss_curve import LossPoint
 from sparselens.analyses.top_components import Kept
 from sparselens.files import write_json
 from sparselens.graph import Block, Graph
+from sparselens.neuronpedia import write_neuronpedia
 from sparselens.records import load_record, save_record
 
 KINDS: dict[str, type] = {
@@ -106,6 +107,29 @@ def load_comparison(folder: str | Path) -> Comparison:
         raise ValueError(f"the comparison in {folder} has not been finished: run it again with the same --out")
     answers = {side: Answers(**{f.name: _read(folder, f"{side}.{f.name}") for f in fields(Answers)}) for side in SIDES}
     return Comparison(_about(card["about"]), _read(folder, "solved"), _read(folder, "loss"), **answers)
+
+
+def save_circuits(comparison: Comparison, folder: str | Path) -> list[Path]:
+    """Write both circuits as EAP-IG and MIB read them, and as the attribution graphs of Neuronpedia.
+
+    Raises:
+        ValueError: blocks of the models differ, which EAP-IG's files cannot say.
+    """
+    folder, about = Path(folder), comparison.about
+    prompt, written = about.prompts[0], list[Path]()
+    for side, name in zip(SIDES, about.names, strict=True):
+        circuit = comparison.circuit(side)
+        graph = write_neuronpedia(
+            circuit,
+            folder / f"{side}.neuronpedia.json",
+            prompt=prompt.title,
+            tokens=prompt.tokens,
+            slug=f"{about.task}-{side}",
+            scan=name,
+            labels=getattr(comparison, side).labels.labels(),
+        )
+        written += [circuit.save(folder / f"{side}.json"), graph]
+    return written
 
 
 def _parts(comparison: Comparison) -> dict[str, Any]:

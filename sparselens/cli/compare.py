@@ -47,8 +47,9 @@ def compare(
 
     Example: `sparselens compare --dense stories260k --sparse stories260k-sparse --task gendered_pronoun --out pronoun`
 
-    Writes `report.html` (one file to read offline), `figures/`, and `numbers/` (every per-prompt value; `sparselens
-    figures` and `analyses.load_comparison` read it without a model). An interrupted run goes on with the same command.
+    Writes `report.html` (one file to read offline), `figures/`, `circuits/` (for EAP-IG, MIB and Neuronpedia), and
+    `numbers/` (every per-prompt value; `sparselens figures` and `analyses.load_comparison` read it without a model). An
+    interrupted run goes on with the same command.
     """
     from sparselens.analyses import compare as ask
     from sparselens.analyses.comparison_figures import refuse_unknown_form
@@ -92,8 +93,8 @@ def write_report(comparison: Any, out: Path, form: str, json: bool) -> None:
     for note in comparison.about.notes:
         print_table("Note", ("",), [(note,)])
     report = comparison.save_html(out / "report.html")
-    drawn = comparison.figures(out / "figures", form)
-    print_table("Written", ("what", "where"), [("report", report), *((file.stem, file) for file in drawn)])
+    files = [*comparison.figures(out / "figures", form), *comparison.save_circuits(out / "circuits")]
+    print_table("Written", ("what", "where"), [("report", report), *((file.stem, file) for file in files)])
     frame = comparison.table().reset_index()
     finish({"rows": [_plain(row) for row in frame.to_dict("records")], "report": report}, json)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from sparselens import cli
+from sparselens import cli, load_circuit, read_neuronpedia
 from sparselens.analyses import load_comparison
 
 FIGURES = {
@@ -32,7 +32,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]
 
 def test_it_writes_report_figures_and_numbers(ran: tuple[dict[str, Any], Path]):
     found, out = ran
-    assert {path.name for path in out.iterdir()} == {"report.html", "figures", "numbers"}
+    assert {path.name for path in out.iterdir()} == {"report.html", "figures", "circuits", "numbers"}
     assert {path.name for path in (out / "figures").iterdir()} == {f"{name}.pdf" for name in FIGURES} | TABLES
     frame = load_comparison(out / "numbers").table()
     rows = {row["question"]: row for row in found["rows"]}
@@ -40,6 +40,15 @@ def test_it_writes_report_figures_and_numbers(ran: tuple[dict[str, Any], Path]):
     assert rows["logit difference"]["dense"] == frame.droplevel(0).loc["logit difference", "dense"]
     assert rows["accuracy"]["ratio"] is None
     assert "sparselens " in (out / "report.html").read_text()
+
+
+def test_circuits_are_those_of_the_comparison(ran: tuple[dict[str, Any], Path]):
+    _, out = ran
+    comparison = load_comparison(out / "numbers")
+    for side in ("dense", "sparse"):
+        wanted = comparison.circuit(side)
+        for read, name in ((load_circuit, f"{side}.json"), (read_neuronpedia, f"{side}.neuronpedia.json")):
+            assert read(out / "circuits" / name).edges == wanted.edges
 
 
 def test_figures_without_a_model_are_the_same(ran: tuple[dict[str, Any], Path], tmp_path: Path):
