@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from sparselens.analyses.batch_log import batch_log
 from sparselens.analyses.budget import MEMORY, fit
-from sparselens.analyses.partial_runs import starting_at
+from sparselens.analyses.partial_runs import holding, starting_at
 from sparselens.analyses.patch_runs import Question, Recorded, asking, measure, record, with_mean
 from sparselens.analyses.patch_sites import find_site, replacing
 from sparselens.intervals import Interval, mean_interval, ratio_interval
@@ -253,5 +253,6 @@ def _patched(question: Question, group: _Group, layer: int, cells: Int[Tensor, "
     here = rows.to(device)
     hook = replacing(site, mask.to(device), group.recorded.source[name][here])
     residual = group.recorded.residual(layer)[here]
-    with starting_at(question.model, layer, residual, question.as_tuple):
+    unchanged = {} if site.name == "residual" else group.recorded.projections[layer]
+    with starting_at(question.model, layer, residual, question.as_tuple), holding(unchanged, rows):
         return measure(question, group.prompts[rows], group.batch[rows], [(name, hook)], question.base == "corrupted")

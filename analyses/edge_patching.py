@@ -22,7 +22,7 @@ from sparselens.analyses.budget import MEMORY, fit, longest, refuse_unequal
 from sparselens.analyses.edge_products import Writes, differences
 from sparselens.analyses.edge_scores import EdgeScores
 from sparselens.analyses.gradients import Question, Run, ask, repeated, written
-from sparselens.analyses.partial_runs import starting_at
+from sparselens.analyses.partial_runs import Projections, holding, keeping_projections, starting_at
 from sparselens.analyses.reading import Hook, Layer, Reading, keep, read_model
 from sparselens.evaluation import evaluating
 from sparselens.graph import RECEIVERS
@@ -82,6 +82,7 @@ class _Base:
 
     question: Question
     clean: Run  # residual streams recorded, too
+    projections: Sequence[Projections]  # of the clean run, by layer
     writes: Writes  # clean - corrupted
 
 
@@ -115,9 +116,10 @@ def _base(question: Question) -> tuple[_Base, Float[Tensor, " batch"]]:
     """The clean run, and the metric of the corrupted one."""
     reading, recorded = question.reading, dict[str, Tensor]()
     names = [*reading.recorded_names(), reading.end]
-    clean = Run(ask(question, keep(recorded, names)), recorded)
+    with keeping_projections(reading.model) as projections:
+        clean = Run(ask(question, keep(recorded, names)), recorded)
     corrupted = written(question, corrupted=True)
-    return _Base(question, clean, differences(reading, recorded, corrupted.recorded)), corrupted.metric
+    return _Base(question, clean, projections, differences(reading, recorded, corrupted.recorded)), corrupted.metric
 
 
 def _runs(base: _Base, chosen: Bool[Tensor, "source destination"], size: int) -> Iterator[Edges]:
@@ -150,7 +152,9 @@ def _patched(base: _Base, edges: Edges) -> Float[Tensor, "edge batch"]:
     residual = base.clean.recorded[stream].expand(count, -1, -1, -1)
     if name == "logits":
         residual = _without(base, residual, edges).to(residual.dtype)
-    with starting_at(reading.model, start, residual.flatten(0, 1), reading.as_tuple):
+    rows = torch.arange(len(base.question.pairs)).repeat(count)
+    projections = base.projections[start] if start < len(reading.layers) else {}
+    with starting_at(reading.model, start, residual.flatten(0, 1), reading.as_tuple), holding(projections, rows):
         into_last_mlp = start == len(reading.layers) - 1 and name.startswith("m")
         return ask(repeated(base.question, count), hooks, trim_mlp=not into_last_mlp).unflatten(0, (count, -1))
 

@@ -1,19 +1,20 @@
 """Runs only the part of a model that a patch can change, and measures what a run needs.
 
 Blocks before the patched one are passed over: a stand-in hands on the residual stream that an earlier run left there.
+Where a patch leaves that stream alone, the patched block's own queries, keys and values stand in for themselves, too.
 After the last attention every position stands for itself, so the last MLP and the unembedding see the answer's alone.
 The model still makes its own masks, positions and norms for the batch that runs, so nothing is assumed about them.
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -45,21 +46,63 @@ def starting_at(model: Any, layer: int, residual: Float[Tensor, "batch pos d_mod
     Args:
         as_tuple: what `returns_tuple` said
     """
-    passed = list(model.blocks)[:layer]
-    before = [block.__dict__.get("forward") for block in passed]  # accelerate, for one, puts its own there
+    with _standing_in({block: lambda: (residual,) if as_tuple else residual for block in model.blocks[:layer]}):
+        yield
+
+
+Projections = dict[nn.Module, Float[Tensor, "batch pos features"]]
+
+
+@contextmanager
+def keeping_projections(model: Any) -> Iterator[list[Projections]]:
+    """Fills up with what the modules that make queries, keys and values give, layer by layer.
+
+    Empty where there are no such modules (HookedTransformer), or where they give something of another shape.
+    """
+    kept: list[Projections] = [{} for _ in model.blocks]
+
+    def keep(layer: int, module: nn.Module, _args: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim == 3:
+            kept[layer][module] = output.detach().clone()
+
+    with ExitStack() as stack:
+        for layer, block in enumerate(model.blocks):
+            for name in ("q", "k", "v"):
+                inner = getattr(block.attn._modules.get(name), "original_component", None)  # inside its hook points
+                if inner is not None:
+                    stack.callback(inner.register_forward_hook(partial(keep, layer)).remove)
+        yield kept
+
+
+@contextmanager
+def holding(projections: Projections, rows: Int[Tensor, " row"]) -> Iterator[None]:
+    """Inside, these modules give what they gave, one of the prompts a row, whatever they are handed."""
+    calls = {module: partial(_rows_of, values, rows) for module, values in projections.items()}
+    with _standing_in(calls):
+        yield
+
+
+def _rows_of(values: Tensor, rows: Tensor) -> Tensor:
+    return values[rows.to(values.device)]
+
+
+@contextmanager
+def _standing_in(calls: Mapping[nn.Module, Callable[[], Any]]) -> Iterator[None]:
+    """Inside, a call takes the place of each module's forward."""
+    before = {module: module.__dict__.get("forward") for module in calls}  # accelerate, for one, puts its own there
     try:
-        for block in passed:
-            block.__dict__["forward"] = partial(_hand_on, residual, as_tuple)
+        for module, call in calls.items():
+            module.__dict__["forward"] = partial(_without_arguments, call)
         yield
     finally:
-        for block, forward in zip(passed, before, strict=True):
-            del block.__dict__["forward"]
+        for module, forward in before.items():
+            del module.__dict__["forward"]
             if forward is not None:
-                block.__dict__["forward"] = forward
+                module.__dict__["forward"] = forward
 
 
-def _hand_on(residual: Tensor, as_tuple: bool, *_: Any, **__: Any) -> Any:
-    return (residual,) if as_tuple else residual
+def _without_arguments(call: Callable[[], Any], *_: Any, **__: Any) -> Any:
+    return call()
 
 
 @contextmanager

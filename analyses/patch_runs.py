@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparselens.analyses.partial_runs import Hooks, only_at, returns_tuple, run
+from sparselens.analyses.partial_runs import Hooks, Projections, keeping_projections, only_at, returns_tuple, run
 from sparselens.analyses.patch_sites import Site, shows_only_copies
 from sparselens.evaluation import evaluating, open_gates
 from sparselens.metrics import METRICS, Metric
@@ -48,6 +48,7 @@ class Recorded:
     corrupted: Float[Tensor, " batch"]
     base: Activations
     source: Activations
+    projections: Sequence[Projections]  # of the base run, by layer
 
     def residual(self, layer: int) -> Float[Tensor, "batch pos d_model"]:
         """What block `layer` reads in the base run."""
@@ -133,15 +134,18 @@ def record(question: Question, prompts: Int[Tensor, " batch"], batch: TokenizedP
     if question.source in wanted:
         wanted[question.source] = question.names
     kept: dict[str, Activations] = {"clean": {}, "corrupted": {}}
-    values = {
-        which: measure(question, prompts, batch, _keeping(kept[which], names, prompts), which == "corrupted")
-        for which, names in wanted.items()
-    }
+    values, projections = dict[str, Tensor](), dict[str, list[Projections]]()
+    for which, names in wanted.items():
+        with keeping_projections(question.model) if which == question.base else nullcontext([]) as found:
+            hooks = _keeping(kept[which], names, prompts)
+            values[which] = measure(question, prompts, batch, hooks, which == "corrupted")
+        projections[which] = found
     silent = [name for which, names in wanted.items() for name in names if name not in kept[which]]
     if silent:
         raise ValueError(f"{silent[0]} was not called in a run of this {type(question.model).__name__}")
     base = kept[question.base]
-    return Recorded(values["clean"], values["corrupted"], base, _source(question, base, kept))
+    source = _source(question, base, kept)
+    return Recorded(values["clean"], values["corrupted"], base, source, projections[question.base])
 
 
 def _keeping(kept: Activations, names: Sequence[str], prompts: Tensor) -> Hooks:
