@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from sparselens.analyses.attention_edges import AttentionEdges, attention_edges
-from sparselens.analyses.token_view import TokenView, token_view
+from sparselens.analyses.figures.token_view import TokenView, token_view
 
 if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and completion
     from sparselens.analyses.activation_patching import Patched as Patched
@@ -24,9 +24,9 @@ if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and completi
     from sparselens.analyses.circuits import faithfulness as faithfulness
     from sparselens.analyses.circuits import faithfulness_curve as faithfulness_curve
     from sparselens.analyses.circuits import minimality as minimality
-    from sparselens.analyses.comparing import compare as compare
-    from sparselens.analyses.comparison import Comparison as Comparison
-    from sparselens.analyses.comparison_files import load_comparison as load_comparison
+    from sparselens.analyses.comparison.comparing import compare as compare
+    from sparselens.analyses.comparison.files import load_comparison as load_comparison
+    from sparselens.analyses.comparison.results import Comparison as Comparison
     from sparselens.analyses.cones import DependencyCone as DependencyCone
     from sparselens.analyses.cones import cut_effects as cut_effects
     from sparselens.analyses.cones import dependency_cone as dependency_cone
@@ -34,9 +34,16 @@ if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and completi
     from sparselens.analyses.edge_patching import patch_edges as patch_edges
     from sparselens.analyses.edge_scores import EdgeScores as EdgeScores
     from sparselens.analyses.faithful_circuits import faithful_circuit as faithful_circuit
+    from sparselens.analyses.figures.heat_maps import heat_map as heat_map
+    from sparselens.analyses.figures.pattern_drawing import pattern_figure as pattern_figure
+    from sparselens.analyses.figures.pattern_view import head_pattern as head_pattern
+    from sparselens.analyses.figures.plot import Plot as Plot
+    from sparselens.analyses.figures.plot import Series as Series
+    from sparselens.analyses.figures.plot_drawing import save_plots as save_plots
+    from sparselens.analyses.figures.viewer import Viewer as Viewer
+    from sparselens.analyses.figures.viewer import circuit_viewer as circuit_viewer
     from sparselens.analyses.head_labels import HeadScores as HeadScores
     from sparselens.analyses.head_labels import label_heads as label_heads
-    from sparselens.analyses.heat_maps import heat_map as heat_map
     from sparselens.analyses.loss_curve import LossPoint as LossPoint
     from sparselens.analyses.loss_curve import loss_points as loss_points
     from sparselens.analyses.loss_curve import measure_loss as measure_loss
@@ -44,11 +51,6 @@ if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and completi
     from sparselens.analyses.node_attribution import NodeScores as NodeScores
     from sparselens.analyses.node_attribution import attribute_attention_edges as attribute_attention_edges
     from sparselens.analyses.node_attribution import attribute_nodes as attribute_nodes
-    from sparselens.analyses.pattern_drawing import pattern_figure as pattern_figure
-    from sparselens.analyses.pattern_view import head_pattern as head_pattern
-    from sparselens.analyses.plot import Plot as Plot
-    from sparselens.analyses.plot import Series as Series
-    from sparselens.analyses.plot_drawing import save_plots as save_plots
     from sparselens.analyses.stability import ShareCurves as ShareCurves
     from sparselens.analyses.stability import Stability as Stability
     from sparselens.analyses.stability import edges_needed as edges_needed
@@ -56,8 +58,6 @@ if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and completi
     from sparselens.analyses.top_components import Kept as Kept
     from sparselens.analyses.top_components import keep_top as keep_top
     from sparselens.analyses.top_k import top_k_attention as top_k_attention
-    from sparselens.analyses.viewer import Viewer as Viewer
-    from sparselens.analyses.viewer import circuit_viewer as circuit_viewer
 
 __all__ = ["AttentionEdges", "TokenView", "attention_edges", "token_view"]
 
@@ -66,25 +66,25 @@ _HOMES = {
     "attribution_patching": ("attribute_edge_positions", "attribute_edges"),
     "baselines": ("random_circuit", "score_by_magnitude"),
     "circuits": ("Curve", "Faithfulness", "completeness", "faithfulness", "faithfulness_curve", "minimality"),
-    "comparing": ("compare",),
-    "comparison": ("Comparison",),
-    "comparison_files": ("load_comparison",),
+    "comparison.comparing": ("compare",),
+    "comparison.files": ("load_comparison",),
+    "comparison.results": ("Comparison",),
     "cones": ("DependencyCone", "cut_effects", "dependency_cone", "outside_effect"),
     "edge_patching": ("patch_edges",),
     "edge_scores": ("EdgeScores",),
     "faithful_circuits": ("faithful_circuit",),
+    "figures.heat_maps": ("heat_map",),
+    "figures.pattern_drawing": ("pattern_figure",),
+    "figures.pattern_view": ("head_pattern",),
+    "figures.plot": ("Plot", "Series"),
+    "figures.plot_drawing": ("save_plots",),
+    "figures.viewer": ("Viewer", "circuit_viewer"),
     "head_labels": ("HeadScores", "label_heads"),
-    "heat_maps": ("heat_map",),
     "loss_curve": ("LossPoint", "loss_points", "measure_loss"),
     "node_attribution": ("AttentionEdgeScores", "NodeScores", "attribute_attention_edges", "attribute_nodes"),
-    "pattern_drawing": ("pattern_figure",),
-    "pattern_view": ("head_pattern",),
-    "plot": ("Plot", "Series"),
-    "plot_drawing": ("save_plots",),
     "stability": ("ShareCurves", "Stability", "edges_needed", "share_curves"),
     "top_components": ("Kept", "keep_top"),
     "top_k": ("top_k_attention",),
-    "viewer": ("Viewer", "circuit_viewer"),
 }
 _HOME_OF = {name: f"sparselens.analyses.{module}" for module, names in _HOMES.items() for name in names}
 

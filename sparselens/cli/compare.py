@@ -52,7 +52,7 @@ def compare(
     interrupted run goes on with the same command.
     """
     from sparselens.analyses import compare as ask
-    from sparselens.analyses.comparison_figures import refuse_unknown_form
+    from sparselens.analyses.comparison.figures import refuse_unknown_form
     from sparselens.folder import load
     from sparselens.tasks import find_task
 
@@ -85,7 +85,7 @@ def compare(
 
 def write_report(comparison: Any, out: Path, form: str, json: bool) -> None:
     """Print the table of a comparison, and write its report and figures."""
-    from sparselens.analyses.comparison_table import cells, rows_of
+    from sparselens.analyses.comparison.table import cells, rows_of
 
     rows = rows_of(comparison)
     head = ("", *comparison.about.names, "dense / sparse")

@@ -17,7 +17,7 @@ from statistics import median
 from urllib.parse import unquote
 
 from sparselens.analyses import circuit_viewer
-from tests.analyses.test_viewer import CHROMIUM, attention_of, scores_of
+from tests.analyses.figures.test_viewer import CHROMIUM, attention_of, scores_of
 
 MEASURE = """
 const flushed = () => panels.slice(0, 2).map(({ canvas }) => canvas.getContext("2d").getImageData(0, 0, 1, 1));

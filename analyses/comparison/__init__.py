@@ -1,0 +1,1 @@
+"""Two models, the same questions: asked, kept, tabled, drawn and reported."""

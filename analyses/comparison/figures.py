@@ -1,0 +1,112 @@
+"""All figures of a comparison: one name each, drawn for paper into a folder or put together in the viewer."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from sparselens.analyses.comparison.plots import edges_needed_plot, kept_plot, loss_plot
+from sparselens.analyses.comparison.results import Comparison
+from sparselens.analyses.figures.pattern_drawing import pattern_figure
+from sparselens.analyses.figures.plot import Plot
+from sparselens.analyses.figures.plot_drawing import save_plots
+from sparselens.analyses.figures.token_view import TokenView, token_view
+from sparselens.analyses.figures.viewer import Viewer, circuit_viewer
+
+FORMS = ("pdf", "svg", "png")
+ACROSS = 36  # positions beside each other in Fig. 1
+
+Draw = Callable[..., Path]  # draw(path, dpi=300)
+
+
+def plots_of(comparison: Comparison) -> list[Plot]:
+    """Every plot that the comparison has numbers for."""
+    return [loss_plot(comparison), *kept_plots(comparison), edges_needed_plot(comparison)]
+
+
+def kept_plots(comparison: Comparison) -> list[Plot]:
+    """Fig. 3: heads alone and with the MLPs, chosen per prompt and once for all."""
+    parts = ["heads", "heads_once", "components", "components_once"]
+    return [kept_plot(comparison, part) for part in parts if comparison.dense.kept.has(part)]
+
+
+def tokens_view(comparison: Comparison) -> TokenView:
+    """Fig. 1: the attention edges of as many prompts as a page has room for."""
+    attention = (comparison.dense.attention, comparison.sparse.attention)
+    prompts = comparison.about.prompts[: max(1, ACROSS // attention[0].n_pos)]
+    dense, sparse = (edges.first(len(prompts)) for edges in attention)
+    return token_view(
+        dense,
+        sparse,
+        [list(prompt.tokens) for prompt in prompts],
+        titles=[prompt.title for prompt in prompts],
+        row_names=comparison.about.names,
+    )
+
+
+def view(comparison: Comparison) -> Viewer:
+    """Both circuits, linked, with everything else that the comparison can show."""
+    prompts, about = comparison.about.prompts, comparison.about
+    return circuit_viewer(
+        comparison.dense.edges,
+        comparison.sparse.edges,
+        share=about.share,
+        names=about.names,
+        title=f"{about.names[0]} and {about.names[1]}: {about.description}",
+        attention=(comparison.dense.attention, comparison.sparse.attention),
+        tokens=[list(prompt.tokens) for prompt in prompts],
+        titles=[prompt.title for prompt in prompts],
+        labels=(comparison.dense.labels.labels(), comparison.sparse.labels.labels()),
+        plots=plots_of(comparison),
+    )
+
+
+def figures_of(comparison: Comparison) -> dict[str, Draw]:
+    """What draws each figure, by the name of its file."""
+    viewer = view(comparison)
+    patterns = pattern_figure(
+        comparison.dense.attention,
+        comparison.sparse.attention,
+        [prompt.tokens for prompt in comparison.about.prompts],
+        names=comparison.about.names,
+    )
+    kept = kept_plots(comparison)
+    return {
+        "fig1_tokens": tokens_view(comparison).save,
+        "fig2a_loss": loss_plot(comparison).save,
+        "fig2b_patterns": patterns.save,
+        "fig3_kept": partial(save_plots, kept[:2]),
+        **({"fig3_kept_with_mlps": partial(save_plots, kept[2:])} if kept[2:] else {}),
+        "fig4a_edges_needed": edges_needed_plot(comparison).save,
+        "fig4b_circuits": viewer.save,
+        "fig4b_difference": partial(viewer.save, view="difference"),
+    }
+
+
+def draw_all(comparison: Comparison, folder: str | Path, form: str = "pdf") -> list[Path]:
+    """Draw every figure of the paper into a folder, and write the table in three forms.
+
+    Raises:
+        ValueError: there is no such form.
+    """
+    refuse_unknown_form(form)
+    folder = Path(folder)
+    drawn = [draw(folder / f"{name}.{form}") for name, draw in figures_of(comparison).items()]
+    return [*drawn, *write_tables(comparison, folder)]
+
+
+def refuse_unknown_form(form: str) -> None:
+    """Raise a ValueError unless figures can be drawn in this form."""
+    if form not in FORMS:
+        raise ValueError(f"no such form of a figure: {form!r} (want {', '.join(FORMS)})")
+
+
+def write_tables(comparison: Comparison, folder: Path) -> list[Path]:
+    """The table as CSV, Markdown and LaTeX."""
+    from sparselens.files import write_file
+
+    texts = {
+        "table.csv": comparison.table().to_csv(),
+        "table.md": comparison.table("markdown"),
+        "table.tex": comparison.table("latex"),
+    }
+    return [write_file(folder / name, text.encode()) for name, text in texts.items()]

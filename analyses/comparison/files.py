@@ -1,0 +1,182 @@
+"""A comparison as a folder: `comparison.json` says what was asked, one safetensors file holds each answer.
+
+A comparison that is still running writes the same files one by one, so that it goes on where it was interrupted.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sparselens.analyses.activation_patching import Patched
+from sparselens.analyses.attention_edges import AttentionEdges
+from sparselens.analyses.circuits import Faithfulness
+from sparselens.analyses.comparison.results import (
+    SIDES,
+    About,
+    Answers,
+    CircuitRuns,
+    Comparison,
+    KeptComponents,
+    LossPoints,
+    Prompt,
+    Solved,
+)
+from sparselens.analyses.edge_scores import EdgeScores
+from sparselens.analyses.head_labels import HeadScores
+from sparselens.analyses.loss_curve import LossPoint
+from sparselens.analyses.top_components import Kept
+from sparselens.files import write_json
+from sparselens.graph import Block, Graph
+from sparselens.neuronpedia import write_neuronpedia
+from sparselens.records import load_record, save_record
+
+KINDS: dict[str, type] = {
+    "solved": Solved,
+    "loss": LossPoints,
+    "attention": AttentionEdges,
+    "labels": HeadScores,
+    "heads": Patched,
+    "mlps": Patched,
+    "kept": KeptComponents,
+    "edges": EdgeScores,
+    "circuits": CircuitRuns,
+}
+INSIDE = (Block, Faithfulness, Graph, Kept, LossPoint)
+CARD = "comparison.json"
+
+Part = TypeVar("Part")
+
+
+class Parts:
+    """The answers that are already there; all are kept, in a folder if there is one."""
+
+    def __init__(self, folder: Path | None, question: dict[str, Any]) -> None:
+        self._folder = folder
+        if folder is not None:
+            _refuse_other(folder, question)
+            write_json(folder / CARD, {"question": question})
+
+    def get(self, name: str, compute: Callable[[], Part]) -> Part:
+        """The answer called `name`, such as "loss" or "dense.heads": read if it is there, else computed and written."""
+        if self._folder is None:
+            return compute()
+        path = self._folder / f"{name}.safetensors"
+        if path.exists():
+            return load_record(path, KINDS[name.rpartition(".")[2]], INSIDE)
+        part = compute()
+        save_record(path, part)
+        return part
+
+    def finish(self, about: About, question: dict[str, Any]) -> None:
+        """Say that all parts are there."""
+        if self._folder is not None:
+            write_json(self._folder / CARD, {"question": question, "about": asdict(about)})
+
+
+def save_comparison(comparison: Comparison, folder: str | Path) -> Path:
+    """Write a comparison into a folder; one that is there already is replaced.
+
+    Raises:
+        ValueError: the folder holds something else.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder / CARD).exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} exists and holds no comparison: choose another folder")
+    (folder / CARD).unlink(missing_ok=True)  # until all parts are there, this is no whole comparison
+    for old in folder.glob("*.safetensors"):
+        old.unlink()
+    for name, part in _parts(comparison).items():
+        save_record(folder / f"{name}.safetensors", part)
+    write_json(folder / CARD, {"question": None, "about": asdict(comparison.about)})
+    return folder
+
+
+def load_comparison(folder: str | Path) -> Comparison:
+    """Read what `Comparison.save` or `compare(out=...)` wrote.
+
+    Raises:
+        ValueError: the folder holds no comparison, or one that has not been finished.
+    """
+    folder = Path(folder)
+    card = _card(folder)
+    if card is None:
+        raise ValueError(f"{folder} holds no comparison (no {CARD})")
+    if "about" not in card:
+        raise ValueError(f"the comparison in {folder} has not been finished: run it again with the same --out")
+    answers = {side: Answers(**{f.name: _read(folder, f"{side}.{f.name}") for f in fields(Answers)}) for side in SIDES}
+    return Comparison(_about(card["about"]), _read(folder, "solved"), _read(folder, "loss"), **answers)
+
+
+def save_circuits(comparison: Comparison, folder: str | Path) -> list[Path]:
+    """Write both circuits as EAP-IG and MIB read them, and as the attribution graphs of Neuronpedia.
+
+    Raises:
+        ValueError: blocks of the models differ, which EAP-IG's files cannot say.
+    """
+    folder, about = Path(folder), comparison.about
+    prompt, written = about.prompts[0], list[Path]()
+    for side, name in zip(SIDES, about.names, strict=True):
+        circuit = comparison.circuit(side)
+        graph = write_neuronpedia(
+            circuit,
+            folder / f"{side}.neuronpedia.json",
+            prompt=prompt.title,
+            tokens=prompt.tokens,
+            slug=f"{about.task}-{side}",
+            scan=name,
+            labels=getattr(comparison, side).labels.labels(),
+        )
+        written += [circuit.save(folder / f"{side}.json"), graph]
+    return written
+
+
+def _parts(comparison: Comparison) -> dict[str, Any]:
+    parts: dict[str, Any] = {"solved": comparison.solved, "loss": comparison.loss}
+    for side in SIDES:
+        answers = getattr(comparison, side)
+        parts |= {f"{side}.{f.name}": getattr(answers, f.name) for f in fields(answers)}
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def _read(folder: Path, name: str) -> Any:
+    path, kind = folder / f"{name}.safetensors", name.rpartition(".")[2]
+    if kind == "mlps" and not path.exists():
+        return None
+    if not path.exists():
+        raise ValueError(f"{path} is missing from the comparison")
+    return load_record(path, KINDS[kind], INSIDE)
+
+
+def _about(values: dict[str, Any]) -> About:
+    tuples: dict[str, Any] = {name: tuple(values[name]) for name in ("names", "notes")}
+    tuples["prompts"] = tuple(Prompt(prompt["title"], tuple(prompt["tokens"])) for prompt in values["prompts"])
+    return About(**(values | tuples))
+
+
+def _card(folder: Path) -> dict[str, Any] | None:
+    path = folder / CARD
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is broken: {error}") from error
+
+
+def _refuse_other(folder: Path, question: dict[str, Any]) -> None:
+    """Raise a ValueError if the folder holds another comparison, or something else altogether."""
+    card = _card(folder)
+    if card is None:
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"{folder} exists and holds no comparison: choose another folder")
+        return
+    there = card.get("question")
+    if there is None:
+        raise ValueError(f"{folder} holds a saved comparison, which cannot be gone on with: choose another folder")
+    different = [
+        f"{key} {there.get(key)!r}, not {value!r}" for key, value in question.items() if there.get(key) != value
+    ]
+    if different:
+        raise ValueError(f"{folder} holds another comparison ({'; '.join(different)}): choose another folder")

@@ -1,0 +1,112 @@
+"""The paper's curves, as plots of a comparison's numbers.
+
+loss_plot           loss against the share of open attention edges (Fig. 2a)
+kept_plot           share of the metric that the top components keep (Fig. 3a, b)
+edges_needed_plot   share of attribution that the largest edges hold (Figs. 4a, 5)
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sparselens.analyses.comparison.results import SIDES, Comparison
+from sparselens.analyses.comparison.table import GOAL, percent, times
+from sparselens.analyses.figures.plot import Plot, Series
+from sparselens.analyses.loss_curve import LossPoint
+from sparselens.analyses.top_components import Kept
+from sparselens.intervals import Interval
+
+
+def loss_plot(comparison: Comparison) -> Plot:
+    """Cross-entropy against the share of visible pairs that are open (Fig. 2a)."""
+    points = comparison.loss.points
+    named: dict[str, str] = dict(zip(SIDES, comparison.about.names, strict=True))
+    limited = sorted((p for p in points if p.name.startswith("top-")), key=lambda p: p.share_of_visible_pairs)
+    labels = tuple(f"k = {point.name.removeprefix('top-')}" for point in limited)
+    series = [_points(f"{named['dense']}, top-k attention", "baseline", limited, labels)] if limited else []
+    for name, model in (*((side, side) for side in SIDES), ("control", "control")):
+        found = [point for point in points if point.name == name]
+        if found:
+            series.append(_points(named.get(name, "dense, fine-tuned"), model, found))
+    return Plot(
+        name="loss",
+        title="Loss and open edges",
+        x_label="open attention edges, share of visible pairs",
+        y_label=f"loss of {comparison.about.loss} (nats)",
+        series=tuple(series),
+        log_x=True,
+        percent_x=True,
+    )
+
+
+def _points(name: str, model: str, points: Sequence[LossPoint], labels: tuple[str, ...] = ()) -> Series:
+    intervals = [point.interval() for point in points]
+    x = tuple(point.share_of_visible_pairs for point in points)
+    return Series(name, model, x, **_banded(intervals), joined=len(points) > 1, labels=labels)
+
+
+def kept_plot(comparison: Comparison, part: str = "heads") -> Plot:
+    """Share of the metric kept when only the top components act; `part` is a field of `KeptComponents` (Fig. 3).
+
+    Raises:
+        ValueError: the models have no such components.
+    """
+    kept: list[Kept | None] = [getattr(getattr(comparison, side).kept, part) for side in SIDES]
+    what = "heads" if part.startswith("heads") else "heads and MLPs"
+    series: list[Series] = []
+    for side, name, found in zip(SIDES, comparison.about.names, kept, strict=True):
+        if found is None:
+            raise ValueError(f"these models have no {part}: want heads or heads_once")
+        intervals = [found.interval(count) for count in found.counts]
+        series.append(Series(name, side, tuple(map(float, found.counts)), **_banded(intervals)))
+    ratio = comparison.fewer_components(part, GOAL)
+    once = part.endswith("_once")
+    return Plot(
+        name=f"kept_{part}",
+        title=f"Top {what}, chosen " + ("once for all" if once else "per prompt"),
+        x_label=f"{what} that act",
+        y_label=f"{comparison.about.metric.replace('_', ' ')} kept",
+        series=tuple(series),
+        guides=(GOAL,),
+        percent_y=True,
+        notes=() if ratio is None else (f"{times(ratio)} fewer at {percent(GOAL)}",),
+    )
+
+
+def edges_needed_plot(comparison: Comparison) -> Plot:
+    """Cumulative share of sorted |edge scores|: mean of the prompts' curves, and (dotted) curve of the mean scores."""
+    series: list[Series] = []
+    for side, name in zip(SIDES, comparison.about.names, strict=True):
+        curves = comparison.curves(side)
+        x = tuple(float(n + 1) for n in range(len(curves.of_mean)))
+        series.append(Series(f"{name}, per prompt", side, x, tuple(curves.mean.tolist())))
+        series.append(Series(f"{name}, mean scores", side, x, tuple(curves.of_mean.tolist()), dotted=True))
+    return Plot(
+        name="edges_needed",
+        title="Edges needed",
+        x_label="edges, largest |score| first",
+        y_label="share of attribution",
+        series=tuple(series),
+        log_x=True,
+        guides=(comparison.about.share,),
+        percent_y=True,
+        notes=_fewer(comparison),
+    )
+
+
+def _fewer(comparison: Comparison) -> tuple[str, ...]:
+    notes: list[str] = []
+    for what, ask in (("per prompt", comparison.fewer_edges), ("mean scores", comparison.fewer_edges_of_mean)):
+        try:
+            notes.append(f"{times(ask())} fewer, {what}")
+        except ValueError:  # a model whose scores are all zero needs no edge, and no ratio says so
+            continue
+    return tuple(notes)
+
+
+def _banded(intervals: Sequence[Interval]) -> dict[str, Any]:
+    """The y of a series, with its interval."""
+    return {
+        "y": tuple(interval.mean for interval in intervals),
+        "low": tuple(interval.low for interval in intervals),
+        "high": tuple(interval.high for interval in intervals),
+    }

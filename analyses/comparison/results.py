@@ -1,0 +1,274 @@
+"""The answers of a dense and a sparse model to the same questions about the same prompts, side by side.
+
+Plain data: no model is needed to look at a comparison, draw it, or load it again. Every number has its per-prompt
+values, and all prompts are the same for both models, so ratios dense / sparse come from a paired bootstrap.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sparselens.analyses.activation_patching import Patched
+from sparselens.analyses.attention_edges import AttentionEdges
+from sparselens.analyses.circuits import Faithfulness
+from sparselens.analyses.edge_scores import EdgeScores
+from sparselens.analyses.head_labels import HeadScores
+from sparselens.analyses.loss_curve import LossPoint
+from sparselens.analyses.stability import ShareCurves, Stability, edges_needed, share_curves, stability
+from sparselens.analyses.top_components import Kept
+from sparselens.circuit import Circuit, jaccard, rank_correlation
+from sparselens.intervals import Interval, bootstrap_interval, ratio_interval
+
+SIDES = ("dense", "sparse")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt whose attention is kept."""
+
+    title: str
+    tokens: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class About:
+    """What was asked, of whom, and with what."""
+
+    task: str  # a fingerprint: name, version, corruption, seed, n
+    description: str
+    metric: str
+    method: str  # of edge attribution
+    share: float  # of the sum of |scores|: the paper's rule
+    goal: float  # faithfulness of the smallest circuit that is looked for
+    ablation: str
+    names: tuple[str, str]  # of the two models
+    loss: str  # what the loss is of
+    prompts: tuple[Prompt, ...]
+    versions: dict[str, str]
+    seed: int
+    notes: tuple[str, ...] = ()  # what a reader should know before trusting a number
+    command: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Solved:
+    """Which of the drawn pairs each model gets right."""
+
+    dense: Bool[Tensor, " drawn"]
+    sparse: Bool[Tensor, " drawn"]
+    asked: Bool[Tensor, " drawn"]  # those that everything else is about
+    chance: float  # accuracy of guessing
+
+
+@dataclass(frozen=True, eq=False)
+class LossPoints:
+    """Loss against the share of open edges (Fig. 2a): dense, dense with top-k attention, sparse, control if given."""
+
+    points: tuple[LossPoint, ...]
+
+    def named(self, name: str) -> LossPoint:
+        """The point of that name."""
+        return next(point for point in self.points if point.name == name)
+
+
+@dataclass(frozen=True, eq=False)
+class KeptComponents:
+    """The metric when only the top components act (Fig. 3), chosen for every prompt or once for all."""
+
+    heads: Kept
+    heads_once: Kept
+    components: Kept | None  # heads and MLPs in one order; None: the model has no MLPs
+    components_once: Kept | None
+
+    def has(self, part: str) -> bool:
+        """Was the field of that name asked for?"""
+        return getattr(self, part) is not None
+
+
+@dataclass(frozen=True, eq=False)
+class CircuitRuns:
+    """What circuits do when they act alone in this model (Fig. 4b)."""
+
+    own: Faithfulness  # this model's circuit of the paper's rule
+    other: Faithfulness  # the other model's, transferred
+    random: Faithfulness  # as many edges as in `own`, drawn from all alike
+    faithful: Faithfulness  # the smallest circuit found to reach the goal
+    faithful_edges: int
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What one model answered."""
+
+    attention: AttentionEdges  # of `About.prompts`
+    labels: HeadScores
+    heads: Patched
+    mlps: Patched | None
+    kept: KeptComponents
+    edges: EdgeScores
+    circuits: CircuitRuns
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """See `compare`; `load_comparison` reads what `save` wrote."""
+
+    about: About
+    solved: Solved
+    loss: LossPoints
+    dense: Answers
+    sparse: Answers
+
+    def circuit(self, side: str) -> Circuit:
+        """The circuit of the paper's rule in one of the two models."""
+        return self._side(side).edges.smallest(self.about.share)
+
+    def curves(self, side: str) -> ShareCurves:
+        """Share of attribution against number of edges."""
+        return self._curves[self._place(side)]
+
+    def stability(self, side: str) -> Stability:
+        """How much the prompts' own circuits differ."""
+        return self._stability[self._place(side)]
+
+    @property
+    def overlap(self) -> float:
+        """Jaccard index of the two circuits."""
+        return jaccard(self.circuit("dense"), self.circuit("sparse"))
+
+    @property
+    def rank_correlation(self) -> float:
+        """Spearman's correlation of |mean score| over all edges."""
+        return rank_correlation(self.circuit("dense"), self.circuit("sparse"))
+
+    # -- ratios dense / sparse
+
+    def fewer_edges(self) -> Interval:
+        """Mean edges that a prompt needs, dense / sparse (Fig. 4a, solid)."""
+        return ratio_interval(self._needed("dense"), self._needed("sparse"))
+
+    def fewer_edges_of_mean(self) -> Interval:
+        """Edges that the mean scores need, dense / sparse (Fig. 4a, dotted)."""
+        return self._fewer_edges_of_mean
+
+    def fewer_components(self, part: str, goal: float = 0.9) -> Interval | None:
+        """Components that keep `goal` of the metric, dense / sparse, for a field of `KeptComponents`.
+
+        None where a model has no such components, or never keeps that much.
+        """
+        kept = [getattr(self._side(side).kept, part) for side in SIDES]
+        if any(k is None or k.smallest(goal) is None for k in kept):
+            return None
+        return self._ratio(lambda side, weights: _counts(getattr(side.kept, part), goal, weights))
+
+    # -- out
+
+    def table(self, form: str = "pandas") -> Any:
+        """All numbers: a pandas frame, or text in "markdown" or "latex" (booktabs).
+
+        Raises:
+            ValueError: there is no such form.
+        """
+        from sparselens.analyses.comparison.table import in_form
+
+        this: Any = self  # type checkers meet this class under two names
+        return in_form(this, form)
+
+    def save(self, folder: Any) -> Any:
+        """Write everything into a folder, from which `load_comparison` reads it without a model."""
+        from sparselens.analyses.comparison.files import save_comparison
+
+        this: Any = self
+        return save_comparison(this, folder)
+
+    def save_circuits(self, folder: Any) -> list[Any]:
+        """Write both circuits as EAP-IG and MIB read them, and as Neuronpedia draws them."""
+        from sparselens.analyses.comparison.files import save_circuits
+
+        this: Any = self
+        return save_circuits(this, folder)
+
+    def figures(self, folder: Any, form: str = "pdf") -> list[Any]:
+        """Draw all figures of the paper into a folder."""
+        from sparselens.analyses.comparison.figures import draw_all
+
+        this: Any = self
+        return draw_all(this, folder, form)
+
+    def viewer(self) -> Any:
+        """Both circuits, linked, to explore in a notebook or as one HTML file."""
+        from sparselens.analyses.comparison.figures import view
+
+        this: Any = self
+        return view(this)
+
+    def save_html(self, path: Any) -> Any:
+        """Write the report: tables, figures and viewer in one file that asks the network for nothing."""
+        from sparselens.analyses.comparison.report import save_report
+
+        this: Any = self
+        return save_report(this, path)
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+    # -- inside
+
+    def _side(self, side: str) -> Answers:
+        return (self.dense, self.sparse)[self._place(side)]
+
+    def _place(self, side: str) -> int:
+        if side not in SIDES:
+            raise ValueError(f"no such model: {side!r} (want {' or '.join(SIDES)})")
+        return SIDES.index(side)
+
+    def _needed(self, side: str) -> Float[Tensor, " batch"]:
+        return edges_needed(self._side(side).edges, self.about.share).double()
+
+    @cached_property
+    def _fewer_edges_of_mean(self) -> Interval:  # takes seconds on large graphs
+        return self._ratio(lambda side, weights: _sizes_of_mean(side.edges, self.about.share, weights))
+
+    @cached_property
+    def _curves(self) -> tuple[ShareCurves, ShareCurves]:
+        return share_curves(self.dense.edges), share_curves(self.sparse.edges)
+
+    @cached_property
+    def _stability(self) -> tuple[Stability, Stability]:
+        return stability(self.dense.edges, self.about.share), stability(self.sparse.edges, self.about.share)
+
+    def _ratio(self, size: "Callable[[Answers, Weights], np.ndarray]") -> Interval:
+        """Of two statistics that are no means; each resample weighs the prompts alike in both models."""
+        return bootstrap_interval(
+            lambda weights: size(self.dense, weights) / size(self.sparse, weights), len(self.dense.edges.clean)
+        )
+
+
+Weights = Float[np.ndarray, "resample prompt"]
+
+
+def _sizes_of_mean(scores: EdgeScores, share: float, weights: Weights) -> Float[np.ndarray, " resample"]:
+    """As `sparselens.circuit.edges_to_reach` of the weighted mean scores."""
+    assert scores.per_prompt is not None
+    values = scores.per_prompt[:, scores.exists].double()
+    sizes = []
+    for some in torch.from_numpy(weights).split(max(1, 2**24 // values.shape[1])):
+        sums = (some @ values).abs().sort(descending=True).values.cumsum(-1)
+        sizes.append((sums < share * sums[:, -1:] * (1 - 1e-12)).sum(-1) + 1)
+    return torch.cat(sizes).double().numpy()
+
+
+def _counts(kept: Kept, goal: float, weights: Weights) -> Float[np.ndarray, " resample"]:
+    """As `Kept.smallest` of the weighted means; the largest count where a resample does not get there."""
+    values, clean, corrupted = (x.double().numpy() for x in (kept.values, kept.clean, kept.corrupted))
+    base = (weights @ corrupted)[:, None]
+    reached = weights @ values - base >= goal * ((weights @ clean)[:, None] - base)
+    stays = np.flip(np.flip(reached, 1).cumprod(1), 1).astype(bool)
+    first = np.where(stays.any(1), stays.argmax(1), stays.shape[1] - 1)
+    return np.array(kept.counts, dtype=float)[first]

@@ -1,0 +1,229 @@
+"""The numbers of a comparison as rows: what the table, the figures and the report print is made here, once.
+
+A row has a value of each model, with a 95 % interval where one is known, and where it counts something the ratio
+dense / sparse: how many times fewer the sparse model has.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sparselens.analyses.comparison.results import SIDES, Answers, Comparison
+from sparselens.analyses.top_components import Kept
+from sparselens.intervals import Interval, mean_interval
+
+GOAL = 0.9  # of the metric that kept components keep
+LABELLED = 0.4  # a head whose score is at least so high counts as of its kind
+
+NEVER = math.inf  # components that it would take
+
+Value = Interval | float | None  # None: not asked of this model
+Values = tuple[Value, Value]  # dense, sparse
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question, and what both models answered."""
+
+    section: str
+    name: str
+    values: Values
+    ratio: Interval | None = None  # dense / sparse
+    percent: bool = False
+    digits: int = 3
+
+
+def rows_of(comparison: Comparison) -> list[Row]:
+    """All rows, in the order in which they are asked."""
+    return [*_behaviour(comparison), *_components(comparison), *_edges(comparison), *_labels(comparison)]
+
+
+def _behaviour(comparison: Comparison) -> list[Row]:
+    solved, about = comparison.solved, comparison.about
+    points = (comparison.loss.named("dense"), comparison.loss.named("sparse"))
+    right = mean_interval(solved.dense.double()), mean_interval(solved.sparse.double())
+    shares = points[0].share_of_visible_pairs, points[1].share_of_visible_pairs
+    all_pairs = points[0].share_of_all_pairs, points[1].share_of_all_pairs
+    per_query = points[0].edges_per_query_per_head, points[1].edges_per_query_per_head
+    rows = [
+        Row("Model", "accuracy", right, percent=True),
+        Row("Model", about.metric.replace("_", " "), _both(comparison, lambda model: mean_interval(model.edges.clean))),
+        Row("Model", f"loss of {about.loss}, nats", (points[0].interval(), points[1].interval()), digits=4),
+        Row("Model", "open edges, of visible pairs", shares, _times(shares), percent=True),
+        Row("Model", "open edges, of all pairs", all_pairs, percent=True),
+        Row("Model", "open edges per query and head", per_query),
+    ]
+    controls = [point for point in comparison.loss.points if point.name == "control"]
+    return rows + [Row("Model", "loss of the control, nats", (point.interval(), None), digits=4) for point in controls]
+
+
+def _components(comparison: Comparison) -> list[Row]:
+    rows: list[Row] = []
+    for part, name in (("heads", "heads"), ("components", "heads and MLPs")):
+        for suffix, chosen in (("", "per prompt"), ("_once", "once for all")):
+            if comparison.dense.kept.has(part + suffix):
+                label = f"{name} for {percent(GOAL)} of the metric, {chosen}"
+                values = _both(comparison, lambda model: _smallest(getattr(model.kept, part + suffix)))  # noqa: B023
+                rows.append(Row("Components", label, values, comparison.fewer_components(part + suffix, GOAL)))
+    return rows
+
+
+def _smallest(kept: Kept) -> float:
+    found = kept.smallest(GOAL)
+    return NEVER if found is None else float(found)
+
+
+def _edges(comparison: Comparison) -> list[Row]:
+    about, share = comparison.about, percent(comparison.about.share)
+    sizes = float(len(comparison.circuit("dense"))), float(len(comparison.circuit("sparse")))
+    stable = comparison.stability("dense"), comparison.stability("sparse")
+    needed = stable[0].size_interval(), stable[1].size_interval()
+    overlaps = stable[0].mean_overlap, stable[1].mean_overlap
+    faithful = _both(comparison, lambda model: float(model.circuits.faithful_edges))
+    alike, ranked = comparison.overlap, comparison.rank_correlation
+
+    def alone(which: str) -> Values:
+        return _both(comparison, lambda model: _known(getattr(model.circuits, which).interval))
+
+    fewer, fewer_of_mean = _known(comparison.fewer_edges), _known(comparison.fewer_edges_of_mean)
+    return [
+        Row("Edges", f"edges for {share} of attribution, per prompt", needed, fewer),
+        Row("Edges", f"edges for {share} of attribution, mean scores", sizes, fewer_of_mean),
+        Row("Edges", "overlap of two prompts (Jaccard)", overlaps),
+        Row("Circuit", f"faithfulness, {share} circuit", alone("own")),
+        Row("Circuit", "faithfulness, other model's circuit", alone("other")),
+        Row("Circuit", "faithfulness, as many random edges", alone("random")),
+        Row("Circuit", f"edges for {percent(about.goal)} faithfulness", faithful, _times(faithful)),
+        Row("Circuit", "its faithfulness", alone("faithful")),
+        Row("Circuit", "overlap of the two models (Jaccard)", (alike, alike)),
+        Row("Circuit", "rank correlation of the two models", (ranked, ranked)),
+    ]
+
+
+def _labels(comparison: Comparison) -> list[Row]:
+    rows: list[Row] = []
+    for number, kind in enumerate(comparison.dense.labels.kinds):
+        counts = _both(comparison, lambda model: float((model.labels.scores[number] >= LABELLED).sum()))  # noqa: B023
+        rows.append(Row("Heads", f"{kind} heads", counts))
+    return rows
+
+
+def _both(comparison: Comparison, ask: Callable[[Answers], Value]) -> Values:
+    return ask(comparison.dense), ask(comparison.sparse)
+
+
+def _known(ratio: Callable[[], Interval]) -> Interval | None:
+    """None where a model needs no edge at all, since nothing it does differs between the prompts."""
+    try:
+        return ratio()
+    except ValueError:
+        return None
+
+
+def _times(values: Values) -> Interval | None:
+    """A ratio of two numbers that have no per-prompt values: its interval is not known."""
+    dense, sparse = values
+    if not isinstance(dense, float) or not isinstance(sparse, float) or not sparse:
+        return None
+    return Interval(dense / sparse, math.nan, math.nan, math.nan, 0)
+
+
+# -- forms
+
+FORMS = ("pandas", "markdown", "latex")
+
+
+def in_form(comparison: Comparison, form: str) -> Any:
+    """The rows as a pandas frame, Markdown or LaTeX.
+
+    Raises:
+        ValueError: there is no such form.
+    """
+    if form not in FORMS:
+        raise ValueError(f"no such form of a table: {form!r} (want {', '.join(FORMS)})")
+    rows = rows_of(comparison)
+    if form == "pandas":
+        return _frame(rows)
+    return (_markdown if form == "markdown" else _latex)(rows, comparison.about.names)
+
+
+def _frame(rows: Sequence[Row]) -> Any:
+    import pandas as pd
+
+    columns = {
+        f"{name}{suffix}": [_number((*row.values, row.ratio)[number], place) for row in rows]
+        for number, name in enumerate((*SIDES, "ratio"))
+        for suffix, place in (("", "mean"), ("_low", "low"), ("_high", "high"))
+    }
+    index = pd.MultiIndex.from_tuples([(row.section, row.name) for row in rows], names=["section", "question"])
+    return pd.DataFrame(columns, index=index)
+
+
+def _number(value: Value, place: str) -> float | None:
+    if isinstance(value, Interval):
+        return getattr(value, place)
+    return value if place == "mean" else None
+
+
+def cells(row: Row) -> tuple[str, str, str]:
+    """The row's values as they are printed."""
+    dense, sparse = (said(value, row.percent, row.digits) for value in row.values)
+    return dense, sparse, times(row.ratio)
+
+
+def said(value: Value, as_percent: bool = False, digits: int = 3) -> str:
+    """A value with its interval, if it has one."""
+    if value is None or value == NEVER:
+        return "" if value is None else "never"
+    if not isinstance(value, Interval):
+        return _digits(value, as_percent, digits)
+    low, high = (_digits(end, as_percent, digits) for end in (value.low, value.high))
+    return f"{_digits(value.mean, as_percent, digits)} [{low}, {high}]"
+
+
+def times(ratio: Interval | None) -> str:
+    """A ratio, such as 4.8x [4.1, 5.6]."""
+    if ratio is None:
+        return ""
+    around = f" [{_digits(ratio.low)}, {_digits(ratio.high)}]" if math.isfinite(ratio.low) else ""
+    return f"{_digits(ratio.mean)}x{around}"
+
+
+def percent(share: float) -> str:
+    """A share as people say it: 90 %."""
+    return f"{100 * share:.3g} %"
+
+
+def _digits(value: float, as_percent: bool = False, digits: int = 3) -> str:
+    """With so many digits, but never a power of ten: what is that small is as good as zero."""
+    if as_percent:
+        return f"{100 * value:.{digits}g} %"
+    if abs(value) >= 1000 or value == round(value):
+        return f"{value:,.0f}"
+    small = round(value, digits)
+    return f"{value:.{digits}g}" if abs(value) >= 0.01 else f"{small:.{digits}f}" if small else "0"
+
+
+def _markdown(rows: Sequence[Row], names: tuple[str, str]) -> str:
+    lines = [f"| | {names[0]} | {names[1]} | dense / sparse |", "|---|---|---|---|"]
+    lines += [f"| {row.name} | {' | '.join(cells(row))} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _latex(rows: Sequence[Row], names: tuple[str, str]) -> str:
+    head = " & ".join(("", *(_escaped(name) for name in names), "dense / sparse"))
+    lines = [r"\begin{tabular}{lrrr}", r"\toprule", head + r" \\"]
+    section = ""
+    for row in rows:
+        if row.section != section:
+            lines.append(r"\midrule")
+            section = row.section
+        values = (_escaped(cell).replace("x [", r"$\times$ [") for cell in cells(row))
+        lines.append(" & ".join((_escaped(row.name), *values)) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _escaped(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)

@@ -1,0 +1,95 @@
+"""The layer x head drawing of circuits on paper: matplotlib draws what the layout says, and needs no browser."""
+
+import io
+from typing import Any
+
+import numpy as np
+
+from sparselens.analyses.figures.circuit_layout import CircuitLayout, CircuitPanel, Node, Style
+from sparselens.analyses.figures.palette import INK, QUIET
+from sparselens.analyses.figures.token_layout import Label
+
+FORMATS = ("pdf", "svg", "png")
+FILL = {"input": "#e4e6e9", "head": "#ffffff", "mlp": "#f3ead2", "logits": "#e4e6e9"}
+UNUSED = 0.28  # opacity of nodes that no edge touches
+
+
+def draw_circuits(layout: CircuitLayout, kind: str, dpi: int) -> bytes:
+    """The content of a .pdf, .svg or .png file; the same layout gives the same bytes."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    # text stays text that can be searched and edited; publishers refuse fonts of type 3
+    fonts: Any = {"pdf.fonttype": 42, "svg.fonttype": "none", "font.family": "DejaVu Sans"}
+    with matplotlib.rc_context({**fonts, "svg.hashsalt": "sparselens"}):
+        figure = Figure(figsize=(layout.width / 72, layout.height / 72))
+        axes = figure.add_axes((0, 0, 1, 1), xlim=(0, layout.width), ylim=(layout.height, 0))
+        axes.set_axis_off()
+        for panel in layout.panels:
+            _draw_panel(axes, layout, panel)
+        for label in layout.legend:
+            _draw_label(axes, label)
+        for x, y, style in layout.swatches:
+            axes.plot((x, x + 12), (y, y), color=style.ink.light, lw=1.3, ls=_dash(style))
+        file = io.BytesIO()
+        dated = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+        figure.savefig(file, format=kind, dpi=dpi, metadata=dated[kind])
+    return file.getvalue()
+
+
+def _draw_panel(axes: Any, layout: CircuitLayout, panel: CircuitPanel) -> None:
+    from matplotlib.collections import PathCollection
+    from matplotlib.colors import to_rgba
+    from matplotlib.path import Path
+
+    cubic = [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4]
+    strokes = list(zip(panel.styles, panel.strokes, strict=True))
+    axes.add_collection(
+        PathCollection(
+            [Path(curve + np.array([panel.x, panel.y]), cubic) for curve in panel.curves],
+            facecolors="none",
+            edgecolors=[to_rgba(style.ink.light, opacity) for style, (_, opacity) in strokes],
+            linewidths=[width for _, (width, _) in strokes],
+            linestyles=[_dash(style) for style in panel.styles] or "-",
+            capstyle="butt",
+            zorder=1,
+        ),
+        autolim=False,
+    )
+    for node in layout.skeleton.nodes:
+        _draw_node(axes, node, panel)
+    for label in (panel.header, *layout.skeleton.rulers):
+        _draw_label(axes, label, panel.x, panel.y)
+
+
+def _draw_node(axes: Any, node: Node, panel: CircuitPanel) -> None:
+    from matplotlib.patches import FancyBboxPatch
+
+    alpha = 1.0 if node.name in panel.used else UNUSED
+    x, y, radius = panel.x + node.x, panel.y + node.y, node.height / 2 if node.kind == "head" else 1.5
+    corner = (x - node.width / 2, y - node.height / 2)
+    shape = f"round,pad=0,rounding_size={min(radius, node.width / 2)}"
+    look: Any = {"fc": FILL[node.kind], "ec": INK if alpha == 1 else QUIET, "lw": 0.5, "alpha": alpha, "zorder": 2}
+    axes.add_patch(FancyBboxPatch(corner, node.width, node.height, boxstyle=shape, **look))
+    size = min(7.0, node.height / 1.25, 1.45 * node.width / len(node.text))
+    _draw_label(axes, Label(x, y, node.text, size=size), alpha=alpha)
+
+
+def _draw_label(axes: Any, label: Label, x: float = 0.0, y: float = 0.0, alpha: float = 1.0) -> None:
+    axes.text(
+        x + label.x,
+        y + label.y,
+        label.text,
+        size=label.size,
+        color=INK,
+        alpha=alpha,
+        weight="bold" if label.bold else "normal",
+        ha={"start": "left", "middle": "center", "end": "right"}[label.anchor],
+        va="center_baseline",
+        parse_math=False,  # a name may hold a dollar sign
+        zorder=3,
+    )
+
+
+def _dash(style: Style) -> Any:
+    return (0, style.dash) if style.dash else "solid"

@@ -1,0 +1,61 @@
+"""A number for every head as a plotly heat map: layers downward, heads to the right, zero white.
+
+As a page it is one file without a network request if written with `figure.write_html(path, include_plotlyjs=True)`.
+"""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from sparselens.analyses.figures.palette import NEGATIVE, POSITIVE
+from sparselens.analyses.figures.plot_plotly import axis, escaped, look
+
+
+def heat_map(
+    values: Float[Tensor, "layer head"],
+    title: str,
+    *,
+    value_label: str = "change of the metric",
+    limit: float | None = None,
+) -> Any:
+    """A plotly Figure of a number for every head, such as the effect of patching it: blue above zero, red below.
+
+    Args:
+        values: NaN stays white, as what was not asked for.
+        limit: the value of full colour, for maps that are to be compared; the largest |value| unless given.
+
+    Raises:
+        ValueError: no value is a finite number, or `limit` is not above zero.
+    """
+    import plotly.graph_objects as go
+
+    numbers = values.detach().float().cpu().numpy()
+    if not np.isfinite(numbers).any():
+        raise ValueError(f"heat map {title!r} has no finite value among its {numbers.shape} values")
+    top = float(np.abs(numbers[np.isfinite(numbers)]).max()) or 1.0 if limit is None else limit
+    if not top > 0:
+        raise ValueError(f"limit = {limit}: want a value above zero")
+    layers, heads = (list(range(n)) for n in numbers.shape)
+    figure = go.Figure(
+        go.Heatmap(
+            x=heads,
+            y=layers,
+            z=np.where(np.isfinite(numbers), numbers, np.nan),
+            zmin=-top,
+            zmax=top,
+            colorscale=[(0, NEGATIVE.light), (0.5, "#ffffff"), (1, POSITIVE.light)],
+            colorbar={"title": {"text": escaped(value_label), "side": "right"}, "thickness": 12},
+            xgap=1,
+            ygap=1,
+            hovertemplate="a%{y}.h%{x}: %{z:.4g}<extra></extra>",
+        )
+    )
+    figure.update_layout(
+        **look(title),
+        xaxis=axis("head") | {"dtick": 1 if len(heads) <= 16 else None, "showgrid": False, "constrain": "domain"},
+        yaxis=axis("layer")
+        | {"dtick": 1 if len(layers) <= 16 else None, "showgrid": False, "autorange": "reversed", "scaleanchor": "x"},
+    )
+    return figure

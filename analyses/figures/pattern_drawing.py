@@ -1,0 +1,102 @@
+"""Attention patterns of one prompt in two models (the paper's Fig. 2b): queries downward, keys to the right.
+
+All heads: two grids side by side, a row per layer. Chosen heads: dense over sparse, a column per head.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from sparselens.analyses.attention_edges import AttentionEdges
+from sparselens.analyses.figures.paper import encoded, form_of, style
+from sparselens.analyses.figures.pattern_grid import chosen, draw_bands, whole
+from sparselens.files import write_file
+
+Heads = Sequence[tuple[int, int]]  # (layer, head)
+
+
+@dataclass(frozen=True, eq=False)
+class PatternFigure:
+    """A drawing of patterns; see `pattern_figure`."""
+
+    patterns: tuple[Float[np.ndarray, "layer head query_pos key_pos"], ...]  # dense, sparse
+    tokens: tuple[str, ...]
+    heads: tuple[tuple[int, int], ...]  # none: all
+    names: tuple[str, str]
+
+    def save(self, path: str | Path, width: float = 6.75, dpi: int = 300) -> Path:
+        """Write a .pdf, .svg or .png of `width` inches; whole or not at all."""
+        path = Path(path)
+        form = form_of(path)
+        with style():
+            return write_file(path, encoded(self.draw(width), form, dpi))
+
+    def draw(self, width: float = 6.75) -> Any:
+        """The matplotlib Figure."""
+        bands = chosen(self.patterns, self.heads, self.names) if self.heads else whole(self.patterns, self.names)
+        return draw_bands(bands, self.tokens, width)
+
+    def _repr_png_(self) -> bytes:
+        with style():
+            return encoded(self.draw(), "png", 160)
+
+
+def pattern_figure(
+    dense: AttentionEdges,
+    sparse: AttentionEdges,
+    tokens: Sequence[Sequence[str]],
+    prompt: int = 0,
+    heads: Heads | None = None,
+    names: tuple[str, str] = ("dense", "sparse"),
+) -> PatternFigure:
+    """Draw the attention patterns of a dense and a sparse model on one prompt, beside each other.
+
+    Args:
+        tokens: the strings of every prompt, as for `token_view`.
+        heads: (layer, head) of those to draw large; all unless given.
+
+    Raises:
+        ValueError: edges and tokens do not belong together, or there is no such prompt or head.
+    """
+    patterns = tuple(pattern_of(edges, tokens, prompt) for edges in (dense, sparse))
+    if patterns[0].shape != patterns[1].shape:
+        raise ValueError(
+            f"dense and sparse differ in (layers, heads, queries, keys): {patterns[0].shape}, {patterns[1].shape}"
+        )
+    for layer, head in heads or ():
+        check_head(dense, layer, head)
+    return PatternFigure(patterns, tuple(tokens[prompt]), tuple(heads or ()), names)
+
+
+def pattern_of(
+    edges: AttentionEdges, tokens: Sequence[Sequence[str]], prompt: int
+) -> Float[np.ndarray, "layer head query_pos key_pos"]:
+    """Attention weights of all heads on one prompt; 0 where there is no edge.
+
+    Raises:
+        ValueError: there is no such prompt, or its tokens are not as many as the positions.
+    """
+    one = edges.of_prompt(prompt)
+    if len(tokens) != edges.n_prompts or len(tokens[prompt]) != edges.n_pos:
+        lengths = sorted({len(some) for some in tokens})
+        raise ValueError(
+            f"tokens of {len(tokens)} prompts with lengths {lengths}: "
+            f"want {edges.n_prompts} prompts of {edges.n_pos} tokens"
+        )
+    pattern = np.zeros((edges.n_layers, edges.n_heads, edges.n_pos, edges.n_pos), np.float32)
+    pattern[one.layer, one.head, one.query_pos, one.key_pos] = one.weight
+    return pattern
+
+
+def check_head(edges: AttentionEdges, layer: int, head: int) -> None:
+    """Refuse a head that the model does not have.
+
+    Raises:
+        ValueError: there is no such head.
+    """
+    if not (0 <= layer < edges.n_layers and 0 <= head < edges.n_heads):
+        raise ValueError(f"no head a{layer}.h{head}: want layers below {edges.n_layers}, heads below {edges.n_heads}")

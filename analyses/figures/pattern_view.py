@@ -1,0 +1,74 @@
+"""The attention pattern of one head, to hover over: circuitsvis' view, made to work offline and harmless.
+
+circuitsvis' `str(view)` loads its script from a CDN; `local_src` holds the script itself. The page forbids every
+request, tokens cannot end its script, and in a notebook it runs in a frame that may do nothing else.
+"""
+
+import html
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparselens.analyses.attention_edges import AttentionEdges
+from sparselens.analyses.figures.pattern_drawing import check_head, pattern_of
+from sparselens.analyses.figures.token_layout import printable
+from sparselens.files import write_file
+
+PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:">
+<style>body {{ font-family: sans-serif; margin: 1em; background: white; color: #222222 }}</style></head>
+<body><h1 style="font-size: 1em">{title}</h1>{view}</body></html>
+"""
+
+
+@dataclass(frozen=True)
+class HeadPattern:
+    """The pattern of a head as an interactive page; see `head_pattern`."""
+
+    html: str
+
+    def save_html(self, path: str | Path) -> Path:
+        """Write the page: one file of 1.3 MB, which asks the network for nothing."""
+        return write_file(Path(path), self.html.encode())
+
+    def show(self) -> None:
+        """Show the page in a notebook."""
+        from IPython.display import HTML, display
+
+        display(HTML(self._repr_html_()))
+
+    def _repr_html_(self) -> str:
+        return (
+            '<iframe style="width:100%; max-width:700px; height:760px; border:0; background:white" '
+            'sandbox="allow-scripts" '
+            f'srcdoc="{html.escape(self.html)}"></iframe>'
+        )
+
+
+def head_pattern(
+    edges: AttentionEdges, tokens: Sequence[Sequence[str]], prompt: int, layer: int, head: int
+) -> HeadPattern:
+    """The attention pattern of one head on one prompt, as circuitsvis shows it.
+
+    Args:
+        tokens: the strings of every prompt, as for `token_view`.
+
+    Raises:
+        ValueError: edges and tokens do not belong together, or there is no such prompt or head.
+    """
+    from circuitsvis.attention import attention_pattern
+
+    check_head(edges, layer, head)
+    pattern = pattern_of(edges, tokens, prompt)[layer, head]
+    seen = [printable(token) for token in tokens[prompt]]
+    # a name of our own for the element, in place of a random one: the same pattern, the same page
+    view = attention_pattern(tokens=[], attention=pattern, min_value=0.0, max_value=1.0, mask_upper_tri=False)
+    name = f"a{layer}.h{head}"
+    source = re.sub(r"circuits-vis-[0-9a-f-]{13}", name.replace(".", "-"), view.local_src)
+    # "<" as an escape: a token that reads </script> would end the script
+    source = source.replace('"tokens": []', f'"tokens": {json.dumps(seen)}'.replace("<", "\\u003c"))
+    return HeadPattern(PAGE.format(title=f"Attention pattern of {name}", view=source))

@@ -1,0 +1,134 @@
+"""Where words may stand inside a panel: in none of the curves, bands and markers, and not on other words.
+
+Everything that is drawn becomes a cloud of pixels. Notes take the first corner that holds none of them; if there is
+none, the y axis is extended until there is. Labels of points look around their point, nearest places first.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from sparselens.analyses.figures.paper import text_size
+from sparselens.analyses.figures.plot import Plot, Series
+
+Pixels = Float[np.ndarray, "pixel 2"]
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1
+
+MARKER, GAP = 2.6, 4.0  # points: half a marker with its edge; between an axis and a note
+CORNERS = ((0, 1), (1, 1), (1, 0), (0, 0))  # left or right, bottom or top
+
+
+def cloud(axes: Any, plot: Plot, series: Sequence[Series]) -> Pixels:
+    """Pixels of all curves, bands, intervals and markers of a panel, no further than about a point from each other."""
+    parts = [part for one in series for part in _pixels(axes, one)]
+    low, high = axes.get_xlim()
+    middle = np.geomspace(low, high, 200) if plot.log_x else np.linspace(low, high, 200)
+    parts += [axes.transData.transform(np.stack([middle, np.full(200, guide)], 1)) for guide in plot.guides]
+    return np.concatenate(parts)
+
+
+def _pixels(axes: Any, series: Series) -> Iterator[Pixels]:
+    point = axes.get_figure().dpi / 72
+    lines = {"y": np.array(series.y), "x": np.array(series.x)}
+    middle = axes.transData.transform(np.stack([lines["x"], lines["y"]], 1))
+    corners = np.array([(x, y) for x in (-1, 0, 1) for y in (-1, 0, 1)]) * MARKER * point
+    if len(series.x) <= 60:
+        yield (middle[:, None] + corners).reshape(-1, 2)
+    shares = np.linspace(0, 1, 9) if series.low else ()
+    low, high = np.array(series.low), np.array(series.high)
+    layers = [middle, *(axes.transData.transform(np.stack([lines["x"], low + t * (high - low)], 1)) for t in shares)]
+    for layer in layers:
+        yield _dense(layer, point) if series.joined else layer
+
+
+def _dense(line: Pixels, step: float) -> Float[np.ndarray, "denser 2"]:
+    pieces = [np.linspace(start, end, int(np.hypot(*(end - start)) / step) + 2) for start, end in pairwise(line)]
+    return np.concatenate(pieces) if pieces else line
+
+
+def overlap(one: Box, other: Box) -> bool:
+    """Whether two boxes share any area."""
+    wide, high = (min(one[i + 2], other[i + 2]) - max(one[i], other[i]) for i in (0, 1))
+    return bool(wide > 0 and high > 0)
+
+
+def _inside(box: Box, taken: Pixels) -> int:
+    x, y = taken.T
+    return int(np.count_nonzero((x > box[0]) & (x < box[2]) & (y > box[1]) & (y < box[3])))
+
+
+def corner_box(axes: Any, size: tuple[float, float], corner: tuple[int, int]) -> Box:
+    """A box of that size in a corner of the panel."""
+    frame, gap = axes.get_window_extent(), GAP * axes.get_figure().dpi / 72
+    x = frame.x1 - gap - size[0] if corner[0] else frame.x0 + gap
+    y = frame.y1 - gap - size[1] if corner[1] else frame.y0 + gap
+    return x, y, x + size[0], y + size[1]
+
+
+def place_note(axes: Any, plot: Plot, series: Sequence[Series], size: tuple[float, float]) -> tuple[int, int]:
+    """The free corner for a note; extends the y axis where all four hold a curve."""
+    low, high = axes.get_ylim()
+    for extra in np.linspace(0, 1.5, 16):
+        axes.set_ylim(low, high + extra * (high - low))
+        taken = cloud(axes, plot, series)
+        for corner in CORNERS:
+            if not _inside(_wider(corner_box(axes, size, corner), axes, 2.0), taken):
+                return corner
+    return CORNERS[0]  # above everything, if not above a guide
+
+
+def _wider(box: Box, axes: Any, points: float) -> Box:
+    margin = points * axes.get_figure().dpi / 72
+    return box[0] - margin, box[1] - margin, box[2] + margin, box[3] + margin
+
+
+class Label(NamedTuple):
+    """A word that belongs to a point."""
+
+    text: str
+    at: tuple[float, float]  # data
+    colour: str
+
+
+def place_labels(axes: Any, labels: Sequence[Label], taken: Pixels, words: Sequence[Box]) -> list[tuple[Label, Box]]:
+    """Labels with a box each, near their points; without those for which other words leave no room.
+
+    One after the other, from the first to the last or the other way around, whichever does less harm.
+    """
+    tried = [_in_turn(axes, order, taken, words) for order in (labels, labels[::-1])]
+    return [
+        (label, box) for label, box, _ in min(tried, key=lambda one: sum(harm for *_, harm in one) - 1000 * len(one))
+    ]
+
+
+def _in_turn(axes: Any, labels: Sequence[Label], taken: Pixels, words: Sequence[Box]) -> list[tuple[Label, Box, int]]:
+    points = axes.transData.transform([label.at for label in labels]) if labels else np.empty((0, 2))
+    placed: list[tuple[Label, Box, int]] = []
+    for label, at in zip(labels, points, strict=True):
+        others = points[(points != at).any(1)]
+        room = [
+            (harm, box)
+            for box in _around(at, text_size(axes, label.text), axes)
+            if not any(overlap(box, word) for word in (*words, *(box for _, box, _ in placed)))
+            # a box that could be read as another point's label is about as bad as one that a curve cuts
+            for harm in [_inside(box, taken) + 12 * _inside(_wider(box, axes, 4.0), others)]
+        ]
+        if room:
+            harm, box = min(room, key=lambda one: one[0])  # the first, hence nearest, of those that do as little
+            placed.append((label, box, harm))
+    return placed
+
+
+def _around(at: Float[np.ndarray, " 2"], size: tuple[float, float], axes: Any) -> Iterator[Box]:
+    """Boxes around a point and inside the panel, nearest first; to the right and above before others."""
+    half, frame = np.array(size) / 2, axes.get_window_extent()
+    for distance in (4, 6, 8, 10, 13):
+        for turn in (0, 1, 2, -1, 3, 4, -2, -3):  # eighths
+            way = np.array([np.cos(turn * np.pi / 4), np.sin(turn * np.pi / 4)])
+            middle = at + way * distance * axes.get_figure().dpi / 72 + np.sign(np.round(way, 9)) * half
+            low, high = middle - half, middle + half
+            if np.all(low > frame.min) and np.all(high < frame.max):
+                yield (*low, *high)

@@ -1,0 +1,52 @@
+"""Fewer points that draw the same curve.
+
+The curve is cut where it leaves the straight line between its ends furthest, on the paper, and each part again, the
+worst part first (Ramer 1972; Douglas and Peucker 1973), until no part is off by anything that can be seen.
+"""
+
+from dataclasses import replace
+from heapq import heappop, heappush
+
+import numpy as np
+from jaxtyping import Float
+
+from sparselens.analyses.figures.plot import Series
+
+MOST = 400
+SEEN = 1e-5  # share of the panel: nobody sees it, and enough points are left for markers to stand on
+
+Points = Float[np.ndarray, "point 2"]
+
+
+def thinned(series: Series, log_x: bool, most: int = MOST) -> Series:
+    """A joined series of at most `most` points; one that has no more, or is not joined, comes back as it is."""
+    if not series.joined or len(series.x) <= most:
+        return series
+    points = np.stack([np.log(series.x) if log_x else np.array(series.x), series.y], 1)
+    spread = np.ptp(points, axis=0)
+    kept = corners(points / np.where(spread > 0, spread, 1), most)
+    columns = {name: getattr(series, name) for name in ("x", "y", "low", "high", "labels")}
+    return replace(series, **{name: tuple(c[i] for i in kept) for name, c in columns.items() if c})
+
+
+def corners(points: Points, most: int) -> list[int]:
+    """The places of the first and the last point, and of those between that a line needs."""
+    kept = {0, len(points) - 1}
+    parts = [(*_furthest(points, 0, len(points) - 1), 0, len(points) - 1)]
+    while parts and len(kept) < most:
+        distance, middle, start, end = heappop(parts)
+        if -distance < SEEN:
+            break
+        kept.add(middle)
+        for one, other in ((start, middle), (middle, end)):
+            if other - one > 1:
+                heappush(parts, (*_furthest(points, one, other), one, other))
+    return sorted(kept)
+
+
+def _furthest(points: Points, start: int, end: int) -> tuple[float, int]:
+    """Minus the distance from the chord, since a heap gives the smallest first, and the place."""
+    way, off = points[end] - points[start], points[start + 1 : end] - points[start]
+    length = float(np.hypot(*way))
+    away = np.abs(way[0] * off[:, 1] - way[1] * off[:, 0]) / length if length else np.hypot(*off.T)
+    return -float(away.max()), start + 1 + int(away.argmax())

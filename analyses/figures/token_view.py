@@ -1,0 +1,225 @@
+"""The token x layer drawing (the paper's Fig. 1): dense over sparse, one column per prompt, a line per attention edge.
+
+`token_view` takes results, never models, and lays them out once; `save` draws the layout with matplotlib, `save_html`
+writes the interactive page, `show` puts the page into a notebook.
+"""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path as FilePath
+from typing import Any
+
+import numpy as np
+
+from sparselens.analyses.attention_edges import AttentionEdges
+from sparselens.analyses.figures.token_layout import (
+    COLOURS,
+    DASHES,
+    NODE_HEIGHT,
+    Label,
+    Layout,
+    Panel,
+    Prompt,
+    Row,
+    lay_out,
+    stroke,
+)
+from sparselens.analyses.figures.token_page import token_page
+from sparselens.files import write_file
+
+INK, NODES, ARROW = "#222222", "#c4c7cb", "#444444"
+FORMATS = ("pdf", "svg", "png")
+
+
+@dataclass(frozen=True)
+class TokenView:
+    """A drawing that is laid out; see `token_view`."""
+
+    layout: Layout
+    title: str
+
+    def save(self, path: str | FilePath, dpi: int = 300) -> FilePath:
+        """Write a .pdf, .svg or .png of 6.75 inches width; whole or not at all."""
+        path = FilePath(path)
+        if path.suffix[1:] not in FORMATS:
+            raise ValueError(f"cannot draw a {path.name}: want a name that ends in .pdf, .svg or .png")
+        return write_file(path, self._drawn(path.suffix[1:], dpi))
+
+    def save_html(self, path: str | FilePath) -> FilePath:
+        """Write the interactive page: one file, which asks the network for nothing."""
+        return write_file(FilePath(path), self.html.encode())
+
+    @cached_property
+    def html(self) -> str:
+        """The interactive page."""
+        return token_page(self.layout, self.title)
+
+    def show(self) -> None:
+        """Show the page in a notebook."""
+        from IPython.display import HTML, display
+
+        display(HTML(self._repr_html_()))
+
+    def _repr_html_(self) -> str:
+        """The page in a frame that may do nothing but run its own script, over a still picture.
+
+        Where a notebook is not trusted the frame is stripped, and the picture shows.
+        """
+        picture = base64.b64encode(self._drawn("png", dpi=160)).decode()
+        return (
+            '<div style="position:relative; padding-bottom:8em">'
+            f'<img style="width:100%; background:white" alt="{html.escape(self.title)}" '
+            f'src="data:image/png;base64,{picture}">'
+            '<iframe style="position:absolute; inset:0; width:100%; height:100%; border:0; background:white" '
+            f'sandbox="allow-scripts allow-downloads" srcdoc="{html.escape(self.html)}"></iframe></div>'
+        )
+
+    def _drawn(self, kind: str, dpi: int) -> bytes:
+        import matplotlib
+        from matplotlib.figure import Figure
+
+        # text stays text that can be searched and edited; publishers refuse fonts of type 3
+        fonts: Any = {"pdf.fonttype": 42, "svg.fonttype": "none", "font.family": "DejaVu Sans"}
+        with matplotlib.rc_context({**fonts, "svg.hashsalt": "sparselens"}):
+            layout = self.layout
+            figure = Figure(figsize=(layout.width / 72, layout.height / 72))
+            axes = figure.add_axes((0, 0, 1, 1), xlim=(0, layout.width), ylim=(layout.height, 0))
+            axes.set_axis_off()
+            for panel in layout.panels:
+                _draw_panel(axes, layout, panel)
+            for label in (*layout.titles, *layout.rulers, *layout.legend):
+                _draw_label(axes, label)
+            file = io.BytesIO()
+            dated = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}  # the same input, the same bytes
+            figure.savefig(file, format=kind, dpi=dpi, metadata=dated[kind])
+        return file.getvalue()
+
+
+def token_view(
+    dense: AttentionEdges,
+    sparse: AttentionEdges,
+    tokens: Sequence[Sequence[str]],
+    *,
+    titles: Sequence[str] | None = None,
+    outputs: Sequence[Sequence[str]] | None = None,
+    arrows: Sequence[Sequence[tuple[int, int]]] | None = None,
+    row_names: tuple[str, str] = ("dense", "sparse"),
+    title: str = "Attention edges, dense and sparse",
+    arrow_name: str = "carry",
+    dense_threshold: float = 0.0,
+    max_edges: int = 5000,
+) -> TokenView:
+    """Lay out the attention edges of a dense and a sparse model on a few prompts.
+
+    Args:
+        tokens: the strings below the positions, for every prompt.
+        outputs: the strings above them, such as the model's answers; "" for none.
+        arrows: for every prompt, (from, to) positions of arrows above, such as the carries of a sum.
+        dense_threshold: smallest attention weight that is drawn in the dense row; the page has a slider.
+        max_edges: at most so many per panel are drawn, the strongest. Headers say how many there are.
+
+    Raises:
+        ValueError: the edges, tokens, titles, outputs and arrows do not belong to the same prompts and the same shape.
+    """
+    columns = [
+        Prompt(prompt, *rest)
+        for prompt, *rest in zip(
+            tokens,
+            _for_each("titles", titles, "", tokens),
+            _for_each("outputs", outputs, (), tokens),
+            _for_each("arrows", arrows, (), tokens),
+            strict=True,
+        )
+    ]
+    _check_shapes(dense, sparse, columns)
+    rows = [Row(row_names[0], dense, dense_threshold), Row(row_names[1], sparse)]
+    return TokenView(lay_out(rows, columns, arrow_name, max_edges), title)
+
+
+def _for_each(name: str, given: Sequence[Any] | None, default: Any, tokens: Sequence[Any]) -> Sequence[Any]:
+    if given is not None and len(given) != len(tokens):
+        raise ValueError(f"{len(given)} {name} for {len(tokens)} prompts: want one for each")
+    return [default] * len(tokens) if given is None else given
+
+
+def _check_shapes(dense: AttentionEdges, sparse: AttentionEdges, columns: Sequence[Prompt]) -> None:
+    shapes = [(edges.n_prompts, edges.n_layers, edges.n_heads, edges.n_pos) for edges in (dense, sparse)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"dense and sparse edges differ in (prompts, layers, heads, positions): {shapes[0]}, {shapes[1]}"
+        )
+    if not columns or len(columns) != dense.n_prompts:
+        raise ValueError(f"tokens of {len(columns)} prompts for edges of {dense.n_prompts}: want as many, at least one")
+    for prompt in columns:
+        if len(prompt.tokens) != dense.n_pos or len(prompt.outputs) not in (0, dense.n_pos):
+            raise ValueError(
+                f"{len(prompt.tokens)} tokens and {len(prompt.outputs)} outputs for {dense.n_pos} positions: "
+                f"{''.join(prompt.tokens)!r}"
+            )
+        if any(not 0 <= position < dense.n_pos for arrow in prompt.arrows for position in arrow):
+            raise ValueError(f"arrows {prompt.arrows} leave the {dense.n_pos} positions")
+
+
+def _draw_panel(axes: Any, layout: Layout, panel: Panel) -> None:
+    from matplotlib.collections import PathCollection
+    from matplotlib.colors import to_rgba
+    from matplotlib.patches import FancyBboxPatch, PathPatch, Polygon
+    from matplotlib.path import Path
+
+    origin = np.array([panel.x, panel.y])
+    round_ends = f"round,pad=0,rounding_size={NODE_HEIGHT / 2}"
+    cubic = [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4]
+    for line in range(panel.edges.n_layers + 1):
+        for x in layout.node_x:
+            corner = (panel.x + x - layout.node_width / 2, panel.y - layout.band * line - NODE_HEIGHT / 2)
+            axes.add_patch(FancyBboxPatch(corner, layout.node_width, NODE_HEIGHT, boxstyle=round_ends, fc=NODES, lw=0))
+    strokes = [stroke(float(weight), len(panel.edges)) for weight in panel.edges.weight]
+    axes.add_collection(
+        PathCollection(
+            [Path(curve + origin, cubic) for curve in panel.curves],
+            facecolors="none",
+            edgecolors=[
+                to_rgba(COLOURS[head % len(COLOURS)][0], alpha)
+                for head, (_, alpha) in zip(panel.edges.head, strokes, strict=True)
+            ],
+            linewidths=[width for width, _ in strokes],
+            linestyles=[_dash(int(head)) for head in panel.edges.head] or "-",
+            capstyle="butt",
+        ),
+        autolim=False,
+    )
+    for arrow in panel.arrows:
+        axes.add_patch(PathPatch(Path(arrow.line + origin, cubic), fc="none", ec=ARROW, lw=0.8))
+        axes.add_patch(Polygon(arrow.tip + origin, closed=True, fc=ARROW, lw=0))
+    for label in (panel.header, *panel.labels):
+        _draw_label(axes, label, panel.x, panel.y)
+
+
+def _draw_label(axes: Any, label: Label, x: float = 0, y: float = 0) -> None:
+    x, y = label.x + x, label.y + y
+    if label.head is not None:
+        colour = COLOURS[label.head % len(COLOURS)][0]
+        axes.plot((x - 13, x - 3), (y, y), color=colour, lw=1.6, ls=_dash(label.head))
+    align = {"start": "left", "middle": "center", "end": "right"}[label.anchor]
+    vertical = {"start": "bottom", "middle": "center", "end": "top"}[label.anchor]
+    axes.text(
+        x,
+        y,
+        label.text,
+        size=label.size,
+        color=INK,
+        weight="bold" if label.bold else "normal",
+        rotation=90 if label.upright else 0,
+        ha="center" if label.upright else align,
+        va=vertical if label.upright else "center_baseline",
+        parse_math=False,  # a token may hold a dollar sign
+    )
+
+
+def _dash(head: int) -> Any:
+    dash = DASHES[head // len(COLOURS) % len(DASHES)]
+    return (0, dash) if dash else "solid"

@@ -1,0 +1,138 @@
+"""The circuit viewer as one HTML page that asks the network for nothing: layout and edges as JSON in a template.
+
+The page gets the place of every node once, the order of the edges with their scores as columns of bytes, and patterns
+as `viewer_patterns` packs them. Scores are exact, so that the page cuts where `EdgeScores.smallest` and `.top` do.
+"""
+
+import html
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+from sparselens.analyses.figures import circuit_layout as layout
+from sparselens.analyses.figures.circuit_layout import CircuitLayout, Node, Style
+from sparselens.analyses.figures.palette import MODELS, NEGATIVE, POSITIVE
+from sparselens.analyses.figures.plot import Plot
+from sparselens.analyses.figures.thinning import thinned
+from sparselens.analyses.figures.token_page import script_json
+from sparselens.analyses.figures.viewer_edges import RankedEdges
+from sparselens.analyses.figures.viewer_patterns import in_base64
+from sparselens.graph import Graph
+
+PARTS = ("state", "graph", "card", "patterns", "plots", "files", "start")
+
+
+def viewer_page(title: str, data: Mapping[str, Any]) -> str:
+    """The page as text."""
+    folder = files("sparselens.analyses.figures")
+    parts = [folder.joinpath(f"viewer_{part}.html").read_text(encoding="utf-8") for part in PARTS]
+    filled = {
+        "title": html.escape(title),
+        "colours": colours(),
+        "data": script_json(data),
+        "scripts": "".join(parts),
+    }
+    template = folder.joinpath("viewer_page.html").read_text(encoding="utf-8")
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: filled[match[1]], template)
+
+
+def colours() -> str:
+    """The palette as CSS variables, for light and for dark paper."""
+    inks = {f"--{name}": ink for name, ink in MODELS.items()} | {"--positive": POSITIVE, "--negative": NEGATIVE}
+    light = "".join(f"{name}: {ink.light};" for name, ink in inks.items())
+    dark = "".join(f"{name}: {ink.dark};" for name, ink in inks.items())
+    return f":root {{ {light} }} @media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"
+
+
+def graph_data(circuits: CircuitLayout, difference: CircuitLayout) -> dict[str, Any]:
+    """Names and places of everything that may be drawn."""
+    frame = circuits.skeleton
+    return {
+        "sources": frame.graph.sources,
+        "destinations": frame.graph.destinations,
+        "nodes": [_node(node) for node in frame.nodes],
+        "rulers": [[round(label.x, 2), round(label.y, 2), label.text, label.size] for label in frame.rulers],
+        "leaves": np.round(frame.leaves, 2).ravel().tolist(),
+        "enters": np.round(frame.enters, 2).ravel().tolist(),
+        "pitch": frame.pitch,
+        "band": frame.band,
+        "bend": layout.BEND,
+        "bow": layout.BOW,
+        "faintest": layout.FAINTEST,
+        "top": round(frame.top, 2),
+        "bottom": frame.bottom,
+        "panel": layout.PANEL,
+        "header": layout.HEADER,
+        "styles": {"circuit": _styles(layout.SIGNS, "positive", "negative"), "difference": _difference_styles()},
+        "legends": {"circuit": _legend(circuits), "difference": _legend(difference)},
+        "markers": {name: ink.marker for name, ink in MODELS.items()},
+        "cfg": file_head(frame.graph),
+    }
+
+
+def model_data(edges: RankedEdges, name: str, labels: Mapping[str, str]) -> dict[str, Any]:
+    """The edges of one model."""
+    return {
+        "name": layout.shortened(name),
+        "edges": edges.n_edges,
+        "total": edges.total,
+        "source": in_base64(edges.source.astype(np.uint16)),
+        "destination": in_base64(edges.destination.astype(np.uint16)),
+        "score": in_base64(edges.score),
+        "double": edges.score.dtype == np.float64,
+        "labels": dict(labels),
+    }
+
+
+def plot_data(plot: Plot) -> dict[str, Any]:
+    """A plot, numbers to five digits, with no more points than can be seen."""
+    said = {name: value for name, value in vars(plot).items() if name != "series"}
+    series = [
+        {name: _numbers(value) if name in ("x", "y", "low", "high") else value for name, value in vars(one).items()}
+        for one in (thinned(series, plot.log_x) for series in plot.series)
+    ]
+    return {**said, "guides": _numbers(plot.guides), "series": series}
+
+
+def file_head(graph: Graph) -> dict[str, Any] | None:
+    """The shape of a model as the files of EAP-IG and MIB have it; they know none whose blocks differ."""
+    block = graph.blocks[0]
+    if any(other != block for other in graph.blocks):
+        return None
+    return {
+        "n_layers": len(graph.blocks),
+        "n_heads": block.n_heads,
+        "n_key_value_heads": block.n_kv_heads or block.n_heads,
+        "parallel_attn_mlp": block.parallel,
+        "attn_only": not block.mlp,
+    }
+
+
+def _node(node: Node) -> list[Any]:
+    return [node.name, node.kind, node.text, *(round(value, 2) for value in node[3:])]
+
+
+def _numbers(values: Iterable[float]) -> list[float]:
+    return [float(f"{value:.5g}") for value in values]
+
+
+def _styles(styles: Sequence[Style], *names: str) -> list[list[Any]]:
+    return [[name, style.dash] for name, style in zip(names, styles, strict=True)]
+
+
+def _difference_styles() -> list[list[Any]]:
+    return _styles(layout.DIFFERENCES, "dense", "sparse", "ink")
+
+
+def _legend(drawn: CircuitLayout) -> dict[str, Any]:
+    """Texts and pieces of line under the panels, relative to their lower end."""
+    floor = drawn.panels[-1].y + drawn.skeleton.bottom
+    return {
+        "height": round(drawn.height - floor, 2),
+        "labels": [[round(label.x, 2), round(label.y - floor, 2), label.text] for label in drawn.legend],
+        "swatches": [[round(x, 2), round(y - floor, 2)] for x, y, _ in drawn.swatches],
+        "width": drawn.width,
+    }

@@ -1,0 +1,212 @@
+"""A comparison says what its analyses say, is the same when loaded again, and goes on where it was interrupted."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import sparselens as sl
+from sparselens import analyses
+from sparselens.analyses.comparison import comparing
+from sparselens.analyses.comparison.plots import edges_needed_plot, kept_plot, loss_plot
+from sparselens.analyses.comparison.results import SIDES, Comparison
+from sparselens.analyses.comparison.table import rows_of
+from sparselens.tasks import TASKS
+from tests.analyses.comparison.compared import N, compared
+from tests.analyses.small_models import native_model, tiny_pairs
+from tests.tiny_models import tiny_bridge
+
+
+def same(one: Comparison, other: Comparison) -> bool:
+    return one.table().equals(other.table()) and one.about == other.about
+
+
+# -- what it says
+
+
+def test_it_says_what_the_analyses_say(models: tuple[Any, Any], comparison: Comparison):
+    pairs = TASKS["addition"].tokenize(models[0].tokenizer, N)
+    for side, model in zip(SIDES, models, strict=True):
+        answers = getattr(comparison, side)
+        scores = analyses.attribute_edges(model, pairs, sl.metrics.logit_difference, "eap", progress=False)
+        torch.testing.assert_close(answers.edges.per_prompt, scores.per_prompt)
+        circuit = scores.smallest(0.9)
+        assert comparison.circuit(side).edges == circuit.edges
+        alone = analyses.faithfulness(model, circuit, pairs, sl.metrics.logit_difference, progress=False)
+        assert answers.circuits.own.mean == pytest.approx(alone.mean, abs=1e-5)
+        other = comparison.circuit(SIDES[1 - SIDES.index(side)])
+        moved = analyses.faithfulness(model, other, pairs, sl.metrics.logit_difference, progress=False)
+        assert answers.circuits.other.mean == pytest.approx(moved.mean, abs=1e-5)
+        assert answers.circuits.faithful.mean >= 0.8 or answers.circuits.faithful_edges == scores.graph.n_edges
+    assert bool(comparison.solved.asked.all()) and comparison.about.notes == ()
+
+
+def test_ratios_are_those_of_the_sizes(comparison: Comparison):
+    needed = [analyses.edges_needed(getattr(comparison, side).edges).double().mean() for side in SIDES]
+    assert comparison.fewer_edges().mean == pytest.approx(float(needed[0] / needed[1]))
+    sizes = [len(comparison.circuit(side)) for side in SIDES]
+    assert comparison.fewer_edges_of_mean().mean == pytest.approx(sizes[0] / sizes[1])
+    for part in ("heads", "heads_once", "components", "components_once"):
+        counts = [getattr(getattr(comparison, side).kept, part).smallest(0.9) for side in SIDES]
+        found = comparison.fewer_components(part)
+        assert found is not None and found.mean == pytest.approx(counts[0] / counts[1])
+        assert found.low <= found.mean <= found.high
+
+
+def test_the_interval_of_the_mean_scores_is_a_bootstrap_over_prompts(comparison: Comparison):
+    generator = np.random.default_rng(0)
+    scores = [getattr(comparison, side).edges for side in SIDES]
+    ratios = []
+    for _ in range(300):
+        rows = torch.from_numpy(generator.integers(N, size=N))
+        sizes = [len(replace(s, mean=s.per_prompt[rows].mean(0)).smallest(0.9)) for s in scores]
+        ratios.append(sizes[0] / sizes[1])
+    found = comparison.fewer_edges_of_mean()
+    assert [found.low, found.high] == pytest.approx(np.quantile(ratios, [0.025, 0.975]), rel=0.12)
+
+
+def test_a_number_is_the_same_in_table_and_plot(comparison: Comparison):
+    table = comparison.table().droplevel(0)
+    points = {s.model: s for s in loss_plot(comparison).series}
+    assert points["sparse"].y[0] == table.loc["loss of the answers, nats", "sparse"]
+    assert points["sparse"].x[0] == table.loc["open edges, of visible pairs", "sparse"]
+    curves = edges_needed_plot(comparison)
+    for series, side in ((curves.series[1], "dense"), (curves.series[3], "sparse")):
+        reached = next(x for x, y in zip(series.x, series.y, strict=True) if y >= 0.9)
+        assert series.dotted and reached == table.loc["edges for 90 % of attribution, mean scores", side]
+    kept = kept_plot(comparison).series[1]
+    wanted = table.loc["heads for 90 % of the metric, per prompt", "sparse"]
+    assert next(x for x, y in zip(kept.x, kept.y, strict=True) if y >= 0.9) == wanted
+
+
+def test_tables_in_three_forms(comparison: Comparison):
+    rows = rows_of(comparison)
+    frame, markdown, latex = (comparison.table(form) for form in ("pandas", "markdown", "latex"))
+    assert len(frame) == len(rows) == markdown.count("\n") - 2 == latex.count(r"\\") - 1
+    assert latex.startswith("\\begin{tabular}{lrrr}\n\\toprule\n") and latex.rstrip().endswith("\\end{tabular}")
+    assert "100 \\%" in latex and not any(line.count("&") != 3 for line in latex.splitlines() if "\\\\" in line)
+    with pytest.raises(ValueError, match=r"no such form of a table: 'html' \(want pandas, markdown, latex\)"):
+        comparison.table("html")
+
+
+# -- what is marked, what is refused
+
+
+def test_a_model_with_itself_is_marked(models: tuple[Any, Any]):
+    found = compared((models[1], models[1]), n=4)
+    assert found.about.notes[0].startswith("Both models are the same")
+    assert found.fewer_edges().mean == found.fewer_edges().high == 1.0 and found.overlap == 1.0
+
+
+def test_models_that_cannot_be_compared_are_refused():
+    gpt2, pairs = tiny_bridge("gpt2"), tiny_pairs()
+    with pytest.raises(ValueError, match="the models differ in layers or heads: dense"):
+        analyses.compare(gpt2, tiny_bridge("llama"), pairs, progress=False)
+    with pytest.raises(ValueError, match="the models differ in vocabulary: dense 31 tokens, sparse 40"):
+        analyses.compare(gpt2, tiny_bridge("gpt2", vocab_size=40), pairs, progress=False)
+
+
+def test_different_tokenizers_are_refused(models: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch):
+    words = dict(models[1].tokenizer.get_vocab())
+    words["0"], words["1"] = words["1"], words["0"]
+    monkeypatch.setattr(models[1].tokenizer, "get_vocab", lambda: words)
+    with pytest.raises(ValueError, match=r"the models have different tokenizers: '[01]' is not the same token in both"):
+        compared(models)
+
+
+def test_pairs_that_neither_model_solves(tmp_path: Path):
+    dense, sparse = tiny_bridge("gpt2"), sl.sparsify(tiny_bridge("gpt2", seed=1), 0.0)
+    pairs = tiny_pairs(batch=4)
+    logits = sl.answer_logits(dense, pairs)
+    best = logits.argmax(-1)
+    hard = replace(pairs, answer=(best + 1) % 31, wrong_answer=best)
+    with pytest.raises(
+        ValueError, match=r"no pair of 4 is solved by both models \(dense 0, sparse .\).*all_pairs=True"
+    ):
+        analyses.compare(dense, sparse, hard, progress=False)
+    found = analyses.compare(dense, sparse, hard, method="eap", all_pairs=True, progress=False, out=tmp_path / "n")
+    assert "The dense model does no better than chance on this task." in found.about.notes
+    assert same(analyses.load_comparison(tmp_path / "n"), found)
+
+
+def test_a_model_without_mlps(tmp_path: Path):
+    dense, sparse = native_model(attn_only=True), native_model(attn_only=True)
+    for model, seed in ((dense, 0), (sparse, 1)):
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in model.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator)
+    clean = torch.tensor([[0, 1, 2], [1, 1, 2]])
+    pairs = sl.TokenizedPairs(clean, clean.flip(1), torch.tensor([0, 1]), torch.tensor([2, 2]))
+    found = analyses.compare(dense, sl.sparsify(sparse, 0.0), pairs, method="eap", all_pairs=True, progress=False)
+    assert found.dense.mlps is None and not found.dense.kept.has("components")
+    assert same(analyses.load_comparison(found.save(tmp_path / "n")), found)
+
+
+# -- files
+
+
+def test_saved_and_loaded_without_a_model(comparison: Comparison, tmp_path: Path):
+    back = analyses.load_comparison(comparison.save(tmp_path / "saved"))
+    assert same(back, comparison)
+    assert torch.equal(back.dense.heads.values, comparison.dense.heads.values)
+    assert same(analyses.load_comparison(back.save(tmp_path / "saved")), comparison)  # in place of itself
+
+
+def tiny_comparison(**options: Any) -> Comparison:
+    dense, sparse = tiny_bridge("gpt2"), sl.sparsify(tiny_bridge("gpt2", seed=1), 0.0)
+    settings: dict[str, Any] = {"method": "eap", "all_pairs": True, "progress": False}
+    return analyses.compare(dense, sparse, tiny_pairs(), **(settings | options))
+
+
+def test_an_interrupted_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    out = tmp_path / "numbers"
+    whole = tiny_comparison()
+
+    def stop(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(comparing, "attribute_edges", stop)
+        with pytest.raises(KeyboardInterrupt):
+            tiny_comparison(out=out)
+    with pytest.raises(ValueError, match="has not been finished: run it again with the same --out"):
+        analyses.load_comparison(out)
+    asked: list[str] = []
+    again = comparing.patch_activations
+    monkeypatch.setattr(comparing, "patch_activations", lambda *args, **more: asked.append("") or again(*args, **more))
+    assert same(tiny_comparison(out=out), whole)
+    assert len(asked) == 2  # the sparse model's heads and MLPs; the dense model's were there
+    assert same(analyses.load_comparison(out), whole)
+
+
+def test_another_comparison_is_not_gone_on_with(models: tuple[Any, Any], comparison: Comparison, tmp_path: Path):
+    tiny_comparison(out=tmp_path / "a")
+    with pytest.raises(ValueError, match=r"holds another comparison \(.*settings.*choose another folder"):
+        tiny_comparison(out=tmp_path / "a", share=0.5)
+    saved = comparison.save(tmp_path / "b")
+    with pytest.raises(ValueError, match="holds a saved comparison, which cannot be gone on with"):
+        compared(models, out=saved)
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "thesis.tex").write_text("mine")
+    for act in (lambda: compared(models, out=tmp_path / "c"), lambda: comparison.save(tmp_path / "c")):
+        with pytest.raises(ValueError, match="exists and holds no comparison: choose another folder"):
+            act()
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["thesis.tex"]
+    with pytest.raises(ValueError, match=r"holds no comparison \(no comparison.json\)"):
+        analyses.load_comparison(tmp_path / "c")
+
+
+def test_a_part_that_is_missing_or_broken(comparison: Comparison, tmp_path: Path):
+    folder = comparison.save(tmp_path / "saved")
+    (folder / "dense.edges.safetensors").write_bytes(b"cut short")
+    with pytest.raises(ValueError, match=r"dense\.edges\.safetensors does not hold a EdgeScores"):
+        analyses.load_comparison(folder)
+    (folder / "dense.edges.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"dense\.edges\.safetensors is missing"):
+        analyses.load_comparison(folder)
+    (folder / "comparison.json").write_text("{")
+    with pytest.raises(ValueError, match=r"comparison\.json is broken"):
+        analyses.load_comparison(folder)

@@ -1,0 +1,428 @@
+"""The circuit viewer: what its page holds, that no string can break out of it, that it cuts where the scores do.
+
+Where Chromium is at hand the page is used as a person would, with the network off, on light and on dark paper.
+"""
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+from html import escape
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+import torch
+
+from sparselens import load_circuit
+from sparselens.analyses import AttentionEdges, EdgeScores, Viewer, circuit_viewer
+from sparselens.analyses.figures.circuit_layout import edge_stroke, skeleton
+from sparselens.analyses.figures.palette import NEGATIVE
+from sparselens.analyses.figures.plot import Plot, Series
+from sparselens.analyses.figures.viewer_edges import ranked_edges
+from sparselens.analyses.figures.viewer_patterns import packed
+from sparselens.graph import Graph
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+HOSTILE = ["</script><script>alert(1)</script>", "<!--", "\u2028 & \u2029", "{{data}}", "\\", "'\"><img src=x>"]
+
+
+def scores_of(n_layers: int, n_heads: int, seed: int, power: int = 3, digits: int | None = None) -> EdgeScores:
+    """Random scores; rounded ones hold ties and zeros."""
+    graph = Graph.of_shape(n_layers, n_heads)
+    values = 0.1 * torch.randn(graph.exists.shape, generator=torch.Generator().manual_seed(seed)) ** power
+    values = (values if digits is None else values.round(decimals=digits)) * graph.exists
+    return EdgeScores(graph, "eap", values, None, torch.ones(1), torch.zeros(1))
+
+
+def attention_of(shape: tuple[int, int, int, int], kept: float, seed: int = 0) -> AttentionEdges:
+    """Causal patterns of (prompts, layers, heads, positions) of which a part of the edges is there."""
+    rng = np.random.default_rng(seed)
+    weight = rng.dirichlet(np.full(shape[-1], 0.3), size=shape).astype(np.float32)
+    index = np.nonzero(np.tril(rng.random((*shape, shape[-1])) < kept))
+    return AttentionEdges(*shape, *index, weight[index])
+
+
+def demo_viewer(n_layers: int = 4, n_heads: int = 4, n_pos: int = 9, n_prompts: int = 2, **options: Any) -> Viewer:
+    shape = (n_prompts, n_layers, n_heads, n_pos)
+    tokens = [[*HOSTILE, "a", "b", "c", "d", "e", "f", "g", "h", "i"][:n_pos]] * n_prompts
+    series = Series("dense", "dense", (1.0, 10.0, 100.0), (0.2, 0.9, 1.0), low=(0.1, 0.8, 1.0), high=(0.3, 1.0, 1.0))
+    plot = Plot("edges", "Edges needed", "edges", "share", (series,), log_x=True, percent_y=True, guides=(0.9,))
+    given = {
+        "attention": (attention_of(shape, 1.0), attention_of(shape, 0.1, seed=1)),
+        "tokens": tokens,
+        "titles": HOSTILE[:n_prompts],
+        "labels": ({"a0.h1": "previous token 0.93"}, {"a0.h1": HOSTILE[0]}),
+        "plots": [plot],
+        **options,
+    }
+    return circuit_viewer(scores_of(n_layers, n_heads, 0, digits=3), scores_of(n_layers, n_heads, 1, 9), **given)
+
+
+def data_of(page: str) -> dict[str, Any]:
+    (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    return json.loads(text)
+
+
+@pytest.mark.parametrize("digits", [1, 3, None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_ranking_is_that_of_the_circuits(digits: int | None, dtype: torch.dtype):
+    scores = scores_of(3, 3, 0, digits=digits)
+    scores = EdgeScores(scores.graph, "eap", scores.mean.to(dtype), None, scores.clean, scores.corrupted)
+    ranked = ranked_edges(scores, 10**6)
+    assert len(ranked) == ranked.n_edges == scores.graph.n_edges
+    for n in (0, 1, 7, 50, ranked.n_edges):
+        kept = torch.zeros_like(scores.exists)
+        kept[ranked.source[:n], ranked.destination[:n]] = True
+        assert kept.equal(scores.top(n).kept)
+    assert ranked.score.astype(float).tolist() == scores.mean[ranked.source, ranked.destination].tolist()
+    reached = np.cumsum(np.abs(ranked.score.astype(float)))  # one after the other, as the page adds
+    for share in (0.1, 0.5, 0.9, 0.999, 1.0):
+        n = int((reached < share * ranked.total * (1 - 1e-12)).sum()) + 1
+        assert n == len(scores.smallest(share))
+
+
+def test_the_largest_edges_are_embedded():
+    scores = scores_of(3, 3, 0)
+    ranked = ranked_edges(scores, 10)
+    assert len(ranked) == 10 and ranked.n_edges == scores.graph.n_edges
+    assert ranked.total == pytest.approx(float(scores.mean.abs().double().sum()), rel=1e-12)
+
+
+def test_patterns_come_back_from_their_bytes():
+    edges = attention_of((1, 3, 4, 30), 0.02)
+    both = packed(edges, lossy=False)
+    gaps, weights = (np.frombuffer(base64.b64decode(both[name]), dtype=np.uint8).astype(int) for name in both)
+    cells = (np.cumsum(gaps) - 1)[gaps < 255]
+    layer, head, query, key = np.unravel_index(cells, (3, 4, 30, 30))
+    assert [*zip(layer, head, query, key, strict=True)] == [
+        *zip(edges.layer, edges.head, edges.query_pos, edges.key_pos, strict=True)
+    ]
+    np.testing.assert_allclose(weights / 255, edges.weight, atol=0.5001 / 255)
+    assert (gaps == 255).any()
+
+
+def test_only_a_dense_model_loses_faint_edges():
+    edges = AttentionEdges(1, 1, 1, 2, *np.zeros((4, 2), int), np.array([0, 1]), np.array([0.001, 0.9], np.float32))
+    lengths = [len(base64.b64decode(packed(edges, lossy)["weights"])) for lossy in (True, False)]
+    assert lengths == [1, 2]
+
+
+def test_a_page_of_gpt2_small_is_small():
+    tokens = [[f"token{i}" for i in range(15)]]
+    viewer = demo_viewer(12, 12, n_pos=15, n_prompts=1, tokens=tokens, titles=None)
+    data = data_of(viewer.html)
+    assert [len(base64.b64decode(model["score"])) // 4 for model in data["models"]] == [3000, 3000]
+    assert [model["edges"] for model in data["models"]] == [32491, 32491]
+    assert len(viewer.html.encode()) < 400_000
+
+
+def test_the_page_asks_for_nothing():
+    page = demo_viewer().html
+    assert set(re.findall(r"\w+://[\w./]+", page)) == {"http://www.w3.org/2000/svg"}  # a name, not an address
+    assert "default-src 'none'" in page and "{{" not in re.sub(r"\{\{data\}\}", "", page)
+    assert not re.search(r"<link|@import|fetch\(|XMLHttpRequest|innerHTML|eval\(", page)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_string_breaks_out(text: str):
+    viewer = demo_viewer(names=(text, text), title=text, labels=({"m0": text}, {}), tokens=[[text] * 9] * 2)
+    assert f"<title>{escape(text)}</title>" in viewer.html
+    assert data_of(viewer.html)["models"][0]["labels"] == {"m0": text}
+    assert viewer.html.count("<script") == 1 + 7 and "alert(1)</script>" not in viewer.html
+
+
+def test_tabs_without_data_are_left_out():
+    scores = scores_of(2, 2, 0)
+    assert not {"patterns", "tokens"} & data_of(circuit_viewer(scores, scores).html).keys()
+    attention = (attention_of((1, 2, 2, 3), 1), attention_of((1, 2, 2, 3), 1))
+    data = data_of(circuit_viewer(scores, scores, attention=attention).html)
+    assert "tokens" not in data and data["patterns"]["tokens"] == [["0", "1", "2"]]
+
+
+def test_notebooks_get_a_frame_without_rights_over_a_picture():
+    viewer = demo_viewer(2, 2)
+    shown = viewer._repr_html_()
+    assert 'sandbox="allow-scripts allow-downloads"' in shown and "allow-same-origin" not in shown
+    assert f'srcdoc="{escape(viewer.html)}"' in shown
+    (picture,) = re.findall(r'<img [^>]*src="data:image/png;base64,([^"]+)"', shown)
+    assert base64.b64decode(picture).startswith(b"\x89PNG") and shown.index("<img") < shown.index("<iframe")
+
+
+def test_show(monkeypatch: pytest.MonkeyPatch):
+    display = pytest.importorskip("IPython.display", reason="shows pages in notebooks, which bring IPython")
+    shown = []
+    monkeypatch.setattr(display, "display", shown.append)
+    viewer = demo_viewer(2, 2)
+    viewer.show()
+    assert shown[0].data == viewer._repr_html_()
+
+
+def test_files(tmp_path: Path):
+    viewer = demo_viewer(2, 2)
+    assert viewer.save(tmp_path / "circuit.pdf").read_bytes().startswith(b"%PDF")
+    assert "only in dense" in viewer.save(tmp_path / "new" / "difference.svg", view="difference").read_text()
+    assert viewer.save(tmp_path / "narrow.png", width=3.25, dpi=50).read_bytes().startswith(b"\x89PNG")
+    assert viewer.save_html(tmp_path / "page.html").read_text() == viewer.html
+
+
+def test_models_without_any_score(tmp_path: Path):
+    graph = Graph.of_shape(2, 2)
+    scores = EdgeScores(graph, "eap", torch.zeros(graph.exists.shape), None, torch.ones(1), torch.zeros(1))
+    viewer = circuit_viewer(scores, scores)
+    assert viewer.layout().panels[0].header.text == f"dense: 0 of {scores.graph.n_edges} edges, 0.0 % of |score|"
+    viewer.save(tmp_path / "empty.svg")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"share": 0.0}, "share must be above 0"),
+        ({"max_edges": 0}, "max_edges must be at least 1, not 0"),
+        ({"labels": ({"a9.h9": "far"}, {})}, "label of 'a9.h9': no such node"),
+        ({"tokens": [["a"]]}, "tokens of 1 prompts: want 2 of 9 each"),
+        ({"titles": ["one"]}, "1 titles for 2 prompts"),
+        (
+            {"attention": (attention_of((1, 3, 3, 4), 1),) * 2},
+            "attention edges of 3 layers of 3 heads for",
+        ),
+        ({"attention": (attention_of((1, 2, 2, 4), 1), attention_of((1, 2, 2, 5), 1))}, "attention edges differ"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(change: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        demo_viewer(2, 2, **change)
+
+
+def test_other_models_views_and_formats_are_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="the models differ: 2 layers of 2 heads and 2 layers of 3 heads"):
+        circuit_viewer(scores_of(2, 2, 0), scores_of(2, 3, 0))
+    viewer = demo_viewer(2, 2)
+    with pytest.raises(ValueError, match=r"figure\.jpg.*\.pdf, \.svg or \.png"):
+        viewer.save(tmp_path / "figure.jpg")
+    with pytest.raises(ValueError, match=r"of 5\.0 inches: want"):
+        viewer.save(tmp_path / "figure.png", width=5.0)
+
+
+# -- in a browser
+
+WAIT = """
+const leave = value => {
+  document.documentElement.setAttribute("data-said", encodeURIComponent(JSON.stringify(value)));
+};
+async function until(done) {  // the page's clock runs ahead of other threads: give them time
+  for (let i = 0; i < 2000 && !done(); i++) {
+    for (let j = 0, x = 0; j < 1e6; j++) x += Math.sqrt(j);
+    await new Promise(next => setTimeout(next, 20));
+  }
+}
+"""
+
+USE = """
+const said = {}, heads = () => panels.map(panel => panel.heading.textContent), seen = () => panels[0].edges.length;
+const press = (element, key) =>
+  element.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true }));
+const set = (id, value, kind = "input") => { byId(id).value = value; byId(id).dispatchEvent(new Event(kind)); };
+function mouse(panel, kind, x, y) {
+  const box = panel.svg.getBoundingClientRect(), scale = box.width / data.panel;
+  const place = { clientX: box.left + x * scale, clientY: box.top + (y - data.top) * scale };
+  panel.svg.dispatchEvent(new PointerEvent(kind, { ...place, bubbles: true }));
+}
+const files = [];
+const told = (file, type, text) => [file, type, text.slice(0, 9), text.includes("var(")];
+offer = (blob, file) => blob.text().then(text => files.push(told(file, blob.type, text)));
+const pixels = ({ canvas }) => canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+async function use() {
+  said.tabs = [...byId("tabs").children].map(tab => tab.textContent);
+  said.first = heads();
+  said.paper = getComputedStyle(document.body).backgroundColor;
+  said.ink = asText(graphSvg("circuit")).includes(NEGATIVE);
+  said.painted = panels.slice(0, 2).map(panel => pixels(panel).some(value => value));
+  said.cuts = SHARES.map(share => { state.share = share; return models.map(cut); });
+  state.mode = "top";
+  said.tops = TOPS.map(n => { state.top = n; return models.map(cut); });
+  Object.assign(state, START); refresh();
+  said.json = circuitsJson().circuits.dense;
+  said.curve = curve(models[0].list[0]);
+  said.strokes = stroke(0.25, 100);
+
+  const node = nodeOf.get("a0.h1");
+  mouse(panels[0], "pointermove", node.x, node.y);
+  said.hover = byId("card").innerText;
+  said.lit = panels.slice(0, 2).map(panel => panel.stage.classList.contains("lit") && panel.light.children.length);
+  const edge = panels[0].edges[0], at = curve(edge);
+  const middle = i => (at[i] + 3 * at[i + 2] + 3 * at[i + 4] + at[i + 6]) / 8;
+  mouse(panels[0], "pointermove", middle(0), middle(1));
+  said.edge = [nameOf(shown), byId("card").querySelector("h2").textContent, panels[0].light.children.length];
+  mouse(panels[0], "pointerleave", 0, 0);
+  said.left = panels[0].stage.classList.contains("lit");
+
+  mouse(panels[0], "click", node.x, node.y);
+  said.chosen = [state.chosen, seen(), location.hash, byId("address").value];
+  press(document.body, "Escape");
+  said.dropped = [state.chosen, heads()[0]];
+
+  panels[0].boxes[0].focus();
+  press(document.activeElement, "ArrowUp");
+  said.up = document.activeElement.getAttribute("aria-label");
+  press(document.activeElement, "ArrowRight");
+  said.right = document.activeElement.getAttribute("aria-label");
+  press(document.activeElement, "Enter");
+  said.entered = state.chosen;
+  press(document.activeElement, "Escape");
+  said.reachable = panels.map(panel => panel.boxes.filter(box => box.tabIndex === 0).length);
+
+  set("slider", 300); await until(() => byId("number").value === "30");
+  said.slid = [byId("number").value, seen()];
+  set("mode", "top"); set("number", 7);
+  said.seven = heads().slice(0, 2);
+  set("sign", "negative");
+  said.negative = seen();
+  set("sign", "both");
+  byId("hide").click();
+  said.hidden = panels[0].boxes.filter(box => box.style.display === "none").length;
+  set("mode", "score"); set("number", 0.05);
+  said.atLeast = panels.slice(0, 2).map(panel => panel.edges.length);
+  const kept = byId("address").value;
+  set("address", "", "change"); said.reset = heads();
+  set("address", kept, "change"); said.again = stateText() === kept && panels[0].edges.length === said.atLeast[0];
+  set("address", "mode=evil&share=x&chosen=nobody&sign=__proto__&prompt=99&tab=none", "change"); said.evil = heads();
+
+  for (const id of ["svg", "json"]) byId(id).click();
+  byId("png").click();
+  byId("tab-circuit").focus(); press(document.activeElement, "ArrowRight");
+  said.difference = [state.tab, document.activeElement.id, panels[2].heading.textContent];
+  state.chosen = "m1"; refresh();
+  const onPaths = models.flatMap(model => alongPaths(signed(model)).map(edge => edge.code));
+  said.pathsOfEach = panels[2].edges.every(edge => onPaths.includes(edge.code)) && panels[2].edges.length;
+  said.pathsUnited = new Set(onPaths).size;
+  state.chosen = "";
+  byId("tab-tokens").click();
+  said.tokens = byId("tokens").firstChild.getAttribute("sandbox");
+  byId("tab-patterns").click();
+  gridCanvas(0).focus();
+  for (const key of ["ArrowUp", "ArrowRight", "Enter"]) press(gridCanvas(0), key);
+  said.large = [state.head, ...[...document.querySelectorAll(".large figcaption")].map(caption => caption.textContent)];
+  said.labels = [...document.querySelectorAll(".large text")].slice(0, 2).map(text => text.textContent);
+  said.cells = [0, 1].map(model => attentionOf(model).reduce((sum, cells) => sum + cells.length / 3, 0));
+  byId("svg").click();
+  byId("tab-curves").click();
+  said.curves = document.querySelectorAll(".plots figure > svg path").length;
+  byId("svg").click();
+  await until(() => files.length === 5);
+  said.files = files;
+  said.requests = performance.getEntriesByType("resource").map(({ name }) => name.slice(0, 20));
+}
+use().catch(error => { said.error = String(error.stack); }).finally(() => leave(said));
+"""
+SHARES, TOPS = [0.001, 0.1, 0.25, 0.5, 0.9, 0.905, 0.99, 0.999, 1.0], [0, 1, 5, 100, 10**6]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_page_works_in_a_browser(tmp_path: Path, dark: bool):
+    viewer = demo_viewer()
+    dense, sparse = scores_of(4, 4, 0, digits=3), scores_of(4, 4, 1, 9)
+    given = f"const SHARES = {SHARES}, TOPS = {TOPS}, NEGATIVE = '{NEGATIVE.dark if dark else NEGATIVE.light}';"
+    said, complaints = use_in_chromium(viewer.html, WAIT + given + USE, tmp_path, dark)
+    assert "error" not in said and "CONSOLE" not in complaints and said["requests"] == []
+    assert said["tabs"] == ["Circuit", "Difference", "Tokens", "Patterns", "Curves"]
+    assert said["first"][:2] == [panel.header.text for panel in viewer.layout().panels]
+    assert said["paper"] == ("rgb(22, 24, 27)" if dark else "rgb(255, 255, 255)") and said["ink"]
+    assert said["painted"] == [True, True]
+
+    n_edges = dense.graph.n_edges
+    assert said["cuts"] == [[len(dense.smallest(share)), len(sparse.smallest(share))] for share in SHARES]
+    assert said["tops"] == [[min(n, n_edges)] * 2 for n in TOPS]
+    (tmp_path / "dense.json").write_text(json.dumps(said["json"]), encoding="utf-8")
+    loaded = load_circuit(tmp_path / "dense.json")
+    assert loaded.kept.equal(dense.smallest(0.9).kept) and loaded.scores.equal(dense.mean)
+    ranked = ranked_edges(dense, 1)
+    expected = skeleton(dense.graph).curves(ranked.source, ranked.destination)
+    np.testing.assert_allclose(np.reshape(said["curve"], (4, 2)), expected[0], atol=0.03)
+    np.testing.assert_allclose(said["strokes"], edge_stroke(0.25, 100))
+
+    assert "a0.h1\nhead 1 of layer 0\ndense: previous token 0.93\nsparse: </script>" in said["hover"]
+    assert said["hover"].count(" edges") == 2 and said["lit"][0] > 0
+    assert said["edge"][0] == said["edge"][1] and "->" in said["edge"][0] and said["edge"][2] == 1
+    assert said["left"] is False
+    n_chosen = said["chosen"][1]
+    assert said["chosen"] == ["a0.h1", n_chosen, "#chosen=a0.h1", "chosen=a0.h1"]
+    assert 0 < n_chosen < len(dense.smallest(0.9))
+    assert said["dropped"] == ["", said["first"][0]]
+    assert said["up"].startswith("a0.h") and said["right"] == f"a0.h{int(said['up'][-1]) + 1}" == said["entered"]
+    assert said["reachable"] == [1, 1, 1]
+
+    assert said["slid"] == ["30", len(dense.smallest(0.3))]
+    share = 100 * dense.top(7).score_share
+    assert said["seven"][0] == f"dense: 7 of {n_edges} edges, {share:.1f} % of |score|"
+    top = dense.top(7)
+    assert said["negative"] == int((top.scores[top.kept] < 0).sum())
+    used = {name.split("<")[0] for edge in top.edges for name in edge.split("->")}
+    assert said["hidden"] == len(skeleton(dense.graph).nodes) - len(used)
+    assert said["atLeast"] == [int((scores.mean.abs().double() >= 0.05).sum()) for scores in (dense, sparse)]
+    assert said["reset"] == said["first"] == said["evil"] and said["again"]
+
+    assert said["difference"][:2] == ["difference", "tab-difference"]
+    one, two = dense.smallest(0.9).kept, sparse.smallest(0.9).kept
+    counts = [int((one & ~two).sum()), int((two & ~one).sum()), int((one & two).sum())]
+    assert [int(n) for n in re.findall(r": (\d+)", said["difference"][2])] == counts
+    assert said["pathsOfEach"] == said["pathsUnited"] > 0
+    assert said["tokens"] == "allow-scripts allow-downloads"
+    assert said["large"][0] == "a1.h1" and said["large"][1].startswith("dense a1.h1: ")
+    assert said["labels"] == [HOSTILE[0][:13] + "…"] * 2
+    sparse_edges = attention_of((2, 4, 4, 9), 0.1, seed=1).of_prompt(1)  # that state asked for prompt 99
+    assert said["cells"][1] == len(sparse_edges) < said["cells"][0] and said["curves"] > 3
+    kinds = {(file, kind, start) for file, kind, start, _ in said["files"] if file.endswith("svg")}
+    assert kinds == {(f"{tab}.svg", "image/svg+xml", "<svg xmln") for tab in ("circuit", "patterns", "curves")}
+    assert {file for file, *_ in said["files"]} == {*(file for file, *_ in kinds), "circuit.json", "circuit.png"}
+    assert not any(variable for *_, variable in said["files"])
+
+
+IN_FRAME = """
+setTimeout(() => {
+  byId("tab-tokens").click();
+  byId("copy").click();
+  state.chosen = "a0.h1"; state.tab = "circuit"; refresh();
+  parent.postMessage({ drawn: panels[0].edges.length, address: byId("address").value }, "*");
+}, 100);
+"""
+RECEIVE = """
+let heard = null;
+addEventListener("message", event => { heard = event.data; });
+until(() => heard).then(() => leave(heard));
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_the_page_works_in_a_notebooks_frame(tmp_path: Path):
+    viewer = demo_viewer()
+    inside = escape(viewer.html.replace("</body>", f"<script>{IN_FRAME}</script></body>"))
+    shown = re.sub(r'srcdoc="[^"]*"', lambda _: f'srcdoc="{inside}"', viewer._repr_html_())
+    said, complaints = use_in_chromium(
+        f"<script>{WAIT}{RECEIVE}</script><body>{shown}</body>", "", tmp_path, dark=False
+    )
+    assert "CONSOLE" not in complaints
+    assert said["address"] == "chosen=a0.h1" and said["drawn"] > 0
+
+
+def use_in_chromium(page: str, script: str, folder: Path, dark: bool) -> tuple[dict[str, Any], str]:
+    """What the script left in `data-said`, and what the browser logged. No name is resolved: no network."""
+    path = folder / "page.html"
+    path.write_text(page.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
+    quiet = "no-first-run disable-gpu disable-background-networking disable-component-update disable-sync disable-quic"
+    done = subprocess.run(
+        [
+            str(CHROMIUM), "--headless", "--no-sandbox", *(f"--{flag}" for flag in quiet.split()),
+            "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr",
+            f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--window-size=1200,900",
+            "--virtual-time-budget=60000", "--dump-dom", path.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    return json.loads(unquote(re.findall(r'data-said="([^"]*)"', done.stdout)[0])), done.stderr
