@@ -6,13 +6,13 @@ from pathlib import Path
 
 from sparselens.analyses.comparison.plots import edges_needed_plot, kept_plot, loss_plot
 from sparselens.analyses.comparison.results import Comparison
+from sparselens.analyses.figures.paper import FORMATS
 from sparselens.analyses.figures.pattern_drawing import pattern_figure
 from sparselens.analyses.figures.plot import Plot
 from sparselens.analyses.figures.plot_drawing import save_plots
 from sparselens.analyses.figures.token_view import TokenView, token_view
 from sparselens.analyses.figures.viewer import Viewer, circuit_viewer
 
-FORMS = ("pdf", "svg", "png")
 ACROSS = 36  # positions beside each other in Fig. 1
 
 Draw = Callable[..., Path]  # draw(path, dpi=300)
@@ -96,8 +96,8 @@ def draw_all(comparison: Comparison, folder: str | Path, form: str = "pdf") -> l
 
 def refuse_unknown_form(form: str) -> None:
     """Raise a ValueError unless figures can be drawn in this form."""
-    if form not in FORMS:
-        raise ValueError(f"no such form of a figure: {form!r} (want {', '.join(FORMS)})")
+    if form not in FORMATS:
+        raise ValueError(f"no such form of a figure: {form!r} (want {', '.join(FORMATS)})")
 
 
 def write_tables(comparison: Comparison, folder: Path) -> list[Path]:

@@ -1,27 +1,23 @@
 """The layer x head drawing of circuits on paper: matplotlib draws what the layout says, and needs no browser."""
 
-import io
 from typing import Any
 
 import numpy as np
 
 from sparselens.analyses.figures.circuit_layout import CircuitLayout, CircuitPanel, Node, Style
 from sparselens.analyses.figures.palette import INK, QUIET
+from sparselens.analyses.figures.paper import encoded, style
 from sparselens.analyses.figures.token_layout import Label
 
-FORMATS = ("pdf", "svg", "png")
 FILL = {"input": "#e4e6e9", "head": "#ffffff", "mlp": "#f3ead2", "logits": "#e4e6e9"}
 UNUSED = 0.28  # opacity of nodes that no edge touches
 
 
 def draw_circuits(layout: CircuitLayout, kind: str, dpi: int) -> bytes:
     """The content of a .pdf, .svg or .png file; the same layout gives the same bytes."""
-    import matplotlib
     from matplotlib.figure import Figure
 
-    # text stays text that can be searched and edited; publishers refuse fonts of type 3
-    fonts: Any = {"pdf.fonttype": 42, "svg.fonttype": "none", "font.family": "DejaVu Sans"}
-    with matplotlib.rc_context({**fonts, "svg.hashsalt": "sparselens"}):
+    with style():
         figure = Figure(figsize=(layout.width / 72, layout.height / 72))
         axes = figure.add_axes((0, 0, 1, 1), xlim=(0, layout.width), ylim=(layout.height, 0))
         axes.set_axis_off()
@@ -29,12 +25,9 @@ def draw_circuits(layout: CircuitLayout, kind: str, dpi: int) -> bytes:
             _draw_panel(axes, layout, panel)
         for label in layout.legend:
             _draw_label(axes, label)
-        for x, y, style in layout.swatches:
-            axes.plot((x, x + 12), (y, y), color=style.ink.light, lw=1.3, ls=_dash(style))
-        file = io.BytesIO()
-        dated = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
-        figure.savefig(file, format=kind, dpi=dpi, metadata=dated[kind])
-    return file.getvalue()
+        for x, y, look in layout.swatches:
+            axes.plot((x, x + 12), (y, y), color=look.ink.light, lw=1.3, ls=_dash(look))
+        return encoded(figure, kind, dpi)
 
 
 def _draw_panel(axes: Any, layout: CircuitLayout, panel: CircuitPanel) -> None:

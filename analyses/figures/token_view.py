@@ -4,9 +4,6 @@
 writes the interactive page, `show` puts the page into a notebook.
 """
 
-import base64
-import html
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from sparselens.analyses.attention_edges import AttentionEdges
+from sparselens.analyses.figures.notebook import framed, show
+from sparselens.analyses.figures.paper import encoded, form_of, style
 from sparselens.analyses.figures.token_layout import (
     COLOURS,
     DASHES,
@@ -32,7 +31,6 @@ from sparselens.analyses.figures.token_page import token_page
 from sparselens.files import write_file
 
 INK, NODES, ARROW = "#222222", "#c4c7cb", "#444444"
-FORMATS = ("pdf", "svg", "png")
 
 
 @dataclass(frozen=True)
@@ -45,9 +43,7 @@ class TokenView:
     def save(self, path: str | FilePath, dpi: int = 300) -> FilePath:
         """Write a .pdf, .svg or .png of 6.75 inches width; whole or not at all."""
         path = FilePath(path)
-        if path.suffix[1:] not in FORMATS:
-            raise ValueError(f"cannot draw a {path.name}: want a name that ends in .pdf, .svg or .png")
-        return write_file(path, self._drawn(path.suffix[1:], dpi))
+        return write_file(path, self._drawn(form_of(path), dpi))
 
     def save_html(self, path: str | FilePath) -> FilePath:
         """Write the interactive page: one file, which asks the network for nothing."""
@@ -60,32 +56,16 @@ class TokenView:
 
     def show(self) -> None:
         """Show the page in a notebook."""
-        from IPython.display import HTML, display
-
-        display(HTML(self._repr_html_()))
+        show(self)
 
     def _repr_html_(self) -> str:
-        """The page in a frame that may do nothing but run its own script, over a still picture.
-
-        Where a notebook is not trusted the frame is stripped, and the picture shows.
-        """
-        picture = base64.b64encode(self._drawn("png", dpi=160)).decode()
-        return (
-            '<div style="position:relative; padding-bottom:8em">'
-            f'<img style="width:100%; background:white" alt="{html.escape(self.title)}" '
-            f'src="data:image/png;base64,{picture}">'
-            '<iframe style="position:absolute; inset:0; width:100%; height:100%; border:0; background:white" '
-            f'sandbox="allow-scripts allow-downloads" srcdoc="{html.escape(self.html)}"></iframe></div>'
-        )
+        return framed(self.html, self._drawn("png", dpi=160), self.title, room="8em")
 
     def _drawn(self, kind: str, dpi: int) -> bytes:
-        import matplotlib
         from matplotlib.figure import Figure
 
-        # text stays text that can be searched and edited; publishers refuse fonts of type 3
-        fonts: Any = {"pdf.fonttype": 42, "svg.fonttype": "none", "font.family": "DejaVu Sans"}
-        with matplotlib.rc_context({**fonts, "svg.hashsalt": "sparselens"}):
-            layout = self.layout
+        layout = self.layout
+        with style():
             figure = Figure(figsize=(layout.width / 72, layout.height / 72))
             axes = figure.add_axes((0, 0, 1, 1), xlim=(0, layout.width), ylim=(layout.height, 0))
             axes.set_axis_off()
@@ -93,10 +73,7 @@ class TokenView:
                 _draw_panel(axes, layout, panel)
             for label in (*layout.titles, *layout.rulers, *layout.legend):
                 _draw_label(axes, label)
-            file = io.BytesIO()
-            dated = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}  # the same input, the same bytes
-            figure.savefig(file, format=kind, dpi=dpi, metadata=dated[kind])
-        return file.getvalue()
+            return encoded(figure, kind, dpi)
 
 
 def token_view(

@@ -4,8 +4,6 @@
 `save_html` writes the interactive page, `show` puts the page into a notebook.
 """
 
-import base64
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +20,8 @@ from sparselens.analyses.figures.circuit_layout import (
     lay_out_difference,
     skeleton,
 )
+from sparselens.analyses.figures.notebook import framed, show
+from sparselens.analyses.figures.paper import form_of
 from sparselens.analyses.figures.plot import Plot
 from sparselens.analyses.figures.token_view import token_view
 from sparselens.analyses.figures.viewer_edges import ranked_edges
@@ -31,7 +31,6 @@ from sparselens.circuit import Circuit
 from sparselens.files import write_file
 from sparselens.graph import Graph
 
-FORMATS = ("pdf", "svg", "png")
 TOKEN_EDGES = 1500  # drawn in each panel of the token view within the page
 View = Literal["circuit", "difference"]
 
@@ -60,9 +59,7 @@ class Viewer:
     def save(self, path: str | Path, view: View = "circuit", width: float = PAGE, dpi: int = 300) -> Path:
         """Write a .pdf, .svg or .png; whole or not at all. A difference is one panel of 3.25 inches."""
         path = Path(path)
-        if path.suffix[1:] not in FORMATS:
-            raise ValueError(f"cannot draw a {path.name}: want a name that ends in .pdf, .svg or .png")
-        return write_file(path, self._drawn(self.layout(view, width), path.suffix[1:], dpi))
+        return write_file(path, self._drawn(self.layout(view, width), form_of(path), dpi))
 
     def save_html(self, path: str | Path) -> Path:
         """Write the interactive page: one file, which asks the network for nothing."""
@@ -70,26 +67,14 @@ class Viewer:
 
     def show(self) -> None:
         """Show the page in a notebook."""
-        from IPython.display import HTML, display
-
-        display(HTML(self._repr_html_()))
+        show(self)
 
     @cached_property
-    def _picture(self) -> str:
-        return base64.b64encode(self._drawn(self.layout(), "png", dpi=160)).decode()
+    def _picture(self) -> bytes:
+        return self._drawn(self.layout(), "png", dpi=160)
 
     def _repr_html_(self) -> str:
-        """The page in a frame that may do nothing but run its own script, over a still picture.
-
-        Where a notebook is not trusted the frame is stripped, and the picture shows.
-        """
-        return (
-            '<div style="position:relative; min-height:52em">'
-            f'<img style="width:100%; background:white" alt="{html.escape(self.title)}" '
-            f'src="data:image/png;base64,{self._picture}">'
-            '<iframe style="position:absolute; inset:0; width:100%; height:100%; border:0; background:white" '
-            f'sandbox="allow-scripts allow-downloads" srcdoc="{html.escape(self.html)}"></iframe></div>'
-        )
+        return framed(self.html, self._picture, self.title, "52em")
 
     def _drawn(self, layout: CircuitLayout, kind: str, dpi: int) -> bytes:
         from sparselens.analyses.figures.circuit_drawing import draw_circuits
