@@ -245,14 +245,13 @@ def _batches(todo: Tensor, size: int) -> Iterator[tuple[int, Int[Tensor, "row ax
 def _patched(question: Question, group: _Group, layer: int, cells: Int[Tensor, "row axis"]) -> Float[Tensor, " row"]:
     """The metric under patches of one layer, one a row."""
     (site,) = question.sites
-    name, rows, device = site.hook_name(layer), cells[:, 0], group.batch.clean.device
+    name, rows = site.hook_name(layer), cells[:, 0]  # on the CPU, since layers may be on several devices
     sizes = [window.stop - window.start for window in group.window]
     inside = [axis - window.start for axis, window in zip(cells.T[1:], group.window, strict=True)]
     mask = torch.zeros(len(cells), *sizes, dtype=torch.bool)
     mask[(torch.arange(len(cells)), *inside)] = True
-    here = rows.to(device)
-    hook = replacing(site, mask.to(device), group.recorded.source[name][here])
-    residual = group.recorded.residual(layer)[here]
+    hook = replacing(site, mask, group.recorded.source[name][rows])
+    residual = group.recorded.residual(layer)[rows]
     unchanged = {} if site.name == "residual" else group.recorded.projections[layer]
     with starting_at(question.model, layer, residual, question.as_tuple), holding(unchanged, rows):
         return measure(question, group.prompts[rows], group.batch[rows], [(name, hook)], question.base == "corrupted")

@@ -167,12 +167,12 @@ def _ablated(
     acting: Bool[Tensor, "row component"],
 ) -> Float[Tensor, " row"]:
     """The metric when only `acting` components act, one choice a row."""
-    config, device = question.model.cfg, batch.clean.device
+    config = question.model.cfg
     sizes = [(config.n_heads,) if site.cell else () for site in question.sites for _ in range(config.n_layers)]
-    masks = (~acting).to(device).split([*(size[0] if size else 1 for size in sizes)], 1)
+    masks = (~acting).split([*(size[0] if size else 1 for size in sizes)], 1)
     places = [site for site in question.sites for _ in range(config.n_layers)]
     hooks = [
-        (name, replacing(site, mask.reshape(len(rows), *size), recorded.source[name][rows.to(device)]))
+        (name, replacing(site, mask.reshape(len(rows), *size), recorded.source[name][rows]))
         for name, site, mask, size in zip(question.names, places, masks, sizes, strict=True)
     ]
     return measure(question, prompts[rows], batch[rows], hooks)
