@@ -6,9 +6,7 @@
 4. Which edges matter (attribution), how few hold `share` of it, and what does that circuit do alone, in either model?
 """
 
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -17,14 +15,10 @@ from typing import Any, get_args
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from tqdm import tqdm
 
-from sparselens.analyses.activation_patching import Patched, patch_activations
-from sparselens.analyses.attention_edges import attention_edges
-from sparselens.analyses.attribution_patching import attribute_edges
-from sparselens.analyses.baselines import random_circuit
 from sparselens.analyses.budget import MEMORY
-from sparselens.analyses.circuits import Ablation, Faithfulness, faithfulness
+from sparselens.analyses.circuits import Ablation
+from sparselens.analyses.comparison.asking import Asked, Steps, ask_model, run_circuits
 from sparselens.analyses.comparison.files import Parts
 from sparselens.analyses.comparison.models import digest, hashed, refuse_unlike
 from sparselens.analyses.comparison.notes import first_alike, notes_on, prompts_of
@@ -32,29 +26,19 @@ from sparselens.analyses.comparison.results import (
     SIDES,
     About,
     Answers,
-    CircuitRuns,
     Comparison,
-    KeptComponents,
     LossPoints,
     Solved,
 )
-from sparselens.analyses.edge_scores import EdgeScores
-from sparselens.analyses.faithful_circuits import faithful_circuit
-from sparselens.analyses.head_labels import label_heads
 from sparselens.analyses.integration import Method
 from sparselens.analyses.loss_curve import loss_points, measure_loss
-from sparselens.analyses.reading import read_model
-from sparselens.analyses.top_components import Kept, keep_top
-from sparselens.circuit import Circuit
-from sparselens.evaluation import evaluating
-from sparselens.metrics import Metric, accuracy, find_metric
+from sparselens.metrics import accuracy, find_metric
 from sparselens.runs import answer_logits
 from sparselens.surgery import is_sparse
 from sparselens.task import Task
 from sparselens.tokenized import NO_ANSWER, TokenizedPairs
 
 VERSIONS = ("sparselens", "torch", "transformers", "transformer-lens", "numpy")
-COUNTS = 40  # at most so many numbers of components are tried
 
 
 def compare(
@@ -124,10 +108,10 @@ def compare(
     shown = first_alike(pairs)
     loss = parts.get("loss", lambda: _losses(dense, sparse, control, pairs, text, progress))
     models = dict(zip(SIDES, (dense, sparse), strict=True))
-    found = {side: _ask(side, model, pairs, shown, asked, parts) for side, model in models.items()}
+    found = {side: ask_model(side, model, pairs, shown, asked, parts) for side, model in models.items()}
     scores = {side: found[side]["edges"] for side in SIDES}
     for side, other in (SIDES, SIDES[::-1]):
-        run = partial(_run_circuits, models[side], scores[side], scores[other], pairs, asked)
+        run = partial(run_circuits, models[side], scores[side], scores[other], pairs, asked)
         found[side]["circuits"] = parts.get(f"{side}.circuits", run)
     parts.close()
     about = About(
@@ -150,42 +134,6 @@ def compare(
     return Comparison(about, solved, loss, Answers(**found["dense"]), Answers(**found["sparse"]))
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What is the same for both models."""
-
-    metric: Metric
-    method: str
-    steps: int
-    share: float
-    goal: float
-    ablation: str
-    seed: int
-    memory: int
-    progress: bool
-
-
-class Steps:
-    """A bar over the answers, above the bars of the analyses themselves."""
-
-    def __init__(self, parts: Parts, progress: bool) -> None:
-        total = 2 + len(SIDES) * 7
-        self._parts = parts
-        self._bar = tqdm(total=total, disable=not progress, unit="answer", dynamic_ncols=True, file=sys.stderr)
-
-    def get(self, name: str, compute: Callable[[], Any]) -> Any:
-        """One answer; see `Parts.get`."""
-        self._bar.set_description_str(name)
-        part = self._parts.get(name, compute)
-        self._bar.update()
-        return part
-
-    def close(self) -> None:
-        """End the bar."""
-        self._bar.set_description_str("compared")
-        self._bar.close()
-
-
 def _refuse_settings(method: str, ablation: str, share: float, goal: float) -> None:
     for name, value, known in (("method", method, get_args(Method)), ("ablation", ablation, get_args(Ablation))):
         if value not in known:
@@ -193,9 +141,6 @@ def _refuse_settings(method: str, ablation: str, share: float, goal: float) -> N
     for name, value in (("share", share), ("goal", goal)):
         if not 0 < value <= 1:
             raise ValueError(f"{name} must be above 0 and at most 1, not {value}")
-
-
-# -- the questions
 
 
 def _draw(
@@ -237,71 +182,3 @@ def _losses(
         return LossPoints(loss_points(dense, sparse, rows, control=control, progress=progress))
     named = {"dense": dense, "control": control, "sparse": sparse}  # top-k attention says nothing of gated models
     return LossPoints(tuple(measure_loss(model, rows, name=name) for name, model in named.items() if model is not None))
-
-
-def _ask(
-    side: str, model: Any, pairs: TokenizedPairs, shown: TokenizedPairs, asked: Asked, steps: Steps
-) -> dict[str, Any]:
-    """All that one model answers without the other."""
-    options: dict[str, Any] = {"memory": asked.memory, "progress": asked.progress}
-
-    def patched(site: str) -> Patched:
-        return patch_activations(model, pairs, asked.metric, site, source=asked.ablation, **options)
-
-    found: dict[str, Any] = {
-        "attention": steps.get(f"{side}.attention", lambda: _attention(model, shown)),
-        "labels": steps.get(f"{side}.labels", lambda: label_heads(model)),
-        "heads": steps.get(f"{side}.heads", lambda: patched("heads")),
-    }
-    has_mlps = all(block.mlp for block in read_model(model).graph.blocks)
-    found["mlps"] = steps.get(f"{side}.mlps", lambda: patched("mlps")) if has_mlps else None
-    found["kept"] = steps.get(
-        f"{side}.kept", lambda: _kept(model, pairs, found["heads"], found["mlps"], asked, options)
-    )
-    found["edges"] = steps.get(
-        f"{side}.edges", lambda: attribute_edges(model, pairs, asked.metric, asked.method, asked.steps, **options)
-    )
-    return found
-
-
-def _attention(model: Any, shown: TokenizedPairs) -> Any:
-    with evaluating(model), torch.no_grad():
-        return attention_edges(model, shown.clean.to(next(model.parameters()).device))
-
-
-def _kept(
-    model: Any, pairs: TokenizedPairs, heads: Patched, mlps: Patched | None, asked: Asked, options: dict[str, Any]
-) -> KeptComponents:
-    def kept(scores: Sequence[Patched], per_prompt: bool) -> Kept:
-        counts = _counts(sum(score.mean.numel() for score in scores))
-        return keep_top(
-            model, pairs, scores, asked.metric, counts=counts, per_prompt=per_prompt, source=asked.ablation, **options
-        )
-
-    both = None if mlps is None else [heads, mlps]
-    return KeptComponents(
-        kept([heads], True),
-        kept([heads], False),
-        None if both is None else kept(both, True),
-        None if both is None else kept(both, False),
-    )
-
-
-def _counts(total: int) -> list[int]:
-    """0 to all, one by one where they are few, else ever further apart."""
-    if total <= COUNTS:
-        return list(range(total + 1))
-    spread = torch.logspace(0, 1, COUNTS, base=float(total), dtype=torch.float64).round().long()
-    return sorted({0, *range(1, 11), *spread.tolist()})
-
-
-def _run_circuits(model: Any, own: EdgeScores, other: EdgeScores, pairs: TokenizedPairs, asked: Asked) -> CircuitRuns:
-    options: dict[str, Any] = {"memory": asked.memory, "progress": False}
-    mine = own.smallest(asked.share)
-    chance = random_circuit(own.graph, len(mine), asked.seed)
-
-    def alone(circuit: Circuit) -> Faithfulness:
-        return faithfulness(model, circuit, pairs, asked.metric, asked.ablation, **options)
-
-    found, kept = faithful_circuit(model, own, pairs, asked.metric, asked.goal, asked.ablation, **options)
-    return CircuitRuns(alone(mine), alone(other.smallest(asked.share)), alone(chance), kept, len(found))

@@ -67,7 +67,13 @@ class Parts:
             return load_record(path, KINDS[name.rpartition(".")[2]], INSIDE)
         part = compute()
         save_record(path, part)
+        for log in self._folder.glob(f"{name}*.unfinished"):
+            log.unlink()
         return part
+
+    def log(self, name: str) -> Path | None:
+        """Where an answer's finished batches are kept until it is whole; its name begins with the answer's."""
+        return None if self._folder is None else self._folder / f"{name}.unfinished"
 
     def finish(self, about: About, question: dict[str, Any]) -> None:
         """Say that all parts are there."""

@@ -3,15 +3,16 @@
     python -m tests.benchmarks.bench_viewer
 
 Model: 12 layers of 12 heads with random scores (32,491 edges), patterns of one prompt of 15 tokens, in both models; the
-page holds 3,000 or 11,000 edges of each. Times are milliseconds of `performance.now()` without a GPU, the least and the
-median of 15; each reads a pixel of both canvases, so that what was asked for is drawn. The first drawing is counted
-from the start of the last script, with all edges that the page holds.
+page holds 3,000 or 11,000 edges of each, or 3,000 dense and 60 sparse. Times are milliseconds of `performance.now()`
+without a GPU, the least and the median of 15; each reads a pixel of both canvases, so that what was asked for is drawn.
+The first drawing is counted from the start of the last script, with all edges that the page holds.
 """
 
 import json
 import re
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from urllib.parse import unquote
@@ -68,10 +69,12 @@ def main() -> None:
     scores = scores_of(12, 12, 0), scores_of(12, 12, 1, 9)
     shape = (1, 12, 12, 15)
     attention = attention_of(shape, 1.0), attention_of(shape, 0.05, seed=1)
-    for n in (3000, 11_000):
+    few = replace(scores[1], mean=scores[1].mean * scores[1].top(60).kept)  # as a sparse model has
+    for n, sparse in ((3000, few), (3000, scores[1]), (11_000, scores[1])):
         tokens = [[f"token{i}" for i in range(15)]]
-        viewer = circuit_viewer(*scores, share=1.0, attention=attention, tokens=tokens, max_edges=n)
-        print(f"{n:,} edges of each model, {len(viewer.html.encode()) / 1000:.0f} KB")
+        viewer = circuit_viewer(scores[0], sparse, share=1.0, attention=attention, tokens=tokens, max_edges=n)
+        said = f"{min(n, int((sparse.mean != 0).sum())):,} sparse edges"
+        print(f"{n:,} dense and {said}, {len(viewer.html.encode()) / 1000:.0f} KB")
         for name, taken in times(viewer.html).items():
             print(f"  {taken[0]:7.1f} {median(taken):7.1f} ms  {name}")
 

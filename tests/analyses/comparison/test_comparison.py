@@ -10,7 +10,8 @@ import torch
 
 import sparselens as sl
 from sparselens import analyses
-from sparselens.analyses.comparison import comparing
+from sparselens.analyses.batch_log import BatchLog
+from sparselens.analyses.comparison import asking
 from sparselens.analyses.comparison.plots import edges_needed_plot, kept_plot, loss_plot
 from sparselens.analyses.comparison.results import SIDES, Comparison
 from sparselens.analyses.comparison.table import rows_of
@@ -169,17 +170,36 @@ def test_an_interrupted_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.M
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(comparing, "attribute_edges", stop)
+        patch.setattr(asking, "attribute_edges", stop)
         with pytest.raises(KeyboardInterrupt):
             tiny_comparison(out=out)
     with pytest.raises(ValueError, match="has not been finished: run it again with the same --out"):
         analyses.load_comparison(out)
     asked: list[str] = []
-    again = comparing.patch_activations
-    monkeypatch.setattr(comparing, "patch_activations", lambda *args, **more: asked.append("") or again(*args, **more))
+    again = asking.patch_activations
+    monkeypatch.setattr(asking, "patch_activations", lambda *args, **more: asked.append("") or again(*args, **more))
     assert same(tiny_comparison(out=out), whole)
     assert len(asked) == 2  # the sparse model's heads and MLPs; the dense model's were there
     assert same(analyses.load_comparison(out), whole)
+    assert list(out.glob("*.unfinished")) == []
+
+
+def test_a_killed_comparison_loses_no_finished_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    out, made = tmp_path / "numbers", BatchLog.once
+    whole, batches = tiny_comparison(memory=3 * 10**5), list[str]()
+
+    def killed(log: BatchLog, *arguments: Any) -> Any:
+        batches.append("")
+        if len(batches) == 3:
+            raise KeyboardInterrupt
+        return made(log, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchLog, "once", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tiny_comparison(out=out, memory=3 * 10**5)
+    assert [path.name for path in out.glob("*.unfinished")] == ["dense.heads.unfinished"]
+    assert same(tiny_comparison(out=out, memory=3 * 10**5), whole)
 
 
 def test_another_comparison_is_not_gone_on_with(models: tuple[Any, Any], comparison: Comparison, tmp_path: Path):
