@@ -143,6 +143,11 @@ class Comparison:
         return jaccard(self.circuit("dense"), self.circuit("sparse"))
 
     @property
+    def shared_edges(self) -> int:
+        """Edges that are in both circuits."""
+        return int((self.circuit("dense").kept & self.circuit("sparse").kept).sum())
+
+    @property
     def rank_correlation(self) -> float:
         """Spearman's correlation of |mean score| over all edges."""
         return rank_correlation(self.circuit("dense"), self.circuit("sparse"))

@@ -81,7 +81,7 @@ def _edges(comparison: Comparison) -> list[Row]:
     needed = stable[0].size_interval(), stable[1].size_interval()
     overlaps = stable[0].mean_overlap, stable[1].mean_overlap
     faithful = _both(comparison, lambda model: float(model.circuits.faithful_edges))
-    alike, ranked = comparison.overlap, comparison.rank_correlation
+    alike, ranked, shared = comparison.overlap, comparison.rank_correlation, float(comparison.shared_edges)
 
     def alone(which: str) -> Values:
         return _both(comparison, lambda model: _known(getattr(model.circuits, which).interval))
@@ -96,6 +96,7 @@ def _edges(comparison: Comparison) -> list[Row]:
         Row("Circuit", "faithfulness, as many random edges", alone("random")),
         Row("Circuit", f"edges for {percent(about.goal)} faithfulness", faithful, _times(faithful)),
         Row("Circuit", "its faithfulness", alone("faithful")),
+        Row("Circuit", f"edges in the {share} circuits of both", (shared, shared)),
         Row("Circuit", "overlap of the two models (Jaccard)", (alike, alike)),
         Row("Circuit", "rank correlation of the two models", (ranked, ranked)),
     ]

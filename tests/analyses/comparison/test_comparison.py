@@ -45,6 +45,12 @@ def test_it_says_what_the_analyses_say(models: tuple[Any, Any], comparison: Comp
     assert bool(comparison.solved.asked.all()) and comparison.about.notes == ()
 
 
+def test_overlap_counts_the_shared_edges(comparison: Comparison):
+    dense, sparse = (set(comparison.circuit(side).edges) for side in SIDES)
+    assert comparison.shared_edges == len(dense & sparse) > 0
+    assert comparison.overlap == pytest.approx(len(dense & sparse) / len(dense | sparse))
+
+
 def test_ratios_are_those_of_the_sizes(comparison: Comparison):
     needed = [analyses.edges_needed(getattr(comparison, side).edges).double().mean() for side in SIDES]
     assert comparison.fewer_edges().mean == pytest.approx(float(needed[0] / needed[1]))
