@@ -26,6 +26,9 @@ if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and completi
     from sparselens.analyses.circuits import minimality as minimality
     from sparselens.analyses.comparison.comparing import compare as compare
     from sparselens.analyses.comparison.files import load_comparison as load_comparison
+    from sparselens.analyses.comparison.plots import edges_needed_plot as edges_needed_plot
+    from sparselens.analyses.comparison.plots import kept_plot as kept_plot
+    from sparselens.analyses.comparison.plots import loss_plot as loss_plot
     from sparselens.analyses.comparison.results import Comparison as Comparison
     from sparselens.analyses.cones import DependencyCone as DependencyCone
     from sparselens.analyses.cones import cut_effects as cut_effects
@@ -68,6 +71,7 @@ _HOMES = {
     "circuits": ("Curve", "Faithfulness", "completeness", "faithfulness", "faithfulness_curve", "minimality"),
     "comparison.comparing": ("compare",),
     "comparison.files": ("load_comparison",),
+    "comparison.plots": ("edges_needed_plot", "kept_plot", "loss_plot"),
     "comparison.results": ("Comparison",),
     "cones": ("DependencyCone", "cut_effects", "dependency_cone", "outside_effect"),
     "edge_patching": ("patch_edges",),

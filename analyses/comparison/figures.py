@@ -20,7 +20,12 @@ Draw = Callable[..., Path]  # draw(path, dpi=300)
 
 def plots_of(comparison: Comparison) -> list[Plot]:
     """Every plot that the comparison has numbers for."""
-    return [loss_plot(comparison), *kept_plots(comparison), edges_needed_plot(comparison)]
+    return [loss_plot_of(comparison), *kept_plots(comparison), edges_needed_plot(comparison)]
+
+
+def loss_plot_of(comparison: Comparison) -> Plot:
+    """Fig. 2a."""
+    return loss_plot(comparison.loss.points, comparison.about.names, comparison.about.loss)
 
 
 def kept_plots(comparison: Comparison) -> list[Plot]:
@@ -72,7 +77,7 @@ def figures_of(comparison: Comparison) -> dict[str, Draw]:
     kept = kept_plots(comparison)
     return {
         "fig1_tokens": tokens_view(comparison).save,
-        "fig2a_loss": loss_plot(comparison).save,
+        "fig2a_loss": loss_plot_of(comparison).save,
         "fig2b_patterns": patterns.save,
         "fig3_kept": partial(save_plots, kept[:2]),
         **({"fig3_kept_with_mlps": partial(save_plots, kept[2:])} if kept[2:] else {}),

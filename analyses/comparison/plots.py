@@ -10,28 +10,37 @@ from typing import Any
 
 from sparselens.analyses.comparison.results import SIDES, Comparison
 from sparselens.analyses.comparison.table import GOAL, percent, times
+from sparselens.analyses.figures.palette import MODELS
 from sparselens.analyses.figures.plot import Plot, Series
 from sparselens.analyses.loss_curve import LossPoint
 from sparselens.analyses.top_components import Kept
 from sparselens.intervals import Interval
 
 
-def loss_plot(comparison: Comparison) -> Plot:
-    """Cross-entropy against the share of visible pairs that are open (Fig. 2a)."""
-    points = comparison.loss.points
-    named: dict[str, str] = dict(zip(SIDES, comparison.about.names, strict=True))
+def loss_plot(points: Sequence[LossPoint], names: tuple[str, str] = SIDES, loss: str = "the text") -> Plot:
+    """Cross-entropy against the share of visible pairs that are open (Fig. 2a), from `loss_points`.
+
+    Points of other names, as of `measure_loss(model, rows, name="8,000 steps")`, are drawn as further sparse models.
+
+    Args:
+        names: of the dense and the sparse model
+        loss: what it is the loss of
+    """
+    named: dict[str, str] = dict(zip(SIDES, names, strict=True))
     limited = sorted((p for p in points if p.name.startswith("top-")), key=lambda p: p.share_of_visible_pairs)
     labels = tuple(f"k = {point.name.removeprefix('top-')}" for point in limited)
     series = [_points(f"{named['dense']}, top-k attention", "baseline", limited, labels)] if limited else []
-    for name, model in (*((side, side) for side in SIDES), ("control", "control")):
-        found = [point for point in points if point.name == name]
-        if found:
-            series.append(_points(named.get(name, "dense, fine-tuned"), model, found))
+    for point in points:
+        if point not in limited:
+            model = point.name if point.name in MODELS else "sparse"
+            series.append(
+                _points((named | {"control": "dense, fine-tuned"}).get(point.name, point.name), model, [point])
+            )
     return Plot(
         name="loss",
         title="Loss and open edges",
         x_label="open attention edges, share of visible pairs",
-        y_label=f"loss of {comparison.about.loss} (nats)",
+        y_label=f"loss of {loss} (nats)",
         series=tuple(series),
         log_x=True,
         percent_x=True,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sparselens.analyses.comparison.figures import Draw, figures_of, view
 from sparselens.analyses.comparison.results import Comparison
-from sparselens.analyses.comparison.table import cells, percent, rows_of
+from sparselens.analyses.comparison.table import percent
 from sparselens.files import write_file
 
 LARGE, DPI = 300_000, 160  # bytes of an SVG above which a PNG takes its place
@@ -46,7 +46,7 @@ def report_page(comparison: Comparison) -> str:
         "title": _safe(f"{about.names[0]} and {about.names[1]}: {about.description}"),
         "description": _safe(_description(comparison)),
         "notes": "".join(f'<p class="note">{_safe(note)}</p>' for note in about.notes),
-        "table": _table(comparison),
+        "table": comparison.table("html"),
         "reading": _safe(READING),
         "viewer": _safe(view(comparison).html),
         "figures": "".join(_figures(comparison)),
@@ -64,18 +64,6 @@ def _description(comparison: Comparison) -> str:
         f"{asked} of {len(solved.asked)} prompt pairs ({chosen}), {about.metric.replace('_', ' ')}, "
         f"{about.method} edge attribution, {about.ablation} ablation."
     )
-
-
-def _table(comparison: Comparison) -> str:
-    head = ("", *comparison.about.names, "dense / sparse")
-    lines = ["".join(f"<th>{_safe(name)}</th>" for name in head)]
-    section = ""
-    body: list[str] = []
-    for row in rows_of(comparison):
-        first = ' class="first"' if row.section != section else ""
-        section = row.section
-        body.append(f"<tr{first}>" + "".join(f"<td>{_safe(cell)}</td>" for cell in (row.name, *cells(row))) + "</tr>")
-    return f"<table><thead><tr>{lines[0]}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
 
 def _figures(comparison: Comparison) -> Iterable[str]:

@@ -175,7 +175,7 @@ class Comparison:
     # -- out
 
     def table(self, form: str = "pandas") -> Any:
-        """All numbers: a pandas frame, or text in "markdown" or "latex" (booktabs).
+        """All numbers: a pandas frame, or text in "markdown", "latex" (booktabs) or "html".
 
         Raises:
             ValueError: there is no such form.
@@ -221,7 +221,7 @@ class Comparison:
         return save_report(this, path)
 
     def _repr_html_(self) -> str:
-        return self.table()._repr_html_()
+        return self.table("html")
 
     # -- inside
 

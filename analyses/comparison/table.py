@@ -4,6 +4,7 @@ A row has a value of each model, with a 95 % interval where one is known, and wh
 dense / sparse: how many times fewer the sparse model has.
 """
 
+import html
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -132,11 +133,11 @@ def _times(values: Values) -> Interval | None:
 
 # -- forms
 
-FORMS = ("pandas", "markdown", "latex")
+FORMS = ("pandas", "markdown", "latex", "html")
 
 
 def in_form(comparison: Comparison, form: str) -> Any:
-    """The rows as a pandas frame, Markdown or LaTeX.
+    """The rows as a pandas frame, Markdown, LaTeX or HTML.
 
     Raises:
         ValueError: there is no such form.
@@ -146,7 +147,8 @@ def in_form(comparison: Comparison, form: str) -> Any:
     rows = rows_of(comparison)
     if form == "pandas":
         return _frame(rows)
-    return (_markdown if form == "markdown" else _latex)(rows, comparison.about.names)
+    written = {"markdown": _markdown, "latex": _latex, "html": _html}
+    return written[form](rows, comparison.about.names)
 
 
 def _frame(rows: Sequence[Row]) -> Any:
@@ -223,6 +225,16 @@ def _latex(rows: Sequence[Row], names: tuple[str, str]) -> str:
         values = (_escaped(cell).replace("x [", r"$\times$ [") for cell in cells(row))
         lines.append(" & ".join((_escaped(row.name), *values)) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _html(rows: Sequence[Row], names: tuple[str, str]) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", *names, "dense / sparse"))
+    section, body = "", list[str]()
+    for row in rows:
+        first = ' class="first"' if row.section != section else ""
+        section = row.section
+        body.append(f"<tr{first}>" + "".join(f"<td>{html.escape(c)}</td>" for c in (row.name, *cells(row))) + "</tr>")
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
 
 def _escaped(text: str) -> str:

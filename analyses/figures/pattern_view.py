@@ -43,9 +43,9 @@ class HeadPattern:
 
     def _repr_html_(self) -> str:
         return (
-            '<iframe style="width:100%; max-width:700px; height:760px; border:0; background:white" '
+            '<div><iframe style="width:100%; max-width:700px; height:760px; border:0; background:white" '
             'sandbox="allow-scripts" '
-            f'srcdoc="{html.escape(self.html)}"></iframe>'
+            f'srcdoc="{html.escape(self.html)}"></iframe></div>'
         )
 
 

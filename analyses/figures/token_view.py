@@ -59,7 +59,7 @@ class TokenView:
         show(self)
 
     def _repr_html_(self) -> str:
-        return framed(self.html, self._drawn("png", dpi=160), self.title, room="8em")
+        return framed(self.html, self._drawn("png", dpi=160), self.title, room="11em")
 
     def _drawn(self, kind: str, dpi: int) -> bytes:
         from matplotlib.figure import Figure

@@ -77,7 +77,7 @@ def test_the_interval_of_the_mean_scores_is_a_bootstrap_over_prompts(comparison:
 
 def test_a_number_is_the_same_in_table_and_plot(comparison: Comparison):
     table = comparison.table().droplevel(0)
-    points = {s.model: s for s in loss_plot(comparison).series}
+    points = {s.model: s for s in loss_plot(comparison.loss.points).series}
     assert points["sparse"].y[0] == table.loc["loss of the answers, nats", "sparse"]
     assert points["sparse"].x[0] == table.loc["open edges, of visible pairs", "sparse"]
     curves = edges_needed_plot(comparison)
@@ -93,10 +93,13 @@ def test_tables_in_three_forms(comparison: Comparison):
     rows = rows_of(comparison)
     frame, markdown, latex = (comparison.table(form) for form in ("pandas", "markdown", "latex"))
     assert len(frame) == len(rows) == markdown.count("\n") - 2 == latex.count(r"\\") - 1
+    assert (
+        comparison._repr_html_() == comparison.table("html") and comparison.table("html").count("<tr") == len(rows) + 1
+    )
     assert latex.startswith("\\begin{tabular}{lrrr}\n\\toprule\n") and latex.rstrip().endswith("\\end{tabular}")
     assert "100 \\%" in latex and not any(line.count("&") != 3 for line in latex.splitlines() if "\\\\" in line)
-    with pytest.raises(ValueError, match=r"no such form of a table: 'html' \(want pandas, markdown, latex\)"):
-        comparison.table("html")
+    with pytest.raises(ValueError, match=r"no such form of a table: 'word' \(want pandas, markdown, latex, html\)"):
+        comparison.table("word")
 
 
 # -- what is marked, what is refused

@@ -185,7 +185,7 @@ def test_head_pattern_asks_the_network_for_nothing(tmp_path: Path):
 def test_in_a_notebook_the_page_is_in_a_frame_that_may_only_run_its_script():
     view = head_pattern(causal(1, 1, 2), [["a", '"<b>']], 0, 0, 0)
     frame = view._repr_html_()
-    assert 'sandbox="allow-scripts"' in frame and frame.count("<") == 2
+    assert 'sandbox="allow-scripts"' in frame and frame.count("<") == 4
     assert html.unescape(frame[frame.index('srcdoc="') + 8 : frame.rindex('"')]) == view.html
 
 
