@@ -26,7 +26,7 @@ def save_record(path: Path, record: Any) -> Path:
     """Write a dataclass whose fields are dataclasses, tensors, arrays, strings, numbers, None, or tuples and mappings.
 
     Raises:
-        ValueError: a field holds something else.
+        ValueError: a field holds something else, or a mapping has a key that is no string.
     """
     from safetensors.torch import save
 
@@ -49,7 +49,7 @@ def load_record(path: Path, kind: type[Record], parts: Iterable[type] = ()) -> R
             tree = json.loads((file.metadata() or {})[_HEADER])
         known = {known.__name__: known for known in (kind, *parts)}
         record = _unpacked(tree, tensors, known)
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (SafetensorError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} does not hold a {kind.__name__} of this version: {error}") from error
     if not isinstance(record, kind):
         raise ValueError(f"{path} holds a {type(record).__name__}, not a {kind.__name__}")
@@ -58,17 +58,19 @@ def load_record(path: Path, kind: type[Record], parts: Iterable[type] = ()) -> R
 
 def _packed(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
     if isinstance(value, (Tensor, np.ndarray)):
-        array = isinstance(value, np.ndarray)
-        # a copy, since safetensors refuses tensors that share memory
-        tensors[name] = (torch.from_numpy(value) if array else value).detach().cpu().contiguous().clone()
-        return {"array" if array else "tensor": name}
+        known = f"{len(tensors)} {name}"  # names alone may collide: a key can have dots in it
+        tensor = value if isinstance(value, Tensor) else _as_tensor(value, name)
+        tensors[known] = tensor.detach().cpu().contiguous().clone()  # safetensors refuses tensors that share memory
+        return {"tensor" if isinstance(value, Tensor) else "array": known}
     if is_dataclass(value) and not isinstance(value, type):
         inside = {
             f.name: _packed(getattr(value, f.name), tensors, f"{name}.{f.name}".lstrip(".")) for f in fields(value)
         }
         return {"record": type(value).__name__, "fields": inside}
     if isinstance(value, Mapping):
-        return {"mapping": {str(key): _packed(inner, tensors, f"{name}.{key}") for key, inner in value.items()}}
+        if wrong := [key for key in value if not isinstance(key, str)]:
+            raise ValueError(f"{name} has the key {wrong[0]!r}: a file of results holds mappings from strings")
+        return {"mapping": {key: _packed(inner, tensors, f"{name}.{key}") for key, inner in value.items()}}
     if isinstance(value, (tuple, list)):
         return {"items": [_packed(inner, tensors, f"{name}.{number}") for number, inner in enumerate(value)]}
     if isinstance(value, float) and not math.isfinite(value):
@@ -76,6 +78,13 @@ def _packed(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
     if value is None or isinstance(value, (str, int, float)):
         return value
     raise ValueError(f"{name} is a {type(value).__name__}, which a file of results cannot hold")
+
+
+def _as_tensor(array: np.ndarray, name: str) -> Tensor:
+    try:
+        return torch.from_numpy(np.array(array, order="C"))  # not a view: torch takes no negative strides
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is an array of {array.dtype}, which a file of results cannot hold") from error
 
 
 def _unpacked(tree: Any, tensors: Mapping[str, Tensor], known: Mapping[str, type]) -> Any:

@@ -1,7 +1,7 @@
 """A record comes back as it was, and a file never makes anything that its reader did not name."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,26 @@ def test_a_record_comes_back(tmp_path: Path):
         assert np.array_equal(one.counts, other.counts) and one.counts.dtype == other.counts.dtype
 
 
+def options(tmp_path: Path, **held: Any) -> Any:
+    return load_record(save_record(tmp_path / "a.safetensors", Outer("a", (), 0.0, None, held)), Outer).options
+
+
+def test_keys_with_dots_are_kept_apart(tmp_path: Path):
+    one, other = torch.tensor([1]), torch.tensor([2])
+    found = options(tmp_path, **{"a.b": one, "a": {"b": other}, "c": (one, {"0": other}), "c.0": other})
+    assert found["a.b"].item() == 1 and found["a"]["b"].item() == 2
+    assert found["c"][0].item() == 1 and found["c.0"].item() == 2
+
+
+def test_arrays_of_any_layout_come_back(tmp_path: Path):
+    arrays = {"back": np.arange(6)[::-1], "across": np.arange(6).reshape(2, 3).T, "one": np.array(3.0)}
+    fixed = np.arange(2)
+    fixed.flags.writeable = False
+    for name, found in options(tmp_path, **arrays, fixed=fixed).items():
+        wanted = {**arrays, "fixed": fixed}[name]
+        assert np.array_equal(found, wanted) and (found.dtype, found.shape) == (wanted.dtype, wanted.shape)
+
+
 def test_only_named_classes_are_made(tmp_path: Path):
     path = save_record(tmp_path / "a.safetensors", outer())
     with pytest.raises(ValueError, match="the file holds a Inner: want Outer"):
@@ -58,7 +78,32 @@ def test_broken_files_say_so(tmp_path: Path, content: bytes):
         load_record(path, Outer)
 
 
-def test_what_cannot_be_kept_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"options\.f is a function, which a file of results cannot hold"):
-        save_record(tmp_path / "a.safetensors", Outer("a", (), 0.0, None, {"f": lambda: 0}))
+@dataclass(frozen=True)
+class Checked:
+    values: Any
+
+    def __post_init__(self) -> None:
+        assert self.values.shape[0] == 1
+
+
+@pytest.mark.parametrize("values", ["no tensor", torch.tensor(1)])  # AttributeError, IndexError
+def test_fields_that_a_class_cannot_take_say_so(tmp_path: Path, values: Any):
+    path = save_record(tmp_path / "a.safetensors", Checked(torch.ones(1)))
+    other = make_dataclass("Checked", ["values"])
+    save_record(path, other(values))
+    with pytest.raises(ValueError, match=r"a\.safetensors does not hold a Checked of this version"):
+        load_record(path, Checked)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (lambda: 0, r"options\.f is a function, which a file of results cannot hold"),
+        (np.array(["a"]), r"options\.f is an array of <U1, which"),
+        ({1: 2.0}, r"options\.f has the key 1: a file of results holds mappings from strings"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused(tmp_path: Path, value: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        save_record(tmp_path / "a.safetensors", Outer("a", (), 0.0, None, {"f": value}))
     assert not list(tmp_path.iterdir())
