@@ -14,7 +14,10 @@ _AT_ONCE = 2**22  # numbers in memory
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over prompts with the interval that holds it with probability `level`."""
+    """A mean over prompts with the interval that holds it with probability `level`.
+
+    Of a single prompt, ends and standard error are NaN.
+    """
 
     mean: float
     low: float
@@ -24,7 +27,8 @@ class Interval:
     level: float = 0.95
 
     def __str__(self) -> str:
-        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
+        known = math.isfinite(self.low) and math.isfinite(self.high)
+        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]" if known else f"{self.mean:.3g}"
 
 
 def mean_interval(values: Tensor | Sequence[float], level: float = 0.95, seed: int = 0) -> Interval:
@@ -35,8 +39,8 @@ def mean_interval(values: Tensor | Sequence[float], level: float = 0.95, seed: i
     """
     numbers = _numbers(values)
     means = _resampled_means(numbers[None], seed)[0]
-    low, high = _quantiles(means, level)
-    return Interval(float(numbers.mean()), low, high, _standard_error(numbers), len(numbers), level)
+    error = float(numbers.std(ddof=1) / math.sqrt(len(numbers))) if len(numbers) > 1 else math.nan
+    return _interval(float(numbers.mean()), means, error, len(numbers), level)
 
 
 def ratio_interval(
@@ -44,18 +48,20 @@ def ratio_interval(
 ) -> Interval:
     """Ratio of two means over the same prompts: both are resampled together. Its standard error is the bootstrap's.
 
+    Where resampled denominators are not all of one sign the ratio could be anything: ends and error are NaN.
+
     Raises:
-        ValueError: as `mean_interval`; or the two differ in length, or a resampled denominator is zero.
+        ValueError: as `mean_interval`; or the two differ in length, or the denominator's mean is zero.
     """
     above, below = _numbers(numerator), _numbers(denominator)
     if len(above) != len(below):
         raise ValueError(f"{len(above)} and {len(below)} values are not of the same prompts")
     tops, bottoms = _resampled_means(np.stack([above, below]), seed)
-    if not below.mean() or not bottoms.all():
-        raise ValueError("the denominator's mean is zero, also in resampled prompts: their ratio says nothing")
-    ratios = tops / bottoms
-    low, high = _quantiles(ratios, level)
-    return Interval(float(above.mean() / below.mean()), low, high, float(ratios.std(ddof=1)), len(above), level)
+    if not below.mean():
+        raise ValueError("the denominator's mean is zero: the ratio says nothing")
+    one_sign = (bottoms > 0).all() or (bottoms < 0).all()
+    ratios = tops / bottoms if one_sign else np.full_like(tops, np.nan)
+    return _interval(float(above.mean() / below.mean()), ratios, float(ratios.std(ddof=1)), len(above), level)
 
 
 def bootstrap_interval(
@@ -76,8 +82,7 @@ def bootstrap_interval(
     drawn = statistic(np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples) / n)
     if not np.isfinite([value, *drawn]).all():
         raise ValueError("the statistic is not finite, at least in one resample")
-    low, high = _quantiles(drawn, level)
-    return Interval(value, low, high, float(drawn.std(ddof=1)), n, level)
+    return _interval(value, drawn, float(drawn.std(ddof=1)), n, level)
 
 
 def _numbers(values: Tensor | Sequence[float]) -> np.ndarray:
@@ -102,12 +107,10 @@ def _resampled_means(numbers: np.ndarray, seed: int) -> np.ndarray:
     return np.concatenate(chunks, -1)
 
 
-def _quantiles(samples: np.ndarray, level: float) -> tuple[float, float]:
+def _interval(value: float, samples: np.ndarray, error: float, n: int, level: float) -> Interval:
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, not {level}")
+    if n == 1:  # all resamples are alike, which says nothing
+        return Interval(value, math.nan, math.nan, math.nan, n, level)
     low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def _standard_error(numbers: np.ndarray) -> float:
-    return float(numbers.std(ddof=1) / math.sqrt(len(numbers))) if len(numbers) > 1 else math.nan
+    return Interval(value, float(low), float(high), error, n, level)

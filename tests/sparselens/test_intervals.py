@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sparselens import mean_interval, ratio_interval
-from sparselens.intervals import bootstrap_interval
+from sparselens.intervals import Interval, bootstrap_interval
 
 
 def test_agrees_with_the_normal_interval_of_many_values():
@@ -33,6 +33,28 @@ def test_is_repeatable_and_widens_with_the_level():
 
 def test_equal_values_leave_no_doubt():
     assert (mean_interval([2.0] * 5).low, mean_interval([2.0] * 5).high) == (2.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        mean_interval([3.0]),
+        ratio_interval([3.0], [1.0]),
+        bootstrap_interval(lambda weights: weights @ np.array([3.0]), 1),
+    ],
+)
+def test_one_prompt_has_no_interval(found: Interval):
+    assert np.isnan([found.low, found.high, found.standard_error]).all()
+    assert (found.mean, found.n, str(found)) == (3.0, 1, "3")
+
+
+@pytest.mark.parametrize("below", [[-1.0, 1.0, 3.0], [-2.1, 1.0, 3.2], [2.1, -1.0, -3.2]])
+def test_a_ratio_whose_denominator_has_no_sign_is_not_known(below: list[float]):
+    found = ratio_interval([1.0, 2.0, 3.0], below)
+    assert np.isnan([found.low, found.high, found.standard_error]).all()
+    assert found.mean == pytest.approx(6 / sum(below)) and str(found) == f"{found.mean:.3g}"
+    below_zero = ratio_interval([1.0, 2.0, 3.0], [-1.0, -2.0, -3.0])
+    assert (below_zero.low, below_zero.high, str(below_zero)) == (-1.0, -1.0, "-1 [-1, -1]")
 
 
 def test_a_ratio_resamples_both_together():
