@@ -43,7 +43,7 @@ def faithful_circuit(
     total = scores.graph.n_edges
     too_few, enough = 0, 1
     best = tried(enough)
-    while best[1].mean < goal and enough < total:
+    while not best[1].mean >= goal and enough < total:  # NaN, where the model is as good as nothing, is not enough
         too_few, enough = enough, min(2 * enough, total)
         best = tried(enough)
     while enough - too_few > 1:

@@ -132,4 +132,5 @@ def run_circuits(model: Any, own: EdgeScores, other: EdgeScores, pairs: Tokenize
         return faithfulness(model, circuit, pairs, asked.metric, asked.ablation, **options)
 
     found, kept = faithful_circuit(model, own, pairs, asked.metric, asked.goal, asked.ablation, **options)
-    return CircuitRuns(alone(mine), alone(other.smallest(asked.share)), alone(chance), kept, len(found))
+    reached = len(found) if kept.mean >= asked.goal else None
+    return CircuitRuns(alone(mine), alone(other.smallest(asked.share)), alone(chance), kept, reached)

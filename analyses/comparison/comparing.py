@@ -20,7 +20,7 @@ from sparselens.analyses.budget import MEMORY
 from sparselens.analyses.circuits import Ablation
 from sparselens.analyses.comparison.asking import Asked, Steps, ask_model, run_circuits
 from sparselens.analyses.comparison.files import Parts
-from sparselens.analyses.comparison.models import digest, hashed, refuse_unlike
+from sparselens.analyses.comparison.models import refuse_unlike
 from sparselens.analyses.comparison.notes import first_alike, notes_on, prompts_of
 from sparselens.analyses.comparison.results import (
     SIDES,
@@ -30,6 +30,7 @@ from sparselens.analyses.comparison.results import (
     LossPoints,
     Solved,
 )
+from sparselens.analyses.fingerprints import of_model, of_pairs, of_tensors
 from sparselens.analyses.integration import Method
 from sparselens.analyses.loss_curve import loss_points, measure_loss
 from sparselens.metrics import accuracy, find_metric
@@ -38,6 +39,7 @@ from sparselens.surgery import is_sparse
 from sparselens.task import Task
 from sparselens.tokenized import NO_ANSWER, TokenizedPairs
 
+WITHOUT_GRADIENT = ("accuracy", "rank")
 VERSIONS = ("sparselens", "torch", "transformers", "transformer-lens", "numpy")
 
 
@@ -56,7 +58,7 @@ def compare(
     goal: float = 0.8,
     ablation: Ablation | str = "corrupted",
     all_pairs: bool = False,
-    text: Sequence[Int[Tensor, "_batch _pos"]] | None = None,
+    text: Int[Tensor, "_batch _pos"] | Sequence[Int[Tensor, "_batch _pos"]] | None = None,
     control: Any = None,
     names: tuple[str, str] = SIDES,
     memory: int = MEMORY,
@@ -88,16 +90,20 @@ def compare(
         ValueError: the models differ in tokenizer, layers or heads; no pair is left; `out` holds something else; or as
             the analyses that are called.
     """
-    _refuse_settings(method, ablation, share, goal)  # at once, not after an hour
+    _refuse_settings(method, steps, ablation, share, goal, names)  # at once, not after an hour
     refuse_unlike(dense, sparse)
+    if control is not None:
+        refuse_unlike(dense, control)
     pairs, description, fingerprint = _draw(dense, task, n, seed, corruption)
     name = metric or (task.metric if isinstance(task, Task) else "logit_difference")
+    _refuse_metric(name, method, pairs)
+    rows = [text] if isinstance(text, Tensor) else text
     asked = Asked(find_metric(name), method, steps, share, goal, ablation, seed, memory, progress)
     question: dict[str, Any] = {
-        "models": [digest(model) for model in (dense, sparse)],
-        "control": None if control is None else digest(control),
-        "prompts": hashed(pairs.clean, pairs.corrupted, pairs.answers, pairs.wrong_answers),
-        "text": None if text is None else hashed(*text),
+        "models": [of_model(model) for model in (dense, sparse)],
+        "control": None if control is None else of_model(control),
+        "prompts": of_pairs(pairs),
+        "text": None if rows is None else of_tensors({str(number): batch for number, batch in enumerate(rows)}),
         "task": fingerprint,
         "settings": [name, method, steps, share, goal, ablation, seed, all_pairs],
     }
@@ -106,7 +112,7 @@ def compare(
     solved = parts.get("solved", lambda: _solved(dense, sparse, pairs, all_pairs))
     pairs = pairs[solved.asked.nonzero().flatten()]
     shown = first_alike(pairs)
-    loss = parts.get("loss", lambda: _losses(dense, sparse, control, pairs, text, progress))
+    loss = parts.get("loss", lambda: _losses(dense, sparse, control, pairs if rows is None else list(rows), progress))
     models = dict(zip(SIDES, (dense, sparse), strict=True))
     found = {side: ask_model(side, model, pairs, shown, asked, parts) for side, model in models.items()}
     scores = {side: found[side]["edges"] for side in SIDES}
@@ -127,20 +133,33 @@ def compare(
         prompts=prompts_of(shown),
         versions={package: version(package) for package in VERSIONS},
         seed=seed,
-        notes=notes_on(dense, sparse, solved, question["models"]),
+        notes=notes_on(dense, sparse, solved, question["models"], scores),
         command=command,
     )
     answers.finish(about, question)
     return Comparison(about, solved, loss, Answers(**found["dense"]), Answers(**found["sparse"]))
 
 
-def _refuse_settings(method: str, ablation: str, share: float, goal: float) -> None:
+def _refuse_settings(method: str, steps: int, ablation: str, share: float, goal: float, names: tuple[str, str]) -> None:
     for name, value, known in (("method", method, get_args(Method)), ("ablation", ablation, get_args(Ablation))):
         if value not in known:
             raise ValueError(f"no such {name}: {value!r} (want {', '.join(known)})")
     for name, value in (("share", share), ("goal", goal)):
         if not 0 < value <= 1:
             raise ValueError(f"{name} must be above 0 and at most 1, not {value}")
+    if steps < 1:
+        raise ValueError(f"steps = {steps}: want 1 or more")
+    if not all(names) or names[0] == names[1]:
+        raise ValueError(f"names = {names}: want two different ones, neither empty")
+
+
+def _refuse_metric(name: str, method: str, pairs: TokenizedPairs) -> None:
+    """Raise a ValueError if the metric cannot be asked of these pairs, or has no gradient where one is wanted."""
+    find_metric(name)
+    if name in WITHOUT_GRADIENT and method != "exact":
+        raise ValueError(f"{name} has no gradient, which {method} attribution needs: choose another metric, or exact")
+    if name == "kl_divergence" and pairs.reference is None:
+        raise ValueError("kl_divergence compares with a reference: pass sl.with_reference(model, pairs) as the task")
 
 
 def _draw(
@@ -149,6 +168,8 @@ def _draw(
     """The pairs, what they are about, and a name for them."""
     if isinstance(task, TokenizedPairs):
         return task, f"{len(task)} given pairs", "given pairs"
+    if not hasattr(task, "tokenize"):
+        raise ValueError(f"task is {task!r}: want a Task, such as TASKS['ioi'], or TokenizedPairs")
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise ValueError(f"this {type(model).__name__} has no tokenizer: pass TokenizedPairs instead of a task")
@@ -174,10 +195,7 @@ def _correct(model: Any, pairs: TokenizedPairs) -> Tensor:
     return accuracy(logits, only_end).bool()
 
 
-def _losses(
-    dense: Any, sparse: Any, control: Any, pairs: TokenizedPairs, text: Sequence[Tensor] | None, progress: bool
-) -> LossPoints:
-    rows = pairs if text is None else list(text)
+def _losses(dense: Any, sparse: Any, control: Any, rows: TokenizedPairs | list[Tensor], progress: bool) -> LossPoints:
     if is_sparse(sparse) and not is_sparse(dense):
         return LossPoints(loss_points(dense, sparse, rows, control=control, progress=progress))
     named = {"dense": dense, "control": control, "sparse": sparse}  # top-k attention says nothing of gated models

@@ -30,8 +30,14 @@ def loss_plot_of(comparison: Comparison) -> Plot:
 
 def kept_plots(comparison: Comparison) -> list[Plot]:
     """Fig. 3: heads alone and with the MLPs, chosen per prompt and once for all."""
-    parts = ["heads", "heads_once", "components", "components_once"]
-    return [kept_plot(comparison, part) for part in parts if comparison.dense.kept.has(part)]
+    parts = [part for part in ("heads", "heads_once", "components", "components_once") if _has_shares(comparison, part)]
+    return [kept_plot(comparison, part) for part in parts]
+
+
+def _has_shares(comparison: Comparison, part: str) -> bool:
+    """Were these components asked for, and is there something that they can keep?"""
+    kept = [getattr(model.kept, part) for model in (comparison.dense, comparison.sparse)]
+    return None not in kept and all(bool(found.shares.isfinite().all()) for found in kept)
 
 
 def tokens_view(comparison: Comparison) -> TokenView:
@@ -79,7 +85,7 @@ def figures_of(comparison: Comparison) -> dict[str, Draw]:
         "fig1_tokens": tokens_view(comparison).save,
         "fig2a_loss": loss_plot_of(comparison).save,
         "fig2b_patterns": patterns.save,
-        "fig3_kept": partial(save_plots, kept[:2]),
+        **({"fig3_kept": partial(save_plots, kept[:2])} if kept else {}),
         **({"fig3_kept_with_mlps": partial(save_plots, kept[2:])} if kept[2:] else {}),
         "fig4a_edges_needed": edges_needed_plot(comparison).save,
         "fig4b_circuits": viewer.save,

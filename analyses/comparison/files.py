@@ -4,6 +4,7 @@ A comparison that is still running writes the same files one by one, so that it 
 """
 
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -56,20 +57,19 @@ class Parts:
         self._folder = folder
         if folder is not None:
             _refuse_other(folder, question)
-            write_json(folder / CARD, {"question": question})
+            if _card(folder) is None:  # one that has been finished stays so, whatever becomes of this run
+                write_json(folder / CARD, {"question": question})
 
     def get(self, name: str, compute: Callable[[], Part]) -> Part:
         """The answer called `name`, such as "loss" or "dense.heads": read if it is there, else computed and written."""
         if self._folder is None:
             return compute()
         path = self._folder / f"{name}.safetensors"
-        if path.exists():
-            return load_record(path, KINDS[name.rpartition(".")[2]], INSIDE)
-        part = compute()
-        save_record(path, part)
+        if not path.exists():
+            save_record(path, compute())
         for log in self._folder.glob(f"{name}*.unfinished"):
             log.unlink()
-        return part
+        return load_record(path, KINDS[name.rpartition(".")[2]], INSIDE)
 
     def log(self, name: str) -> Path | None:
         """Where an answer's finished batches are kept until it is whole; its name begins with the answer's."""
@@ -82,7 +82,7 @@ class Parts:
 
 
 def save_comparison(comparison: Comparison, folder: str | Path) -> Path:
-    """Write a comparison into a folder; one that is there already is replaced.
+    """Write a comparison into a folder: all of it or nothing. One that is there already is replaced.
 
     Raises:
         ValueError: the folder holds something else.
@@ -90,12 +90,15 @@ def save_comparison(comparison: Comparison, folder: str | Path) -> Path:
     folder = Path(folder)
     if folder.exists() and not (folder / CARD).exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} exists and holds no comparison: choose another folder")
-    (folder / CARD).unlink(missing_ok=True)  # until all parts are there, this is no whole comparison
-    for old in folder.glob("*.safetensors"):
-        old.unlink()
-    for name, part in _parts(comparison).items():
-        save_record(folder / f"{name}.safetensors", part)
-    write_json(folder / CARD, {"question": None, "about": asdict(comparison.about)})
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        new, old = Path(temporary, "new"), Path(temporary, "old")
+        for name, part in _parts(comparison).items():
+            save_record(new / f"{name}.safetensors", part)
+        write_json(new / CARD, {"question": None, "about": asdict(comparison.about)})
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
     return folder
 
 
@@ -112,14 +115,17 @@ def load_comparison(folder: str | Path) -> Comparison:
     if "about" not in card:
         raise ValueError(f"the comparison in {folder} has not been finished: run it again with the same --out")
     answers = {side: Answers(**{f.name: _read(folder, f"{side}.{f.name}") for f in fields(Answers)}) for side in SIDES}
-    return Comparison(_about(card["about"]), _read(folder, "solved"), _read(folder, "loss"), **answers)
+    try:
+        about = _about(card["about"])
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{folder / CARD} was written by another version of sparselens: {error}") from error
+    return Comparison(about, _read(folder, "solved"), _read(folder, "loss"), **answers)
 
 
 def save_circuits(comparison: Comparison, folder: str | Path) -> list[Path]:
     """Write both circuits as EAP-IG and MIB read them, and as the attribution graphs of Neuronpedia.
 
-    Raises:
-        ValueError: blocks of the models differ, which EAP-IG's files cannot say.
+    EAP-IG's files have one shape for all blocks: where a model's differ, only Neuronpedia's are written.
     """
     folder, about = Path(folder), comparison.about
     prompt, written = about.prompts[0], list[Path]()
@@ -134,7 +140,8 @@ def save_circuits(comparison: Comparison, folder: str | Path) -> list[Path]:
             scan=name,
             labels=getattr(comparison, side).labels.labels(),
         )
-        written += [circuit.save(folder / f"{side}.json"), graph]
+        alike = len(set(circuit.graph.blocks)) == 1
+        written += [*([circuit.save(folder / f"{side}.json")] if alike else []), graph]
     return written
 
 
@@ -173,6 +180,8 @@ def _card(folder: Path) -> dict[str, Any] | None:
 
 def _refuse_other(folder: Path, question: dict[str, Any]) -> None:
     """Raise a ValueError if the folder holds another comparison, or something else altogether."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: choose a folder")
     card = _card(folder)
     if card is None:
         if folder.exists() and any(folder.iterdir()):
@@ -181,8 +190,6 @@ def _refuse_other(folder: Path, question: dict[str, Any]) -> None:
     there = card.get("question")
     if there is None:
         raise ValueError(f"{folder} holds a saved comparison, which cannot be gone on with: choose another folder")
-    different = [
-        f"{key} {there.get(key)!r}, not {value!r}" for key, value in question.items() if there.get(key) != value
-    ]
+    different = [key for key, asked in question.items() if there.get(key) != asked]
     if different:
-        raise ValueError(f"{folder} holds another comparison ({'; '.join(different)}): choose another folder")
+        raise ValueError(f"{folder} holds another comparison (other {', '.join(different)}): choose another folder")

@@ -1,12 +1,15 @@
 """What a reader of a comparison has to know: which prompts are shown, and what to mind before trusting a number."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparselens.analyses.comparison.results import Prompt, Solved
+from sparselens.analyses.edge_scores import EdgeScores
+from sparselens.intervals import mean_interval
 from sparselens.surgery import is_sparse
 from sparselens.tokenized import TokenizedPairs
 
+FEW = 20  # pairs
 SHOWN = 4  # prompts whose attention is kept
 
 
@@ -25,7 +28,9 @@ def prompts_of(shown: TokenizedPairs) -> tuple[Prompt, ...]:
     return tuple(Prompt(title, tokens) for title, tokens in zip(titles, strings, strict=True))
 
 
-def notes_on(dense: Any, sparse: Any, solved: Solved, digests: Sequence[str]) -> tuple[str, ...]:
+def notes_on(
+    dense: Any, sparse: Any, solved: Solved, digests: Sequence[str], scores: Mapping[str, EdgeScores]
+) -> tuple[str, ...]:
     """What a reader has to know before trusting a number."""
     notes: list[str] = []
     if digests[0] == digests[1]:
@@ -34,7 +39,18 @@ def notes_on(dense: Any, sparse: Any, solved: Solved, digests: Sequence[str]) ->
         notes.append("The dense model has gates.")
     if not is_sparse(sparse):
         notes.append("The sparse model has no gates.")
+    n_asked = int(solved.asked.sum())
+    if n_asked < FEW:
+        notes.append(f"Only {n_asked} pairs: intervals are wide, and may be too narrow still.")
     for name, right in (("dense", solved.dense), ("sparse", solved.sparse)):
-        if float(right.double().mean()) <= solved.chance:
-            notes.append(f"The {name} model does no better than chance on this task.")
+        found = mean_interval(right.double())
+        if found.low <= solved.chance:
+            said = f"{found.mean:.0%} [{found.low:.0%}, {found.high:.0%}] right, chance {solved.chance:.0%}"
+            notes.append(f"The {name} model does no better than chance on this task, or not surely so: {said}.")
+    for name, model in scores.items():
+        if mean_interval(model.clean - model.corrupted).low <= 0:
+            notes.append(
+                f"In the {name} model clean prompts do not surely score above corrupted ones: shares of the metric and "
+                "faithfulness divide by that gap, and say little."
+            )
     return tuple(notes)

@@ -5,11 +5,13 @@ kept_plot           share of the metric that the top components keep (Fig. 3a, b
 edges_needed_plot   share of attribution that the largest edges hold (Figs. 4a, 5)
 """
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from sparselens.analyses.comparison.results import SIDES, Comparison
-from sparselens.analyses.comparison.table import GOAL, percent, times
+from sparselens.analyses.comparison.table import GOAL, known, percent, times
 from sparselens.analyses.figures.palette import MODELS
 from sparselens.analyses.figures.plot import Plot, Series
 from sparselens.analyses.loss_curve import LossPoint
@@ -30,8 +32,9 @@ def loss_plot(points: Sequence[LossPoint], names: tuple[str, str] = SIDES, loss:
     limited = sorted((p for p in points if p.name.startswith("top-")), key=lambda p: p.share_of_visible_pairs)
     labels = tuple(f"k = {point.name.removeprefix('top-')}" for point in limited)
     series = [_points(f"{named['dense']}, top-k attention", "baseline", limited, labels)] if limited else []
+    closed = [point.name for point in points if not point.share_of_visible_pairs]  # no place on a log axis
     for point in points:
-        if point not in limited:
+        if point not in limited and point.name not in closed:
             model = point.name if point.name in MODELS else "sparse"
             series.append(
                 _points((named | {"control": "dense, fine-tuned"}).get(point.name, point.name), model, [point])
@@ -44,6 +47,7 @@ def loss_plot(points: Sequence[LossPoint], names: tuple[str, str] = SIDES, loss:
         series=tuple(series),
         log_x=True,
         percent_x=True,
+        notes=tuple(f"{named.get(name, name)}: no open edge" for name in closed),
     )
 
 
@@ -65,9 +69,11 @@ def kept_plot(comparison: Comparison, part: str = "heads") -> Plot:
     for side, name, found in zip(SIDES, comparison.about.names, kept, strict=True):
         if found is None:
             raise ValueError(f"these models have no {part}: want heads or heads_once")
+        if not bool(found.shares.isfinite().all()):
+            raise ValueError(f"the {side} model's clean and corrupted prompts score alike: no share of that is kept")
         intervals = [found.interval(count) for count in found.counts]
         series.append(Series(name, side, tuple(map(float, found.counts)), **_banded(intervals)))
-    ratio = comparison.fewer_components(part, GOAL)
+    ratio = known(partial(comparison.fewer_components, part))
     once = part.endswith("_once")
     return Plot(
         name=f"kept_{part}",
@@ -103,19 +109,13 @@ def edges_needed_plot(comparison: Comparison) -> Plot:
 
 
 def _fewer(comparison: Comparison) -> tuple[str, ...]:
-    notes: list[str] = []
-    for what, ask in (("per prompt", comparison.fewer_edges), ("mean scores", comparison.fewer_edges_of_mean)):
-        try:
-            notes.append(f"{times(ask())} fewer, {what}")
-        except ValueError:  # a model whose scores are all zero needs no edge, and no ratio says so
-            continue
-    return tuple(notes)
+    ratios = {"per prompt": known(comparison.fewer_edges), "mean scores": known(comparison.fewer_edges_of_mean)}
+    return tuple(f"{times(ratio)} fewer, {what}" for what, ratio in ratios.items() if ratio is not None)
 
 
 def _banded(intervals: Sequence[Interval]) -> dict[str, Any]:
     """The y of a series, with its interval."""
-    return {
-        "y": tuple(interval.mean for interval in intervals),
-        "low": tuple(interval.low for interval in intervals),
-        "high": tuple(interval.high for interval in intervals),
-    }
+    y = tuple(interval.mean for interval in intervals)
+    if not all(math.isfinite(end) for interval in intervals for end in (interval.low, interval.high)):
+        return {"y": y}
+    return {"y": y, "low": tuple(i.low for i in intervals), "high": tuple(i.high for i in intervals)}

@@ -25,12 +25,14 @@ CAPTIONS = {
     "fig4b_circuits": "The edges that hold the share of attribution that the paper's rule asks for.",
     "fig4b_difference": "Edges of one circuit alone, and of both.",
 }
-WIDE = ("fig1_tokens", "fig2b_patterns", "fig3_kept", "fig3_kept_with_mlps", "fig4b_circuits", "fig4b_difference")
+WIDE = ("fig1_tokens", "fig2b_patterns", "fig3_kept", "fig3_kept_with_mlps", "fig4b_circuits")
 READING = (
-    "In brackets: 95 % bootstrap intervals over prompts, which are the same for both models. Faithfulness: (metric of "
-    "the circuit - metric of nothing) / (metric of the model - metric of nothing). A share of attribution depends on "
-    "scores alone; what a circuit does is told by its faithfulness, so both are printed. Heads count as of a kind when "
-    "at least 0.4 of their attention on repeated random tokens is where that kind looks."
+    "In brackets: 95 % bootstrap intervals over prompts, which are the same for both models. Faithfulness: "
+    "(metric of the circuit - metric of nothing) / (metric of the model - metric of nothing); random edges are "
+    "one draw. A share of attribution depends on scores alone; what a circuit does is told by its faithfulness, "
+    "so both are printed. Heads for 90 %: from how many on the mean over prompts stays above it, whether each "
+    "prompt has its own best heads or all have the same. Heads count as of a kind when at least 0.4 of their "
+    "attention on repeated random tokens is where that kind looks."
 )
 
 

@@ -99,7 +99,7 @@ class CircuitRuns:
     other: Faithfulness  # the other model's, transferred
     random: Faithfulness  # as many edges as in `own`, drawn from all alike
     faithful: Faithfulness  # the smallest circuit found to reach the goal
-    faithful_edges: int
+    faithful_edges: int | None  # None: not even all edges reach it, or nothing is as good as the model
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,6 +166,9 @@ class Comparison:
         """Components that keep `goal` of the metric, dense / sparse, for a field of `KeptComponents`.
 
         None where a model has no such components, or never keeps that much.
+
+        Raises:
+            ValueError: the ratio is not finite, at least in one resample of the prompts.
         """
         kept = [getattr(self._side(side).kept, part) for side in SIDES]
         if any(k is None or k.smallest(goal) is None for k in kept):
@@ -250,9 +253,12 @@ class Comparison:
 
     def _ratio(self, size: "Callable[[Answers, Weights], np.ndarray]") -> Interval:
         """Of two statistics that are no means; each resample weighs the prompts alike in both models."""
-        return bootstrap_interval(
-            lambda weights: size(self.dense, weights) / size(self.sparse, weights), len(self.dense.edges.clean)
-        )
+
+        def ratio(weights: Weights) -> np.ndarray:
+            with np.errstate(divide="ignore", invalid="ignore"):  # refused as not finite
+                return size(self.dense, weights) / size(self.sparse, weights)
+
+        return bootstrap_interval(ratio, len(self.dense.edges.clean))
 
 
 Weights = Float[np.ndarray, "resample prompt"]
@@ -265,7 +271,8 @@ def _sizes_of_mean(scores: EdgeScores, share: float, weights: Weights) -> Float[
     sizes = []
     for some in torch.from_numpy(weights).split(max(1, 2**24 // values.shape[1])):
         sums = (some @ values).abs().sort(descending=True).values.cumsum(-1)
-        sizes.append((sums < share * sums[:, -1:] * (1 - 1e-12)).sum(-1) + 1)
+        needed = (sums < share * sums[:, -1:] * (1 - 1e-12)).sum(-1) + 1
+        sizes.append(needed * (sums[:, -1] > 0))
     return torch.cat(sizes).double().numpy()
 
 
@@ -273,7 +280,8 @@ def _counts(kept: Kept, goal: float, weights: Weights) -> Float[np.ndarray, " re
     """As `Kept.smallest` of the weighted means; the largest count where a resample does not get there."""
     values, clean, corrupted = (x.double().numpy() for x in (kept.values, kept.clean, kept.corrupted))
     base = (weights @ corrupted)[:, None]
-    reached = weights @ values - base >= goal * ((weights @ clean)[:, None] - base)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a resample may have no gap: it gets nowhere
+        reached = (weights @ values - base) / ((weights @ clean)[:, None] - base) >= goal
     stays = np.flip(np.flip(reached, 1).cumprod(1), 1).astype(bool)
     first = np.where(stays.any(1), stays.argmax(1), stays.shape[1] - 1)
     return np.array(kept.counts, dtype=float)[first]

@@ -8,6 +8,7 @@ import html
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sparselens.analyses.comparison.results import SIDES, Answers, Comparison
@@ -66,7 +67,9 @@ def _components(comparison: Comparison) -> list[Row]:
             if comparison.dense.kept.has(part + suffix):
                 label = f"{name} for {percent(GOAL)} of the metric, {chosen}"
                 values = _both(comparison, lambda model: _smallest(getattr(model.kept, part + suffix)))  # noqa: B023
-                rows.append(Row("Components", label, values, comparison.fewer_components(part + suffix, GOAL)))
+                rows.append(
+                    Row("Components", label, values, known(partial(comparison.fewer_components, part + suffix)))
+                )
     return rows
 
 
@@ -81,13 +84,13 @@ def _edges(comparison: Comparison) -> list[Row]:
     stable = comparison.stability("dense"), comparison.stability("sparse")
     needed = stable[0].size_interval(), stable[1].size_interval()
     overlaps = stable[0].mean_overlap, stable[1].mean_overlap
-    faithful = _both(comparison, lambda model: float(model.circuits.faithful_edges))
+    faithful = _both(comparison, lambda model: _edges_or_never(model.circuits.faithful_edges))
     alike, ranked, shared = comparison.overlap, comparison.rank_correlation, float(comparison.shared_edges)
 
     def alone(which: str) -> Values:
-        return _both(comparison, lambda model: _known(getattr(model.circuits, which).interval))
+        return _both(comparison, lambda model: known(getattr(model.circuits, which).interval))
 
-    fewer, fewer_of_mean = _known(comparison.fewer_edges), _known(comparison.fewer_edges_of_mean)
+    fewer, fewer_of_mean = known(comparison.fewer_edges), known(comparison.fewer_edges_of_mean)
     return [
         Row("Edges", f"edges for {share} of attribution, per prompt", needed, fewer),
         Row("Edges", f"edges for {share} of attribution, mean scores", sizes, fewer_of_mean),
@@ -115,8 +118,12 @@ def _both(comparison: Comparison, ask: Callable[[Answers], Value]) -> Values:
     return ask(comparison.dense), ask(comparison.sparse)
 
 
-def _known(ratio: Callable[[], Interval]) -> Interval | None:
-    """None where a model needs no edge at all, since nothing it does differs between the prompts."""
+def _edges_or_never(edges: int | None) -> float:
+    return NEVER if edges is None else float(edges)
+
+
+def known(ratio: Callable[[], Interval | None]) -> Interval | None:
+    """None where a ratio divides by nothing, at least in some resample of the prompts."""
     try:
         return ratio()
     except ValueError:
@@ -126,7 +133,7 @@ def _known(ratio: Callable[[], Interval]) -> Interval | None:
 def _times(values: Values) -> Interval | None:
     """A ratio of two numbers that have no per-prompt values: its interval is not known."""
     dense, sparse = values
-    if not isinstance(dense, float) or not isinstance(sparse, float) or not sparse:
+    if not isinstance(dense, float) or not isinstance(sparse, float) or not sparse or NEVER in values:
         return None
     return Interval(dense / sparse, math.nan, math.nan, math.nan, 0)
 
@@ -176,13 +183,13 @@ def cells(row: Row) -> tuple[str, str, str]:
 
 
 def said(value: Value, as_percent: bool = False, digits: int = 3) -> str:
-    """A value with its interval, if it has one."""
-    if value is None or value == NEVER:
-        return "" if value is None else "never"
-    if not isinstance(value, Interval):
-        return _digits(value, as_percent, digits)
-    low, high = (_digits(end, as_percent, digits) for end in (value.low, value.high))
-    return f"{_digits(value.mean, as_percent, digits)} [{low}, {high}]"
+    """A value with its interval, if it has one; nothing where it is not known, as the overlap of a single prompt."""
+    if isinstance(value, Interval):
+        around = [_digits(end, as_percent, digits) for end in (value.low, value.high)]
+        return _digits(value.mean, as_percent, digits) + (f" [{', '.join(around)}]" if all(around) else "")
+    if value == NEVER:
+        return "never"
+    return "" if value is None else _digits(value, as_percent, digits)
 
 
 def times(ratio: Interval | None) -> str:
@@ -199,17 +206,23 @@ def percent(share: float) -> str:
 
 
 def _digits(value: float, as_percent: bool = False, digits: int = 3) -> str:
-    """With so many digits, but never a power of ten: what is that small is as good as zero."""
-    if as_percent:
-        return f"{100 * value:.{digits}g} %"
-    if abs(value) >= 1000 or value == round(value):
-        return f"{value:,.0f}"
-    small = round(value, digits)
-    return f"{value:.{digits}g}" if abs(value) >= 0.01 else f"{small:.{digits}f}" if small else "0"
+    """With so many digits, but never a power of ten: what is that small is as good as zero. "" where it is unknown."""
+    if not math.isfinite(value):
+        return ""
+    value = (100 * value if as_percent else value) + 0.0
+    if value == round(value):
+        return f"{value:,.0f} %" if as_percent else f"{value:,.0f}"
+    size = math.floor(math.log10(abs(value))) if value else 0
+    rounded = round(value, digits - 1 - size if size >= -2 else digits) + 0.0
+    text = f"{rounded:,.0f}" if rounded == round(rounded) else f"{rounded:.{max(0, digits - 1 - size)}f}"
+    if "." in text and size < -2:
+        text = f"{rounded:.{digits}f}"
+    return f"{text} %" if as_percent else text
 
 
 def _markdown(rows: Sequence[Row], names: tuple[str, str]) -> str:
-    lines = [f"| | {names[0]} | {names[1]} | dense / sparse |", "|---|---|---|---|"]
+    dense, sparse = (html.escape(name).replace("|", "\\|") for name in names)
+    lines = [f"| | {dense} | {sparse} | dense / sparse |", "|---|---|---|---|"]
     lines += [f"| {row.name} | {' | '.join(cells(row))} |" for row in rows]
     return "\n".join(lines) + "\n"
 

@@ -35,7 +35,7 @@ def form_of(path: Path) -> str:
         ValueError: matplotlib is not asked to draw such files.
     """
     if path.suffix[1:] not in FORMATS:
-        raise ValueError(f"cannot draw a {path.name}: want a name that ends in .pdf, .svg or .png")
+        raise ValueError(f"cannot draw a {path.name}: want a name that ends in .pdf, .svg or .png (pages: save_html)")
     return path.suffix[1:]
 
 

@@ -77,6 +77,7 @@ def attribute(
     summary = {
         "model": model,
         "task": asked.fingerprint(n, seed, corruption),
+        "drawn": n,
         "pairs": len(pairs),
         "solved": int(found.correct.sum()),
         "metric": metric or asked.metric,
@@ -115,7 +116,7 @@ def _print(summary: dict[str, Any], scores: "EdgeScores") -> None:
         f"{summary['model']}, {summary['task']}, {summary['method']}",
         ("", ""),
         [
-            ("pairs", f"{summary['pairs']} ({summary['solved']} solved)"),
+            ("pairs", f"{summary['pairs']} of {summary['drawn']} drawn ({summary['solved']} solved)"),
             (f"{summary['metric']}, clean", f"{summary['clean']:.3f}"),
             (f"{summary['metric']}, corrupted", f"{summary['corrupted']:.3f}"),
         ],

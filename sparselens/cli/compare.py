@@ -59,27 +59,31 @@ def compare(
     refuse_unknown_form(form)
     asked = find_task(task)
     opened = {"dense": load(dense), "sparse": load(sparse)}
-    found = ask(
-        opened["dense"],
-        opened["sparse"],
-        asked,
-        n=n,
-        seed=seed,
-        corruption=corruption,
-        metric=metric,
-        method=method,
-        steps=steps,
-        share=share,
-        goal=goal,
-        ablation=ablation,
-        all_pairs=all_pairs,
-        text=None if text is None else _rows(text, opened["dense"].tokenizer),
-        control=None if control is None else load(control),
-        names=(Path(dense).name, Path(sparse).name),
-        memory=int(memory * GIB),
-        out=out / "numbers",
-        command=shlex.join(["sparselens", *sys.argv[1:]]),
-    )
+    try:
+        found = ask(
+            opened["dense"],
+            opened["sparse"],
+            asked,
+            n=n,
+            seed=seed,
+            corruption=corruption,
+            metric=metric,
+            method=method,
+            steps=steps,
+            share=share,
+            goal=goal,
+            ablation=ablation,
+            all_pairs=all_pairs,
+            text=None if text is None else _rows(text, opened["dense"].tokenizer),
+            control=None if control is None else load(control),
+            names=(Path(dense).name, Path(sparse).name),
+            memory=int(memory * GIB),
+            out=out / "numbers",
+            command=shlex.join(["sparselens", *sys.argv[1:]]),
+        )
+    except KeyboardInterrupt:
+        typer.echo(f"\ninterrupted: the same command goes on from what {out / 'numbers'} holds", err=True)
+        raise
     write_report(found, out, form, json)
 
 
@@ -90,8 +94,8 @@ def write_report(comparison: Any, out: Path, form: str, json: bool) -> None:
     rows = rows_of(comparison)
     head = ("", *comparison.about.names, "dense / sparse")
     print_table(comparison.about.description, head, [(row.name, *cells(row)) for row in rows])
-    for note in comparison.about.notes:
-        print_table("Note", ("",), [(note,)])
+    if comparison.about.notes:
+        print_table("Notes", ("mind before you trust a number",), [(note,) for note in comparison.about.notes])
     report = comparison.save_html(out / "report.html")
     files = [*comparison.figures(out / "figures", form), *comparison.save_circuits(out / "circuits")]
     print_table("Written", ("what", "where"), [("report", report), *((file.stem, file) for file in files)])

@@ -32,6 +32,8 @@ def demo(
     from sparselens.cli.addition import measure, retrain_both
     from sparselens.folder import load
 
+    if (out / "circuits").exists():
+        raise ValueError(f"{out} holds what `sparselens compare` wrote: choose another folder")
     folders = ("addition", "addition-sparse")
     if retrain or resume:
         folders = tuple(str(folder) for folder in retrain_both(out, seed, resume))
@@ -41,7 +43,7 @@ def demo(
     files = _draw(dense, sparse, out)
     print_table("Written", ("what", "where"), [(file.suffix[1:], file) for file in files])
     report = _report(dense, sparse, out)
-    print_table("Open this in a browser", ("",), [(report,)])
+    print_table("Open this in a browser", ("where",), [(report,)])
     finish(table, json, out / "demo.json")
 
 
