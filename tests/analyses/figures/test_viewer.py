@@ -49,7 +49,8 @@ def attention_of(shape: tuple[int, int, int, int], kept: float, seed: int = 0) -
 def demo_viewer(n_layers: int = 4, n_heads: int = 4, n_pos: int = 9, n_prompts: int = 2, **options: Any) -> Viewer:
     shape = (n_prompts, n_layers, n_heads, n_pos)
     tokens = [[*HOSTILE, "a", "b", "c", "d", "e", "f", "g", "h", "i"][:n_pos]] * n_prompts
-    series = Series("dense", "dense", (1.0, 10.0, 100.0), (0.2, 0.9, 1.0), low=(0.1, 0.8, 1.0), high=(0.3, 1.0, 1.0))
+    low, high, labels = (0.1, 0.8, 1.0), (0.3, 1.0, 1.0), ("k = 1", "k = 10", "k = 100")
+    series = Series("dense", "dense", (1.0, 10.0, 100.0), (0.2, 0.9, 1.0), low=low, high=high, labels=labels)
     plot = Plot("edges", "Edges needed", "edges", "share", (series,), log_x=True, percent_y=True, guides=(0.9,))
     given = {
         "attention": (attention_of(shape, 1.0), attention_of(shape, 0.1, seed=1)),
@@ -311,6 +312,14 @@ async function use() {
   byId("svg").click();
   byId("tab-curves").click();
   said.curves = document.querySelectorAll(".plots figure > svg path").length;
+  said.ticks = [0.0001, 0.0005, 0.25, 1].map(value => tickText(value, true));
+  said.plainTicks = [0, 0.3, 12345, 2e-7].map(value => tickText(value, false));
+  const plot = document.querySelector(".plots svg").getBoundingClientRect();
+  const reaches = ({ left, right }) => left < plot.left || right > plot.right;
+  const written = [...document.querySelectorAll(".plots text")];
+  said.clipped = written.filter(text => reaches(text.getBoundingClientRect())).map(text => text.textContent);
+  const onAxis = document.querySelector(".plots circle").getAttribute("cx") - BOX.left;
+  said.beside = onAxis > 5 && onAxis < 20;
   byId("svg").click();
   await until(() => files.length === 5);
   said.files = files;
@@ -377,6 +386,9 @@ def test_the_page_works_in_a_browser(tmp_path: Path, dark: bool):
     assert said["labels"] == [HOSTILE[0][:13] + "…"] * 2
     sparse_edges = attention_of((2, 4, 4, 9), 0.1, seed=1).of_prompt(1)  # that state asked for prompt 99
     assert said["cells"][1] == len(sparse_edges) < said["cells"][0] and said["curves"] > 3
+    assert said["ticks"] == ["0.01 %", "0.05 %", "25 %", "100 %"]
+    assert said["plainTicks"] == ["0", "0.3", "12,345", "2e-7"]
+    assert said["clipped"] == [] and said["beside"]
     kinds = {(file, kind, start) for file, kind, start, _ in said["files"] if file.endswith("svg")}
     assert kinds == {(f"{tab}.svg", "image/svg+xml", "<svg xmln") for tab in ("circuit", "patterns", "curves")}
     assert {file for file, *_ in said["files"]} == {*(file for file, *_ in kinds), "circuit.json", "circuit.png"}
