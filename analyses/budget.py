@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 from tqdm import tqdm
@@ -74,9 +75,10 @@ def refuse_unequal(pairs: TokenizedPairs) -> None:
 
     Every position needs its counterpart.
     """
-    if pairs.attention_mask is None or pairs.corrupted_mask is None:
+    if pairs.corrupted_mask is None:  # the other mask is for both
         return
-    unequal = (pairs.attention_mask != pairs.corrupted_mask).any(-1).nonzero()
+    mask = torch.ones_like(pairs.corrupted_mask) if pairs.attention_mask is None else pairs.attention_mask
+    unequal = (mask != pairs.corrupted_mask).any(-1).nonzero()
     if len(unequal):
         raise ValueError(
             f"clean and corrupted prompt of pair {int(unequal[0])} differ in length ({len(unequal)} of {len(pairs)} "

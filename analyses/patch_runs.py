@@ -173,8 +173,10 @@ def _source(question: Question, base: Activations, kept: dict[str, Activations])
 def with_mean(question: Question, prompts: Int[Tensor, " batch"], batch: TokenizedPairs, size: int) -> Question:
     """The same question with the mean activations of all corrupted prompts, `size` of them at a time."""
     asked = replace(question, base="clean", source="corrupted")
-    sums: Activations = {}
+    sums, dtypes = Activations(), dict[str, torch.dtype]()
     for some in torch.arange(len(batch)).split(size):
         for name, values in record(asked, prompts[some], batch[some]).source.items():
-            sums[name] = sums.get(name, 0) + values.sum(0, keepdim=True) / len(batch)
-    return replace(question, mean=sums)
+            wide = torch.promote_types(values.dtype, torch.float32)  # bfloat16 would lose every small addend
+            sums[name] = sums.get(name, 0) + values.sum(0, keepdim=True, dtype=wide) / len(batch)
+            dtypes[name] = values.dtype
+    return replace(question, mean={name: total.to(dtypes[name]) for name, total in sums.items()})

@@ -141,12 +141,13 @@ class TokenizedPairs:
 
     def _without_padding(self) -> "TokenizedPairs":
         """Cut off the columns that are padding in every row of both prompts."""
-        if self.attention_mask is None:
+        if self.attention_mask is None and self.corrupted_mask is None:
             return self
-        corrupted_mask = self.attention_mask if self.corrupted_mask is None else self.corrupted_mask
-        used = (self.attention_mask + corrupted_mask).any(0).nonzero()
+        clean_mask = torch.ones_like(self.clean) if self.attention_mask is None else self.attention_mask
+        corrupted_mask = clean_mask if self.corrupted_mask is None else self.corrupted_mask
+        used = (clean_mask + corrupted_mask).any(0).nonzero()
         columns = slice(int(used[0]), int(used[-1]) + 1)
-        clean_mask, corrupted_mask = self.attention_mask[:, columns], corrupted_mask[:, columns]
+        clean_mask, corrupted_mask = clean_mask[:, columns], corrupted_mask[:, columns]
         padded = not bool(clean_mask.all() and corrupted_mask.all())
         return replace(
             self,

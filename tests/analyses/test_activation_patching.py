@@ -11,6 +11,8 @@ import transformer_lens.patching as theirs
 import sparselens as sl
 from sparselens.analyses import Patched, patch_activations, patch_heads
 from sparselens.analyses.partial_runs import peak_bytes
+from sparselens.analyses.patch_runs import asking, record, with_mean
+from sparselens.analyses.patch_sites import find_site
 from sparselens.evaluation import open_gates
 from sparselens.metrics import logit_difference
 from tests.analyses.hand_model import hand_model, hand_pairs
@@ -362,9 +364,20 @@ def test_prompts_of_different_length_within_a_pair_are_refused():
     ones = torch.ones_like(pairs.clean)
     shorter = ones.clone()
     shorter[1, 0] = 0
-    uneven = replace(pairs, attention_mask=ones, corrupted_mask=shorter)
-    with pytest.raises(ValueError, match="clean and corrupted prompt of pair 1 differ in length"):
-        patched(tiny_bridge("gpt2"), uneven)
+    for mask in (ones, None):  # none is all ones
+        uneven = replace(pairs, attention_mask=mask, corrupted_mask=shorter)
+        with pytest.raises(ValueError, match="clean and corrupted prompt of pair 1 differ in length"):
+            patched(tiny_bridge("gpt2"), uneven)
+
+
+def test_a_mean_of_many_prompts_is_added_up_in_float32():
+    model, alike = tiny_bridge("gpt2").bfloat16(), make_pairs(1)[[0] * 100]
+    with asking(model, alike, logit_difference, [find_site(model, "residual")], "clean", "mean") as question:
+        found = with_mean(question, torch.arange(100), alike, 1).mean
+        wanted = record(replace(question, source="corrupted"), torch.arange(1), alike[:1]).source
+    assert found is not None
+    for name, values in wanted.items():
+        assert found[name].dtype == torch.bfloat16 and torch.equal(found[name], values)
 
 
 def test_the_mean_needs_one_length():

@@ -1,5 +1,6 @@
 """Edge scores: by hand, against one run an edge, against TransformerLens, for every family, dense and sparse."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -361,11 +362,10 @@ def test_prompts_of_unequal_length(method: str):
     mask = torch.ones_like(pairs.clean)
     shorter = mask.clone()
     shorter[1, -1] = 0
-    unequal = TokenizedPairs(
-        pairs.clean, pairs.corrupted, pairs.answer, pairs.wrong_answer, attention_mask=mask, corrupted_mask=shorter
-    )
-    with pytest.raises(ValueError, match="pair 1 differ in length"):
-        scores_of(tiny_bridge("gpt2"), unequal, method)
+    for clean_mask in (mask, None):  # none is all ones
+        unequal = replace(pairs, attention_mask=clean_mask, corrupted_mask=shorter)
+        with pytest.raises(ValueError, match="pair 1 differ in length"):
+            scores_of(tiny_bridge("gpt2"), unequal, method)
 
 
 @pytest.mark.parametrize("method", ["eap", "exact"])
