@@ -2,21 +2,24 @@
 
 The file begins with a line of JSON that says what was asked. Then one record a batch: the digest of what the batch is,
 the length of what follows, and tensors as safetensors. A record cut short is dropped. The same call cuts its work into
-the same batches, so that going on gives the numbers of an uninterrupted run, bit by bit.
+the same batches, so that going on gives the numbers of an uninterrupted run, bit by bit. With another memory batches
+may differ: those that do are made anew.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
-import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from sparselens.metrics import Metric
+from sparselens.analyses.fingerprints import of_model, of_pairs
+from sparselens.metrics import METRICS, Metric
 from sparselens.surgery import find_settings
 from sparselens.tokenized import TokenizedPairs
 
@@ -81,13 +84,18 @@ class BatchLog:
 def batch_log(out: str | Path | None, model: Any, pairs: TokenizedPairs, metric: Metric, **settings: Any) -> BatchLog:
     """The log of one call, which these arguments and settings tell from all others. Tensors are told by their digest.
 
+    The setting `memory` tells nothing: whoever ran out of it goes on with less.
+
     Raises:
-        ValueError: the file belongs to another call, or is something else. Says what differs.
+        ValueError: the file belongs to another call, or is something else: says what differs. Or the metric has no name
+            that tells it from others.
     """
     if out is None:
         return BatchLog()
     told = {
-        name: _digest([value]).hexdigest() if isinstance(value, Tensor) else value for name, value in settings.items()
+        name: _digest([value]).hexdigest() if isinstance(value, Tensor) else value
+        for name, value in settings.items()
+        if name != "memory"
     }
     return BatchLog(Path(out), _identity(model, pairs, metric) | told)
 
@@ -111,16 +119,27 @@ def _difference(line: bytes, question: dict[str, Any]) -> str:
 
 
 def _identity(model: Any, pairs: TokenizedPairs, metric: Metric) -> dict[str, Any]:
-    masks = [mask for mask in (pairs.attention_mask, pairs.corrupted_mask) if mask is not None]
-    prompts = [pairs.clean, pairs.corrupted, pairs.answers, pairs.wrong_answers, pairs.end, *masks]
-    weights = sum(float(weight.detach().sum(dtype=torch.float64)) for weight in model.parameters())
     settings = find_settings(model)
     return {
-        "metric": getattr(metric, "__name__", type(metric).__name__),
-        "prompts": _digest(prompts).hexdigest(),
-        "weights": f"{weights:.6g}",
-        "gate bias": None if settings is None else settings.gate_bias,
+        "metric": _name(metric),
+        "prompts": of_pairs(pairs),
+        "gate bias": None if settings is None else settings.gate_bias,  # in the model's name too, but says more
+        "model": of_model(model),
     }
+
+
+def _name(metric: Metric) -> str:
+    """Names a metric so that no other function has the name."""
+    for name, known in METRICS.items():
+        if metric is known:
+            return name
+    name = getattr(metric, "__qualname__", "<none>")
+    if "<" in name or isinstance(metric, (partial, MethodType)):
+        raise ValueError(
+            f"out= goes on only with a metric that has a name of its own, not {metric!r}: define it with def at the "
+            "top of a module, or leave out= away"
+        )
+    return f"{metric.__module__}.{name}"
 
 
 def _digest(tensors: Sequence[Tensor]) -> Any:

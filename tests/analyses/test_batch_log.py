@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +46,8 @@ CALLS: dict[str, tuple[Callable[..., Any], int, int, str]] = {  # call, budget, 
 class Counting:
     """The logit difference; something happens at its n-th call."""
 
-    __name__ = "logit_difference"
-
     def __init__(self, last: int = -1, then: Callable[[], Any] = lambda: None) -> None:
+        self.__qualname__ = "Counting"
         self.calls, self.last, self.then = 0, last, then
 
     def __call__(self, logits: torch.Tensor, pairs: sl.TokenizedPairs) -> torch.Tensor:
@@ -56,9 +57,9 @@ class Counting:
         return logit_difference(logits, pairs)
 
 
-def ask(name: str, metric: Any, out: Path | None) -> Any:
+def ask(name: str, metric: Any, out: Path | None, share: float = 1) -> Any:
     call, memory, _, _ = CALLS[name]
-    return call(tiny_bridge("gpt2"), make_pairs(), metric, memory=memory, progress=False, out=out)
+    return call(tiny_bridge("gpt2"), make_pairs(), metric, memory=int(share * memory), progress=False, out=out)
 
 
 def killed(folder: str) -> None:
@@ -85,6 +86,23 @@ def test_a_killed_run_goes_on_to_the_same_numbers_bit_by_bit(tmp_path: Path):
         assert torch.equal(getattr(ask(name, again, tmp_path / name), result), getattr(wanted, result))
         assert again.calls < rest.calls, name
     assert sorted(tmp_path.iterdir()) == sorted(tmp_path / name for name in CALLS)
+
+
+def stop() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_another_memory_goes_on_to_the_same_numbers(tmp_path: Path, name: str):
+    _, _, last, result = CALLS[name]
+    with pytest.raises(KeyboardInterrupt):
+        ask(name, Counting(last, stop), tmp_path / name)
+    whole, again = Counting(), Counting()
+    wanted, found = ask(name, whole, None), ask(name, Counting(), tmp_path / name, share=1.5)
+    for part in (result, "clean", "corrupted"):
+        torch.testing.assert_close(getattr(found, part), getattr(wanted, part), equal_nan=True)
+    ask(name, again, tmp_path / name)
+    assert again.calls < whole.calls  # what was finished under the first memory is still there
 
 
 # -- the file
@@ -135,12 +153,46 @@ def test_a_file_of_another_call_is_refused(tmp_path: Path):
         call(tiny_bridge("gpt2"), make_pairs(), base="corrupted", source="clean", **options)
     with pytest.raises(ValueError, match="its prompts is"):
         call(tiny_bridge("gpt2"), make_pairs(7), **options)
-    with pytest.raises(ValueError, match="its weights is"):
+    with pytest.raises(ValueError, match="its model is"):
         call(tiny_bridge("gpt2", seed=1), make_pairs(), **options)
     with pytest.raises(ValueError, match="its gate bias is None, not 0"):
         call(sl.sparsify(tiny_bridge("gpt2"), 0.0), make_pairs(), **options)
-    with pytest.raises(ValueError, match="its memory is"):
-        call(tiny_bridge("gpt2"), make_pairs(), memory=10**6, **options)
+
+
+def shuffled(model: Any) -> Any:
+    weight = model.blocks[0].mlp.out.weight
+    weight.data = weight.data.flip(0)
+    return model
+
+
+def test_every_number_of_model_and_prompts_counts(tmp_path: Path):
+    options = {"progress": False, "out": tmp_path / "heads"}
+    patch_heads(tiny_bridge("gpt2").bfloat16(), make_pairs(), **options)
+    with pytest.raises(ValueError, match="its model is"):  # the same numbers, in another dtype
+        patch_heads(tiny_bridge("gpt2").bfloat16().float(), make_pairs(), **options)
+    opened(tmp_path / "log").once(one(0), lambda: (torch.ones(1),))
+    with pytest.raises(ValueError, match="its model is"):
+        batch_log(tmp_path / "log", shuffled(tiny_bridge("gpt2")), make_pairs(), logit_difference)
+    other = replace(make_pairs(), reference=torch.zeros(8, 3))
+    with pytest.raises(ValueError, match="its prompts is"):
+        batch_log(tmp_path / "log", tiny_bridge("gpt2"), other, logit_difference)
+
+
+def twice(logits: torch.Tensor, pairs: sl.TokenizedPairs) -> torch.Tensor:
+    return 2 * logit_difference(logits, pairs)
+
+
+def test_a_metric_needs_a_name_of_its_own(tmp_path: Path):
+    def local(logits: torch.Tensor, pairs: sl.TokenizedPairs) -> torch.Tensor:
+        return twice(logits, pairs)
+
+    for metric in (local, lambda logits, pairs: logits, partial(twice), Counting().__call__):
+        with pytest.raises(ValueError, match=r"a metric that has a name of its own, not .*: define it with def"):
+            batch_log(tmp_path / "log", tiny_bridge("gpt2"), make_pairs(), metric)
+        batch_log(None, tiny_bridge("gpt2"), make_pairs(), metric)
+    batch_log(tmp_path / "log", tiny_bridge("gpt2"), make_pairs(), twice).once(one(0), lambda: (torch.ones(1),))
+    with pytest.raises(ValueError, match=r"its metric is '[\w.]+\.twice', not 'logit_difference'"):
+        opened(tmp_path / "log")
 
 
 def test_a_file_of_something_else_is_left_alone(tmp_path: Path):
