@@ -152,7 +152,7 @@ def patch_activations(
     shape = (len(pairs), model.cfg.n_layers, *place.sizes(model, pairs.clean.shape[1]))
     values, baselines = torch.full(shape, torch.nan, dtype=dtype), torch.zeros(2, len(pairs), dtype=dtype)
     asked = _asked(only, axes[1:], shape[1:])
-    described = {"site": site, "axes": axes, "base": base, "source": source, "only": asked, "memory": memory}
+    described = {"site": site, "axes": axes, "base": base, "source": source, "only": asked}
     with (
         asking(model, pairs, metric, [place], base, source) as question,
         tqdm(total=len(pairs) * int(asked.sum()), disable=not progress, unit="patch", dynamic_ncols=True) as bar,

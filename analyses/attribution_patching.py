@@ -62,7 +62,7 @@ def attribute_edges(
     if method == "exact":
         scores = patch_edges(model, pairs, metric, memory=memory, progress=progress, out=out)
         return scores if per_prompt else replace(scores, per_prompt=None)
-    described = {"method": method, "steps": steps, "per prompt": per_prompt, "memory": memory}
+    described = {"method": method, "steps": steps, "per prompt": per_prompt}
     found = collect(
         model,
         pairs,

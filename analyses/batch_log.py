@@ -84,7 +84,7 @@ class BatchLog:
 def batch_log(out: str | Path | None, model: Any, pairs: TokenizedPairs, metric: Metric, **settings: Any) -> BatchLog:
     """The log of one call, which these arguments and settings tell from all others. Tensors are told by their digest.
 
-    The setting `memory` tells nothing: whoever ran out of it goes on with less.
+    The memory budget is not among them: whoever ran out of it goes on with less.
 
     Raises:
         ValueError: the file belongs to another call, or is something else: says what differs. Or the metric has no name
@@ -92,11 +92,7 @@ def batch_log(out: str | Path | None, model: Any, pairs: TokenizedPairs, metric:
     """
     if out is None:
         return BatchLog()
-    told = {
-        name: _digest([value]).hexdigest() if isinstance(value, Tensor) else value
-        for name, value in settings.items()
-        if name != "memory"
-    }
+    told = {n: _digest([value]).hexdigest() if isinstance(value, Tensor) else value for n, value in settings.items()}
     return BatchLog(Path(out), _identity(model, pairs, metric) | told)
 
 

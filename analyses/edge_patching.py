@@ -61,7 +61,7 @@ def patch_edges(
         scores = torch.zeros(len(pairs), *exists.shape).masked_fill_(exists & ~chosen, torch.nan)
         metrics = torch.zeros(2, len(pairs))
         total = int(chosen.sum()) * len(pairs)
-        log = batch_log(out, model, pairs, metric, method="exact", edges=chosen, memory=memory)
+        log = batch_log(out, model, pairs, metric, method="exact", edges=chosen)
         with tqdm(total=total, desc="exact", unit="edge", disable=not progress, dynamic_ncols=True) as bar:
             for question, rows in _questions(reading, pairs, metric, memory):
                 base, corrupted = _base(question)

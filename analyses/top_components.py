@@ -105,7 +105,7 @@ def keep_top(
         asking(model, pairs, metric, sites, "clean", source) as question,
         tqdm(total=values.numel(), disable=not progress, unit="run", dynamic_ncols=True) as bar,
     ):
-        log = batch_log(out, model, pairs, metric, **described, memory=memory)
+        log = batch_log(out, model, pairs, metric, **described)
         for prompts, batch, recorded, at_once in _groups(question, pairs, memory):
             baselines[:, prompts] = torch.stack([recorded.clean, recorded.corrupted]).to(baselines)
             cells = torch.cartesian_prod(torch.arange(len(prompts)), torch.arange(len(counts)))

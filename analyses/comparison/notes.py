@@ -44,11 +44,11 @@ def notes_on(
         notes.append(f"Only {n_asked} pairs: intervals are wide, and may be too narrow still.")
     for name, right in (("dense", solved.dense), ("sparse", solved.sparse)):
         found = mean_interval(right.double())
-        if found.low <= solved.chance:
-            said = f"{found.mean:.0%} [{found.low:.0%}, {found.high:.0%}] right, chance {solved.chance:.0%}"
+        if not found.low > solved.chance:  # nor where one pair leaves it unknown
+            said = f"{found.mean:.0%} of {len(right)} right, chance {solved.chance:.0%}"
             notes.append(f"The {name} model does no better than chance on this task, or not surely so: {said}.")
     for name, model in scores.items():
-        if mean_interval(model.clean - model.corrupted).low <= 0:
+        if not mean_interval(model.clean - model.corrupted).low > 0:
             notes.append(
                 f"In the {name} model clean prompts do not surely score above corrupted ones: shares of the metric and "
                 "faithfulness divide by that gap, and say little."

@@ -1,5 +1,7 @@
 """`sparselens attribute`: which edges of a model a task runs through, and how faithful the circuit of them is."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -98,7 +100,8 @@ def attribute(
 
 def _summary(circuit: "Circuit", kept: "Faithfulness") -> dict[str, Any]:
     interval = kept.interval()
-    return {"edges": len(circuit), "faithfulness": interval.mean, "interval": [interval.low, interval.high]}
+    around = [end if math.isfinite(end) else None for end in (interval.low, interval.high)]
+    return {"edges": len(circuit), "faithfulness": interval.mean, "interval": around}
 
 
 def _save(scores: "EdgeScores", path: Path) -> None:
@@ -121,12 +124,15 @@ def _print(summary: dict[str, Any], scores: "EdgeScores") -> None:
             (f"{summary['metric']}, corrupted", f"{summary['corrupted']:.3f}"),
         ],
     )
-    rows = [
-        (name, c["edges"], f"{c['faithfulness']:.3f} [{c['interval'][0]:.3f}, {c['interval'][1]:.3f}]")
-        for name, c in summary["circuits"].items()
-    ]
+    rows = [(name, c["edges"], _around(c["faithfulness"], c["interval"], 3)) for name, c in summary["circuits"].items()]
     print_table("Circuits", ("chosen by", f"edges of {summary['edges']}", "faithfulness"), rows)
     best = scores.top(min(SHOWN, scores.graph.n_edges)).edges
     intervals = sorted(((scores.interval(edge), edge) for edge in best), key=lambda found: -abs(found[0].mean))
-    shown = [(edge, f"{i.mean:.4f} [{i.low:.4f}, {i.high:.4f}]") for i, edge in intervals]
+    shown = [(edge, _around(i.mean, (i.low, i.high), 4)) for i, edge in intervals]
     print_table("Largest scores; positive: corrupting the edge lowers the metric", ("edge", "score"), shown)
+
+
+def _around(mean: float, ends: Sequence[float | None], digits: int) -> str:
+    """A number with its interval, where that is known."""
+    known = [f"{end:.{digits}f}" for end in ends if end is not None and math.isfinite(end)]
+    return f"{mean:.{digits}f}" + (f" [{', '.join(known)}]" if len(known) == len(ends) else "")
