@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when huggingface_hub is first imported
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, too: the same sums in the same order
 
 import random
 from importlib.metadata import version
