@@ -84,9 +84,9 @@ def _gate(settings: GateSettings, module: nn.Module, scores: Tensor, sinks: Tens
     if module.training:
         noise = settings.noise(getattr(module, "layer_idx", 0), scores.shape, scores.device)
     if sinks is None:
-        return gated_softmax(scores, settings.gate_bias, noise)
+        return gated_softmax(scores, settings.gate_bias, noise, settings.temperature)
     # gpt-oss: each head has one more score that takes weight and writes nothing
-    gates = attention_gates(scores, settings.gate_bias, noise)
+    gates = attention_gates(scores, settings.gate_bias, noise, temperature=settings.temperature)
     sink = sinks.reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
     softmax = torch.softmax(torch.cat([scores, sink], dim=-1).to(gates.gate.dtype), dim=-1)[..., :-1]
     return GatedPattern(softmax * gates.gate, gates.probs.sum((-2, -1)), count_open(gates.gate))

@@ -11,12 +11,13 @@ from sparselens.geco import Geco
 
 @dataclass(frozen=True)
 class PostTrainConfig:
-    """How to post-train. The defaults suit a small language model."""
+    """How to post-train. RESULTS.md, "What was tried", has the runs that decided each default."""
 
-    steps: int = 6000
+    steps: int = 3000
     target: float | None = None  # nats per token; None: the dense model's held-out loss plus `margin`
     margin: float = 0.01  # nats per token
-    learning_rate: float = 5e-4
+    learning_rate: float | Literal["auto"] = "auto"  # auto: the largest that the dense control holds, see control.py
+    control_steps: int = 50  # of the dense control, at most a tenth of `steps`; 0: none, for a rate that is known
     warmup: int = 100  # steps of linear rise
     decay: float = 0.7  # share of the steps, at the end, over which the rate falls linearly to zero
     weight_decay: float = 0.0
@@ -27,39 +28,47 @@ class PostTrainConfig:
     # Share of the dense model's own distribution in the labels, 0 to 1. None for tasks with one right answer; a half in
     # `sparselens post-train`: text has many, and a small corpus is soon learnt by heart.
     distillation: float = 0.0
+    noise_temperature: float = 0.3  # of the gates' noise; the paper's is 1, whose noise costs more loss than the gates
     multiplier: float = 1.0  # GECO's, at the start
-    multiplier_rate: float = 0.2  # per nat of violation and step
-    slack_rate: float = 0.15  # the same while the constraint holds
-    violation_limit: float = 0.01  # nats; more violation, or slack, moves the multiplier as much as this
-    smoothing: float = 0.95
-    evaluate_every: int = 250  # steps
-    patience: int = 8  # evaluations in a row that may miss the target before the run goes back to its best state
+    multiplier_range: float = 100.0  # the factor by which the multiplier can rise or fall over a whole run
+    violation_limit: float = 0.02  # nats; more violation, or slack, moves the multiplier as much as this
+    # Nats above the target that count as met at the full learning rate; falls to zero with the rate. Most of the loss
+    # comes back by itself as the rate falls, and a multiplier that rises before that opens edges again.
+    allowance: float = 0.1
+    evaluate_every: int = 50  # steps; the multiplier moves after each evaluation
     checkpoint_every: int = 500  # steps; only with an `out` folder
     seed: int = 0
     wandb: str | None = None  # name of a wandb project
 
     def __post_init__(self) -> None:
-        if not self.learning_rate >= 0 or math.isinf(self.learning_rate):
-            raise ValueError(f"learning_rate must be a finite number, 0 or more, not {self.learning_rate}")
-        for name in ("steps", "accumulation", "evaluate_every", "checkpoint_every", "patience"):
+        rate = self.learning_rate
+        if rate != "auto" and not (isinstance(rate, int | float) and 0 <= rate < math.inf):
+            raise ValueError(f'learning_rate must be "auto" or a finite number, 0 or more, not {rate!r}')
+        for name in ("steps", "accumulation", "evaluate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.target is not None and not math.isfinite(self.target):
             raise ValueError(f"target must be a finite number of nats per token, not {self.target}")
         if not math.isfinite(self.margin):
             raise ValueError(f"margin must be a finite number of nats per token, not {self.margin}")
-        if not self.layer_cost > 0 or math.isinf(self.layer_cost):
-            raise ValueError(f"layer_cost must be a finite number above 0, not {self.layer_cost}")
+        for name in ("layer_cost", "noise_temperature", "violation_limit"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a finite number above 0, not {getattr(self, name)}")
+        if not 1 <= self.multiplier_range < math.inf:
+            raise ValueError(f"multiplier_range must be a finite factor of at least 1, not {self.multiplier_range}")
+        if not 0 <= self.allowance < math.inf:
+            raise ValueError(f"allowance must be a finite number of nats, 0 or more, not {self.allowance}")
+        if self.control_steps < 0:
+            raise ValueError(f"control_steps must be 0 or more, not {self.control_steps}")
         if not 0 <= self.distillation <= 1:
             raise ValueError(f"distillation must be between 0 and 1, not {self.distillation}")
 
     def geco(self, target: float) -> Geco:
         """The multiplier that these settings ask for."""
+        evaluations = max(1, self.steps // self.evaluate_every)
         return Geco(
             target,
-            rate=self.multiplier_rate,
-            slack_rate=self.slack_rate,
-            smoothing=self.smoothing,
+            rate=math.log(self.multiplier_range) / evaluations,
             limit=self.violation_limit,
             multiplier=self.multiplier,
         )
@@ -75,8 +84,10 @@ class PostTrainConfig:
             was = ", ".join(f"{name}={saved.get(name)!r}" for name in differ)
             raise ValueError(f"{path} was written with {was}; resume with the same settings or choose another folder")
 
-    def learning_rate_at(self, step: int) -> float:
-        """Rises from zero over `warmup` steps and falls to zero over the last `decay` of them."""
-        rise = min(1.0, (step + 1) / max(1, self.warmup))
-        fall = min(1.0, (self.steps - step) / max(1.0, self.decay * self.steps))
-        return self.learning_rate * min(rise, fall)
+    def rise_at(self, step: int) -> float:
+        """The share of the learning rate that the warm-up has reached: 1 after `warmup` steps."""
+        return min(1.0, (step + 1) / max(1, self.warmup))
+
+    def fall_at(self, step: int) -> float:
+        """The share of the learning rate that the decay has left: from 1 to 0 over the last `decay` of the steps."""
+        return min(1.0, (self.steps - step) / max(1.0, self.decay * self.steps))

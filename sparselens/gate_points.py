@@ -36,7 +36,7 @@ class LayerGate:
         noise = None
         if self.attn.training:
             noise = self.settings.noise(self.layer, scores.shape, scores.device)
-        gates = attention_gates(scores, self.settings.gate_bias, noise, self._edit)
+        gates = attention_gates(scores, self.settings.gate_bias, noise, self._edit, self.settings.temperature)
         if self.settings.recorders:
             expected = gates.probs.sum((-2, -1))
             self.settings.record(self.layer, expected, count_open(gates.gate), is_visible(scores))

@@ -1,10 +1,11 @@
 """The gate of one attention call: scores in, gated pattern, expected edges and hard gates out.
 
     gate_logit = scores + gate_bias                  the scores that feed the softmax, after encodings, caps and biases
-    gate       = 1[gate_logit + noise > 0]           noise: standard logistic in training, none in evaluation
+    gate       = 1[gate_logit + t * noise > 0]       noise: standard logistic in training, none in evaluation
     pattern    = softmax(scores) * gate              not renormalised: a query with no open gate writes zero
-    expected   = sum over visible pairs of sigmoid(gate_logit)
-In training the gate's gradient is that of sigmoid(gate_logit + noise) (straight through); in evaluation it has none.
+    expected   = sum over visible pairs of sigmoid(gate_logit / t)
+In training the gate's gradient is that of sigmoid(gate_logit / t + noise) (straight through); in evaluation it has
+none. The temperature t of the noise is 1 in the paper; `post_train` lowers it (`PostTrainConfig.noise_temperature`).
 """
 
 import hashlib
@@ -96,6 +97,7 @@ class GateSettings:
     gate_bias: float  # added to the scores in the gate only; large: every gate open, the dense model
     n_layers: int = 0
     noise: Noise = uniform_noise
+    temperature: float = 1.0  # of the training noise, in units of the scores
     recorders: list[Any] = field(default_factory=list[Any])  # open `record_gates` contexts
 
     def record(
@@ -128,7 +130,11 @@ def _unedited(name: str, value: Tensor) -> Tensor:  # noqa: ARG001 - of type Edi
 
 
 def attention_gates(
-    scores: Scores, gate_bias: float, noise: Scores | None = None, edit: EditPoint = _unedited
+    scores: Scores,
+    gate_bias: float,
+    noise: Scores | None = None,
+    edit: EditPoint = _unedited,
+    temperature: float = 1.0,
 ) -> Gates:
     """The gates for masked scores, each intermediate value passed through `edit(name, value)`: the reference.
 
@@ -136,38 +142,44 @@ def attention_gates(
     """
     exact = scores if scores.dtype == torch.float64 else scores.float()
     logits = edit("hook_gate_logits", (exact + gate_bias).masked_fill(~is_visible(scores), -torch.inf))
-    probs = edit("hook_gate_probs", torch.sigmoid(logits))
+    scaled = logits / temperature
+    probs = edit("hook_gate_probs", torch.sigmoid(scaled))
     if noise is None:
         return Gates(logits, probs, edit("hook_gate", (logits > 0).to(logits.dtype)))
-    uniform = noise.to(logits)
-    soft = torch.sigmoid(logits + torch.log(uniform) - torch.log1p(-uniform))
+    uniform = noise.to(scaled)
+    soft = torch.sigmoid(scaled + torch.log(uniform) - torch.log1p(-uniform))
     hard = (soft > 0.5).to(soft.dtype)
     return Gates(logits, probs, edit("hook_gate", hard + (soft - soft.detach())))
 
 
-def gated_softmax(scores: Scores, gate_bias: float, noise: Scores | None = None) -> GatedPattern:
+def gated_softmax(
+    scores: Scores, gate_bias: float, noise: Scores | None = None, temperature: float = 1.0
+) -> GatedPattern:
     """Softmax and gate of one attention call in one differentiable step. Writes over `noise`.
 
-    Equals `softmax(scores) * attention_gates(scores, gate_bias, noise).gate` in value and gradient, with a third of the
-    passes over memory and four fresh tensors, those that the gradient needs.
+    Equals `softmax(scores) * attention_gates(scores, ...).gate` in value and gradient, with a third of the passes over
+    memory and four fresh tensors, those that the gradient needs.
     """
     exact = scores if scores.dtype == torch.float64 else scores.float()
-    return GatedPattern(*_GatedSoftmax.apply(exact, gate_bias, noise))  # pyright: ignore
+    return GatedPattern(*_GatedSoftmax.apply(exact, gate_bias, noise, temperature))  # pyright: ignore
 
 
 class _GatedSoftmax(torch.autograd.Function):
     """The gradient by formula instead of by nine saved tensors.
 
-    With G = dLoss/dPattern, p the softmax, m the hard gate, s = gate_logit + noise and o_i = sum_k p_ik m_ik G_ik:
-    dScore_ij = p_ij ((sigmoid'(s_ij) + m_ij) G_ij - o_i) + dExpected sigmoid'(gate_logit_ij)
+    With G = dLoss/dPattern, p the softmax, m the hard gate, t the temperature, z = gate_logit / t, s = z + noise and
+    o_i = sum_k p_ik m_ik G_ik:
+    dScore_ij = p_ij ((sigmoid'(s_ij) / t + m_ij) G_ij - o_i) + dExpected sigmoid'(z_ij) / t
 
     Written in place wherever it can be: on a CPU a fresh tensor of this size costs more than the arithmetic on it.
     """
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, gate_bias: float, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, scores: Tensor, gate_bias: float, noise: Tensor | None, temperature: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         softmax = torch.softmax(scores, dim=-1).nan_to_num_(nan=0.0)  # NaN: a row without any visible key
-        logits = scores + gate_bias
+        logits = torch.add(scores.new_tensor(gate_bias / temperature), scores, alpha=1 / temperature)
         if noise is None:
             is_open = (logits > 0).to(logits.dtype)
             opened = is_open.sum((-2, -1))
@@ -179,9 +191,11 @@ class _GatedSoftmax(torch.autograd.Function):
             is_open = torch.round(soft, out=spare)  # a half rounds to 0; booleans are slow to multiply with
             opened = is_open.sum((-2, -1))
             pattern = is_open.mul_(softmax)
-            through_gate = _slope(soft).mul_(softmax).add_(pattern)
+            slope = _slope(soft)
+            through_gate = torch.addcmul(pattern, slope, softmax, value=1 / temperature, out=slope)
         expected = prob.sum((-2, -1))
         ctx.save_for_backward(softmax, through_gate, pattern, _slope(prob))
+        ctx.temperature = temperature
         ctx.mark_non_differentiable(opened)
         return pattern, expected, opened
 
@@ -189,12 +203,13 @@ class _GatedSoftmax(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, d_pattern: Tensor, d_expected: Tensor, _: Tensor
-    ) -> tuple[Tensor, None, None]:
+    ) -> tuple[Tensor, None, None, None]:
         softmax, through_gate, pattern, prob_slope = ctx.saved_tensors
         d_scores = pattern * d_pattern
         out = d_scores.sum(-1, keepdim=True)
         torch.mul(through_gate, d_pattern, out=d_scores).addcmul_(softmax, out, value=-1)
-        return d_scores.addcmul_(prob_slope, d_expected[..., None, None]), None, None
+        d_scores.addcmul_(prob_slope, d_expected[..., None, None], value=1 / ctx.temperature)
+        return d_scores, None, None, None
 
 
 def _noisy(prob: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,10 @@
 """GECO: minimise the number of attention edges subject to task loss <= target.
 
     loss            = edges + multiplier * (task_loss - target)
-    ema            <- smoothing * ema + (1 - smoothing) * (task_loss - target)
-    log multiplier += rate * ema          clamped at both ends; slower in slack than in violation
-Rezende & Viola 2018, "Taming VAEs", section 4, in the form public code uses; the two rates are ours.
+    ema            <- smoothing * ema + (1 - smoothing) * (task_loss - target - allowance)
+    log multiplier += rate * clip(ema / limit, -1, 1)          clamped at both ends
+Rezende & Viola 2018, "Taming VAEs", section 4, in the form public code uses. The allowance, by which a run may miss its
+target for now, and the limit are ours.
 """
 
 import math
@@ -25,21 +26,18 @@ class Geco:
 
     Args:
         target: the task loss that may not be exceeded  # nats per token
-        rate: step of log multiplier per nat of violation and per call of `update`
-        slack_rate: the same while the constraint holds. Smaller, so that the multiplier never falls so low that a
-            later step breaks the model
-        smoothing: of the exponential moving average of the violation
-        limit: violation or slack beyond this counts as this, so that a bad stretch cannot throw the multiplier  # nats
+        rate: the largest step of log multiplier in one call of `update`
+        smoothing: of the exponential moving average of the violation; 0 for a loss measured without noise
+        limit: violation or slack of this size, or more, moves the multiplier by the largest step  # nats
         bounds: the multiplier stays within these
     """
 
     def __init__(
         self,
         target: float,
-        rate: float = 0.2,
-        slack_rate: float = 0.15,
-        smoothing: float = 0.95,
-        limit: float = 0.01,
+        rate: float = 0.1,
+        smoothing: float = 0.0,
+        limit: float = 0.02,
         bounds: tuple[float, float] = (1e-4, 1e4),
         multiplier: float = 1.0,
     ) -> None:
@@ -47,11 +45,12 @@ class Geco:
             raise ValueError(f"target must be a finite number of nats per token, not {target}")
         if not 0 <= smoothing < 1:
             raise ValueError(f"smoothing must be in [0, 1), not {smoothing}")
+        if not 0 < limit < math.inf:
+            raise ValueError(f"limit must be a finite number of nats above 0, not {limit}")
         if not 0 < bounds[0] <= multiplier <= bounds[1]:
             raise ValueError(f"want 0 < lower <= multiplier <= upper, not {bounds[0]}, {multiplier}, {bounds[1]}")
         self.target = target
         self.rate = rate
-        self.slack_rate = slack_rate
         self.smoothing = smoothing
         self.limit = limit
         self.bounds = bounds
@@ -62,22 +61,18 @@ class Geco:
         """The Lagrangian divided by (1 + multiplier): the same direction, with gradients of one size throughout."""
         return (edges + self.multiplier * (task_loss - self.target)) / (1 + self.multiplier)
 
-    def update(self, task_loss: float) -> None:
-        """One step of the multiplier after a measured task loss.
+    def update(self, task_loss: float, allowance: float = 0.0) -> None:
+        """One step of the multiplier after a measured task loss, which may exceed the target by `allowance` for now.
 
         Raises:
             ValueError: the loss is not a finite number.
         """
         if not math.isfinite(task_loss):
             raise ValueError(f"the task loss is {task_loss}; the multiplier was left at {self.multiplier:g}")
-        violation = task_loss - self.target
+        violation = task_loss - self.target - allowance
         self.ema = violation if self.ema is None else self.smoothing * self.ema + (1 - self.smoothing) * violation
-        step = max(-self.limit, min(self.limit, self.ema)) * (self.rate if self.ema > 0 else self.slack_rate)
+        step = self.rate * max(-1.0, min(1.0, self.ema / self.limit))
         self.multiplier = min(max(self.multiplier * math.exp(step), self.bounds[0]), self.bounds[1])
-
-    def restart(self, multiplier: float) -> None:
-        """Go on from another state of the model, with the average forgotten."""
-        self.multiplier, self.ema = min(max(multiplier, self.bounds[0]), self.bounds[1]), None
 
     def state_dict(self) -> GecoState:
         """What a resumed run needs besides the settings."""

@@ -1,8 +1,9 @@
 """What a post-training run came to."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from sparselens.control import Control
 from sparselens.evaluation import Evaluation
 
 
@@ -16,3 +17,4 @@ class PostTrainResult:
     feasible: bool  # did it meet the target? If not, it is the state with the lowest loss
     target: float  # nats per token
     history: list[dict[str, Any]]  # one record per evaluation
+    controls: list[Control] = field(default_factory=list[Control])  # learning rates tried with every gate open

@@ -1,12 +1,16 @@
 """Constrained post-training: minimise the expected share of open attention edges while the task loss stays at target.
 
     loss = expected share of visible pairs + multiplier * (task loss - target)          see geco.py
-Each step: one batch through the gated model with noise, one optimiser step, one multiplier step. Every few steps the
-model is evaluated with hard gates on held-out data; the sparsest state that met the target there is what is returned,
-or, where none did, the state with the lowest loss (`result.feasible` tells).
+1. The dense control finds a learning rate that leaves the model intact while every gate is open (control.py).
+2. Each step: one batch through the gated model with noise, one optimiser step.
+3. Every few steps the model is evaluated with hard gates on held-out data, and the multiplier follows the loss measured
+   there (geco.py). While the learning rate is high the target is allowed to be missed by `config.allowance`.
+4. The sparsest state that met the target is what is returned, or, where none did, the state with the lowest loss
+   (`result.feasible` tells).
 """
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -22,7 +26,8 @@ from sparselens.batches import Batches, rows_of_process, stream, to_device
 from sparselens.best import Best
 from sparselens.checkpoint import load_checkpoint, save_checkpoint
 from sparselens.config import PostTrainConfig
-from sparselens.evaluation import Evaluation, evaluate, open_gates
+from sparselens.control import Control, control, largest_that_holds
+from sparselens.evaluation import OPEN_BIAS, Evaluation, evaluate, open_gates
 from sparselens.gates import RowNoise, seed_from
 from sparselens.losses import Batch, Loss, logits_of, next_token_loss, tokens_of, weight_of
 from sparselens.processes import accelerator_for
@@ -32,7 +37,6 @@ from sparselens.statistics import record_gates
 from sparselens.surgery import gate_settings
 from sparselens.teacher import Teacher
 
-_MORE_CAREFUL = 3.0  # factor of the multiplier when a run goes back
 _CURE = "lower learning_rate or check the data"
 
 
@@ -83,6 +87,10 @@ def post_train(
             run.close()
 
 
+class _NotFiniteError(ValueError):
+    """A loss or a gradient is not finite."""
+
+
 class _Run:
     """The moving parts of one run: what a checkpoint holds."""
 
@@ -97,7 +105,7 @@ class _Run:
         accelerator: Accelerator | None,
     ) -> None:
         self.settings = gate_settings(model)
-        self.noise = self.settings.noise  # given back at the end
+        self.before = self.settings.noise, self.settings.temperature  # given back at the end
         self.config, self.loss, self.held_out = config, loss, held_out
         self.accelerator = accelerator or accelerator_for(config.mixed_precision)
         if out is not None and self.accelerator.distributed_type == DistributedType.FSDP:
@@ -106,14 +114,13 @@ class _Run:
         self.reference = dense.to(self.accelerator.device)
         self.teacher = Teacher(dense, config.distillation) if config.distillation else None
         trainable = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trainable, config.learning_rate, (0.9, 0.95), weight_decay=config.weight_decay)
+        optimizer = torch.optim.AdamW(trainable, betas=(0.9, 0.95), weight_decay=config.weight_decay)
         self.plain, self.own_forward = model, "forward" in model.__dict__
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.journal: Journal | None = None
         self.step = 0
-        self.task_ema: float | None = None
-        self.gap = 0.0  # held-out loss with hard gates minus training loss with noisy ones
-        self.missed = 0  # evaluations in a row that missed the target
+        self.learning_rate = 0.0  # at its peak
+        self.controls: list[Control] = []
         self.history: list[dict[str, Any]] = []
 
     # -- one run, start to end
@@ -140,11 +147,14 @@ class _Run:
         main = self.accelerator.is_main_process
         out = self.checkpoint.parent if self.checkpoint else None
         self.journal = Journal(self.config, self.target, self.step, out=out, live=progress) if main else None
+        self.settings.temperature = self.config.noise_temperature
         if not self.history:
+            self._choose_learning_rate(batches)
             self._check()
         batch = stream(batches, self.step * self.config.accumulation)
         while self.step < self.config.steps:
-            task, share, edges = self._train_step(batch)
+            rate = self.learning_rate * self.config.rise_at(self.step) * self.config.fall_at(self.step)
+            task, share, edges = self._train_step(batch, self.step, rate)
             self.step += 1
             if self.journal:
                 self.journal.step(self.step, task, self.geco.multiplier, share, edges)
@@ -157,7 +167,9 @@ class _Run:
 
     def _finish(self) -> PostTrainResult:
         best, step = self.best, self.best.put_into(self.plain)["step"]
-        return PostTrainResult(self.dense, best.evaluation, step, best.feasible, self.target, list(self.history))
+        return PostTrainResult(
+            self.dense, best.evaluation, step, best.feasible, self.target, list(self.history), list(self.controls)
+        )
 
     def close(self) -> None:
         """Take everything that belongs to the run off the model."""
@@ -165,19 +177,63 @@ class _Run:
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False).eval()
         if not self.own_forward:  # mixed precision put one on the model
             self.plain.__dict__.pop("forward", None)
-        self.settings.noise = self.noise
+        self.settings.noise, self.settings.temperature = self.before
         if self.journal:
             self.journal.close()
 
+    # -- the dense control
+
+    def _choose_learning_rate(self, batches: Batches) -> None:
+        asked, tenth = self.config.learning_rate, self.config.steps // 10
+        if asked == "auto":
+            steps = min(self.config.control_steps, max(10, tenth))
+            self.controls = largest_that_holds(lambda rate: self._control(rate, steps, batches))
+            asked = self.controls[-1].learning_rate
+        elif asked and (steps := min(self.config.control_steps, tenth)):
+            self.controls = [self._control(float(asked), steps, batches)]
+            if not self.controls[0].holds:
+                warnings.warn(
+                    f"the optimiser alone, with every gate open, wrecks the model: {self.controls[0]}, where the dense "
+                    f'model has {self.dense.loss:.4f}; lower learning_rate or make it "auto"',
+                    stacklevel=4,
+                )
+        self.learning_rate = float(asked)
+
+    def _control(self, rate: float, steps: int, batches: Batches) -> Control:
+        """Train with every gate open, then put the weights back."""
+        trained = [(p, p.detach().clone()) for p in self.plain.parameters() if p.requires_grad]
+        gate_bias, self.settings.gate_bias = self.settings.gate_bias, OPEN_BIAS
+        batch, step = stream(batches, 0), 0
+
+        def train(more: int) -> float:
+            nonlocal step
+            try:
+                for _ in range(more):
+                    self._train_step(batch, step, rate * min(1.0, (step + 1) / 10))
+                    step += 1
+            except _NotFiniteError:
+                return math.inf
+            return self._evaluate(self.plain).loss
+
+        try:
+            return control(rate, self.dense.loss, steps, train)
+        finally:
+            self.settings.gate_bias = gate_bias
+            with torch.no_grad():
+                for parameter, value in trained:
+                    parameter.copy_(value)
+            self.optimizer.zero_grad()
+            self.optimizer.state.clear()
+
     # -- one step
 
-    def _train_step(self, batches: Iterator[Batch]) -> tuple[float, float, float]:
+    def _train_step(self, batches: Iterator[Batch], step: int, rate: float) -> tuple[float, float, float]:
         """Returns task loss, expected share of visible pairs, expected edges per query and head: global means."""
         self.model.train()
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        torch.manual_seed(seed_from(self.config.seed, self.step, rank))  # for dropout: nothing to keep for a resume
+        torch.manual_seed(seed_from(self.config.seed, step, rank))  # for dropout: nothing to keep for a resume
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate_at(self.step)
+            group["lr"] = rate
         n = self.config.accumulation
         means = torch.zeros(3, device=self.accelerator.device)
         group = [next(batches) for _ in range(n)]
@@ -185,7 +241,7 @@ class _Run:
         rows = 0
         for i, batch in enumerate(group):
             mine, first = rows_of_process(batch, rank, world)
-            self.settings.noise = RowNoise(self.config.seed, self.step, rows + first)
+            self.settings.noise = RowNoise(self.config.seed, step, rows + first)
             # processes exchange gradients only with the last batch of a step
             with nullcontext() if i == n - 1 else self.accelerator.no_sync(self.model):
                 means += self._backward(mine, n * world * weight_of(self.loss, mine) / max(1, tokens)) / n
@@ -193,14 +249,15 @@ class _Run:
         if world > 1:
             means = cast("Tensor", self.accelerator.reduce(means, "mean"))
         task, share, edges = means.tolist()
-        self._move_multiplier(task)
-        self._move_weights()
+        if not math.isfinite(task):
+            raise _NotFiniteError(f"the training loss is {task} at step {step + 1}: {_CURE}")
+        self._move_weights(step)
         return task, share, edges
 
-    def _move_weights(self) -> None:
+    def _move_weights(self, step: int) -> None:
         norm = self.accelerator.clip_grad_norm_(self.plain.parameters(), self.config.clip_norm or math.inf)
         if self.accelerator.scaler is None and not math.isfinite(float(norm)):  # type: ignore[arg-type]
-            raise ValueError(f"the gradient is not finite at step {self.step + 1}: {_CURE}")
+            raise _NotFiniteError(f"the gradient is not finite at step {step + 1}: {_CURE}")
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -222,13 +279,6 @@ class _Run:
         share = gates.expected_share().detach()
         return torch.stack([weight * task.detach().float(), share.float(), per_query.float()])
 
-    def _move_multiplier(self, task: float) -> None:
-        """The constraint is on held-out loss with hard gates: the training loss is corrected by the last known gap."""
-        if not math.isfinite(task):
-            raise ValueError(f"the training loss is {task} at step {self.step + 1}: {_CURE}")
-        self.task_ema = task if self.task_ema is None else 0.98 * self.task_ema + 0.02 * task
-        self.geco.update(task + self.gap)
-
     # -- evaluation and the state that is kept
 
     def _evaluate(self, model: nn.Module) -> Evaluation:
@@ -239,30 +289,20 @@ class _Run:
         now = self._evaluate(self.plain)
         if not math.isfinite(now.loss):
             raise ValueError(f"the held-out loss is {now.loss} after step {self.step}: {_CURE}")
-        if self.task_ema is not None:
-            self.gap += 0.5 * (now.loss - self.task_ema - self.gap)
-        misses = now.rank(self.target).misses
-        record = {"step": self.step, **asdict(now), "multiplier": self.geco.multiplier, "feasible": not misses}
+        allowance = self.config.allowance * self.config.fall_at(self.step)
+        if self.step:
+            self.geco.update(now.loss, allowance)
+        record = {
+            "step": self.step,
+            **asdict(now),
+            "allowance": allowance,
+            "multiplier": self.geco.multiplier,
+            "feasible": not now.rank(self.target).misses,
+        }
         self.history.append(record)
-        self.best.offer(self.plain, now, step=self.step, multiplier=self.geco.multiplier, gap=self.gap)
+        self.best.offer(self.plain, now, step=self.step)
         if self.journal:
             self.journal.evaluation(record)
-        self.missed = self.missed + 1 if misses else 0
-        if self.missed > self.config.patience:
-            self._go_back()
-
-    def _go_back(self) -> None:
-        """Return to the sparsest feasible state, with a higher multiplier each time.
-
-        A gate closed for good has no gradient left that could open it again, however high the multiplier climbs.
-        """
-        if not self.best.feasible:
-            return  # there is nothing to go back to
-        state = self.best.put_into(self.plain)
-        self.optimizer.state.clear()
-        state["multiplier"] *= _MORE_CAREFUL
-        self.geco.restart(state["multiplier"])
-        self.gap, self.task_ema, self.missed = state["gap"], None, 0
 
     # -- checkpoint
 
@@ -279,12 +319,11 @@ class _Run:
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": None if scaler is None else scaler.state_dict(),
                 "geco": self.geco.state_dict(),
-                "task_ema": self.task_ema,
-                "gap": self.gap,
+                "learning_rate": self.learning_rate,
+                "controls": [asdict(control) for control in self.controls],
                 "dense": asdict(self.dense),
                 "target": self.target,
                 "best": self.best.state,
-                "missed": self.missed,
                 "history": self.history,
             },
         )
@@ -302,5 +341,6 @@ class _Run:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self._aim(Evaluation(**state["dense"]), state["target"], state["best"])
         self.geco.load_state_dict(state["geco"])
-        for name in ("step", "task_ema", "gap", "missed", "history"):
+        self.controls = [Control(**found) for found in state["controls"]]
+        for name in ("step", "learning_rate", "history"):
             setattr(self, name, state[name])

@@ -43,6 +43,7 @@ def gated(kind: str = "transformers", family: str = "gpt2", **options: Any) -> A
 def settings(**options: Any) -> sl.PostTrainConfig:
     """A run of a few steps in which everything happens."""
     few = {"steps": 12, "warmup": 1, "learning_rate": 1e-2, "evaluate_every": 4, "checkpoint_every": 4}
+    few |= {"control_steps": 0, "noise_temperature": 1.0, "allowance": 0.0}
     return sl.PostTrainConfig(**(few | options))
 
 

@@ -39,14 +39,17 @@ def hide(scores: Tensor, mask: str) -> Tensor:
     return scores.masked_fill(hidden, filler)
 
 
-def reference(scores: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    gates = attention_gates(scores, BIAS, noise)
+def reference(scores: Tensor, noise: Tensor | None, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    gates = attention_gates(scores, BIAS, noise, temperature=temperature)
     softmax = torch.softmax(scores.to(gates.gate.dtype), dim=-1)
     return softmax * gates.gate, gates.probs.sum((-2, -1)), count_open(gates.gate)
 
 
-def fused(scores: Tensor, noise: Tensor | None, bias: float = BIAS) -> tuple[Tensor, Tensor, Tensor]:
-    return gated_softmax(scores, bias, None if noise is None else noise.clone())  # it writes over its noise
+def fused(
+    scores: Tensor, noise: Tensor | None, bias: float = BIAS, temperature: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    own = None if noise is None else noise.clone()  # it writes over its noise
+    return gated_softmax(scores, bias, own, temperature)
 
 
 def gradient(function: Any, scores: Tensor, noise: Tensor | None) -> Tensor:
@@ -75,10 +78,14 @@ def test_fused_step_equals_the_reference(dtype: torch.dtype, mask: str, training
     assert not ours[~is_visible(scores)].any()
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("mask", ["none", "causal", "-inf"])
-def test_gradient_is_the_published_formula(training: bool, mask: str) -> None:
-    """dScore_ij = p_ij ((sigmoid'(s_ij) + m_ij) g_v - o) + dExpected sigmoid'(gate_logit_ij), value by value."""
+def test_gradient_is_the_published_formula(training: bool, mask: str, temperature: float) -> None:
+    """dScore_ij = p_ij ((sigmoid'(s_ij) / t + m_ij) g_v - o) + dExpected sigmoid'(z_ij) / t, value by value.
+
+    With gate_logit = scores + bias, z = gate_logit / t and s = z + noise; the paper's t is 1.
+    """
     scores, noise = draw(mask=mask)
     d_head = 4
     generator = torch.Generator().manual_seed(1)
@@ -88,10 +95,10 @@ def test_gradient_is_the_published_formula(training: bool, mask: str) -> None:
 
     visible = scores > -1e30
     p = torch.softmax(scores, -1)
-    gate_logit = torch.where(visible, scores + BIAS, -torch.inf)
+    gate_logit = torch.where(visible, (scores + BIAS) / temperature, -torch.inf)
     s = gate_logit + (torch.log(noise) - torch.log(1 - noise)) if training else gate_logit
     m = (s > 0).double()
-    slope = s.sigmoid() * (1 - s.sigmoid()) if training else torch.zeros_like(s)
+    slope = s.sigmoid() * (1 - s.sigmoid()) / temperature if training else torch.zeros_like(s)
     out = (p * m) @ values
     wanted = torch.zeros(SHAPE, dtype=torch.float64)
     for b, h, i, j in torch.cartesian_prod(*(torch.arange(n) for n in SHAPE)).tolist():
@@ -99,11 +106,11 @@ def test_gradient_is_the_published_formula(training: bool, mask: str) -> None:
         o = d_out[b, h, i] @ out[b, h, i]
         prob = gate_logit[b, h, i, j].sigmoid()
         wanted[b, h, i, j] = p[b, h, i, j] * ((slope[b, h, i, j] + m[b, h, i, j]) * g_v - o)
-        wanted[b, h, i, j] += d_expected[b, h] * prob * (1 - prob)
+        wanted[b, h, i, j] += d_expected[b, h] * prob * (1 - prob) / temperature
 
     for function in (fused, reference):
         leaf = scores.clone().requires_grad_()
-        pattern, expected, _ = function(leaf, noise if training else None)
+        pattern, expected, _ = function(leaf, noise if training else None, temperature=temperature)
         ((pattern @ values * d_out).sum() + (expected * d_expected).sum()).backward()
         torch.testing.assert_close(leaf.grad, wanted, atol=1e-6, rtol=1e-6)
 
@@ -114,6 +121,14 @@ def test_gradcheck_of_the_smooth_parts() -> None:
     # held gates: nothing crosses the threshold, so the pattern is smooth
     for bias in (50.0, BIAS):
         assert torch.autograd.gradcheck(lambda x, b=bias: gated_softmax(x, b).pattern, scores)
+
+
+def test_temperature_leaves_the_gates_of_evaluation_alone() -> None:
+    scores, noise = draw(torch.float32)
+    assert torch.equal(attention_gates(scores, BIAS).gate, attention_gates(scores, BIAS, temperature=0.1).gate)
+    for one, other in zip(fused(scores, None)[::2], fused(scores, None, temperature=0.1)[::2], strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(attention_gates(scores, BIAS, noise, temperature=1e-4).gate, attention_gates(scores, BIAS).gate)
 
 
 def test_open_and_closed() -> None:

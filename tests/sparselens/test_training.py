@@ -1,5 +1,6 @@
 """Post-training: what comes back, what stays untouched, and what is refused."""
 
+import itertools
 import math
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 import sparselens as sl
+from sparselens.control import RATES, TOLERANCE
 from sparselens.evaluation import Evaluation, evaluate, open_gates
 from sparselens.gates import RowNoise
 from sparselens.losses import next_token_loss
@@ -24,6 +26,13 @@ def weights(model: Any) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
+def trained() -> Any:
+    """A model that has learnt to count, so that a wild optimiser has something to wreck."""
+    model = gated("transformers", "llama")
+    run(model, target=0.0, multiplier=1e4, steps=150, evaluate_every=50)
+    return model
+
+
 def assert_same_weights(model: Any, expected: dict[str, Tensor], **tolerance: float) -> None:
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, expected[name], **tolerance, msg=lambda m, n=name: f"{n}: {m}")
@@ -35,7 +44,7 @@ def test_best_state_of_the_history_comes_back(kind: str, family: str):
     with open_gates(model):
         dense = evaluate(model, HELD_OUT)
     before = weights(model)
-    result = run(model, margin=0.5, multiplier_rate=2.0)
+    result = run(model, margin=0.5, multiplier_range=1e4)
 
     assert result.dense == dense
     assert result.target == pytest.approx(dense.loss + 0.5)
@@ -59,14 +68,61 @@ def test_unreachable_target_gives_the_lowest_loss(kind: str, family: str):
     assert evaluate(model, HELD_OUT) == result.sparse
 
 
-def test_run_that_keeps_missing_goes_back_to_its_best_state():
+def test_multiplier_follows_the_held_out_loss():
+    """Not the noisy training loss; while the rate is high the target may be missed by the allowance."""
+    options = {"steps": 8, "evaluate_every": 2, "decay": 1.0, "multiplier_range": math.exp(4), "violation_limit": 0.5}
+    history = run(gated(), target=3.0, allowance=0.2, **options).history
+    for before, after in itertools.pairwise(history):
+        assert after["allowance"] == pytest.approx(0.2 * (1 - after["step"] / 8))
+        violation = after["loss"] - 3.0 - after["allowance"]
+        assert after["multiplier"] / before["multiplier"] == pytest.approx(
+            math.exp(max(-1.0, min(1.0, violation / 0.5)))
+        )
+
+
+def test_dense_control_tells_a_rate_that_wrecks_the_model():
+    model = trained()
+    before = weights(model)
+    with pytest.warns(UserWarning, match=r"wrecks the model: learning rate 1: .* after 2 steps"):
+        result = run(model, learning_rate=1.0, steps=40, control_steps=50)  # a tenth of the steps is the most
+    assert [control.holds for control in result.controls] == [False]
+    assert result.step == 0  # what came after was worse than the model as it was
+    assert_same_weights(model, before, atol=0, rtol=0)
+
+
+def test_automatic_learning_rate_is_the_largest_that_holds():
+    one, other = trained(), trained()
+    chosen = run(one, learning_rate="auto", steps=40, control_steps=10)
+    *wrecked, held = chosen.controls
+    assert held.holds and not any(control.holds for control in wrecked)
+    assert [control.learning_rate for control in chosen.controls] == list(RATES[: len(chosen.controls)])
+    assert all(loss <= chosen.dense.loss + 3 * TOLERANCE for loss in held.losses.values())
+    named = run(other, learning_rate=held.learning_rate, steps=40)  # the control has left no trace
+    assert named.controls == []
+    assert [record["loss"] for record in named.history] == [record["loss"] for record in chosen.history]
+    assert_same_weights(other, weights(one), atol=0, rtol=0)
+
+
+def test_no_learning_rate_holds_on_data_of_another_kind():
+    def rises(logits: Tensor, batch: Tensor) -> Tensor:
+        return next_token_loss(logits, batch) + next(calls)
+
+    calls = itertools.count()
+    with pytest.raises(ValueError, match=r"no learning rate holds .* Tried: learning rate 0.002: "):
+        run(gated(), learning_rate="auto", loss=rises)
+
+
+def test_temperature_is_of_the_run_alone():
     model = gated()
-    result = run(model, patience=1, evaluate_every=1, target=4.46, learning_rate=1.0, steps=9)
-    missed = [not record["feasible"] for record in result.history]
-    first = next(i for i in range(len(missed)) if missed[i] and missed[i + 1])  # two in a row: more than patience
-    assert result.feasible
-    assert result.history[first + 2]["multiplier"] > 2 * result.history[first + 1]["multiplier"]
-    assert evaluate(model, HELD_OUT) == result.sparse
+    seen: set[float] = set()
+
+    def watched(logits: Tensor, batch: Tensor) -> Tensor:
+        seen.add(gate_settings(model).temperature)
+        return next_token_loss(logits, batch)
+
+    run(model, loss=watched, noise_temperature=0.25)
+    assert 0.25 in seen
+    assert gate_settings(model).temperature == 1
 
 
 def test_training_lowers_loss_and_closes_gates():
@@ -130,7 +186,7 @@ def test_distillation_follows_the_dense_model(kind: str, family: str):
     with open_gates(model), torch.no_grad():
         logits = model(tokens)
         dense = torch.log_softmax(logits if isinstance(logits, Tensor) else logits.logits, -1)
-    unreachable = {"target": -5.0, "multiplier_rate": 5.0}  # all weight goes to the loss
+    unreachable = {"target": -5.0, "multiplier": 1e3}  # all weight goes to the loss
     run(model, distillation=1.0, **unreachable)
     run(alone, distillation=0.0, **unreachable)
     assert divergence(model) < 0.5 * divergence(alone)
@@ -244,7 +300,11 @@ def test_infinite_held_out_loss_is_an_error():
         ({"target": math.nan}, "target must be a finite number of nats per token, not nan"),
         ({"target": math.inf}, "target must be a finite number"),
         ({"margin": math.nan}, "margin must be a finite number"),
-        ({"learning_rate": math.nan}, "learning_rate must be a finite number"),
+        ({"learning_rate": math.nan}, r'learning_rate must be "auto" or a finite number'),
+        ({"noise_temperature": 0.0}, "noise_temperature must be a finite number above 0"),
+        ({"multiplier_range": 0.5}, "multiplier_range must be a finite factor"),
+        ({"allowance": -1.0}, "allowance must be a finite number of nats, 0 or more"),
+        ({"control_steps": -1}, "control_steps must be 0 or more, not -1"),
         ({"steps": 0}, "steps must be at least 1, not 0"),
         ({"distillation": 1.5}, "distillation must be between 0 and 1"),
         ({"batches": []}, "no training batches"),
@@ -298,7 +358,6 @@ def test_checkpointing_that_loses_the_gradient_of_the_gates_is_refused():
 
 
 def test_learning_rate_rises_and_falls():
-    config = sl.PostTrainConfig(steps=100, warmup=10, decay=0.2, learning_rate=1.0)
-    assert [config.learning_rate_at(step) for step in (0, 4, 9, 50, 80, 90, 99)] == pytest.approx(
-        [0.1, 0.5, 1, 1, 1, 0.5, 0.05]
-    )
+    config = sl.PostTrainConfig(steps=100, warmup=10, decay=0.2)
+    shares = [config.rise_at(step) * config.fall_at(step) for step in (0, 4, 9, 50, 80, 90, 99)]
+    assert shares == pytest.approx([0.1, 0.5, 1, 1, 1, 0.5, 0.05])

@@ -1,0 +1,56 @@
+"""The dense control: what the optimiser alone does to the held-out loss while every gate is held open.
+
+1. Train for a few steps with open gates, at full learning rate, as the run itself would.
+2. Measure the held-out loss half-way and at the end; put the weights back.
+3. A rate *holds* if the loss has risen by no more than `TOLERANCE`. "auto" takes the largest rate that holds.
+A rate that does not hold wrecks a converged model whatever the gates do, so that nothing can be said about gates.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+RATES = (2e-3, 1e-3, 5e-4, 2e-4, 1e-4, 5e-5, 2e-5, 1e-5)  # what "auto" tries, in this order
+TOLERANCE = 0.03  # nats per token above the dense model
+
+
+@dataclass(frozen=True)
+class Control:
+    """One learning rate with every gate open."""
+
+    learning_rate: float
+    losses: dict[int, float]  # held-out nats per token after so many steps
+    holds: bool
+
+    def __str__(self) -> str:
+        curve = ", ".join(f"{loss:.4f} after {step} steps" for step, loss in self.losses.items())
+        return f"learning rate {self.learning_rate:g}: {curve}"
+
+
+def control(learning_rate: float, dense_loss: float, steps: int, train: Callable[[int], float]) -> Control:
+    """Train twice half of `steps` steps and judge the held-out losses, which `train(steps)` returns after training.
+
+    Stops half-way where the loss is already three tolerances too high; a loss that is not finite does not hold.
+    """
+    losses: dict[int, float] = {}
+    for until in sorted({max(1, steps // 2), steps}):
+        losses[until] = train(until - max(losses, default=0))
+        if not losses[until] <= dense_loss + 3 * TOLERANCE:
+            break
+    return Control(learning_rate, losses, holds=list(losses.values())[-1] <= dense_loss + TOLERANCE)
+
+
+def largest_that_holds(try_rate: Callable[[float], Control]) -> list[Control]:
+    """The rates that were tried, from above; the last one holds.
+
+    Raises:
+        ValueError: not even the smallest holds. Shows what was measured.
+    """
+    tried: list[Control] = []
+    for rate in RATES:
+        tried.append(try_rate(rate))
+        if tried[-1].holds:
+            return tried
+    raise ValueError(
+        "with every gate open no learning rate holds the dense model's held-out loss: check that the data is what the "
+        "model was trained for, or pass learning_rate. Tried: " + "; ".join(map(str, tried))
+    )
