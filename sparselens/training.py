@@ -7,6 +7,7 @@ or, where none did, the state with the lowest loss (`result.feasible` tells).
 """
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -18,12 +19,14 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
+from sparselens.adapters import adapters_off
 from sparselens.batches import Batches, rows_of_process, stream, to_device
 from sparselens.best import Best
 from sparselens.checkpoint import load_checkpoint, save_checkpoint
 from sparselens.config import PostTrainConfig
 from sparselens.evaluation import Evaluation, evaluate, open_gates
 from sparselens.gates import RowNoise, seed_from
+from sparselens.locks import locked
 from sparselens.losses import Batch, Loss, logits_of, next_token_loss, tokens_of, weight_of
 from sparselens.processes import accelerator_for
 from sparselens.progress import Journal
@@ -31,6 +34,7 @@ from sparselens.result import PostTrainResult
 from sparselens.statistics import record_gates
 from sparselens.surgery import gate_settings
 from sparselens.teacher import Teacher
+from sparselens.trained import trained_parameters
 
 _MORE_CAREFUL = 3.0  # factor of the multiplier when a run goes back
 _CURE = "lower learning_rate or check the data"
@@ -59,8 +63,8 @@ def post_train(
         loss: mean nats per token from logits and batch. Over the batches and processes of a step, and over held-out
             batches, one of ours is a mean over all tokens that count, whatever the padding; a caller's own is a mean
             over rows. The expected share of edges is a mean over the batches and processes of a step
-        dense: the dense model that target and distillation refer to. Default: `model` itself with its gates open; give
-            it when `model` has been post-trained before
+        dense: the dense model that target and distillation refer to. Default: `model` itself with its gates open and
+            its adapters, if it has any, off; give it when `model` has been post-trained before
         out: folder for the checkpoint and `log.jsonl`; not with FSDP
         resume: go on from the checkpoint in `out`, given the same dense model and data; the result is that of the
             uninterrupted run
@@ -70,11 +74,13 @@ def post_train(
 
     Raises:
         ValueError: the model carries no gates, a loss or gradient is not finite (the model then holds the weights from
-            before that step), `out` holds another run, or the checkpoint is damaged; `out` was given with FSDP.
+            before that step), a parameter to be trained has half precision, `out` holds another run or another process
+            is at work in it, or the checkpoint is damaged; `out` was given with FSDP.
     """
     config = config or PostTrainConfig()
     devices = range(torch.cuda.device_count())  # named, since torch warns where it has to guess among several
-    with torch.random.fork_rng(devices):
+    main = os.environ.get("RANK", "0") == "0"  # of several processes one holds the folder for all
+    with torch.random.fork_rng(devices), locked(out) if out is not None and main else nullcontext():
         run = _Run(model, config, loss, held_out, dense or model, out, accelerator)
         try:
             run.start(resume)
@@ -96,6 +102,7 @@ class _Run:
         out: str | Path | None,
         accelerator: Accelerator | None,
     ) -> None:
+        trained = trained_parameters(model)
         self.settings = gate_settings(model)
         self.noise = self.settings.noise  # given back at the end
         self.config, self.loss, self.held_out = config, loss, held_out
@@ -105,8 +112,7 @@ class _Run:
         self.checkpoint = None if out is None else Path(out) / "checkpoint.pt"
         self.reference = dense.to(self.accelerator.device)
         self.teacher = Teacher(dense, config.distillation) if config.distillation else None
-        trainable = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trainable, config.learning_rate, (0.9, 0.95), weight_decay=config.weight_decay)
+        optimizer = torch.optim.AdamW(trained, config.learning_rate, (0.9, 0.95), weight_decay=config.weight_decay)
         self.plain, self.own_forward = model, "forward" in model.__dict__
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.journal: Journal | None = None
@@ -128,7 +134,7 @@ class _Run:
         if found:
             self._restore()
             return
-        with open_gates(self.reference):
+        with open_gates(self.reference), adapters_off(self.reference):
             dense = self._evaluate(self.reference)
         self._aim(dense, dense.loss + self.config.margin if self.config.target is None else self.config.target)
 

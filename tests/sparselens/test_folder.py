@@ -162,7 +162,7 @@ def test_saved_model_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.
     target = sl.save(first, tmp_path / "model")
     expected = logits(sl.load(target))
 
-    def full_disk(*_: Any) -> None:
+    def full_disk(*_: Any, **__: Any) -> None:
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:
