@@ -8,6 +8,7 @@ has them merged into the base's weights, since TransformerLens reads weights as 
 import copy
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,7 +104,9 @@ def merged(model: nn.Module) -> PreTrainedModel:
 
 def merge(network: PreTrainedModel) -> PreTrainedModel:
     """Add what the active adapters add to the weights themselves, and take the adapters out, in place."""
+    holders = Counter(id(value) for module in network.modules() for value in module._parameters.values())
     for name, part in _parts(network).items():
+        _untie(part, holders)
         parent, _, child = name.rpartition(".")
         setattr(network.get_submodule(parent), child, _whole(part))
     for attribute in ("peft_config", "_hf_peft_config_loaded"):
@@ -112,6 +115,13 @@ def merge(network: PreTrainedModel) -> PreTrainedModel:
     if writing is not None and writing.weight is not getattr(reading, "weight", None):
         network.config.get_text_config().tie_word_embeddings = network.config.tie_word_embeddings = False
     return network
+
+
+def _untie(part: Any, holders: Counter[int]) -> None:
+    """Give the layer a weight of its own where it shares one, as embeddings do: what is added belongs to it alone."""
+    layer = None if hasattr(part, "original_module") else part.get_base_layer()
+    if layer is not None and holders[id(layer.weight)] > 1:
+        layer.weight = nn.Parameter(layer.weight.detach().clone(), layer.weight.requires_grad)
 
 
 def _whole(part: Any) -> nn.Module:

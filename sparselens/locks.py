@@ -16,11 +16,15 @@ def locked(folder: str | Path) -> Iterator[None]:
     """Inside the block no other process can lock `folder`, which is made if it is not there.
 
     The operating system holds the lock, so that a killed run leaves none behind. The same process may lock a folder
-    more than once: a command locks it for all that it does, `post_train` for the training in it.
+    more than once: a command locks it for all that it does, `post_train` for the training in it. Of processes that
+    were launched together the first one locks the folder for all.
 
     Raises:
         ValueError: another process has locked the folder. Says which.
     """
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
     path = Path(folder) / LOCK
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, is_singleton=True)

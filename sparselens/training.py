@@ -7,7 +7,6 @@ or, where none did, the state with the lowest loss (`result.feasible` tells).
 """
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -79,8 +78,7 @@ def post_train(
     """
     config = config or PostTrainConfig()
     devices = range(torch.cuda.device_count())  # named, since torch warns where it has to guess among several
-    main = os.environ.get("RANK", "0") == "0"  # of several processes one holds the folder for all
-    with torch.random.fork_rng(devices), locked(out) if out is not None and main else nullcontext():
+    with torch.random.fork_rng(devices), locked(out) if out is not None else nullcontext():
         run = _Run(model, config, loss, held_out, dense or model, out, accelerator)
         try:
             run.start(resume)

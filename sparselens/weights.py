@@ -39,9 +39,10 @@ def open_weights(path: Path, name: str, gguf_file: str | None, options: dict[str
         options = {"dtype": torch.float32} | options | {"gguf_file": gguf_file}
         kind = AutoModelForCausalLM
     try:
-        model, found = kind.from_pretrained(path, output_loading_info=True, **options)
+        loaded: Any = kind.from_pretrained(path, output_loading_info=True, **options)
     except RuntimeError as error:  # transformers' word for tensors of other shapes
         raise ValueError(f"the weights of {name} do not fit its config.json: {error}") from error
+    model, found = loaded
     _check_names(name, found)
     if gguf_file is not None:
         _forget_quantisation(model)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparselens.cli.options import Json
+from sparselens.cli.options import Json, alone_in_out
 from sparselens.cli.table import finish, print_table
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ SHOWN = 15  # edges in the table
 GIB = 2**30
 
 
+@alone_in_out
 def attribute(
-    context: typer.Context,
     model: Annotated[str, typer.Option(help="A folder, a shipped name (stories260k-sparse) or a hub id.")],
     task: Annotated[str, typer.Option(help="As `sparselens tasks` lists it.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the circuit and the scores.")],
@@ -53,11 +53,9 @@ def attribute(
     from sparselens.analyses import attribute_edges, faithful_circuit, faithfulness, random_circuit
     from sparselens.capability import evaluate
     from sparselens.folder import load
-    from sparselens.locks import locked
     from sparselens.metrics import find_metric
     from sparselens.tasks import find_task
 
-    context.with_resource(locked(out))
     unfinished = out / "attribute.unfinished"
     if unfinished.exists() and not resume:
         raise ValueError(f"{out} holds an interrupted run: pass --resume to go on, or choose another --out")

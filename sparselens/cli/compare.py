@@ -7,15 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from sparselens.cli.options import Json
+from sparselens.cli.options import Json, alone_in_out
 from sparselens.cli.table import finish, print_table
 
 GIB = 2**30
 SEQ_LEN, BATCH, ROWS = 64, 32, 512  # of the text that the loss is measured on
 
 
+@alone_in_out
 def compare(
-    context: typer.Context,
     dense: Annotated[str, typer.Option(help="A folder, a shipped name (stories260k) or a hub id.")],
     sparse: Annotated[str, typer.Option(help="The sparse model made of it.")],
     task: Annotated[str, typer.Option(help="As `sparselens tasks` lists it.")],
@@ -55,12 +55,10 @@ def compare(
     from sparselens.analyses import compare as ask
     from sparselens.analyses.comparison.figures import refuse_unknown_form
     from sparselens.folder import load
-    from sparselens.locks import locked
     from sparselens.tasks import find_task
 
     refuse_unknown_form(form)
     asked = find_task(task)
-    context.with_resource(locked(out))
     opened = {"dense": load(dense), "sparse": load(sparse)}
     try:
         found = ask(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparselens.cli.options import Json
+from sparselens.cli.options import Json, alone_in_out
 from sparselens.cli.table import finish, print_table
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ COLUMNS = {
 }
 
 
+@alone_in_out
 def post_train(
-    context: typer.Context,
     model: Annotated[str, typer.Option(help="A folder, a shipped name (stories260k) or a hub id.")],
     data: Annotated[str, typer.Option(help="Text, JSON-lines, dataset folder or hub dataset id.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the model, the log and the checkpoint.")],
@@ -69,7 +69,6 @@ def post_train(
 
     from sparselens.evaluation import evaluate, open_gates
     from sparselens.folder import load_transformers, save
-    from sparselens.locks import locked
     from sparselens.processes import accelerator_for
     from sparselens.surgery import sparsify
     from sparselens.text import read_documents, rows, split_documents
@@ -91,8 +90,6 @@ def post_train(
     )
     _refuse_contradiction(lora, train, merge)
     accelerator = accelerator_for(mixed_precision)
-    if accelerator.is_main_process:
-        context.with_resource(locked(out))
     split = split_documents(read_documents(data, column), held_out, seed)
     if (out / "checkpoint.pt").exists() and not resume:
         raise ValueError(f"{out} holds the checkpoint of a run: pass --resume to go on, or choose another folder")
