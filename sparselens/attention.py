@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-from sparselens.gates import GatedPattern, GateSettings, Mask, attention_gates, count_open, gated_softmax
+from sparselens.gates import (
+    GatedPattern,
+    GateSettings,
+    Mask,
+    attention_gates,
+    count_open,
+    finite_bias,
+    gated_softmax,
+)
+from sparselens.modes import evaluating
 
 IMPLEMENTATION = "sparselens"
 _SETTINGS = "_sparselens_gate"  # attribute of a transformers attention module
@@ -98,7 +107,7 @@ def _settings_of(module: nn.Module) -> GateSettings:
         gate_bias = getattr(module.config, "gate_bias", None)
         if gate_bias is None:
             raise ValueError("config.gate_bias is missing: call sparselens.sparsify(model, gate_bias=...)")
-        settings = GateSettings(float(gate_bias))
+        settings = GateSettings(finite_bias(gate_bias))
         setattr(module, _SETTINGS, settings)
     return settings
 
@@ -134,13 +143,11 @@ def _adopt(model: PreTrainedModel, settings: GateSettings) -> None:
     seen: set[int] = set()
     noted = _CallNote(seen)
     settings.recorders.append(noted)
-    was_training = model.training
     try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, 2, dtype=torch.long, device=model.device))
+        with torch.no_grad(), evaluating(model):
+            model(torch.zeros(1, 2, dtype=torch.long, device=model.device))
     finally:
         settings.recorders.remove(noted)
-        model.train(was_training)
     missing = sorted(set(range(settings.n_layers)) - seen)
     if missing:
         raise ValueError(
@@ -171,7 +178,7 @@ def ungate_transformers(model: PreTrainedModel, implementation: str | None = Non
 
 
 def transformers_settings(model: nn.Module) -> GateSettings | None:
-    """The settings that the attention layers of a gated transformers model share; None when it is not gated."""
+    """The settings that the attention layers of a gated transformers model share; None if it was not sparsified."""
     for module in model.modules():
         settings = module.__dict__.get(_SETTINGS)
         if settings is not None and settings.n_layers:
@@ -179,6 +186,16 @@ def transformers_settings(model: nn.Module) -> GateSettings | None:
     return None
 
 
-def asks_for_gates(model: nn.Module) -> bool:
-    """Was the model loaded with `attn_implementation="sparselens"` but never passed through sparsify?"""
-    return getattr(getattr(model, "config", None), "_attn_implementation", None) == IMPLEMENTATION
+def settings_asked_for(model: nn.Module) -> GateSettings | None:
+    """The settings with which a model runs that was loaded with `attn_implementation="sparselens"`; else None.
+
+    Raises:
+        ValueError: its config has no `gate_bias`, or none that can be used.
+    """
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "_attn_implementation", None) != IMPLEMENTATION:
+        return None
+    gate_bias = getattr(config, "gate_bias", None)
+    if gate_bias is None:
+        raise ValueError('loaded with attn_implementation="sparselens", but config.gate_bias is missing: set it first')
+    return GateSettings(finite_bias(gate_bias))

@@ -7,7 +7,9 @@ _USE = """```python
 import sparselens as sl
 model = sl.load("path or hub id")  # a TransformerLens model{gates}
 ```
-or with transformers alone{register}: `{architecture}.from_pretrained(...)`."""
+{otherwise}."""
+_WHOLE = "or with transformers alone{register}: `{architecture}.from_pretrained(...)`"
+_ADAPTER = "or with peft alone{register}: `PeftModel.from_pretrained(base, ...)`"
 _GATES = (
     "Every attention edge of this model passes a hard gate: `softmax(scores) * 1[scores + {gate_bias:g} > 0]`. "
     "Run without these gates it is another, worse model."
@@ -20,31 +22,41 @@ _NUMBERS = (
 )
 
 
-def model_card(record: dict[str, Any], architecture: str) -> str:
-    """Markdown with the hub's metadata block."""
+def model_card(record: dict[str, Any], architecture: str, adapter: bool = False) -> str:
+    """Markdown with the hub's metadata block.
+
+    Args:
+        adapter: the folder holds adapters of the base model, not a model of its own
+    """
     base, gate_bias = record["base_model"], record["gate_bias"]
     sparse = gate_bias is not None
     parts = [
-        _metadata(base, sparse),
-        f"# Sparse-attention {architecture}" if sparse else f"# {architecture}",
+        _metadata(base, sparse, adapter),
+        ("# Sparse-attention " if sparse else "# ") + architecture + (" (adapters)" if adapter else ""),
         _GATES.format(gate_bias=gate_bias) if sparse else "",
         f"Base model: `{base}`." if base else "",
         _table(record),
         _target(record),
-        _USE.format(
-            architecture=architecture,
-            gates=" with its gates" if sparse else "",
-            register=", after `sl.register_attention()`" if sparse else "",
-        ),
-        f"Made by: `{record['command']}`",
+        _USE.format(gates=" with its gates" if sparse else "", otherwise=_otherwise(architecture, gate_bias, adapter)),
+        f"Made by: `{record['command']}`" if record["command"] else "",
         f"Method: {_METHOD}." if sparse else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _metadata(base: str | None, sparse: bool) -> str:
+def _otherwise(architecture: str, gate_bias: float | None, adapter: bool) -> str:
+    """How to open it without `sl.load`."""
+    if adapter:
+        register = "" if gate_bias is None else f", after `sl.sparsify(base, gate_bias={gate_bias:g})`"
+        return _ADAPTER.format(register=register)
+    return _WHOLE.format(
+        register="" if gate_bias is None else ", after `sl.register_attention()`", architecture=architecture
+    )
+
+
+def _metadata(base: str | None, sparse: bool, adapter: bool) -> str:
     tags = "[sparselens, sparse-attention, interpretability]" if sparse else "[sparselens, interpretability]"
-    lines = ["---", "library_name: transformers", f"tags: {tags}"]
+    lines = ["---", f"library_name: {'peft' if adapter else 'transformers'}", f"tags: {tags}"]
     if base and base.count("/") == 1 and not base.startswith((".", "/")):  # the hub takes ids here, not paths
         lines.append(f"base_model: {base}")
     return "\n".join([*lines, "---"])

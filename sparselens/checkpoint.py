@@ -9,9 +9,16 @@ from sparselens.files import whole_file
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """`state` holds tensors, numbers, strings and plain containers of these."""
-    with whole_file(path) as file:
-        torch.save(state, file)
+    """`state` holds tensors, numbers, strings and plain containers of these.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk; the old checkpoint is still there. Names the path.
+    """
+    try:
+        with whole_file(path) as file:
+            torch.save(state, file)
+    except RuntimeError as error:  # torch's own for a full disk
+        raise OSError(f"{path} could not be written: {error}") from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

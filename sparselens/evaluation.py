@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sparselens.batches import to_device
 from sparselens.losses import Batch, Loss, logits_of, next_token_loss, tokens_of, weight_of
+from sparselens.modes import evaluating
 from sparselens.statistics import record_gates
 from sparselens.surgery import densify, gate_settings, is_sparse, sparsify
 
@@ -113,14 +114,3 @@ def open_gates(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         settings.gate_bias = gate_bias
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside the block the model is in evaluation mode."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

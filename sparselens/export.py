@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sparselens.adapters import has_adapters, merged, without_peft
 from sparselens.character_model import attend_both_ways
 from sparselens.hooked import is_hooked
 from sparselens.surgery import densify, is_sparse
@@ -22,17 +23,22 @@ _WRAPPING = "_original_component."
 def to_transformers(model: nn.Module) -> PreTrainedModel:
     """The transformers model with the weights of `model`; a transformers model is returned as it is.
 
+    Of a model with adapters it is a copy with the adapters merged into the weights.
+
     Raises:
         ValueError: TransformerLens has no way back for this model (a HookedTransformer, or processed weights).
     """
-    if isinstance(model, PreTrainedModel):
-        return model
+    plain = without_peft(model)
+    if isinstance(plain, PreTrainedModel):
+        return merged(model) if has_adapters(model) else plain
     wrapped: Any = getattr(model, "original_model", None)
     if not is_hooked(model) or not isinstance(wrapped, PreTrainedModel):
         raise ValueError(
             f"a {type(model).__name__} cannot be written as a transformers model: train the TransformerBridge or the "
             "transformers model, or save its state_dict with safetensors"
         )
+    if has_adapters(wrapped):
+        raise ValueError("the model inside this bridge has adapters: merge them before it is bridged")
     fresh = _empty_like(wrapped)
     fresh.load_state_dict(_unwrapped(wrapped, set(fresh.state_dict())))
     fresh.tie_weights()

@@ -13,6 +13,9 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Write under a temporary name, flush to disk, then rename: a reader sees the old file or the new one.
 
     A failure inside the block leaves the old file, and nothing else.
+
+    Raises:
+        OSError: the file cannot be written, as on a full disk. Names the path.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.unfinished")  # one name: what a killed run left is overwritten
@@ -22,6 +25,10 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # of the subclass that belongs to the number
     finally:
         temporary.unlink(missing_ok=True)
 

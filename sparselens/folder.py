@@ -1,40 +1,35 @@
 """Saves a model as an ordinary transformers folder with its gates written down, and opens such folders.
 
 - `config.json`, `model.safetensors`, tokenizer files: what transformers writes
+- or, of a model with adapters, `adapter_config.json` and `adapter_model.safetensors`: what peft writes
 - `sparselens.json`: base model, gate bias, target, losses, share of open edges, command
 - `README.md`: the model card
 """
 
 import json
-import shlex
-import sys
 import tempfile
-from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import transformers
+from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
+from sparselens import adapters
 from sparselens.attention import IMPLEMENTATION
 from sparselens.card import model_card
 from sparselens.character_model import attend_both_ways
 from sparselens.evaluation import Evaluation
 from sparselens.export import to_transformers
 from sparselens.files import write_json
+from sparselens.gates import finite_bias
+from sparselens.places import WEIGHTS_AND_WORDS, WORDS, find, is_local, split_gguf
+from sparselens.provenance import origin, record_of
 from sparselens.result import PostTrainResult
-from sparselens.surgery import find_settings, sparsify
+from sparselens.surgery import sparsify
+from sparselens.weights import gguf_reader, open_weights
 
-MODELS = Path(__file__).parent / "models"  # the models that ship with the package
 RECORD = "sparselens.json"
-_NEEDED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.md"]  # never a pickle
-
-
-def shipped_models() -> list[str]:
-    """Names that `load` knows without a folder or the network."""
-    return sorted(path.parent.name for path in MODELS.glob("*/config.json"))
 
 
 def save(
@@ -46,6 +41,7 @@ def save(
     result: PostTrainResult | None = None,
     test: tuple[Evaluation, Evaluation] | None = None,
     command: str | None = None,
+    merge: bool = False,
 ) -> Path:
     """Write a TransformerBridge or transformers model, dense or sparse, to `folder`: all of it or nothing.
 
@@ -54,25 +50,39 @@ def save(
     before `sparselens.register_attention()` rather than running it without its gates. A model saved in `folder`
     before is replaced.
 
+    Of a model with adapters (LoRA) only these are written, as peft writes them, with the name of their base, which
+    `load` opens first. The weights that it opens are the base's with the adapters' merged in.
+
     Args:
         tokenizer: default: the model's own, where it has one
-        base_model: where the dense model came from, for the record
+        base_model: where the dense model came from, for the record: a hub id, or a folder, of which the record says the
+            name only. Of adapters: the model that they belong to; default: where it was loaded from
         result: of `post_train`, for the record
         test: the dense and the sparse model on text that neither training nor selection saw; default: the held-out
             text of `result`
-        command: the command line that made the model; default: the running program's
+        command: the command line that made the model; default: the running one, if it is sparselens
+        merge: write a model with adapters as an ordinary folder, with the adapters merged into the weights
 
     Raises:
-        ValueError: `folder` holds something else, or the model cannot be expressed as a transformers model.
+        ValueError: `folder` holds something else, the model cannot be expressed as a transformers model, or nothing
+            says what the adapters' base is.
+        OSError: the disk is full, or the folder may not be written. What was there before still is.
     """
     folder = Path(folder)
     if folder.exists() and not (folder / RECORD).exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} exists and is not a saved model: choose another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        whole = Path(temporary) / "model.new"
-        _write(model, whole, tokenizer, _record(model, base_model, result, test, command))
-        _replace(folder, whole, Path(temporary) / "previous")
+    base = base_model or origin(model)
+    record = record_of(model, base, result, test, command)
+    write = _write_adapter if adapters.has_adapters(model) and not merge else _write_whole
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+            whole = Path(temporary) / "model.new"
+            write(model, whole, record, base)
+            _write_rest(model, whole, record, tokenizer)
+            _replace(folder, whole, Path(temporary) / "previous")
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+        raise OSError(f"{folder} could not be written: {error}") from error
     return folder
 
 
@@ -88,39 +98,30 @@ def _replace(folder: Path, new: Path, previous: Path) -> None:
         raise
 
 
-def _record(
-    model: nn.Module,
-    base_model: str | None,
-    result: PostTrainResult | None,
-    test: tuple[Evaluation, Evaluation] | None,
-    command: str | None,
-) -> dict[str, Any]:
-    """What `sparselens.json` and the model card say; None for what is not known."""
-    settings = find_settings(model)
-    dense, sparse = test or ((result.dense, result.sparse) if result else (None, None))
-    return {
-        "base_model": base_model,
-        "gate_bias": None if settings is None else settings.gate_bias,
-        "target": None if result is None else result.target,
-        "feasible": None if result is None else result.feasible,
-        "step": None if result is None else result.step,
-        "dense": None if dense is None else asdict(dense),
-        "sparse": None if sparse is None else asdict(sparse),
-        "command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "versions": {name: version(name) for name in ("sparselens", "torch", "transformers")},
-    }
-
-
-def _write(model: nn.Module, folder: Path, tokenizer: Any, record: dict[str, Any]) -> None:
+def _write_whole(model: nn.Module, folder: Path, record: dict[str, Any], _: str | None) -> None:
     plain = to_transformers(model)
-    record["base_model"] = record["base_model"] or plain.config._name_or_path or None
     plain.save_pretrained(folder)
     _mark_config(folder / "config.json", record["gate_bias"], plain)
+
+
+def _write_adapter(model: nn.Module, folder: Path, _: dict[str, Any], base: str | None) -> None:
+    if base is None:
+        raise ValueError(
+            "nothing says which model these adapters belong to: pass base_model=FOLDER_OR_ID, or merge=True to write "
+            "the whole model"
+        )
+    adapters.write_adapter(model, folder, str(Path(base).resolve()) if Path(base).exists() else base)
+
+
+def _write_rest(model: nn.Module, folder: Path, record: dict[str, Any], tokenizer: Any) -> None:
     tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     write_json(folder / RECORD, record)
-    (folder / "README.md").write_text(model_card(record, type(plain).__name__), encoding="utf-8")
+    network: Any = adapters.without_peft(model)
+    architecture = type(getattr(network, "original_model", network)).__name__
+    card = model_card(record, architecture, adapter=(folder / adapters.CONFIG).exists())
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _mark_config(path: Path, gate_bias: float | None, model: PreTrainedModel) -> None:
@@ -134,39 +135,76 @@ def _mark_config(path: Path, gate_bias: float | None, model: PreTrainedModel) ->
     write_json(path, config)
 
 
-def load(name: str | Path, sparse: bool = True, **options: Any) -> Any:
+def load(
+    name: str | Path,
+    sparse: bool = True,
+    *,
+    base: str | Path | None = None,
+    gguf_file: str | None = None,
+    **options: Any,
+) -> Any:
     """Open a model as a TransformerBridge in evaluation mode, with its gates if it was saved with gates.
 
     Args:
         name: a folder, the name of a shipped model (see `shipped_models`), or the id of a hub repository, which is
             then downloaded
         sparse: False leaves the gates out: the sparse model's weights with dense attention
+        base: of a folder with adapters: the model they belong to, if it is not where the folder says
+        gguf_file: a GGUF file in the folder or repository, to read instead (needs the gguf package). A `name` that
+            ends in .gguf means the same
         options: passed on to transformers' `from_pretrained`, e.g. `dtype` or `device_map`
 
     Raises:
-        ValueError: no such model, or its architecture cannot be opened by TransformerLens.
+        ValueError: no such model, it is not whole (a weight is missing, a file cut short), it would need a pickle or
+            code from its repository, or its architecture cannot be opened by TransformerLens.
     """
-    model, tokenizer, gate_bias = load_transformers(name, **options)
+    model, tokenizer, gate_bias = load_transformers(name, base=base, gguf_file=gguf_file, **options)
     bridge = to_bridge(model, tokenizer)
     return sparsify(bridge, gate_bias) if sparse and gate_bias is not None else bridge
 
 
-def load_transformers(name: str | Path, **options: Any) -> tuple[PreTrainedModel, Any, float | None]:
-    """The plain transformers model with eager attention and no gates, its tokenizer or None, its gate bias or None."""
-    path = _find(name)
-    config = AutoConfig.from_pretrained(path)
-    gate_bias = getattr(config, "gate_bias", None)
+def load_transformers(
+    name: str | Path, *, base: str | Path | None = None, gguf_file: str | None = None, **options: Any
+) -> tuple[PreTrainedModel, Any, float | None]:
+    """The plain transformers model with eager attention and no gates, its tokenizer or None, its gate bias or None.
+
+    Arguments and errors are those of `load`.
+    """
+    place, file = split_gguf(name, gguf_file)
+    path = find(place, WEIGHTS_AND_WORDS if file is None else (file,))
+    if (path / adapters.CONFIG).exists():
+        return _load_adapter(path, str(name), base, options)
+    if base is not None:
+        raise ValueError(f"{name} holds no adapters (no {adapters.CONFIG}), so there is no base={str(base)!r} to it")
+    if file is None and not (path / "config.json").exists():
+        raise ValueError(f"{path} is not a model folder: it holds no config.json")
+    model = open_weights(path, str(name), file, options)
+    gate_bias = getattr(model.config, "gate_bias", None)
     for attribute in ("gate_bias", "sparselens_dense_implementation"):
-        config.__dict__.pop(attribute, None)
-    architecture = (config.architectures or ["none"])[0]
-    kind = getattr(transformers, architecture, None)
-    if kind is None:
-        raise ValueError(f"{name}: transformers {transformers.__version__} has no architecture {architecture!r}")
-    options = {"attn_implementation": "eager", "use_safetensors": True} | options
-    model = kind.from_pretrained(path, config=config, **options)
-    model.config._name_or_path = str(name)  # not the path of somebody's cache
+        model.config.__dict__.pop(attribute, None)
+    model.config._name_or_path = place if file is None else f"{place}/{file}"  # not the path of somebody's cache
     attend_both_ways(model)
-    return model.eval(), _tokenizer(path), gate_bias
+    return model.eval(), _tokenizer(path, file), None if gate_bias is None else finite_bias(gate_bias)
+
+
+def _load_adapter(
+    path: Path, name: str, base: str | Path | None, options: dict[str, Any]
+) -> tuple[PreTrainedModel, Any, float | None]:
+    """The base with the adapters merged in; the tokenizer is the base's where the adapters bring none."""
+    under = str(base or adapters.base_of(path))
+    if Path(under).resolve() == path.resolve():
+        raise ValueError(f"{path / adapters.CONFIG} names its own folder as the base of its adapters: pass base=...")
+    try:
+        model, tokenizer, _ = load_transformers(under, **options)
+    except ValueError as error:
+        raise ValueError(
+            f"{name} holds adapters of {under!r}, which cannot be opened: {error}. If you have that model elsewhere, "
+            "pass base=FOLDER_OR_ID; a hub id needs the network once"
+        ) from error
+    adapters.put_adapter(model, path)
+    model.config._name_or_path = name
+    gate_bias = json.loads((path / RECORD).read_text())["gate_bias"] if (path / RECORD).exists() else None
+    return model, _tokenizer(path) or tokenizer, None if gate_bias is None else finite_bias(gate_bias)
 
 
 def load_tokenizer(name: str | Path) -> Any:
@@ -175,10 +213,11 @@ def load_tokenizer(name: str | Path) -> Any:
     Raises:
         ValueError: there is none.
     """
-    path = Path(name) if Path(name).exists() else MODELS / str(name)
-    if not path.exists():
-        path = _download(str(name), [pattern for pattern in _NEEDED if "safetensors" not in pattern])
-    tokenizer = _tokenizer(path)
+    place, file = split_gguf(name, None)
+    path = find(place, WORDS if file is None else (file,))
+    tokenizer = _tokenizer(path, file)
+    if tokenizer is None and (path / adapters.CONFIG).exists():
+        return load_tokenizer(adapters.base_of(path))
     if tokenizer is None:
         raise ValueError(f"{name} holds no tokenizer")
     return tokenizer
@@ -194,36 +233,12 @@ def to_bridge(model: PreTrainedModel, tokenizer: Any = None) -> Any:
     return bridge.eval()
 
 
-def _find(name: str | Path) -> Path:
-    path = Path(name)
-    if (path / "config.json").exists():
-        return path
-    if path.exists():
-        raise ValueError(f"{path} is not a model folder: it holds no config.json")
-    if (MODELS / str(name) / "config.json").exists():
-        return MODELS / str(name)
-    if str(name).count("/") > 1 or str(name).startswith((".", "/", "~")):
-        raise ValueError(f"no such folder: {name}")
-    return _download(str(name))
-
-
-def _download(repository: str, patterns: list[str] = _NEEDED) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(repository, allow_patterns=patterns))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(
-            f"{repository!r} is no folder, no shipped model ({', '.join(shipped_models())}), and the hub gave no such "
-            f"repository: {error}"
-        ) from error
-
-
-def _tokenizer(path: Path) -> Any:
-    if not any((path / file).exists() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        return None
-    return AutoTokenizer.from_pretrained(path)
+def _tokenizer(path: Path, gguf_file: str | None = None) -> Any:
+    if any((path / file).exists() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    if gguf_file is not None and "tokenizer.ggml.tokens" in gguf_reader(path / gguf_file).fields:
+        return AutoTokenizer.from_pretrained(path, gguf_file=gguf_file, trust_remote_code=False)
+    return None
 
 
 def push_to_hub(
@@ -232,12 +247,19 @@ def push_to_hub(
     """Save the model, with the keyword arguments of `save`, and upload the folder. Returns its address.
 
     The only function that sends anything anywhere; it needs a token of the hub that may write to `repo_id`.
+
+    Raises:
+        ValueError: the model is adapters of a folder on this machine, which nobody else could open.
     """
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as temporary:
         folder = save(model, Path(temporary) / "model", **record)
+        if (folder / adapters.CONFIG).exists() and is_local(base := adapters.base_of(folder)):
+            raise ValueError(
+                f"the base of these adapters is {base}, a folder of this machine: pass base_model=HUB_ID, or merge=True"
+            )
         api.create_repo(repo_id, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Sparse-attention model")
     return f"https://huggingface.co/{repo_id}"

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparselens.modes import evaluating
+
 _LENGTH = 4  # tokens
 
 
@@ -93,17 +95,14 @@ def _untouched(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and silent hook points inside; everything as it was afterwards."""
     from transformer_lens.hook_points import HookPoint
 
-    modes = {module: module.training for module in model.modules()}
     hooks: dict[Any, Any] = {}
-    for module in modes:
+    for module in model.modules():
         if isinstance(module, HookPoint):
             hooks[module] = module._forward_hooks
             module._forward_hooks = OrderedDict[int, Any]()
-    model.eval()
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
-        for module, training in modes.items():
-            module.training = training
         for module, own in hooks.items():
             module._forward_hooks = own

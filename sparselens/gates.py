@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,6 +89,17 @@ def _uniform_on_cpu(seed: int, first_row: int, shape: torch.Size) -> Tensor:
     bits = np.random.PCG64(seed).advance(first_row * draws).random_raw(shape[0] * draws).view(np.int16)
     uniform = torch.from_numpy(bits).float().add_(2.0**15 + 0.5).mul_(2.0**-16)
     return uniform.view(shape[0], -1)[:, :numbers].reshape(shape)
+
+
+def finite_bias(value: Any) -> float:
+    """The gate bias as a float.
+
+    Raises:
+        ValueError: it is no finite number. A config.json may hold anything here, and NaN would close every gate.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"gate_bias must be a finite number, not {value!r} (3e4 opens every gate)")
+    return float(value)
 
 
 @dataclass

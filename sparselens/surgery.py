@@ -6,7 +6,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sparselens import attention, hooked
-from sparselens.gates import GateSettings
+from sparselens.adapters import without_peft
+from sparselens.gates import GateSettings, finite_bias
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -19,7 +20,8 @@ def sparsify(model: Model, gate_bias: float | None = None) -> Model:
     No parameter is added. With a large `gate_bias` all gates are open and the model computes what it computed before;
     post-training (`post_train`) then closes them. On a model that already carries gates only the bias is changed.
     A TransformerLens model (TransformerBridge, HookedTransformer) gets the hook points `hook_gate_logits`,
-    `hook_gate_probs` and `hook_gate` in every attention; a transformers model gets `attn_implementation="sparselens"`.
+    `hook_gate_probs` and `hook_gate` in every attention; a transformers model gets `attn_implementation="sparselens"`,
+    also inside a PeftModel.
 
     Args:
         gate_bias: added to the attention scores in the gate only. Default: the model's own (`config.gate_bias`, as
@@ -28,16 +30,17 @@ def sparsify(model: Model, gate_bias: float | None = None) -> Model:
     Raises:
         ValueError: a layer cannot be gated. The message says which and why, and the model is left as it was.
     """
-    settings = find_settings(model)
+    settings = _installed(model)
     if settings is not None:
-        settings.gate_bias = settings.gate_bias if gate_bias is None else float(gate_bias)
+        settings.gate_bias = settings.gate_bias if gate_bias is None else finite_bias(gate_bias)
         _tell_config(model, settings.gate_bias)
         return model
+    network = without_peft(model)
     if gate_bias is None:
-        gate_bias = getattr(getattr(model, "config", None), "gate_bias", None)
-    settings = GateSettings(DEFAULT_GATE_BIAS if gate_bias is None else float(gate_bias))
-    if isinstance(model, PreTrainedModel):
-        attention.gate_transformers(model, settings)
+        gate_bias = getattr(getattr(network, "config", None), "gate_bias", None)
+    settings = GateSettings(finite_bias(DEFAULT_GATE_BIAS if gate_bias is None else gate_bias))
+    if isinstance(network, PreTrainedModel):
+        attention.gate_transformers(network, settings)
     elif hooked.is_hooked(model):
         hooked.gate_hooked(model, settings)
     else:
@@ -54,25 +57,29 @@ def densify(model: Model) -> Model:
         ValueError: the model carries no gates.
     """
     gate_settings(model)
-    if isinstance(model, PreTrainedModel):
-        attention.ungate_transformers(model)
+    network = without_peft(model)
+    if isinstance(network, PreTrainedModel):
+        attention.ungate_transformers(network)
     else:
         hooked.ungate_hooked(model)
     return model
 
 
 def is_sparse(model: nn.Module) -> bool:
-    """Does the model carry gates?"""
+    """Does the model carry gates? Changes nothing."""
     return find_settings(model) is not None
 
 
 def gate_settings(model: nn.Module) -> GateSettings:
-    """The settings that all gates of the model share.
+    """The settings that all gates of the model share, through which gates can be changed and recorded.
+
+    A transformers model loaded with `attn_implementation="sparselens"` is gated first: until then its layers share
+    nothing.
 
     Raises:
         ValueError: the model carries no gates.
     """
-    settings = find_settings(model)
+    settings = _installed(model)
     if settings is None:
         raise ValueError(
             f"this {type(model).__name__} carries no gates: call sparselens.sparsify(model, gate_bias=...)"
@@ -81,21 +88,21 @@ def gate_settings(model: nn.Module) -> GateSettings:
 
 
 def find_settings(model: nn.Module) -> GateSettings | None:
-    """As `gate_settings`, but None for a dense model."""
+    """The settings with which the model runs, to read; None for a dense model. Changes nothing."""
     if hooked.is_hooked(model):
         return hooked.hooked_settings(model)
-    settings = attention.transformers_settings(model)
-    if settings is None and isinstance(model, PreTrainedModel) and attention.asks_for_gates(model):
-        gate_bias = getattr(model.config, "gate_bias", None)
-        if gate_bias is None:
-            raise ValueError(
-                'loaded with attn_implementation="sparselens", but config.gate_bias is missing: set it first'
-            )
-        attention.gate_transformers(model, GateSettings(float(gate_bias)))
-        settings = attention.transformers_settings(model)
+    return attention.transformers_settings(model) or attention.settings_asked_for(without_peft(model))
+
+
+def _installed(model: nn.Module) -> GateSettings | None:
+    """As `find_settings`, but a model that only asks for gates is given them."""
+    settings, network = find_settings(model), without_peft(model)
+    if settings is not None and isinstance(network, PreTrainedModel) and not settings.n_layers:
+        attention.gate_transformers(network, settings)
     return settings
 
 
 def _tell_config(model: nn.Module, gate_bias: float) -> None:
-    if isinstance(model, PreTrainedModel):
-        model.config.gate_bias = model.config.get_text_config().gate_bias = gate_bias
+    network = without_peft(model)
+    if isinstance(network, PreTrainedModel):
+        network.config.gate_bias = network.config.get_text_config().gate_bias = gate_bias

@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
+from sparselens.adapters import adapters_off
 from sparselens.batches import Batches, rows_of_process, stream, to_device
 from sparselens.best import Best
 from sparselens.checkpoint import load_checkpoint, save_checkpoint
@@ -29,6 +30,7 @@ from sparselens.config import PostTrainConfig
 from sparselens.control import Control, control, largest_that_holds
 from sparselens.evaluation import OPEN_BIAS, Evaluation, evaluate, open_gates
 from sparselens.gates import RowNoise, seed_from
+from sparselens.locks import locked
 from sparselens.losses import Batch, Loss, logits_of, next_token_loss, tokens_of, weight_of
 from sparselens.processes import accelerator_for
 from sparselens.progress import Journal
@@ -36,6 +38,7 @@ from sparselens.result import PostTrainResult
 from sparselens.statistics import record_gates
 from sparselens.surgery import gate_settings
 from sparselens.teacher import Teacher
+from sparselens.trained import trained_parameters
 
 _CURE = "lower learning_rate or check the data"
 
@@ -63,8 +66,8 @@ def post_train(
         loss: mean nats per token from logits and batch. Over the batches and processes of a step, and over held-out
             batches, one of ours is a mean over all tokens that count, whatever the padding; a caller's own is a mean
             over rows. The expected share of edges is a mean over the batches and processes of a step
-        dense: the dense model that target and distillation refer to. Default: `model` itself with its gates open; give
-            it when `model` has been post-trained before
+        dense: the dense model that target and distillation refer to. Default: `model` itself with its gates open and
+            its adapters, if it has any, off; give it when `model` has been post-trained before
         out: folder for the checkpoint and `log.jsonl`; not with FSDP
         resume: go on from the checkpoint in `out`, given the same dense model and data; the result is that of the
             uninterrupted run
@@ -74,11 +77,12 @@ def post_train(
 
     Raises:
         ValueError: the model carries no gates, a loss or gradient is not finite (the model then holds the weights from
-            before that step), `out` holds another run, or the checkpoint is damaged; `out` was given with FSDP.
+            before that step), a parameter to be trained has half precision, `out` holds another run or another process
+            is at work in it, or the checkpoint is damaged; `out` was given with FSDP.
     """
     config = config or PostTrainConfig()
     devices = range(torch.cuda.device_count())  # named, since torch warns where it has to guess among several
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng(devices), locked(out) if out is not None else nullcontext():
         run = _Run(model, config, loss, held_out, dense or model, out, accelerator)
         try:
             run.start(resume)
@@ -104,6 +108,7 @@ class _Run:
         out: str | Path | None,
         accelerator: Accelerator | None,
     ) -> None:
+        trained = trained_parameters(model)
         self.settings = gate_settings(model)
         self.before = self.settings.noise, self.settings.temperature  # given back at the end
         self.config, self.loss, self.held_out = config, loss, held_out
@@ -113,8 +118,7 @@ class _Run:
         self.checkpoint = None if out is None else Path(out) / "checkpoint.pt"
         self.reference = dense.to(self.accelerator.device)
         self.teacher = Teacher(dense, config.distillation) if config.distillation else None
-        trainable = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trainable, betas=(0.9, 0.95), weight_decay=config.weight_decay)
+        optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.95), weight_decay=config.weight_decay)
         self.plain, self.own_forward = model, "forward" in model.__dict__
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.journal: Journal | None = None
@@ -135,7 +139,7 @@ class _Run:
         if found:
             self._restore()
             return
-        with open_gates(self.reference):
+        with open_gates(self.reference), adapters_off(self.reference):
             dense = self._evaluate(self.reference)
         self._aim(dense, dense.loss + self.config.margin if self.config.target is None else self.config.target)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparselens.cli.options import Json
+from sparselens.cli.options import Json, alone_in_out
 from sparselens.cli.table import finish, print_table
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ SHOWN = 15  # edges in the table
 GIB = 2**30
 
 
+@alone_in_out
 def attribute(
     model: Annotated[str, typer.Option(help="A folder, a shipped name (stories260k-sparse) or a hub id.")],
     task: Annotated[str, typer.Option(help="As `sparselens tasks` lists it.")],

@@ -7,13 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from sparselens.cli.options import Json
+from sparselens.cli.options import Json, alone_in_out
 from sparselens.cli.table import finish, print_table
 
 GIB = 2**30
 SEQ_LEN, BATCH, ROWS = 64, 32, 512  # of the text that the loss is measured on
 
 
+@alone_in_out
 def compare(
     dense: Annotated[str, typer.Option(help="A folder, a shipped name (stories260k) or a hub id.")],
     sparse: Annotated[str, typer.Option(help="The sparse model made of it.")],

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparselens.cli.options import Json
+from sparselens.cli.options import Json, alone_in_out
 from sparselens.cli.table import finish, print_table
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ COLUMNS = {
 }
 
 
+@alone_in_out
 def post_train(
     model: Annotated[str, typer.Option(help="A folder, a shipped name (stories260k) or a hub id.")],
     data: Annotated[str, typer.Option(help="Text, JSON-lines, dataset folder or hub dataset id.")],
@@ -28,6 +29,12 @@ def post_train(
     dense: Annotated[
         str | None, typer.Option(help="If --model has been post-trained before: the dense model it came from.")
     ] = None,
+    gguf_file: Annotated[str | None, typer.Option(help="Read this GGUF file of --model, dequantised.")] = None,
+    lora: Annotated[
+        int | None, typer.Option(metavar="RANK", help="Train adapters of this rank on q, k, v, o; all else is frozen.")
+    ] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="With --lora: save the whole model, not adapters.")] = False,
+    train: Annotated[str, typer.Option(help="Which weights to train: attention, qk (queries, keys) or all.")] = "all",
     column: Annotated[str, typer.Option(help="Field that holds the text, in JSON lines and datasets.")] = "text",
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 6000,
     target: Annotated[float | None, typer.Option(help="Loss not to exceed, nats per token; replaces --margin.")] = None,
@@ -58,6 +65,8 @@ def post_train(
     Half of the held-out documents steer the run; the table is about the other half, which neither training nor
     selection has seen. Several processes: `accelerate launch -m sparselens post-train ...`.
     """
+    import torch
+
     from sparselens.evaluation import evaluate, open_gates
     from sparselens.folder import load_transformers, save
     from sparselens.processes import accelerator_for
@@ -79,17 +88,19 @@ def post_train(
         seed=seed,
         wandb=wandb,
     )
+    _refuse_contradiction(lora, train, merge)
     accelerator = accelerator_for(mixed_precision)
     split = split_documents(read_documents(data, column), held_out, seed)
     if (out / "checkpoint.pt").exists() and not resume:
         raise ValueError(f"{out} holds the checkpoint of a run: pass --resume to go on, or choose another folder")
-    network, tokenizer, saved_bias = load_transformers(model)
+    network, tokenizer, saved_bias = load_transformers(model, gguf_file=gguf_file, dtype=torch.float32)
     if saved_bias is not None and dense is None:
         raise ValueError(f"{model} is sparse already: name the dense model that it came from with --dense")
     if tokenizer is None:
         raise ValueError(f"{model} has no tokenizer, so its text cannot be read")
+    _choose(network, lora, train, seed)
     network.to(accelerator.device)
-    reference = network if dense is None else load_transformers(dense)[0].to(accelerator.device)
+    reference = network if dense is None else load_transformers(dense, dtype=torch.float32)[0].to(accelerator.device)
     train, *others = (_tokens(part, tokenizer, network) for part in (split.train, split.validation, split.test))
     validation, test = (rows(tokens, seq_len, batch_size) for tokens in others)
     batches = _batches(reference, tokenizer, train, sampled, seq_len, batch_size, seed)
@@ -112,12 +123,31 @@ def post_train(
             network,
             out / "model",
             tokenizer=tokenizer,
-            base_model=dense or model,
+            base_model=None if lora and not merge else dense or network.config._name_or_path,
+            merge=merge,
             result=result,
             test=(before, after),
             command=_command(),
         )
         _report(before, after, folder, result.feasible, json, out)
+
+
+def _refuse_contradiction(lora: int | None, train: str, merge: bool) -> None:
+    if lora is not None and train != "all":
+        raise ValueError(f"--lora trains adapters alone: leave --train {train} out, or --lora")
+    if merge and lora is None:
+        raise ValueError("--merge is about adapters: give --lora too, or leave it out")
+
+
+def _choose(network: Any, lora: int | None, train: Any, seed: int) -> None:
+    """Freeze what is not to be trained."""
+    from sparselens.adapters import add_lora
+    from sparselens.trained import choose_trained
+
+    if lora is None:
+        choose_trained(network, train)
+    else:
+        add_lora(network, lora, seed)
 
 
 def _command() -> str:

@@ -11,7 +11,8 @@ from sparselens.analyses import load_comparison
 from sparselens.cli import addition
 from sparselens.cli.addition import HEADS, TASK, Problems, batch_of, measure, tokens_of
 from sparselens.cli.demo import demo
-from sparselens.folder import MODELS, load, shipped_models
+from sparselens.folder import load
+from sparselens.places import MODELS, shipped_models
 from sparselens.surgery import is_sparse
 
 KEYS = {

@@ -162,7 +162,7 @@ def test_saved_model_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.
     target = sl.save(first, tmp_path / "model")
     expected = logits(sl.load(target))
 
-    def full_disk(*_: Any) -> None:
+    def full_disk(*_: Any, **__: Any) -> None:
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:
@@ -220,6 +220,8 @@ def test_unknown_names_say_what_is_known(name: str):
 def test_folders_without_a_model(tmp_path: Path):
     with pytest.raises(ValueError, match=r"holds no config\.json"):
         sl.load(tmp_path)
+    sl.save(tiny_model("gpt2"), tmp_path / "model")
+    tmp_path = tmp_path / "model"
     (tmp_path / "config.json").write_text('{"model_type": "gpt2", "architectures": ["NoSuchModel"]}')
     with pytest.raises(ValueError, match="no architecture 'NoSuchModel'"):
         sl.load(tmp_path)
