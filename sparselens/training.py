@@ -216,7 +216,6 @@ class _Run:
             if not cost.requires_grad:
                 raise ValueError("the gates carry no gradient: use gradient checkpointing with use_reentrant=False")
             total = self.geco.loss(cost, weight * fitted) / self.config.accumulation
-            # inside the block: a recomputed (checkpointed) forward pass must record as the first one did
             self.accelerator.backward(total)
         per_query = gates.expected.detach().sum() / gates.queries.sum()
         share = gates.expected_share().detach()

@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import sparselens as sl
+from sparselens.analyses.partial_runs import peak_bytes
 from sparselens.evaluation import Evaluation, evaluate, open_gates
 from sparselens.gates import RowNoise
 from sparselens.losses import next_token_loss
-from sparselens.statistics import record_gates
+from sparselens.statistics import GateStatistics, record_gates
 from sparselens.surgery import gate_settings
 from tests.tiny_models import checkpoint_activations, tiny_tokens
 from tests.tiny_runs import HELD_OUT, counting_rows, gated, ragged_rows, run
@@ -273,19 +275,66 @@ def test_states_that_meet_the_target_come_first_by_sparsity():
     assert sorted(shuffled, key=lambda s: s.rank(1.0)) == ranked
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+class Calls:
+    """A recorder that notes which layers were counted, in order."""
+
+    def __init__(self) -> None:
+        self.layers: list[int] = []
+
+    def add(self, layer: int, *_: Any) -> None:
+        self.layers.append(layer)
+
+
+def gradient_step(model: Any, tokens: Tensor) -> GateStatistics:
+    with record_gates(model) as gates:
+        task = next_token_loss(model(tokens, use_cache=False).logits, tokens)
+        (task + gates.expected_share()).backward()
+    return gates
+
+
+def for_a_step(family: str, checkpointing: bool, **options: Any) -> Any:
+    model = gated("transformers", family, **options).train()
+    if checkpointing:
+        checkpoint_activations(model, use_reentrant=False)
+    gate_settings(model).noise = RowNoise(0, 0)
+    return model
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt-oss"])
 def test_gradient_checkpointing_changes_neither_gradients_nor_counts(family: str):
     found = []
     for checkpointing in (False, True):
-        model = gated("transformers", family).train()
-        if checkpointing:
-            checkpoint_activations(model, use_reentrant=False)
-        gate_settings(model).noise = RowNoise(0, 0)
-        with record_gates(model) as gates:
-            task = next_token_loss(model(HELD_OUT[0], use_cache=False).logits, HELD_OUT[0])
-            (task + gates.expected_share()).backward()
+        model, calls = for_a_step(family, checkpointing), Calls()
+        gate_settings(model).recorders.append(calls)
+        gates = gradient_step(model, HELD_OUT[0])
         counts = torch.stack([gates.open, gates.visible_pairs, gates.expected.detach()])
         found.append((counts, [p.grad.clone() for p in model.parameters()]))
+        assert calls.layers == [0, 1]  # once each: recomputed layers are not counted again
+    torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_gradient_checkpointing_saves_memory(family: str):
+    deep = {"gpt2": {"n_layer": 8}, "llama": {"num_hidden_layers": 8}}[family]
+    tokens = tiny_tokens(8, 32)
+    peaks = [
+        peak_bytes(lambda model=for_a_step(family, checkpointing, **deep): gradient_step(model, tokens))[1]
+        for checkpointing in (False, True)
+    ]
+    assert peaks[1] < 0.3 * peaks[0]
+
+
+def test_recomputed_bridges_are_counted_once():
+    found = []
+    for checkpointing in (False, True):
+        model, calls = gated("bridge", "llama").train(), Calls()
+        gate_settings(model).noise = RowNoise(0, 0)
+        gate_settings(model).recorders.append(calls)
+        with record_gates(model) as gates:
+            logits = checkpoint(model, HELD_OUT[0], use_reentrant=False) if checkpointing else model(HELD_OUT[0])
+            (next_token_loss(logits, HELD_OUT[0]) + gates.expected_share()).backward()
+        assert calls.layers == [0, 1]
+        found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     torch.testing.assert_close(found[0], found[1])
 
 
