@@ -113,8 +113,8 @@ class GateSettings:
     def recording(self) -> bool:
         """Is anybody counting this pass?
 
-        Gradient checkpointing runs a layer once more in the backward pass. That pass has been counted, and whatever held
-        on to its results would keep alive the activations that checkpointing is there to free.
+        Gradient checkpointing runs a layer once more in the backward pass. That pass has been counted already, and who
+        held on to its results would keep alive the activations that checkpointing is there to free.
         """
         recomputed = torch._C._current_graph_task_id() != -1  # as torch.utils.checkpoint tells a backward pass
         return bool(self.recorders) and not recomputed

@@ -7,7 +7,8 @@ or, where none did, the state with the lowest loss (`result.feasible` tells).
 """
 
 import math
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -27,13 +28,13 @@ from sparselens.gates import RowNoise, seed_from
 from sparselens.losses import Batch, Loss, logits_of, next_token_loss, tokens_of, weight_of
 from sparselens.processes import accelerator_for
 from sparselens.progress import Journal
-from sparselens.result import PostTrainResult
+from sparselens.result import PostTrainResult, notes_on
 from sparselens.statistics import record_gates
+from sparselens.stopping import StopRequest, stop_requests
 from sparselens.surgery import gate_settings
 from sparselens.teacher import Teacher
 
 _MORE_CAREFUL = 3.0  # factor of the multiplier when a run goes back
-_CURE = "lower learning_rate or check the data"
 
 
 def post_train(
@@ -47,6 +48,7 @@ def post_train(
     out: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
+    on_evaluation: Callable[[list[dict[str, Any]]], None] | None = None,
     accelerator: Accelerator | None = None,
 ) -> PostTrainResult:
     """Close as many gates of a gated model as the task loss allows; the model is changed in place.
@@ -61,9 +63,13 @@ def post_train(
             over rows. The expected share of edges is a mean over the batches and processes of a step
         dense: the dense model that target and distillation refer to. Default: `model` itself with its gates open; give
             it when `model` has been post-trained before
-        out: folder for the checkpoint and `log.jsonl`; not with FSDP
+        out: folder for the checkpoint and `log.jsonl`; not with FSDP. With it Ctrl-C and SIGTERM end the run after its
+            step, with a checkpoint
         resume: go on from the checkpoint in `out`, given the same dense model and data; the result is that of the
             uninterrupted run
+        progress: tell on standard error how the run goes
+        on_evaluation: called in the main process with the history so far, after every evaluation on held-out data; for
+            instance `analyses.live_training_figure()`
         accelerator: default: one made for this run with the precision that `config` names
 
     The model is left in evaluation mode, with its `.grad` cleared.
@@ -71,6 +77,7 @@ def post_train(
     Raises:
         ValueError: the model carries no gates, a loss or gradient is not finite (the model then holds the weights from
             before that step), `out` holds another run, or the checkpoint is damaged; `out` was given with FSDP.
+        KeyboardInterrupt: the run was asked to stop. With `out`, `resume=True` goes on from there.
     """
     config = config or PostTrainConfig()
     devices = range(torch.cuda.device_count())  # named, since torch warns where it has to guess among several
@@ -78,7 +85,7 @@ def post_train(
         run = _Run(model, config, loss, held_out, dense or model, out, accelerator)
         try:
             run.start(resume)
-            return run.go(batches, progress)
+            return run.go(batches, progress, on_evaluation)
         finally:
             run.close()
 
@@ -110,7 +117,11 @@ class _Run:
         self.plain, self.own_forward = model, "forward" in model.__dict__
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.journal: Journal | None = None
+        self.tell: Callable[[list[dict[str, Any]]], None] | None = None
+        self.cure = f"lower learning_rate (it is {config.learning_rate:g}) or check the data"
         self.step = 0
+        self.tokens = 0  # of the last step's batches
+        self.saved_at = 0.0
         self.task_ema: float | None = None
         self.gap = 0.0  # held-out loss with hard gates minus training loss with noisy ones
         self.missed = 0  # evaluations in a row that missed the target
@@ -136,28 +147,35 @@ class _Run:
         self.dense, self.target, self.best = dense, target, Best(target, best)
         self.geco = self.config.geco(target)
 
-    def go(self, batches: Batches, progress: bool) -> PostTrainResult:
+    def go(
+        self, batches: Batches, progress: bool, tell: Callable[[list[dict[str, Any]]], None] | None
+    ) -> PostTrainResult:
         main = self.accelerator.is_main_process
         out = self.checkpoint.parent if self.checkpoint else None
         self.journal = Journal(self.config, self.target, self.step, out=out, live=progress) if main else None
-        if not self.history:
-            self._check()
-        batch = stream(batches, self.step * self.config.accumulation)
-        while self.step < self.config.steps:
-            task, share, edges = self._train_step(batch)
-            self.step += 1
-            if self.journal:
-                self.journal.step(self.step, task, self.geco.multiplier, share, edges)
-            last = self.step == self.config.steps
-            if last or self.step % self.config.evaluate_every == 0:
+        self.tell, self.saved_at = tell if main else None, time.monotonic()
+        with stop_requests(self.checkpoint is not None) as stop:
+            if not self.history:
                 self._check()
-            if last or self.step % self.config.checkpoint_every == 0:
-                self._save()
+            batch = stream(batches, self.step * self.config.accumulation)
+            while self.step < self.config.steps:
+                self._advance(batch)
+                self._pause(stop)
         return self._finish()
+
+    def _advance(self, batch: Iterator[Batch]) -> None:
+        """One step, and the evaluation that is due after it."""
+        task, share, edges = self._train_step(batch)
+        self.step += 1
+        if self.journal:
+            self.journal.step(self.step, task, self.geco.multiplier, share, edges, self.tokens)
+        if self.step == self.config.steps or self.step % self.config.evaluate_every == 0:
+            self._check()
 
     def _finish(self) -> PostTrainResult:
         best, step = self.best, self.best.put_into(self.plain)["step"]
-        return PostTrainResult(self.dense, best.evaluation, step, best.feasible, self.target, list(self.history))
+        notes = notes_on(self.history, step, self.config.learning_rate)
+        return PostTrainResult(self.dense, best.evaluation, step, best.feasible, self.target, list(self.history), notes)
 
     def close(self) -> None:
         """Take everything that belongs to the run off the model."""
@@ -181,6 +199,7 @@ class _Run:
         n = self.config.accumulation
         means = torch.zeros(3, device=self.accelerator.device)
         group = [next(batches) for _ in range(n)]
+        self.tokens = sum(tokens_of(batch).numel() for batch in group)
         tokens = sum(weight_of(self.loss, batch) for batch in group)
         rows = 0
         for i, batch in enumerate(group):
@@ -200,7 +219,7 @@ class _Run:
     def _move_weights(self) -> None:
         norm = self.accelerator.clip_grad_norm_(self.plain.parameters(), self.config.clip_norm or math.inf)
         if self.accelerator.scaler is None and not math.isfinite(float(norm)):  # type: ignore[arg-type]
-            raise ValueError(f"the gradient is not finite at step {self.step + 1}: {_CURE}")
+            raise ValueError(f"the gradient is not finite at step {self.step + 1}: {self.cure}")
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -224,7 +243,7 @@ class _Run:
     def _move_multiplier(self, task: float) -> None:
         """The constraint is on held-out loss with hard gates: the training loss is corrected by the last known gap."""
         if not math.isfinite(task):
-            raise ValueError(f"the training loss is {task} at step {self.step + 1}: {_CURE}")
+            raise ValueError(f"the training loss is {task} at step {self.step + 1}: {self.cure}")
         self.task_ema = task if self.task_ema is None else 0.98 * self.task_ema + 0.02 * task
         self.geco.update(task + self.gap)
 
@@ -237,11 +256,11 @@ class _Run:
     def _check(self) -> None:
         now = self._evaluate(self.plain)
         if not math.isfinite(now.loss):
-            raise ValueError(f"the held-out loss is {now.loss} after step {self.step}: {_CURE}")
+            raise ValueError(f"the held-out loss is {now.loss} after step {self.step}: {self.cure}")
         if self.task_ema is not None:
             self.gap += 0.5 * (now.loss - self.task_ema - self.gap)
         misses = now.rank(self.target).misses
-        record = {"step": self.step, **asdict(now), "multiplier": self.geco.multiplier, "feasible": not misses}
+        record = self._record(now)
         self.history.append(record)
         self.best.offer(self.plain, now, step=self.step, multiplier=self.geco.multiplier, gap=self.gap)
         if self.journal:
@@ -249,6 +268,28 @@ class _Run:
         self.missed = self.missed + 1 if misses else 0
         if self.missed > self.config.patience:
             self._go_back()
+        if self.tell:
+            self.tell(list(self.history))
+
+    def _record(self, now: Evaluation) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            **asdict(now),
+            "dense_loss": self.dense.loss,
+            "target": self.target,
+            "feasible": not now.rank(self.target).misses,
+            "multiplier": self.geco.multiplier,
+            "gate_bias": self.settings.gate_bias,
+            # of the last step; none has been taken before the first
+            "learning_rate": self.optimizer.param_groups[0]["lr"] if self.step else 0.0,
+        }
+
+    def _event(self, text: str) -> None:
+        """Say in the history, the log and on the screen which rule acts."""
+        record = self.history[-1]
+        record["event"] = f"{record['event']}; {text}" if "event" in record else text
+        if self.journal:
+            self.journal.event(self.step, text)
 
     def _go_back(self) -> None:
         """Return to the sparsest feasible state, with a higher multiplier each time.
@@ -262,10 +303,29 @@ class _Run:
         state["multiplier"] *= _MORE_CAREFUL
         self.geco.restart(state["multiplier"])
         self.gap, self.task_ema, self.missed = state["gap"], None, 0
+        self._event(f"back to step {state['step']}, multiplier {self.geco.multiplier:.3g}")
 
     # -- checkpoint
 
+    def _pause(self, stop: StopRequest) -> None:
+        """Between two steps: write a checkpoint where one is due, and stop where that was asked."""
+        asked = self._is_asked(stop)
+        steps, minutes = self.config.checkpoint_every, (time.monotonic() - self.saved_at) / 60
+        due = self.step % steps == 0 or minutes >= self.config.checkpoint_minutes
+        if asked or due or self.step == self.config.steps:
+            self._save()
+        if asked:
+            raise KeyboardInterrupt(f"stopped after step {self.step}; resume=True goes on from {self.checkpoint}")
+
+    def _is_asked(self, stop: StopRequest) -> bool:
+        """The same answer in all processes, since one that stopped alone would leave the others waiting for it."""
+        if self.accelerator.num_processes == 1 or not self.checkpoint:
+            return stop.asked
+        asked = torch.tensor(float(stop.asked), device=self.accelerator.device)
+        return bool(cast("Tensor", self.accelerator.reduce(asked, "sum")))
+
     def _save(self) -> None:
+        self.saved_at = time.monotonic()
         if not self.checkpoint or not self.accelerator.is_main_process:
             return
         scaler = self.accelerator.scaler

@@ -1,6 +1,7 @@
 """Post-training: what comes back, what stays untouched, and what is refused."""
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from sparselens.losses import next_token_loss
 from sparselens.statistics import GateStatistics, record_gates
 from sparselens.surgery import gate_settings
 from tests.tiny_models import checkpoint_activations, tiny_tokens
-from tests.tiny_runs import HELD_OUT, counting_rows, gated, ragged_rows, run
+from tests.tiny_runs import HELD_OUT, assert_histories_close, counting_rows, gated, ragged_rows, run
 
 WAYS = [("transformers", "gpt2"), ("transformers", "llama"), ("bridge", "gpt2"), ("bridge", "llama")]
 ways = pytest.mark.parametrize(("kind", "family"), WAYS)
@@ -82,8 +83,7 @@ def test_training_lowers_loss_and_closes_gates():
 def test_both_ways_are_one_run():
     through_bridge, direct = gated("bridge", "llama"), gated("transformers", "llama")
     histories = [run(model, clip_norm=0.0).history for model in (through_bridge, direct)]
-    for one, other in zip(*histories, strict=True):
-        assert one == pytest.approx(other, rel=1e-4)
+    assert_histories_close(*histories, rel=1e-4)
 
 
 def test_two_half_batches_are_one_batch():
@@ -94,8 +94,7 @@ def test_two_half_batches_are_one_batch():
 
     one = run(whole)
     two = run(halves, batches=half, accumulation=2)
-    for a, b in zip(one.history, two.history, strict=True):
-        assert a == pytest.approx(b, rel=1e-4)
+    assert_histories_close(one.history, two.history, rel=1e-4)
     assert_same_weights(halves, weights(whole), atol=1e-5, rtol=1e-4)
 
 
@@ -114,8 +113,7 @@ def test_two_ragged_half_batches_are_one_batch(hidden_by: str, options: dict[str
     one = run(whole, batches=lambda i: ragged_rows(i, hidden_by), held_out=held_out, **options)
     split = [{name: value.chunk(2)[i] for name, value in held_out[0].items()} for i in range(2)]
     two = run(halves, batches=half, held_out=split, accumulation=2, **options)
-    for a, b in zip(one.history, two.history, strict=True):
-        assert a == pytest.approx(b, rel=1e-3)
+    assert_histories_close(one.history, two.history, rel=1e-3)
 
 
 @pytest.mark.parametrize(("kind", "family"), [WAYS[0], WAYS[3]])
@@ -318,7 +316,7 @@ def test_gradient_checkpointing_saves_memory(family: str):
     deep = {"gpt2": {"n_layer": 8}, "llama": {"num_hidden_layers": 8}}[family]
     tokens = tiny_tokens(8, 32)
     peaks = [
-        peak_bytes(lambda model=for_a_step(family, checkpointing, **deep): gradient_step(model, tokens))[1]
+        peak_bytes(partial(gradient_step, for_a_step(family, checkpointing, **deep), tokens))[1]
         for checkpointing in (False, True)
     ]
     assert peaks[1] < 0.3 * peaks[0]
