@@ -64,7 +64,7 @@ def gated_attention(
             f"{type(module).__name__} asked for causal attention without a mask: call register_attention()"
         )
     gated = _gate(settings, module, scores, s_aux)
-    if settings.recorders:
+    if settings.recording:
         settings.record(getattr(module, "layer_idx", 0), gated.expected, gated.opened, _mask_of(scores, attention_mask))
     pattern = nn.functional.dropout(gated.pattern.to(value.dtype), dropout, module.training)
     return (pattern @ _per_query_head(value, groups)).transpose(1, 2).contiguous(), pattern

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from sparselens.geco import Geco
 
+_FREE = ("checkpoint_every", "checkpoint_minutes", "wandb")  # may differ in a resumed run
+
 
 @dataclass(frozen=True)
 class PostTrainConfig:
@@ -37,6 +39,7 @@ class PostTrainConfig:
     allowance: float = 0.1
     evaluate_every: int = 50  # steps; the multiplier moves after each evaluation
     checkpoint_every: int = 500  # steps; only with an `out` folder
+    checkpoint_minutes: float = 10.0  # where steps are slow: no longer than this between two checkpoints
     seed: int = 0
     wandb: str | None = None  # name of a wandb project
 
@@ -47,6 +50,8 @@ class PostTrainConfig:
         for name in ("steps", "accumulation", "evaluate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not self.checkpoint_minutes > 0:
+            raise ValueError(f"checkpoint_minutes must be above 0, not {self.checkpoint_minutes}")
         if self.target is not None and not math.isfinite(self.target):
             raise ValueError(f"target must be a finite number of nats per token, not {self.target}")
         if not math.isfinite(self.margin):
@@ -74,12 +79,13 @@ class PostTrainConfig:
         )
 
     def refuse_other(self, saved: Mapping[str, Any], path: Path) -> None:
-        """A run can only go on with the settings it began with.
+        """A run can only go on with the settings it began with, but for those that do not change what comes out.
 
         Raises:
             ValueError: the saved settings differ. Says in what.
         """
-        differ = [field.name for field in fields(self) if saved.get(field.name) != getattr(self, field.name)]
+        names = [field.name for field in fields(self) if field.name not in _FREE]
+        differ = [name for name in names if saved.get(name) != getattr(self, name)]
         if differ:
             was = ", ".join(f"{name}={saved.get(name)!r}" for name in differ)
             raise ValueError(f"{path} was written with {was}; resume with the same settings or choose another folder")

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
 import torch
@@ -29,6 +29,7 @@ class Evaluation:
     share_of_all_pairs: float
     edges_per_query_per_head: float
     cost: float  # what is minimised: the share of visible pairs, later layers weighted by `layer_cost`
+    share_per_layer: list[float] = field(default_factory=list[float])  # of visible pairs, from the first layer on
 
     def rank(self, target: float) -> "Rank":
         """The smaller, the better: states that meet the target by sparsity, after them the others by loss."""
@@ -63,36 +64,37 @@ def evaluate(
         raise ValueError("there is no held-out batch to evaluate on")
     device = next(model.parameters()).device
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    sums = torch.zeros(8, dtype=torch.float64, device=device)
+    sums = torch.zeros(3 + 4 * gate_settings(model).n_layers, dtype=torch.float64, device=device)
     with evaluating(model), torch.no_grad():
         for first in range(0, len(batches), world):  # each process as often: with FSDP they wait for each other
             mine = first + rank
-            found = _sums(model, to_device(batches[min(mine, len(batches) - 1)], device), loss, layer_cost)
+            found = _sums(model, to_device(batches[min(mine, len(batches) - 1)], device), loss)
             sums += found if mine < len(batches) else 0
     if accelerator and world > 1:
         sums = cast("Tensor", accelerator.reduce(sums, "sum"))
-    tokens, nats, examples, opened, visible, pairs, queries, weighted = sums.tolist()
+    tokens, nats, examples = sums[:3].tolist()
+    per_layer = sums[3:].cpu().reshape(4, -1)
+    opened, visible, pairs, queries = per_layer.sum(-1).tolist()
+    weights = layer_cost ** torch.arange(per_layer.shape[1], dtype=torch.float64)
     return Evaluation(
         nats / tokens if tokens else math.nan,
         opened / examples,
         opened / visible,
         opened / pairs,
         opened / queries,
-        weighted / visible,
+        float(per_layer[0] @ weights) / visible,
+        (per_layer[0] / per_layer[1]).tolist(),
     )
 
 
-def _sums(model: nn.Module, batch: Batch, loss: Loss, layer_cost: float) -> Tensor:
+def _sums(model: nn.Module, batch: Batch, loss: Loss) -> Tensor:
+    """Tokens, nats and rows; then open edges, visible pairs, all pairs and queries, each of every layer."""
     with record_gates(model) as gates:
         nats = loss(logits_of(model, batch), batch)
     rows, tokens = len(tokens_of(batch)), weight_of(loss, batch)
-    weighted = gates.open * gates.layer_weights(layer_cost)[:, None]
-    counts = [
-        rows * float(x.sum()) for x in (gates.open, gates.visible_pairs, gates.all_pairs, gates.queries, weighted)
-    ]
-    return torch.tensor(
-        [tokens, tokens * float(nats) if tokens else 0.0, rows, *counts], dtype=torch.float64, device=nats.device
-    )
+    whole = torch.tensor([tokens, tokens * float(nats) if tokens else 0.0, rows], dtype=torch.float64)
+    counts = [rows * x.sum(-1) for x in (gates.open, gates.visible_pairs, gates.all_pairs, gates.queries)]
+    return torch.cat([whole.to(nats.device), *(count.to(nats.device) for count in counts)])
 
 
 @contextmanager

@@ -123,6 +123,16 @@ class GateSettings:
         for recorder in self.recorders:
             recorder.add(layer, expected, opened, mask)
 
+    @property
+    def recording(self) -> bool:
+        """Is anybody counting this pass?
+
+        Gradient checkpointing runs a layer once more in the backward pass. That pass has been counted already, and who
+        held on to its results would keep alive the activations that checkpointing is there to free.
+        """
+        recomputed = torch._C._current_graph_task_id() != -1  # as torch.utils.checkpoint tells a backward pass
+        return bool(self.recorders) and not recomputed
+
 
 def is_visible(scores: Scores) -> Bool[Tensor, "batch head query_pos key_pos"]:
     """Which pairs the masks left: frameworks mark the others with -inf or the dtype's smallest number.

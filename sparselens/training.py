@@ -10,8 +10,9 @@
 """
 
 import math
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -34,13 +35,12 @@ from sparselens.locks import locked
 from sparselens.losses import Batch, Loss, logits_of, next_token_loss, tokens_of, weight_of
 from sparselens.processes import accelerator_for
 from sparselens.progress import Journal
-from sparselens.result import PostTrainResult
+from sparselens.result import PostTrainResult, notes_on
 from sparselens.statistics import record_gates
+from sparselens.stopping import StopRequest, stop_requests
 from sparselens.surgery import gate_settings
 from sparselens.teacher import Teacher
 from sparselens.trained import trained_parameters
-
-_CURE = "lower learning_rate or check the data"
 
 
 def post_train(
@@ -54,6 +54,7 @@ def post_train(
     out: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
+    on_evaluation: Callable[[list[dict[str, Any]]], None] | None = None,
     accelerator: Accelerator | None = None,
 ) -> PostTrainResult:
     """Close as many gates of a gated model as the task loss allows; the model is changed in place.
@@ -68,9 +69,13 @@ def post_train(
             over rows. The expected share of edges is a mean over the batches and processes of a step
         dense: the dense model that target and distillation refer to. Default: `model` itself with its gates open and
             its adapters, if it has any, off; give it when `model` has been post-trained before
-        out: folder for the checkpoint and `log.jsonl`; not with FSDP
+        out: folder for the checkpoint and `log.jsonl`; not with FSDP. With it Ctrl-C and SIGTERM end the run after its
+            step, with a checkpoint
         resume: go on from the checkpoint in `out`, given the same dense model and data; the result is that of the
             uninterrupted run
+        progress: tell on standard error how the run goes
+        on_evaluation: called in the main process with the history so far, after every evaluation on held-out data; for
+            instance `analyses.live_training_figure()`
         accelerator: default: one made for this run with the precision that `config` names
 
     The model is left in evaluation mode, with its `.grad` cleared.
@@ -79,6 +84,7 @@ def post_train(
         ValueError: the model carries no gates, a loss or gradient is not finite (the model then holds the weights from
             before that step), a parameter to be trained has half precision, `out` holds another run or another process
             is at work in it, or the checkpoint is damaged; `out` was given with FSDP.
+        KeyboardInterrupt: the run was asked to stop. With `out`, `resume=True` goes on from there.
     """
     config = config or PostTrainConfig()
     devices = range(torch.cuda.device_count())  # named, since torch warns where it has to guess among several
@@ -86,7 +92,7 @@ def post_train(
         run = _Run(model, config, loss, held_out, dense or model, out, accelerator)
         try:
             run.start(resume)
-            return run.go(batches, progress)
+            return run.go(batches, progress, on_evaluation)
         finally:
             run.close()
 
@@ -122,9 +128,12 @@ class _Run:
         self.plain, self.own_forward = model, "forward" in model.__dict__
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.journal: Journal | None = None
+        self.tell: Callable[[list[dict[str, Any]]], None] | None = None
         self.step = 0
         self.learning_rate = 0.0  # at its peak
         self.controls: list[Control] = []
+        self.tokens = 0  # of the last step's batches
+        self.saved_at = 0.0
         self.history: list[dict[str, Any]] = []
 
     # -- one run, start to end
@@ -147,32 +156,47 @@ class _Run:
         self.dense, self.target, self.best = dense, target, Best(target, best)
         self.geco = self.config.geco(target)
 
-    def go(self, batches: Batches, progress: bool) -> PostTrainResult:
+    def go(
+        self, batches: Batches, progress: bool, tell: Callable[[list[dict[str, Any]]], None] | None
+    ) -> PostTrainResult:
         main = self.accelerator.is_main_process
         out = self.checkpoint.parent if self.checkpoint else None
         self.journal = Journal(self.config, self.target, self.step, out=out, live=progress) if main else None
         self.settings.temperature = self.config.noise_temperature
+        self.tell, self.saved_at = tell if main else None, time.monotonic()
         if not self.history:
             self._choose_learning_rate(batches)
             self._check()
-        batch = stream(batches, self.step * self.config.accumulation)
-        while self.step < self.config.steps:
-            rate = self.learning_rate * self.config.rise_at(self.step) * self.config.fall_at(self.step)
-            task, share, edges = self._train_step(batch, self.step, rate)
-            self.step += 1
-            if self.journal:
-                self.journal.step(self.step, task, self.geco.multiplier, share, edges)
-            last = self.step == self.config.steps
-            if last or self.step % self.config.evaluate_every == 0:
-                self._check()
-            if last or self.step % self.config.checkpoint_every == 0:
-                self._save()
+            self._event(f"learning rate {self.learning_rate:g}{', from the dense control' if self.controls else ''}")
+        with stop_requests(self.checkpoint is not None) as stop:
+            batch = stream(batches, self.step * self.config.accumulation)
+            while self.step < self.config.steps:
+                self._advance(batch)
+                self._pause(stop)
         return self._finish()
+
+    def _advance(self, batch: Iterator[Batch]) -> None:
+        """One step, and the evaluation that is due after it."""
+        rate = self.learning_rate * self.config.rise_at(self.step) * self.config.fall_at(self.step)
+        task, share, edges = self._train_step(batch, self.step, rate)
+        self.step += 1
+        if self.journal:
+            self.journal.step(self.step, task, self.geco.multiplier, share, edges, self.tokens)
+        if self.step == self.config.steps or self.step % self.config.evaluate_every == 0:
+            self._check()
 
     def _finish(self) -> PostTrainResult:
         best, step = self.best, self.best.put_into(self.plain)["step"]
+        notes = notes_on(self.history, step, self.learning_rate)
         return PostTrainResult(
-            self.dense, best.evaluation, step, best.feasible, self.target, list(self.history), list(self.controls)
+            self.dense,
+            best.evaluation,
+            step,
+            best.feasible,
+            self.target,
+            list(self.history),
+            list(self.controls),
+            notes,
         )
 
     def close(self) -> None:
@@ -241,6 +265,7 @@ class _Run:
         n = self.config.accumulation
         means = torch.zeros(3, device=self.accelerator.device)
         group = [next(batches) for _ in range(n)]
+        self.tokens = sum(tokens_of(batch).numel() for batch in group)
         tokens = sum(weight_of(self.loss, batch) for batch in group)
         rows = 0
         for i, batch in enumerate(group):
@@ -254,14 +279,19 @@ class _Run:
             means = cast("Tensor", self.accelerator.reduce(means, "mean"))
         task, share, edges = means.tolist()
         if not math.isfinite(task):
-            raise _NotFiniteError(f"the training loss is {task} at step {step + 1}: {_CURE}")
+            raise _NotFiniteError(f"the training loss is {task} at step {step + 1}: {self.cure}")
         self._move_weights(step)
         return task, share, edges
+
+    @property
+    def cure(self) -> str:
+        """What to do about a number that is not finite."""
+        return f"lower learning_rate (it is {self.optimizer.param_groups[0]['lr']:g}) or check the data"
 
     def _move_weights(self, step: int) -> None:
         norm = self.accelerator.clip_grad_norm_(self.plain.parameters(), self.config.clip_norm or math.inf)
         if self.accelerator.scaler is None and not math.isfinite(float(norm)):  # type: ignore[arg-type]
-            raise _NotFiniteError(f"the gradient is not finite at step {step + 1}: {_CURE}")
+            raise _NotFiniteError(f"the gradient is not finite at step {step + 1}: {self.cure}")
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -277,7 +307,6 @@ class _Run:
             if not cost.requires_grad:
                 raise ValueError("the gates carry no gradient: use gradient checkpointing with use_reentrant=False")
             total = self.geco.loss(cost, weight * fitted) / self.config.accumulation
-            # inside the block: a recomputed (checkpointed) forward pass must record as the first one did
             self.accelerator.backward(total)
         per_query = gates.expected.detach().sum() / gates.queries.sum()
         share = gates.expected_share().detach()
@@ -292,25 +321,60 @@ class _Run:
     def _check(self) -> None:
         now = self._evaluate(self.plain)
         if not math.isfinite(now.loss):
-            raise ValueError(f"the held-out loss is {now.loss} after step {self.step}: {_CURE}")
+            raise ValueError(f"the held-out loss is {now.loss} after step {self.step}: {self.cure}")
         allowance = self.config.allowance * self.config.fall_at(self.step)
         if self.step:
             self.geco.update(now.loss, allowance)
-        record = {
-            "step": self.step,
-            **asdict(now),
-            "allowance": allowance,
-            "multiplier": self.geco.multiplier,
-            "feasible": not now.rank(self.target).misses,
-        }
+        record = self._record(now, allowance)
         self.history.append(record)
         self.best.offer(self.plain, now, step=self.step)
         if self.journal:
             self.journal.evaluation(record)
+        if self.tell:
+            self.tell(list(self.history))
+
+    def _record(self, now: Evaluation, allowance: float) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            **asdict(now),
+            "dense_loss": self.dense.loss,
+            "target": self.target,
+            "allowance": allowance,
+            "feasible": not now.rank(self.target).misses,
+            "multiplier": self.geco.multiplier,
+            "gate_bias": self.settings.gate_bias,
+            # of the last step; none has been taken before the first
+            "learning_rate": self.optimizer.param_groups[0]["lr"] if self.step else 0.0,
+        }
+
+    def _event(self, text: str) -> None:
+        """Say in the history, the log and on the screen which rule acts."""
+        record = self.history[-1]
+        record["event"] = f"{record['event']}; {text}" if "event" in record else text
+        if self.journal:
+            self.journal.event(self.step, text)
 
     # -- checkpoint
 
+    def _pause(self, stop: StopRequest) -> None:
+        """Between two steps: write a checkpoint where one is due, and stop where that was asked."""
+        asked = self._is_asked(stop)
+        steps, minutes = self.config.checkpoint_every, (time.monotonic() - self.saved_at) / 60
+        due = self.step % steps == 0 or minutes >= self.config.checkpoint_minutes
+        if asked or due or self.step == self.config.steps:
+            self._save()
+        if asked:
+            raise KeyboardInterrupt(f"stopped after step {self.step}; resume=True goes on from {self.checkpoint}")
+
+    def _is_asked(self, stop: StopRequest) -> bool:
+        """The same answer in all processes, since one that stopped alone would leave the others waiting for it."""
+        if self.accelerator.num_processes == 1 or not self.checkpoint:
+            return stop.asked
+        asked = torch.tensor(float(stop.asked), device=self.accelerator.device)
+        return bool(cast("Tensor", self.accelerator.reduce(asked, "sum")))
+
     def _save(self) -> None:
+        self.saved_at = time.monotonic()
         if not self.checkpoint or not self.accelerator.is_main_process:
             return
         scaler = self.accelerator.scaler

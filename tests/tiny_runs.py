@@ -54,6 +54,13 @@ def run(model: Any, *, out: Path | None = None, resume: bool = False, **options:
     return sl.post_train(model, config=settings(**options), out=out, resume=resume, progress=False, **data)
 
 
+def assert_histories_close(
+    one: list[dict[str, Any]], other: list[dict[str, Any]], rel: float, by: float = 1e-12
+) -> None:
+    """Two runs went the same way: every number differs by no more than that share of it, or than `by`."""
+    torch.testing.assert_close(one, other, rtol=rel, atol=by)
+
+
 def sharding_accelerator() -> Any:
     """FSDP2 on CPUs, which accelerate would do without: it shards on accelerators only, and must be told otherwise."""
     from accelerate import Accelerator, FullyShardedDataParallelPlugin

@@ -13,7 +13,7 @@ import torch
 
 from sparselens.batches import rows_of_process
 from sparselens.processes import accelerator_for
-from tests.tiny_runs import THREE, gated, ragged_rows, run
+from tests.tiny_runs import THREE, assert_histories_close, gated, ragged_rows, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,8 +55,7 @@ def test_two_processes_are_one_run(tmp_path: Path, kind: str, family: str, optio
     history = run(alone, **options).history
 
     assert first["history"] == second["history"]  # the multiplier is in it
-    for one, two in zip(history, first["history"], strict=True):
-        assert two == pytest.approx(one, rel=1e-5, abs=1e-5)
+    assert_histories_close(first["history"], history, rel=1e-5, by=1e-5)
     for name, value in alone.state_dict().items():
         assert torch.equal(first["model"][name], second["model"][name]), name
         torch.testing.assert_close(first["model"][name], value, atol=1e-5, rtol=1e-4, msg=name)
@@ -70,8 +69,7 @@ def test_two_processes_weigh_their_tokens(tmp_path: Path):
     first, _ = run_two(tmp_path, "transformers", "llama", options, hidden_by="labels")
     alone = gated("transformers", "llama")
     history = run(alone, batches=ragged_rows, **options).history
-    for one, two in zip(history, first["history"], strict=True):
-        assert two == pytest.approx(one, rel=1e-4, abs=1e-5)
+    assert_histories_close(first["history"], history, rel=1e-4, by=1e-5)
 
 
 @pytest.mark.slow
@@ -80,8 +78,7 @@ def test_two_processes_that_share_one_model_are_one_run(tmp_path: Path):
     alone = gated("transformers", "llama")
     history = run(alone, distillation=0.5, held_out=THREE).history
     assert first["history"] == second["history"]
-    for one, two in zip(history, first["history"], strict=True):
-        assert two == pytest.approx(one, rel=1e-5, abs=1e-5)
+    assert_histories_close(first["history"], history, rel=1e-5, by=1e-5)
     for name, value in alone.state_dict().items():
         torch.testing.assert_close(first["model"][name], value, atol=1e-5, rtol=1e-4, msg=name)
 

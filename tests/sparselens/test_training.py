@@ -2,21 +2,24 @@
 
 import itertools
 import math
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import sparselens as sl
+from sparselens.analyses.partial_runs import peak_bytes
 from sparselens.control import RATES, TOLERANCE
 from sparselens.evaluation import Evaluation, evaluate, open_gates
 from sparselens.gates import RowNoise
 from sparselens.losses import next_token_loss
-from sparselens.statistics import record_gates
+from sparselens.statistics import GateStatistics, record_gates
 from sparselens.surgery import gate_settings
 from tests.tiny_models import checkpoint_activations, tiny_tokens
-from tests.tiny_runs import HELD_OUT, counting_rows, gated, ragged_rows, run
+from tests.tiny_runs import HELD_OUT, assert_histories_close, counting_rows, gated, ragged_rows, run
 
 WAYS = [("transformers", "gpt2"), ("transformers", "llama"), ("bridge", "gpt2"), ("bridge", "llama")]
 ways = pytest.mark.parametrize(("kind", "family"), WAYS)
@@ -136,8 +139,7 @@ def test_training_lowers_loss_and_closes_gates():
 def test_both_ways_are_one_run():
     through_bridge, direct = gated("bridge", "llama"), gated("transformers", "llama")
     histories = [run(model, clip_norm=0.0).history for model in (through_bridge, direct)]
-    for one, other in zip(*histories, strict=True):
-        assert one == pytest.approx(other, rel=1e-4)
+    assert_histories_close(*histories, rel=1e-4)
 
 
 def test_two_half_batches_are_one_batch():
@@ -148,8 +150,7 @@ def test_two_half_batches_are_one_batch():
 
     one = run(whole)
     two = run(halves, batches=half, accumulation=2)
-    for a, b in zip(one.history, two.history, strict=True):
-        assert a == pytest.approx(b, rel=1e-4)
+    assert_histories_close(one.history, two.history, rel=1e-4)
     assert_same_weights(halves, weights(whole), atol=1e-5, rtol=1e-4)
 
 
@@ -168,8 +169,7 @@ def test_two_ragged_half_batches_are_one_batch(hidden_by: str, options: dict[str
     one = run(whole, batches=lambda i: ragged_rows(i, hidden_by), held_out=held_out, **options)
     split = [{name: value.chunk(2)[i] for name, value in held_out[0].items()} for i in range(2)]
     two = run(halves, batches=half, held_out=split, accumulation=2, **options)
-    for a, b in zip(one.history, two.history, strict=True):
-        assert a == pytest.approx(b, rel=1e-3)
+    assert_histories_close(one.history, two.history, rel=1e-3)
 
 
 @pytest.mark.parametrize(("kind", "family"), [WAYS[0], WAYS[3]])
@@ -333,19 +333,66 @@ def test_states_that_meet_the_target_come_first_by_sparsity():
     assert sorted(shuffled, key=lambda s: s.rank(1.0)) == ranked
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+class Calls:
+    """A recorder that notes which layers were counted, in order."""
+
+    def __init__(self) -> None:
+        self.layers: list[int] = []
+
+    def add(self, layer: int, *_: Any) -> None:
+        self.layers.append(layer)
+
+
+def gradient_step(model: Any, tokens: Tensor) -> GateStatistics:
+    with record_gates(model) as gates:
+        task = next_token_loss(model(tokens, use_cache=False).logits, tokens)
+        (task + gates.expected_share()).backward()
+    return gates
+
+
+def for_a_step(family: str, checkpointing: bool, **options: Any) -> Any:
+    model = gated("transformers", family, **options).train()
+    if checkpointing:
+        checkpoint_activations(model, use_reentrant=False)
+    gate_settings(model).noise = RowNoise(0, 0)
+    return model
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt-oss"])
 def test_gradient_checkpointing_changes_neither_gradients_nor_counts(family: str):
     found = []
     for checkpointing in (False, True):
-        model = gated("transformers", family).train()
-        if checkpointing:
-            checkpoint_activations(model, use_reentrant=False)
-        gate_settings(model).noise = RowNoise(0, 0)
-        with record_gates(model) as gates:
-            task = next_token_loss(model(HELD_OUT[0], use_cache=False).logits, HELD_OUT[0])
-            (task + gates.expected_share()).backward()
+        model, calls = for_a_step(family, checkpointing), Calls()
+        gate_settings(model).recorders.append(calls)
+        gates = gradient_step(model, HELD_OUT[0])
         counts = torch.stack([gates.open, gates.visible_pairs, gates.expected.detach()])
         found.append((counts, [p.grad.clone() for p in model.parameters()]))
+        assert calls.layers == [0, 1]  # once each: recomputed layers are not counted again
+    torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_gradient_checkpointing_saves_memory(family: str):
+    deep = {"gpt2": {"n_layer": 8}, "llama": {"num_hidden_layers": 8}}[family]
+    tokens = tiny_tokens(8, 32)
+    peaks = [
+        peak_bytes(partial(gradient_step, for_a_step(family, checkpointing, **deep), tokens))[1]
+        for checkpointing in (False, True)
+    ]
+    assert peaks[1] < 0.3 * peaks[0]
+
+
+def test_recomputed_bridges_are_counted_once():
+    found = []
+    for checkpointing in (False, True):
+        model, calls = gated("bridge", "llama").train(), Calls()
+        gate_settings(model).noise = RowNoise(0, 0)
+        gate_settings(model).recorders.append(calls)
+        with record_gates(model) as gates:
+            logits = checkpoint(model, HELD_OUT[0], use_reentrant=False) if checkpointing else model(HELD_OUT[0])
+            (next_token_loss(logits, HELD_OUT[0]) + gates.expected_share()).backward()
+        assert calls.layers == [0, 1]
+        found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     torch.testing.assert_close(found[0], found[1])
 
 
