@@ -9,6 +9,7 @@ import json
 import shlex
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -46,6 +47,7 @@ def save(
     result: PostTrainResult | None = None,
     test: tuple[Evaluation, Evaluation] | None = None,
     command: str | None = None,
+    data: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a TransformerBridge or transformers model, dense or sparse, to `folder`: all of it or nothing.
 
@@ -61,6 +63,7 @@ def save(
         test: the dense and the sparse model on text that neither training nor selection saw; default: the held-out
             text of `result`
         command: the command line that made the model; default: the running program's
+        data: what was held out of the training text, `sparselens.text.Corpus.record`
 
     Raises:
         ValueError: `folder` holds something else, or the model cannot be expressed as a transformers model.
@@ -71,7 +74,7 @@ def save(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         whole = Path(temporary) / "model.new"
-        _write(model, whole, tokenizer, _record(model, base_model, result, test, command))
+        _write(model, whole, tokenizer, _record(model, base_model, result, test, command) | {"data": data})
         _replace(folder, whole, Path(temporary) / "previous")
     return folder
 
@@ -167,6 +170,12 @@ def load_transformers(name: str | Path, **options: Any) -> tuple[PreTrainedModel
     model.config._name_or_path = str(name)  # not the path of somebody's cache
     attend_both_ways(model)
     return model.eval(), _tokenizer(path), gate_bias
+
+
+def load_record(name: str | Path) -> dict[str, Any]:
+    """What `save` wrote down about a model; nothing about a model that another program saved."""
+    path = _find(name) / RECORD
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def load_tokenizer(name: str | Path) -> Any:
