@@ -8,6 +8,12 @@
 
 import json
 import tempfile
+<<<<<<< HEAD
+=======
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+>>>>>>> data
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +47,11 @@ def save(
     result: PostTrainResult | None = None,
     test: tuple[Evaluation, Evaluation] | None = None,
     command: str | None = None,
+<<<<<<< HEAD
     merge: bool = False,
+=======
+    data: Mapping[str, Any] | None = None,
+>>>>>>> data
 ) -> Path:
     """Write a TransformerBridge or transformers model, dense or sparse, to `folder`: all of it or nothing.
 
@@ -60,8 +70,13 @@ def save(
         result: of `post_train`, for the record
         test: the dense and the sparse model on text that neither training nor selection saw; default: the held-out
             text of `result`
+<<<<<<< HEAD
         command: the command line that made the model; default: the running one, if it is sparselens
         merge: write a model with adapters as an ordinary folder, with the adapters merged into the weights
+=======
+        command: the command line that made the model; default: the running program's
+        data: what was held out of the training text, `sparselens.text.Corpus.record`
+>>>>>>> data
 
     Raises:
         ValueError: `folder` holds something else, the model cannot be expressed as a transformers model, or nothing
@@ -71,6 +86,7 @@ def save(
     folder = Path(folder)
     if folder.exists() and not (folder / RECORD).exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} exists and is not a saved model: choose another folder")
+<<<<<<< HEAD
     base = base_model or origin(model)
     record = record_of(model, base, result, test, command)
     write = _write_adapter if adapters.has_adapters(model) and not merge else _write_whole
@@ -83,6 +99,13 @@ def save(
             _replace(folder, whole, Path(temporary) / "previous")
     except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
         raise OSError(f"{folder} could not be written: {error}") from error
+=======
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        whole = Path(temporary) / "model.new"
+        _write(model, whole, tokenizer, _record(model, base_model, result, test, command) | {"data": data})
+        _replace(folder, whole, Path(temporary) / "previous")
+>>>>>>> data
     return folder
 
 
@@ -205,6 +228,12 @@ def _load_adapter(
     model.config._name_or_path = name
     gate_bias = json.loads((path / RECORD).read_text())["gate_bias"] if (path / RECORD).exists() else None
     return model, _tokenizer(path) or tokenizer, None if gate_bias is None else finite_bias(gate_bias)
+
+
+def load_record(name: str | Path) -> dict[str, Any]:
+    """What `save` wrote down about a model; nothing about a model that another program saved."""
+    path = _find(name) / RECORD
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def load_tokenizer(name: str | Path) -> Any:

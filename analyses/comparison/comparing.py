@@ -65,6 +65,7 @@ def compare(
     progress: bool = True,
     out: str | Path | None = None,
     command: str = "",
+    notes: Sequence[str] = (),
 ) -> Comparison:
     """Ask both models the same questions, and lay the answers side by side.
 
@@ -85,6 +86,7 @@ def compare(
         memory: bytes that may be allocated at once beside the models
         out: folder for the answers as they come. The same call goes on from there after an interruption.
         command: for the record
+        notes: more that a reader should know, such as where `text` comes from
 
     Raises:
         ValueError: the models differ in tokenizer, layers or heads; no pair is left; `out` holds something else; or as
@@ -133,7 +135,7 @@ def compare(
         prompts=prompts_of(shown),
         versions={package: version(package) for package in VERSIONS},
         seed=seed,
-        notes=notes_on(dense, sparse, solved, question["models"], scores),
+        notes=(*notes, *notes_on(dense, sparse, solved, question["models"], scores)),
         command=command,
     )
     answers.finish(about, question)

@@ -3,12 +3,15 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sparselens.cli.options import Json, alone_in_out
 from sparselens.cli.table import finish, print_table
+
+if TYPE_CHECKING:
+    from sparselens.text import Source
 
 GIB = 2**30
 SEQ_LEN, BATCH, ROWS = 64, 32, 512  # of the text that the loss is measured on
@@ -26,6 +29,8 @@ def compare(
     text: Annotated[
         str | None, typer.Option(help="Text for the loss: file, dataset folder or hub id. Default: the answers.")
     ] = None,
+    column: Annotated[str, typer.Option(help="Field of --text that holds it, in JSON lines and datasets.")] = "text",
+    split: Annotated[str, typer.Option(help="Of a dataset as --text, the split to read.")] = "train",
     method: Annotated[
         str, typer.Option(help="Of edge attribution: eap, eap-ig, eap-ig-activations, clean-corrupted, exact.")
     ] = "eap-ig",
@@ -56,10 +61,13 @@ def compare(
     from sparselens.analyses.comparison.figures import refuse_unknown_form
     from sparselens.folder import load
     from sparselens.tasks import find_task
+    from sparselens.text import Source
 
     refuse_unknown_form(form)
     asked = find_task(task)
     opened = {"dense": load(dense), "sparse": load(sparse)}
+    names = {"dense": dense, "sparse": sparse} | ({} if control is None else {"control": control})
+    rows, notes = (None, []) if text is None else _rows(Source(text, column, split), opened["dense"].tokenizer, names)
     try:
         found = ask(
             opened["dense"],
@@ -75,7 +83,8 @@ def compare(
             goal=goal,
             ablation=ablation,
             all_pairs=all_pairs,
-            text=None if text is None else _rows(text, opened["dense"].tokenizer),
+            text=rows,
+            notes=notes,
             control=None if control is None else load(control),
             names=(Path(dense).name, Path(sparse).name),
             memory=int(memory * GIB),
@@ -109,9 +118,18 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
     return {name: None if isinstance(value, float) and value - value != 0 else value for name, value in row.items()}
 
 
-def _rows(source: str, tokenizer: Any) -> list[Any]:
-    """Rows of the documents that `post-train` keeps out of training and selection by default."""
-    from sparselens.text import read_documents, rows, split_documents, tokenize
+def _rows(source: "Source", tokenizer: Any, names: dict[str, str]) -> tuple[list[Any], list[str]]:
+    """Rows that no model has seen in training or selection, as far as their records tell, and caveats about them."""
+    from sparselens.folder import load_record
+    from sparselens.text import rows, unseen_tokens
 
-    unseen = split_documents(read_documents(source)).test
-    return rows(tokenize(unseen, tokenizer), SEQ_LEN, BATCH)[: ROWS // BATCH]
+    records = {role: load_record(name).get("data") for role, name in names.items()}
+    if records["dense"] is None:  # most often a model that was trained elsewhere, on nobody knows what
+        del records["dense"]
+    tokens, notes = unseen_tokens(source, tokenizer, records, ROWS * SEQ_LEN)
+    if len(tokens) < SEQ_LEN:
+        raise ValueError(
+            f"{source.name} has {len(tokens)} tokens that are unseen by all of {', '.join(records)}, and a row has "
+            f"{SEQ_LEN}: give another text"
+        )
+    return rows(tokens, SEQ_LEN, BATCH), notes

@@ -2,6 +2,8 @@
 
 import shlex
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,7 +38,12 @@ def post_train(
     merge: Annotated[bool, typer.Option("--merge", help="With --lora: save the whole model, not adapters.")] = False,
     train: Annotated[str, typer.Option(help="Which weights to train: attention, qk (queries, keys) or all.")] = "all",
     column: Annotated[str, typer.Option(help="Field that holds the text, in JSON lines and datasets.")] = "text",
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 6000,
+    split: Annotated[str, typer.Option(help="Of a dataset, the split to read.")] = "train",
+    stream: Annotated[
+        bool,
+        typer.Option("--stream", help="Hold out the first documents, and read only as many more as the run needs."),
+    ] = False,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 3000,
     target: Annotated[float | None, typer.Option(help="Loss not to exceed, nats per token; replaces --margin.")] = None,
     margin: Annotated[float, typer.Option(help="Target as the dense model's held-out loss plus this.")] = 0.01,
     gate_bias: Annotated[
@@ -46,13 +53,25 @@ def post_train(
     seq_len: Annotated[int, typer.Option(help="Tokens per row.")] = 64,
     batch_size: Annotated[int, typer.Option(help="Rows per batch, over all processes.")] = 32,
     accumulation: Annotated[int, typer.Option(help="Batches per optimiser step.")] = 1,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-4,
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens per optimiser step; replaces --accumulation. They come in equal batches of --batch-size rows "
+            "or fewer, so there may be a few rows more."
+        ),
+    ] = None,
+    learning_rate: Annotated[
+        str, typer.Option(help="At its peak. auto: the largest that leaves the model intact while every gate is open.")
+    ] = "auto",
     multiplier: Annotated[float, typer.Option(help="GECO's multiplier at the start.")] = 1.0,
     distillation: Annotated[float, typer.Option(help="Share of the dense model's distribution in the labels.")] = 0.5,
     sampled: Annotated[int, typer.Option(help="Tokens to sample from the dense model; half of each batch.")] = 0,
-    held_out: Annotated[float, typer.Option(help="Share of the documents kept out of training.")] = 0.1,
+    held_out: Annotated[float, typer.Option(help="Share of the documents kept out of training, at most.")] = 0.1,
+    held_out_rows: Annotated[
+        int, typer.Option(help="Rows to steer by, and as many to report on: no more text is kept out than they need.")
+    ] = 512,
     mixed_precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
-    evaluate_every: Annotated[int, typer.Option(help="Steps between two looks at the held-out text.")] = 250,
+    evaluate_every: Annotated[int, typer.Option(help="Steps between two looks at the held-out text.")] = 50,
     seed: Annotated[int, typer.Option(help="Of data order and noise.")] = 0,
     wandb: Annotated[str | None, typer.Option(help="Log to this wandb project.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
@@ -71,17 +90,26 @@ def post_train(
     from sparselens.folder import load_transformers, save
     from sparselens.processes import accelerator_for
     from sparselens.surgery import sparsify
-    from sparselens.text import read_documents, rows, split_documents
+    from sparselens.text import Source, prepare, rows
+    from sparselens.text.batches import refuse_no_rows
     from sparselens.training import PostTrainConfig
     from sparselens.training import post_train as run
 
+    refuse_no_rows(seq_len, batch_size)
+    if held_out_rows < 1:
+        raise ValueError(f"--held-out-rows must be at least 1, not {held_out_rows}")
+    precision = _precision(mixed_precision)
+    accelerator = accelerator_for(precision)
+    rows_each, accumulation = _batches_per_step(
+        batch_tokens, accumulation, seq_len, batch_size, accelerator.num_processes
+    )
     config = PostTrainConfig(
         steps=steps,
         target=target,
         margin=margin,
-        learning_rate=learning_rate,
+        learning_rate=_rate(learning_rate),
         accumulation=accumulation,
-        mixed_precision=_precision(mixed_precision),
+        mixed_precision=precision,
         multiplier=multiplier,
         distillation=distillation,
         evaluate_every=evaluate_every,
@@ -89,10 +117,11 @@ def post_train(
         wandb=wandb,
     )
     _refuse_contradiction(lora, train, merge)
-    accelerator = accelerator_for(mixed_precision)
-    split = split_documents(read_documents(data, column), held_out, seed)
     if (out / "checkpoint.pt").exists() and not resume:
         raise ValueError(f"{out} holds the checkpoint of a run: pass --resume to go on, or choose another folder")
+    source = Source(data, column, split, stream)
+    if not resume:
+        next(source.pieces())  # what cannot be read is refused before a model is loaded
     network, tokenizer, saved_bias = load_transformers(model, gguf_file=gguf_file, dtype=torch.float32)
     if saved_bias is not None and dense is None:
         raise ValueError(f"{model} is sparse already: name the dense model that it came from with --dense")
@@ -101,9 +130,25 @@ def post_train(
     _choose(network, lora, train, seed)
     network.to(accelerator.device)
     reference = network if dense is None else load_transformers(dense, dtype=torch.float32)[0].to(accelerator.device)
-    train, *others = (_tokens(part, tokenizer, network) for part in (split.train, split.validation, split.test))
-    validation, test = (rows(tokens, seq_len, batch_size) for tokens in others)
-    batches = _batches(reference, tokenizer, train, sampled, seq_len, batch_size, seed)
+    embedding: Any = network.get_input_embeddings()
+    with accelerator.main_process_first():  # which writes the tokens that all of them read
+        reuse = resume or not accelerator.is_main_process
+        corpus = prepare(
+            source,
+            tokenizer,
+            out / "tokens",
+            held_out=held_out,
+            most_held_out=held_out_rows * seq_len,
+            enough=(steps * accumulation * rows_each + rows_each + 1) * seq_len,
+            seed=seed,
+            known=embedding.num_embeddings,
+            reuse=reuse,
+        )
+        validation, test = (
+            rows(tokens[: held_out_rows * seq_len], seq_len, batch_size) for tokens in (corpus.validation, corpus.test)
+        )
+        own = partial(_sampled, reference, tokenizer, sampled, seed, out / "tokens", reuse) if sampled else None
+        batches = _batches(corpus.train, own, seq_len, rows_each, seed)
     sparsify(network, saved_bias if gate_bias is None else gate_bias)
     with open_gates(reference):
         before = evaluate(reference, test, accelerator=accelerator)
@@ -128,6 +173,7 @@ def post_train(
             result=result,
             test=(before, after),
             command=_command(),
+            data=corpus.record,
         )
         _report(before, after, folder, result.feasible, json, out)
 
@@ -154,34 +200,53 @@ def _command() -> str:
     return shlex.join(["sparselens", *sys.argv[1:]])
 
 
+def _rate(text: str) -> Any:
+    try:
+        return "auto" if text == "auto" else float(text)
+    except ValueError as error:
+        raise ValueError(f'--learning-rate {text!r}: want "auto" or a number such as 5e-4') from error
+
+
 def _precision(name: str) -> Any:
     if name not in ("no", "bf16", "fp16"):
         raise ValueError(f"mixed precision {name!r}: want no, bf16 or fp16")
     return name
 
 
-def _tokens(documents: list[str], tokenizer: Any, network: Any) -> Any:
-    from sparselens.text import tokenize
+def _batches_per_step(
+    batch_tokens: int | None, accumulation: int, seq_len: int, batch_size: int, processes: int
+) -> tuple[int, int]:
+    """Rows per batch and batches per step."""
+    from sparselens.text import batches_per_step
 
-    tokens, known = tokenize(documents, tokenizer), network.get_input_embeddings().num_embeddings
-    if len(tokens) and int(tokens.max()) >= known:
-        highest = int(tokens.max())
-        raise ValueError(f"the model has {known} tokens, its tokenizer gave {highest}: the two do not belong together")
-    return tokens
+    if batch_tokens is None:
+        return batch_size, accumulation
+    if accumulation != 1:
+        raise ValueError("give --batch-tokens or --accumulation, not both")
+    return batches_per_step(batch_tokens, seq_len, batch_size, processes)
 
 
-def _batches(network: Any, tokenizer: Any, tokens: Any, sampled: int, seq_len: int, batch_size: int, seed: int) -> Any:
-    """Training batches: of the text alone, or half of it and half of text sampled from the dense model."""
-    from sparselens.text import MixedBatches, TokenBatches, sample_tokens
+def _batches(text: Any, sample: Callable[[], Any] | None, seq_len: int, n_rows: int, seed: int) -> Any:
+    """Training batches: of the text alone, or half of it and half of what the dense model writes."""
+    from sparselens.text import MixedBatches, TokenBatches
+    from sparselens.text.batches import refuse_no_rows
 
-    if not sampled:
-        return TokenBatches(tokens, seq_len, batch_size, seed)
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    own = sample_tokens(network, sampled, start or 0, seed=seed)
-    half = batch_size // 2
-    return MixedBatches(
-        [TokenBatches(tokens, seq_len, batch_size - half, seed), TokenBatches(own, seq_len, half, seed + 1)]
-    )
+    half = n_rows // 2 if sample else 0
+    batches = TokenBatches(text, seq_len, n_rows - half, seed)
+    if sample is None:
+        return batches
+    refuse_no_rows(seq_len, half)  # before it takes its time
+    return MixedBatches([batches, TokenBatches(sample(), seq_len, half, seed + 1)])
+
+
+def _sampled(network: Any, tokenizer: Any, n: int, seed: int, folder: Path, reuse: bool) -> Any:
+    """Tokens that the dense model writes itself, once for a run."""
+    from sparselens.text import kept_sample, sample_tokens
+    from sparselens.text.tokens import PieceTokenizer
+
+    asked = {"tokens": n, "seed": seed, "model": network.config._name_or_path}
+    start = PieceTokenizer(tokenizer).start
+    return kept_sample(folder / "sampled.bin", asked, lambda: sample_tokens(network, n, start, seed=seed), reuse)
 
 
 def _report(dense: "Evaluation", sparse: "Evaluation", folder: Path, feasible: bool, json: bool, out: Path) -> None:

@@ -14,7 +14,7 @@ from sparselens.analyses.row_losses import answer_losses, row_batches, text_loss
 from sparselens.evaluation import evaluate
 from sparselens.losses import IGNORED, same_position_loss
 from sparselens.tasks import TASKS
-from sparselens.text import read_documents, rows, split_documents, tokenize
+from sparselens.text import Source, rows, unseen_tokens
 from tests.analyses.small_models import tiny_pairs, two_layers
 from tests.tiny_models import tiny_bridge, tiny_tokens
 
@@ -175,8 +175,9 @@ NOT_FINITE = torch.tensor([0.0, math.nan])
 
 def test_stories(shared_data: Path):
     dense, sparse = sl.load("stories260k"), sl.load("stories260k-sparse")
-    documents = split_documents(read_documents(shared_data / "text/tinystories_sample_2M.txt")).test[:20]
-    batches = rows(tokenize(documents, dense.tokenizer), 64, 32)
+    stories = Source(str(shared_data / "text/tinystories_sample_2M.txt"))
+    tokens, _ = unseen_tokens(stories, dense.tokenizer, {"sparse": None}, 80 * 64)
+    batches = rows(tokens, 64, 32)
     points = {p.name: p for p in loss_points(dense, sparse, batches, counts=[1, 4, 64], progress=False)}
     assert torch.equal(points["top-64"].losses, points["dense"].losses)
     assert points["sparse"].loss == pytest.approx(points["dense"].loss, abs=0.05)

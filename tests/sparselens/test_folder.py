@@ -268,3 +268,12 @@ def test_push_uploads_exactly_the_saved_folder(tmp_path: Path, monkeypatch: pyte
     files = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("uploaded", "saved")]
     assert files[0] == files[1]
     assert not any(b"secret" in data for data in files[0].values())
+
+
+def test_what_was_held_out_is_kept_with_the_model(tmp_path: Path):
+    sl.save(gated(), tmp_path / "m", data={"sha256": "ab", "test": 3})
+    assert sl.folder.load_record(tmp_path / "m")["data"] == {"sha256": "ab", "test": 3}
+    sl.save(gated(), tmp_path / "m")
+    assert sl.folder.load_record(tmp_path / "m")["data"] is None
+    (tmp_path / "m" / "sparselens.json").unlink()
+    assert sl.folder.load_record(tmp_path / "m") == {}  # another program's

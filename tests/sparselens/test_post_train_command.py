@@ -2,15 +2,18 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 from typer.testing import CliRunner, Result
 
 import sparselens as sl
 from sparselens import cli
 from sparselens.evaluation import evaluate
-from sparselens.text import read_documents, rows, split_documents, tokenize
+from sparselens.text import Source, Split, rows, unseen_tokens
+from sparselens.text.tokens import mapped_tokens
 from tests.tiny_models import VOCABULARY, tiny_model, tiny_tokenizer
 
 NUMBERS = {"loss", "share_of_visible_pairs", "share_of_all_pairs", "edges_per_query_per_head"}
@@ -44,11 +47,14 @@ def test_last_line_is_the_table_and_the_model_is_what_it_says(inputs: Path, tmp_
     assert str(tmp_path / "model").split("/")[-2] in done.stdout.replace("\n", "")
 
     model = sl.load(table["model"])  # the numbers are those of the test half, which nothing else has seen
-    split = split_documents(read_documents(inputs / "stories.txt"), 0.4, 0)
-    again = evaluate(model, rows(tokenize(split.test, model.tokenizer), 8, 4))
+    record = json.loads((tmp_path / "model" / "sparselens.json").read_text())
+    unseen, notes = unseen_tokens(
+        Source(str(inputs / "stories.txt")), model.tokenizer, {"sparse": record["data"]}, 10**6
+    )
+    assert len(unseen) == 12 * 13 and notes == []
+    again = evaluate(model, rows(unseen, 8, 4))
     assert again.loss == pytest.approx(table["sparse"]["loss"], rel=1e-5)
     assert again.share_of_visible_pairs == pytest.approx(table["sparse"]["share_of_visible_pairs"])
-    record = json.loads((tmp_path / "model" / "sparselens.json").read_text())
     assert record["base_model"] == "dense"  # the folder's name, not the path on this machine
     assert record["command"].startswith("sparselens")
 
@@ -59,10 +65,60 @@ def test_resume_gives_the_same_table(inputs: Path, tmp_path: Path):
     assert again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
 
 
-def test_json_lines_and_text_of_the_models_own(inputs: Path, tmp_path: Path):
-    done = invoke(inputs, tmp_path, "--column", "story", "--sampled", "200", "--json", data="stories.jsonl")
+def test_the_split_is_that_of_the_options_and_is_saved_with_the_model(inputs: Path, tmp_path: Path):
+    invoke(inputs, tmp_path / "few", "--seed", "7", "--held-out-rows", "3")
+    split = Split.from_record(json.loads((tmp_path / "few/model/sparselens.json").read_text())["data"])
+    size = sum(len(f"w{i}") + 1 for i in range(1, VOCABULARY)) / (VOCABULARY - 1) * 12  # characters of a story, about
+    assert (split.seed, split.documents, split.unit) == (7, 60, "documents")
+    assert split.validation == split.test == round(3 * 8 * 8 / size + 0.5) < 12
+    assert len(mapped_tokens(tmp_path / "few/tokens/test.bin")) == split.test * 13
+
+
+def test_json_lines_and_text_of_the_models_own_sampled_once(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    options = ("--column", "story", "--sampled", "200", "--json")
+    done = invoke(inputs, tmp_path, *options, data="stories.jsonl")
     assert done.exit_code == 0
     assert json.loads(done.stdout.splitlines()[-1]).keys() == {"dense", "sparse", "model"}
+    monkeypatch.setattr("sparselens.text.sample_tokens", None)  # kept, as the text is
+    again = invoke(inputs, tmp_path, *options, "--resume", data="stories.jsonl")
+    assert again.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
+    with pytest.raises(ValueError, match="was written with tokens=200"):
+        invoke(inputs, tmp_path, "--column", "story", "--sampled", "300", "--resume", data="stories.jsonl")
+    with pytest.raises(ValueError, match=r"was written with held_out=0\.4"):
+        invoke(inputs, tmp_path, *options, "--resume", "--held-out", "0.3", data="stories.jsonl")
+
+
+def test_a_dataset_is_streamed(inputs: Path, tmp_path: Path):
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    (folder / "train.jsonl").write_bytes((inputs / "stories.jsonl").read_bytes())
+    options = ("--column", "story", "--stream", "--held-out-rows", "2", "--steps", "2", "--data", str(folder))
+    assert invoke(inputs, tmp_path / "out", *options).exit_code == 0
+    data = json.loads((tmp_path / "out/model/sparselens.json").read_text())["data"]
+    assert data["stream"] and data["seed"] is None and data["validation"] + data["test"] == data["documents"] < 12
+    with pytest.raises(ValueError, match=r"has no split 'test'; it has \['train'\]"):
+        invoke(inputs, tmp_path / "other", *options, "--split", "test")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rows_each", "batches"),
+    [(64, 4, 2), (60, 4, 2), (40, 3, 2), (16, 2, 1)],  # of rows of 8 tokens, at most 4 in a batch
+)
+def test_tokens_per_step_give_rows_and_batches(
+    inputs: Path, tmp_path: Path, tokens: int, rows_each: int, batches: int, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[tuple[int, int]] = []
+
+    def stop(model: object, given: Callable[[int], Tensor], config: sl.PostTrainConfig, **_: object) -> None:
+        asked.append((len(given(0)), config.accumulation))
+        raise InterruptedError
+
+    monkeypatch.setattr("sparselens.training.post_train", stop)
+    with pytest.raises(InterruptedError):
+        invoke(inputs, tmp_path, "--batch-tokens", str(tokens))
+    assert asked == [(rows_each, batches)]
 
 
 @pytest.mark.parametrize(
@@ -70,6 +126,12 @@ def test_json_lines_and_text_of_the_models_own(inputs: Path, tmp_path: Path):
     [
         (("--target", "nan"), "target must be a finite number"),
         (("--seq-len", "4000"), "tokens do not fill one row of 4000"),
+        (("--batch-size", "400"), "468 tokens are too few for one batch of 400 x 8"),
+        (("--batch-tokens", "7"), "7 tokens per optimiser step are less than one row of 8"),
+        (("--batch-tokens", "64", "--accumulation", "2"), "give --batch-tokens or --accumulation, not both"),
+        (("--held-out", "0.9"), "60 documents are too few to hold out 90% twice"),
+        (("--held-out-rows", "0"), "--held-out-rows must be at least 1, not 0"),
+        (("--stream",), "the stream ends before two times 65536 characters are held out"),
         (("--mixed-precision", "fp8"), "mixed precision 'fp8': want no, bf16 or fp16"),
         (("--batch-size", "0"), "want one row or more"),
         (("--batch-size", "1", "--sampled", "99"), "want one row or more"),
@@ -81,7 +143,7 @@ def test_json_lines_and_text_of_the_models_own(inputs: Path, tmp_path: Path):
 def test_mistakes_end_in_one_line(
     inputs: Path,
     tmp_path: Path,
-    options: tuple[str, str],
+    options: tuple[str, ...],
     message: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
@@ -100,6 +162,27 @@ def test_model_without_a_tokenizer_is_refused(inputs: Path, tmp_path: Path):
     sl.save(tiny_model("llama"), tmp_path / "mute")
     with pytest.raises(ValueError, match="has no tokenizer"):
         invoke(inputs, tmp_path / "out", "--model", str(tmp_path / "mute"))
+
+
+def test_a_tokenizer_that_cannot_open_documents_is_refused(inputs: Path, tmp_path: Path):
+    tokenizer = tiny_tokenizer(tmp_path / "tokenizer")
+    tokenizer.bos_token = tokenizer.eos_token = None
+    sl.save(tiny_model("llama"), tmp_path / "open", tokenizer=tokenizer)
+    with pytest.raises(ValueError, match="neither a BOS nor an EOS token"):
+        invoke(inputs, tmp_path / "out", "--model", str(tmp_path / "open"))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [('{"story": "w1"}', 'line 1: want a JSON object with "text"'), ('{"text": " "}', "holds no text")],
+)
+def test_text_that_cannot_be_read_is_refused_before_a_model_is_loaded(
+    inputs: Path, tmp_path: Path, line: str, message: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("sparselens.folder.load_transformers", None)
+    (tmp_path / "text.jsonl").write_text(line)
+    with pytest.raises(ValueError, match=message):
+        invoke(inputs, tmp_path / "out", "--data", str(tmp_path / "text.jsonl"))
 
 
 def test_tokens_that_the_model_does_not_know_are_refused(inputs: Path, tmp_path: Path):

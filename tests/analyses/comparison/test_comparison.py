@@ -123,8 +123,9 @@ def test_tables_in_three_forms(comparison: Comparison):
 
 
 def test_a_model_with_itself_is_marked(models: tuple[Any, Any]):
-    found = compared((models[1], models[1]), n=4)
-    assert found.about.notes[0].startswith("Both models are the same")
+    found = compared((models[1], models[1]), n=4, notes=["The text is a poem."])
+    assert found.about.notes[0] == "The text is a poem."  # what the caller knows comes first
+    assert found.about.notes[1].startswith("Both models are the same")
     ratios = [found.fewer_edges(), found.fewer_edges_of_mean(), found.fewer_components("heads")]
     assert [(ratio.low, ratio.mean, ratio.high) for ratio in ratios if ratio] == [(1.0, 1.0, 1.0)] * 3
     assert found.overlap == 1.0
