@@ -8,12 +8,7 @@
 
 import json
 import tempfile
-<<<<<<< HEAD
-=======
 from collections.abc import Mapping
-from dataclasses import asdict
-from importlib.metadata import version
->>>>>>> data
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +42,8 @@ def save(
     result: PostTrainResult | None = None,
     test: tuple[Evaluation, Evaluation] | None = None,
     command: str | None = None,
-<<<<<<< HEAD
     merge: bool = False,
-=======
     data: Mapping[str, Any] | None = None,
->>>>>>> data
 ) -> Path:
     """Write a TransformerBridge or transformers model, dense or sparse, to `folder`: all of it or nothing.
 
@@ -70,13 +62,9 @@ def save(
         result: of `post_train`, for the record
         test: the dense and the sparse model on text that neither training nor selection saw; default: the held-out
             text of `result`
-<<<<<<< HEAD
         command: the command line that made the model; default: the running one, if it is sparselens
         merge: write a model with adapters as an ordinary folder, with the adapters merged into the weights
-=======
-        command: the command line that made the model; default: the running program's
         data: what was held out of the training text, `sparselens.text.Corpus.record`
->>>>>>> data
 
     Raises:
         ValueError: `folder` holds something else, the model cannot be expressed as a transformers model, or nothing
@@ -86,9 +74,8 @@ def save(
     folder = Path(folder)
     if folder.exists() and not (folder / RECORD).exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} exists and is not a saved model: choose another folder")
-<<<<<<< HEAD
     base = base_model or origin(model)
-    record = record_of(model, base, result, test, command)
+    record = record_of(model, base, result, test, command) | {"data": data}
     write = _write_adapter if adapters.has_adapters(model) and not merge else _write_whole
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -99,13 +86,6 @@ def save(
             _replace(folder, whole, Path(temporary) / "previous")
     except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
         raise OSError(f"{folder} could not be written: {error}") from error
-=======
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        whole = Path(temporary) / "model.new"
-        _write(model, whole, tokenizer, _record(model, base_model, result, test, command) | {"data": data})
-        _replace(folder, whole, Path(temporary) / "previous")
->>>>>>> data
     return folder
 
 
