@@ -45,7 +45,7 @@ class PostTrainConfig:
 
     def __post_init__(self) -> None:
         rate = self.learning_rate
-        if rate != "auto" and not (isinstance(rate, int | float) and 0 <= rate < math.inf):
+        if rate != "auto" and not 0 <= rate < math.inf:
             raise ValueError(f'learning_rate must be "auto" or a finite number, 0 or more, not {rate!r}')
         for name in ("steps", "accumulation", "evaluate_every", "checkpoint_every"):
             if getattr(self, name) < 1:

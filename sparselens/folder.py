@@ -212,7 +212,7 @@ def _load_adapter(
 
 def load_record(name: str | Path) -> dict[str, Any]:
     """What `save` wrote down about a model; nothing about a model that another program saved."""
-    path = _find(name) / RECORD
+    path = find(split_gguf(name, None)[0], WORDS) / RECORD
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
