@@ -1,7 +1,7 @@
 """Which parameters of a model are trained."""
 
 import re
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,12 +9,12 @@ from torch import nn
 from sparselens.adapters import without_peft
 from sparselens.hooked import is_hooked
 
-Part = Literal["attention", "qk", "all"]
+PARTS = ("attention", "qk", "all")
 _QUERY = re.compile(r"q(uery)?(_(?!key).*)?")  # q, q_proj, query, q_norm; not query_key_value
 _KEY = re.compile(r"k(ey)?(_(?!value).*)?")
 
 
-def choose_trained(model: nn.Module, part: Part) -> None:
+def choose_trained(model: nn.Module, part: str) -> None:
     """Let training move only a part of a model, in place.
 
     Args:
@@ -23,14 +23,19 @@ def choose_trained(model: nn.Module, part: Part) -> None:
     Raises:
         ValueError: the model has no such part. Says what was not found, and where.
     """
-    if part not in get_args(Part):
-        raise ValueError(f"cannot train {part!r}: want {', '.join(get_args(Part))}")
+    refuse_unknown_part(part)
     chosen = {id(parameter) for parameter in _parameters(model, part)}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in chosen)
 
 
-def _parameters(model: nn.Module, part: Part) -> list[nn.Parameter]:
+def refuse_unknown_part(part: str) -> None:
+    """Raise ValueError for a part that `choose_trained` does not know."""
+    if part not in PARTS:
+        raise ValueError(f"cannot train {part!r}: want {', '.join(PARTS)}")
+
+
+def _parameters(model: nn.Module, part: str) -> list[nn.Parameter]:
     if part == "all":
         return [parameter for parameter in model.parameters() if parameter.is_floating_point()]
     chosen: list[nn.Parameter] = []

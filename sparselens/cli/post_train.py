@@ -179,13 +179,16 @@ def post_train(
 
 
 def _refuse_contradiction(lora: int | None, train: str, merge: bool) -> None:
+    from sparselens.trained import refuse_unknown_part
+
+    refuse_unknown_part(train)
     if lora is not None and train != "all":
         raise ValueError(f"--lora trains adapters alone: leave --train {train} out, or --lora")
     if merge and lora is None:
         raise ValueError("--merge is about adapters: give --lora too, or leave it out")
 
 
-def _choose(network: Any, lora: int | None, train: Any, seed: int) -> None:
+def _choose(network: Any, lora: int | None, train: str, seed: int) -> None:
     """Freeze what is not to be trained."""
     from sparselens.adapters import add_lora
     from sparselens.trained import choose_trained

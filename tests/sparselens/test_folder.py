@@ -15,9 +15,11 @@ from huggingface_hub import ModelCard
 import sparselens as sl
 from sparselens import folder as folder_module
 from sparselens.character_model import character_model
-from sparselens.evaluation import evaluate
+from sparselens.evaluation import evaluate, evaluating
 from sparselens.export import to_transformers
+from sparselens.folder import load_transformers
 from sparselens.losses import next_token_loss
+from sparselens.surgery import find_settings
 from tests.tiny_models import bridge_of, tiny_bridge, tiny_model, tiny_tokenizer, tiny_tokens
 from tests.tiny_runs import HELD_OUT, gated, run
 
@@ -277,3 +279,99 @@ def test_what_was_held_out_is_kept_with_the_model(tmp_path: Path):
     assert sl.folder.load_record(tmp_path / "m")["data"] is None
     (tmp_path / "m" / "sparselens.json").unlink()
     assert sl.folder.load_record(tmp_path / "m") == {}  # another program's
+
+
+def all_bytes(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in folder.iterdir())
+
+
+def test_no_path_of_this_machine_is_saved(tmp_path: Path):
+    sl.save(tiny_model("gpt2"), tmp_path / "base", tokenizer=tiny_tokenizer(tmp_path / "tokenizer"))
+    plain, tokenizer, _ = load_transformers(tmp_path / "base")
+    sl.save(plain, tmp_path / "plain", tokenizer=tokenizer)
+    sl.save(sl.sparsify(sl.load(tmp_path / "base"), 0.5), tmp_path / "sparse", base_model=str(tmp_path / "base"))
+    for name in ("plain", "sparse"):
+        assert str(tmp_path).encode() not in all_bytes(tmp_path / name)
+        assert json.loads((tmp_path / name / "sparselens.json").read_text())["base_model"] == "base"
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["/venv/ipykernel_launcher.py", "-f", "/home/me/kernel.json"], None),
+        (["-c"], None),
+        (["/home/me/train.py", "--secret"], None),
+        (["/venv/bin/sparselens", "demo", "--out", "demo"], "sparselens demo --out demo"),
+        (["/venv/lib/sparselens/__main__.py", "demo"], "sparselens demo"),
+    ],
+)
+def test_only_a_command_of_sparselens_is_written_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str], said: str | None
+):
+    monkeypatch.setattr(sys, "argv", argv)
+    sl.save(tiny_model("gpt2"), tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "sparselens.json").read_text())["command"] == said
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert ("Made by" in card) == (said is not None)
+    assert b"/home/me" not in all_bytes(tmp_path / "model")
+
+
+# A limit on the size of files fails as a full disk does: the system refuses a write in the middle.
+SMALL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+import sparselens as sl
+from sparselens.checkpoint import save_checkpoint
+from tests.tiny_models import tiny_model
+out, model = Path(sys.argv[1]), tiny_model("llama")
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (8000, resource.RLIM_INFINITY))
+for write in (lambda: sl.save(model, out / "model"), lambda: save_checkpoint(out / "c.pt", model.state_dict())):
+    try:
+        write()
+    except OSError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
+def test_full_disk_is_told_with_the_path_and_leaves_nothing(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL_DISK, str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert done.returncode == 0, done.stderr
+    model, checkpoint = done.stdout.splitlines()
+    assert f"{tmp_path / 'model'} could not be written" in model and "File too large" in model
+    assert str(tmp_path / "c.pt") in checkpoint
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_question_changes_nothing(tmp_path: Path):
+    sl.save(gated(), tmp_path / "model")
+    sl.register_attention()
+    model = tr.GPT2LMHeadModel.from_pretrained(tmp_path / "model")
+
+    def state() -> list[Any]:
+        return [model.config.to_dict(), *(dict(module.__dict__) for module in model.modules())]
+
+    before = state()
+    assert sl.is_sparse(model)
+    assert find_settings(model) is not None
+    assert repr(state()) == repr(before)
+    with sl.record_gates(model) as gates:  # which does
+        model(tiny_tokens())
+    assert 0 < gates.open_fraction.mean() < 1
+    assert not sl.is_sparse(sl.densify(model))
+
+
+@pytest.mark.parametrize("gate", [False, True])
+def test_every_module_is_given_back_its_own_mode(gate: bool):
+    model = tiny_model("gpt2").train()
+    model.transformer.h[0].eval()
+    modes = [module.training for module in model.modules()]
+    if gate:
+        sl.sparsify(model)
+    else:
+        with evaluating(model):
+            assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == modes

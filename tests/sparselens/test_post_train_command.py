@@ -6,14 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
 import sparselens as sl
 from sparselens import cli
 from sparselens.evaluation import evaluate
+from sparselens.folder import load_transformers
 from sparselens.text import Source, Split, rows, unseen_tokens
 from sparselens.text.tokens import mapped_tokens
+from tests.sparselens.test_gguf import write_gguf
 from tests.tiny_models import VOCABULARY, tiny_model, tiny_tokenizer
 
 NUMBERS = {"loss", "share_of_visible_pairs", "share_of_all_pairs", "edges_per_query_per_head"}
@@ -138,6 +141,10 @@ def test_tokens_per_step_give_rows_and_batches(
         (("--data", "nowhere.txt"), "no such file"),
         (("--model", "nowhere"), "is no folder, no shipped model"),
         (("--steps", "0"), "steps must be at least 1"),
+        (("--lora", "0"), "rank of LoRA must be at least 1"),
+        (("--train", "mlp"), "cannot train 'mlp': want attention, qk, all"),
+        (("--merge", "--json"), "--merge is about adapters"),
+        (("--lora=2", "--train=qk"), "--lora trains adapters alone"),
     ],
 )
 def test_mistakes_end_in_one_line(
@@ -189,3 +196,55 @@ def test_tokens_that_the_model_does_not_know_are_refused(inputs: Path, tmp_path:
     sl.save(tiny_model("llama", vocab_size=9), tmp_path / "small", tokenizer=tiny_tokenizer(tmp_path / "tokenizer"))
     with pytest.raises(ValueError, match="has 9 tokens, its tokenizer gave 30"):
         invoke(inputs, tmp_path / "out", "--model", str(tmp_path / "small"))
+
+
+def changed(folder: Path, base: Path) -> set[str]:
+    """Names of the weights that a saved model does not share with its base."""
+    new, old = (load_transformers(path)[0].state_dict() for path in (folder, base))
+    return {name for name, value in new.items() if not torch.equal(value, old[name])}
+
+
+def test_adapters_alone(inputs: Path, tmp_path: Path):
+    first = invoke(inputs, tmp_path / "a", "--lora", "2", "--json")
+    folder = tmp_path / "a" / "model"
+    assert (folder / "adapter_model.safetensors").exists() and not (folder / "model.safetensors").exists()
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(inputs / "dense")
+    names = changed(folder, inputs / "dense")
+    assert names and all(".self_attn." in name for name in names)
+    table = json.loads(first.stdout.splitlines()[-1])
+    model = sl.load(folder)
+    assert sl.is_sparse(model)
+    split = split_documents(read_documents(inputs / "stories.txt"), 0.4, 0)
+    again = evaluate(model, rows(tokenize(split.test, model.tokenizer), 8, 4))
+    assert again.loss == pytest.approx(table["sparse"]["loss"], rel=1e-5)
+
+    resumed = invoke(inputs, tmp_path / "a", "--lora", "2", "--json", "--resume")
+    assert resumed.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
+    assert invoke(inputs, tmp_path / "b", "--lora", "2", "--merge", "--json").exit_code == 0
+    merged = load_transformers(tmp_path / "b" / "model")[0].state_dict()
+    assert not (tmp_path / "b" / "model" / "adapter_config.json").exists()
+    assert all(torch.equal(value, merged[name]) for name, value in load_transformers(folder)[0].state_dict().items())
+
+
+@pytest.mark.parametrize(("part", "letters"), [("qk", "qk"), ("attention", "qkvo")])
+def test_a_part_alone(inputs: Path, tmp_path: Path, part: str, letters: str):
+    assert invoke(inputs, tmp_path, "--train", part).exit_code == 0
+    names = changed(tmp_path / "model", inputs / "dense")
+    assert {name.split(".")[-2] for name in names} == {f"{letter}_proj" for letter in letters}
+
+
+def test_half_precision_files_are_trained_as_float32(inputs: Path, tmp_path: Path):
+    sl.save(tiny_model("llama").bfloat16(), tmp_path / "half", tokenizer=tiny_tokenizer(tmp_path / "tokenizer"))
+    assert load_transformers(tmp_path / "half")[0].dtype == torch.bfloat16
+    assert invoke(inputs, tmp_path / "out", "--model", str(tmp_path / "half")).exit_code == 0
+    assert load_transformers(tmp_path / "out" / "model")[0].dtype == torch.float32
+
+
+def test_a_gguf_file_is_trained(inputs: Path, tmp_path: Path):
+    write_gguf(tmp_path / "tiny.gguf", tiny_model("llama"))
+    data = tmp_path / "letters.txt"
+    data.write_text("<|endoftext|>".join("abcdefgh" * 4 for _ in range(60)))
+    options = ("--model", str(tmp_path), "--gguf-file", "tiny.gguf")
+    assert invoke(inputs, tmp_path / "out", *options, data=str(data)).exit_code == 0
+    record = json.loads((tmp_path / "out" / "model" / "sparselens.json").read_text())
+    assert record["base_model"] == "tiny.gguf"

@@ -1,0 +1,94 @@
+"""Peak memory and tokens per second of one training step: adapters, attention alone, and everything.
+
+Run by hand: `python tests/benchmarks/bench_adapters.py`. The shape is Llama-3.2-1B's with two of its sixteen layers and
+random weights. Each kind runs in a process of its own, since the peak of a process never falls.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers as tr
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import sparselens as sl
+from sparselens.adapters import add_lora
+from sparselens.gates import RowNoise
+from sparselens.losses import logits_of, next_token_loss
+from sparselens.surgery import gate_settings
+from sparselens.trained import choose_trained, trained_parameters
+
+LENGTH = 64
+KINDS = ("lora", "attention", "all")
+GIB = 2**30
+
+
+def one_billion(layers: int) -> Any:
+    """Llama-3.2-1B but for its depth."""
+    config = tr.LlamaConfig(
+        vocab_size=128_256,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        tie_word_embeddings=True,
+        attn_implementation="eager",
+    )
+    return tr.LlamaForCausalLM(config)
+
+
+def measure(kind: str, layers: int, rows: int, steps: int, rank: int) -> None:
+    """Print one line about one kind."""
+    model = one_billion(layers)
+    if kind == "lora":
+        add_lora(model, rank)
+    else:
+        choose_trained(model, kind)
+    sl.sparsify(model).train()
+    trained = trained_parameters(model)
+    optimizer = torch.optim.AdamW(trained, 1e-4)
+    tokens = torch.randint(model.config.vocab_size, (rows, LENGTH))
+    seconds: list[float] = []
+    for step in range(steps + 1):
+        start = time.perf_counter()
+        gate_settings(model).noise = RowNoise(0, step)
+        with sl.record_gates(model) as gates:
+            (next_token_loss(logits_of(model, tokens), tokens) + gates.expected_share()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB  # Linux counts in KiB
+    count = sum(parameter.numel() for parameter in trained) / 1e6
+    fastest = min(seconds[1:])  # the first step makes the optimiser's state
+    print(
+        f"{kind:10} {count:8.1f} M trained   peak {peak:5.2f} GiB   {rows * LENGTH / fastest:7.1f} tokens/s", flush=True
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--kind", choices=KINDS, help="only this one, in this process")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    torch.manual_seed(0)
+    if given.kind:
+        measure(given.kind, given.layers, given.rows, given.steps, given.rank)
+        return
+    for kind in KINDS:
+        subprocess.run([sys.executable, __file__, *sys.argv[1:], "--kind", kind], check=True)
+
+
+if __name__ == "__main__":
+    main()
