@@ -1,5 +1,6 @@
 """The model card of a saved model: filled from its record, with nothing in it that is not known."""
 
+from collections.abc import Sequence
 from typing import Any
 
 _METHOD = "Draye et al., *Sparse Attention Post-Training for Mechanistic Interpretability*, arXiv 2512.05865"
@@ -20,8 +21,8 @@ _NUMBERS = (
 )
 
 
-def model_card(record: dict[str, Any], architecture: str) -> str:
-    """Markdown with the hub's metadata block."""
+def model_card(record: dict[str, Any], architecture: str, pictures: Sequence[str] = ()) -> str:
+    """Markdown with the hub's metadata block. `pictures` are files beside the card, of the run that made the model."""
     base, gate_bias = record["base_model"], record["gate_bias"]
     sparse = gate_bias is not None
     parts = [
@@ -31,6 +32,7 @@ def model_card(record: dict[str, Any], architecture: str) -> str:
         f"Base model: `{base}`." if base else "",
         _table(record),
         _target(record),
+        *(f"![Post-training: loss and open edges step by step]({name})" for name in pictures),
         _USE.format(
             architecture=architecture,
             gates=" with its gates" if sparse else "",

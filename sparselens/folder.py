@@ -7,8 +7,10 @@
 
 import json
 import shlex
+import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -46,6 +48,7 @@ def save(
     result: PostTrainResult | None = None,
     test: tuple[Evaluation, Evaluation] | None = None,
     command: str | None = None,
+    figures: Sequence[str | Path] = (),
 ) -> Path:
     """Write a TransformerBridge or transformers model, dense or sparse, to `folder`: all of it or nothing.
 
@@ -61,6 +64,7 @@ def save(
         test: the dense and the sparse model on text that neither training nor selection saw; default: the held-out
             text of `result`
         command: the command line that made the model; default: the running program's
+        figures: files to be copied into the folder; its card shows those that are .png
 
     Raises:
         ValueError: `folder` holds something else, or the model cannot be expressed as a transformers model.
@@ -71,7 +75,7 @@ def save(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         whole = Path(temporary) / "model.new"
-        _write(model, whole, tokenizer, _record(model, base_model, result, test, command))
+        _write(model, whole, tokenizer, _record(model, base_model, result, test, command), [*map(Path, figures)])
         _replace(folder, whole, Path(temporary) / "previous")
     return folder
 
@@ -111,7 +115,7 @@ def _record(
     }
 
 
-def _write(model: nn.Module, folder: Path, tokenizer: Any, record: dict[str, Any]) -> None:
+def _write(model: nn.Module, folder: Path, tokenizer: Any, record: dict[str, Any], figures: Sequence[Path]) -> None:
     plain = to_transformers(model)
     record["base_model"] = record["base_model"] or plain.config._name_or_path or None
     plain.save_pretrained(folder)
@@ -120,7 +124,10 @@ def _write(model: nn.Module, folder: Path, tokenizer: Any, record: dict[str, Any
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     write_json(folder / RECORD, record)
-    (folder / "README.md").write_text(model_card(record, type(plain).__name__), encoding="utf-8")
+    for figure in figures:
+        shutil.copyfile(figure, folder / figure.name)
+    shown = [figure.name for figure in figures if figure.suffix == ".png"]
+    (folder / "README.md").write_text(model_card(record, type(plain).__name__, shown), encoding="utf-8")
 
 
 def _mark_config(path: Path, gate_bias: float | None, model: PreTrainedModel) -> None:
