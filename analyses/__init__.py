@@ -43,6 +43,9 @@ if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and completi
     from sparselens.analyses.figures.plot import Plot as Plot
     from sparselens.analyses.figures.plot import Series as Series
     from sparselens.analyses.figures.plot_drawing import save_plots as save_plots
+    from sparselens.analyses.figures.training_figure import TrainingFigure as TrainingFigure
+    from sparselens.analyses.figures.training_figure import live_training_figure as live_training_figure
+    from sparselens.analyses.figures.training_figure import training_figure as training_figure
     from sparselens.analyses.figures.viewer import Viewer as Viewer
     from sparselens.analyses.figures.viewer import circuit_viewer as circuit_viewer
     from sparselens.analyses.head_labels import HeadScores as HeadScores
@@ -82,6 +85,7 @@ _HOMES = {
     "figures.pattern_view": ("head_pattern",),
     "figures.plot": ("Plot", "Series"),
     "figures.plot_drawing": ("save_plots",),
+    "figures.training_figure": ("TrainingFigure", "live_training_figure", "training_figure"),
     "figures.viewer": ("Viewer", "circuit_viewer"),
     "head_labels": ("HeadScores", "label_heads"),
     "loss_curve": ("LossPoint", "loss_points", "measure_loss"),

@@ -177,6 +177,16 @@ def ungate_transformers(model: PreTrainedModel, implementation: str | None = Non
         config.__dict__.pop("sparselens_dense_implementation", None)
 
 
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Gradient checkpointing: keep no activations of a layer for the backward pass, but compute them once more there.
+
+    A forward pass more, for memory that hardly grows with depth. Gates meet the same noise again, and are counted once.
+    """
+    # transformers renamed the method between 5.20 and 5.23
+    enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
 def transformers_settings(model: nn.Module) -> GateSettings | None:
     """The settings that the attention layers of a gated transformers model share; None if it was not sparsified."""
     for module in model.modules():

@@ -1,5 +1,6 @@
 """The model card of a saved model: filled from its record, with nothing in it that is not known."""
 
+from collections.abc import Sequence
 from typing import Any
 
 _METHOD = "Draye et al., *Sparse Attention Post-Training for Mechanistic Interpretability*, arXiv 2512.05865"
@@ -22,11 +23,12 @@ _NUMBERS = (
 )
 
 
-def model_card(record: dict[str, Any], architecture: str, adapter: bool = False) -> str:
+def model_card(record: dict[str, Any], architecture: str, adapter: bool = False, pictures: Sequence[str] = ()) -> str:
     """Markdown with the hub's metadata block.
 
     Args:
         adapter: the folder holds adapters of the base model, not a model of its own
+        pictures: files beside the card, of the run that made the model
     """
     base, gate_bias = record["base_model"], record["gate_bias"]
     sparse = gate_bias is not None
@@ -37,6 +39,7 @@ def model_card(record: dict[str, Any], architecture: str, adapter: bool = False)
         f"Base model: `{base}`." if base else "",
         _table(record),
         _target(record),
+        *(f"![Post-training: loss and open edges step by step]({name})" for name in pictures),
         _USE.format(gates=" with its gates" if sparse else "", otherwise=_otherwise(architecture, gate_bias, adapter)),
         f"Made by: `{record['command']}`" if record["command"] else "",
         f"Method: {_METHOD}." if sparse else "",

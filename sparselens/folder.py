@@ -7,8 +7,9 @@
 """
 
 import json
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def save(
     command: str | None = None,
     merge: bool = False,
     data: Mapping[str, Any] | None = None,
+    figures: Sequence[str | Path] = (),
 ) -> Path:
     """Write a TransformerBridge or transformers model, dense or sparse, to `folder`: all of it or nothing.
 
@@ -65,6 +67,7 @@ def save(
         command: the command line that made the model; default: the running one, if it is sparselens
         merge: write a model with adapters as an ordinary folder, with the adapters merged into the weights
         data: what was held out of the training text, `sparselens.text.Corpus.record`
+        figures: files to be copied into the folder; its card shows those that are .png
 
     Raises:
         ValueError: `folder` holds something else, the model cannot be expressed as a transformers model, or nothing
@@ -82,7 +85,7 @@ def save(
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
             whole = Path(temporary) / "model.new"
             write(model, whole, record, base)
-            _write_rest(model, whole, record, tokenizer)
+            _write_rest(model, whole, record, tokenizer, [Path(figure) for figure in figures])
             _replace(folder, whole, Path(temporary) / "previous")
     except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
         raise OSError(f"{folder} could not be written: {error}") from error
@@ -116,14 +119,19 @@ def _write_adapter(model: nn.Module, folder: Path, _: dict[str, Any], base: str 
     adapters.write_adapter(model, folder, str(Path(base).resolve()) if Path(base).exists() else base)
 
 
-def _write_rest(model: nn.Module, folder: Path, record: dict[str, Any], tokenizer: Any) -> None:
+def _write_rest(
+    model: nn.Module, folder: Path, record: dict[str, Any], tokenizer: Any, figures: Sequence[Path]
+) -> None:
     tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     write_json(folder / RECORD, record)
+    for figure in figures:
+        shutil.copyfile(figure, folder / figure.name)
+    shown = [figure.name for figure in figures if figure.suffix == ".png"]
     network: Any = adapters.without_peft(model)
     architecture = type(getattr(network, "original_model", network)).__name__
-    card = model_card(record, architecture, adapter=(folder / adapters.CONFIG).exists())
+    card = model_card(record, architecture, adapter=(folder / adapters.CONFIG).exists(), pictures=shown)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 

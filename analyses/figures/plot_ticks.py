@@ -26,7 +26,7 @@ def set_ticks(axes: Any, plot: Plot) -> None:
     x = log_ticks(low, high, fits) if plot.log_x else linear_ticks(low, high, fits, whole)
     axes.set_xticks(x, labels=[number(tick, plot.percent_x) for tick in x])
     if plot.log_x:
-        _set_small_ticks(axes.xaxis)
+        set_small_ticks(axes.xaxis)
     bottom, top = axes.get_ylim()
     y = _with_guides(axes, plot, linear_ticks(bottom, top, lambda ticks: bool(12 * len(ticks) < points * box.height)))
     axes.set_yticks(y, labels=[number(tick, plot.percent_y) for tick in y])
@@ -63,7 +63,8 @@ def _multiples(low: float, high: float, of: Sequence[int]) -> Ticks:
     return [tick for tick in (float(f"{m}e{power}") for power in powers for m in of) if low <= tick <= high]
 
 
-def _set_small_ticks(axis: Any) -> None:
+def set_small_ticks(axis: Any) -> None:
+    """Ticks without numbers between the powers of ten."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axis.set_minor_locator(LogLocator(subs=tuple(range(2, 10)), numticks=50))

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparselens.cli.options import Json, alone_in_out
-from sparselens.cli.table import finish, print_table
+from sparselens.cli.table import finish, print_table, warn
 
 if TYPE_CHECKING:
     from sparselens.evaluation import Evaluation
+    from sparselens.result import PostTrainResult
 
 COLUMNS = {
     "loss": ("loss, nats per token", "{:.4f}"),
@@ -74,6 +75,10 @@ def post_train(
     evaluate_every: Annotated[int, typer.Option(help="Steps between two looks at the held-out text.")] = 50,
     seed: Annotated[int, typer.Option(help="Of data order and noise.")] = 0,
     wandb: Annotated[str | None, typer.Option(help="Log to this wandb project.")] = None,
+    checkpoint_minutes: Annotated[float, typer.Option(help="At most this long between two checkpoints.")] = 10.0,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory for more time: layers are computed twice.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
     json: Json = False,
 ) -> None:
@@ -82,10 +87,12 @@ def post_train(
     Example: `sparselens post-train --model stories260k --data stories.txt --out sparse`
 
     Half of the held-out documents steer the run; the table is about the other half, which neither training nor
-    selection has seen. Several processes: `accelerate launch -m sparselens post-train ...`.
+    selection has seen. Several processes: `accelerate launch -m sparselens post-train ...`. OUT/run.pdf shows the run.
+    Ctrl-C writes a checkpoint and ends with exit code 130; the same command with --resume goes on from there.
     """
     import torch
 
+    from sparselens.attention import recompute_activations
     from sparselens.evaluation import evaluate, open_gates
     from sparselens.folder import load_transformers, save
     from sparselens.processes import accelerator_for
@@ -115,6 +122,7 @@ def post_train(
         evaluate_every=evaluate_every,
         seed=seed,
         wandb=wandb,
+        checkpoint_minutes=checkpoint_minutes,
     )
     _refuse_contradiction(lora, train, merge)
     if (out / "checkpoint.pt").exists() and not resume:
@@ -150,18 +158,25 @@ def post_train(
         own = partial(_sampled, reference, tokenizer, sampled, seed, out / "tokens", reuse) if sampled else None
         batches = _batches(corpus.train, own, seq_len, rows_each, seed)
     sparsify(network, saved_bias if gate_bias is None else gate_bias)
+    if gradient_checkpointing:
+        recompute_activations(network)
     with open_gates(reference):
         before = evaluate(reference, test, accelerator=accelerator)
-    result = run(
-        network,
-        batches,
-        config,
-        held_out=validation,
-        dense=reference,
-        out=out,
-        resume=resume,
-        accelerator=accelerator,
-    )
+    try:
+        result = run(
+            network,
+            batches,
+            config,
+            held_out=validation,
+            dense=reference,
+            out=out,
+            resume=resume,
+            accelerator=accelerator,
+        )
+    except KeyboardInterrupt as stop:
+        if accelerator.is_main_process:
+            _explain(stop, out)
+        raise typer.Exit(130) from stop
     after = evaluate(network, test, accelerator=accelerator)
     if accelerator.is_main_process:
         folder = save(
@@ -174,8 +189,9 @@ def post_train(
             test=(before, after),
             command=_command(),
             data=corpus.record,
+            figures=_draw(result, out),
         )
-        _report(before, after, folder, result.feasible, json, out)
+        _report(before, after, folder, result, json, out)
 
 
 def _refuse_contradiction(lora: int | None, train: str, merge: bool) -> None:
@@ -208,6 +224,18 @@ def _rate(text: str) -> Any:
         return "auto" if text == "auto" else float(text)
     except ValueError as error:
         raise ValueError(f'--learning-rate {text!r}: want "auto" or a number such as 5e-4') from error
+
+
+def _explain(stop: KeyboardInterrupt, out: Path) -> None:
+    words = str(stop).split(";")[0] or "stopped"
+    goes_on = "the same command with --resume goes on from its last checkpoint"
+    warn(f"{words}: {goes_on if (out / 'checkpoint.pt').exists() else 'there is no checkpoint yet'}")
+
+
+def _draw(result: "PostTrainResult", out: Path) -> list[Path]:
+    from sparselens.analyses import training_figure
+
+    return [training_figure(result).save(out / f"run.{form}") for form in ("png", "pdf")]
 
 
 def _precision(name: str) -> Any:
@@ -252,15 +280,25 @@ def _sampled(network: Any, tokenizer: Any, n: int, seed: int, folder: Path, reus
     return kept_sample(folder / "sampled.bin", asked, lambda: sample_tokens(network, n, start, seed=seed), reuse)
 
 
-def _report(dense: "Evaluation", sparse: "Evaluation", folder: Path, feasible: bool, json: bool, out: Path) -> None:
+def _report(
+    dense: "Evaluation", sparse: "Evaluation", folder: Path, result: "PostTrainResult", json: bool, out: Path
+) -> None:
     table = {name: {key: getattr(e, key) for key in COLUMNS} for name, e in (("dense", dense), ("sparse", sparse))}
     print_table(
-        "On text kept out of training" + ("" if feasible else " (the target was NOT met)"),
+        "On text kept out of training" + ("" if result.feasible else " (the target was NOT met)"),
         ("", "dense", "sparse"),
         [
             (label, form.format(table["dense"][key]), form.format(table["sparse"][key]))
             for key, (label, form) in COLUMNS.items()
         ],
     )
-    print_table("Saved", ("what", "where"), [("model", folder), ("log", out / "log.jsonl")])
-    finish({**table, "model": str(folder)}, json, out / "post-train.json")
+    print_table(
+        "Saved", ("what", "where"), [("model", folder), ("log", out / "log.jsonl"), ("figure", out / "run.pdf")]
+    )
+    for note in result.notes:
+        warn(f"warning: {note}")
+    finish(
+        {**table, "feasible": result.feasible, "notes": result.notes, "model": str(folder)},
+        json,
+        out / "post-train.json",
+    )

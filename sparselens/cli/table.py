@@ -26,6 +26,11 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     Console(markup=False, highlight=False).print(table)
 
 
+def warn(text: str) -> None:
+    """Print one line on standard error that stands out from the progress there."""
+    Console(stderr=True, markup=False, highlight=False).print(text, style="yellow", soft_wrap=True)
+
+
 def finish(table: Mapping[str, object], json: bool, file: Path | None = None) -> None:
     """End a command: write its result to `file` if there is one, and print it as the last line with `--json`."""
     if file is not None:

@@ -1,9 +1,12 @@
 """`sparselens post-train` on a tiny model folder and a small text."""
 
+import itertools
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +14,8 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 import sparselens as sl
-from sparselens import cli
+from sparselens import cli, training
+from sparselens.analyses.partial_runs import peak_bytes
 from sparselens.evaluation import evaluate
 from sparselens.folder import load_transformers
 from sparselens.text import Source, Split, rows, unseen_tokens
@@ -42,7 +46,7 @@ def test_last_line_is_the_table_and_the_model_is_what_it_says(inputs: Path, tmp_
     done = invoke(inputs, tmp_path, "--json", "--margin", "0.5")
     assert done.exit_code == 0, done.output
     table = json.loads(done.stdout.splitlines()[-1])
-    assert table.keys() == {"dense", "sparse", "model"}
+    assert table.keys() == {"dense", "sparse", "feasible", "notes", "model"}
     assert table["dense"].keys() == table["sparse"].keys() == NUMBERS
     assert table["dense"]["share_of_visible_pairs"] == 1
     assert json.loads((tmp_path / "post-train.json").read_text()) == table
@@ -124,6 +128,63 @@ def test_tokens_per_step_give_rows_and_batches(
     assert asked == [(rows_each, batches)]
 
 
+def test_the_run_is_drawn_and_the_card_shows_it(inputs: Path, tmp_path: Path):
+    done = invoke(inputs, tmp_path)
+    assert done.exit_code == 0
+    for form, start in (("png", b"\x89PNG"), ("pdf", b"%PDF")):
+        drawn = (tmp_path / f"run.{form}").read_bytes()
+        assert drawn.startswith(start)
+        assert (tmp_path / "model" / f"run.{form}").read_bytes() == drawn
+    assert "](run.png)" in (tmp_path / "model" / "README.md").read_text()
+    assert "step 0/4  loss " in done.stderr and "step 4/4  loss " in done.stderr
+
+
+def test_ctrl_c_ends_in_a_checkpoint_and_exit_code_130(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+):
+    whole = invoke(inputs, tmp_path / "whole", "--json")
+    second, step = itertools.count(1), training._Run._train_step
+
+    def interrupted(self: Any, *given: Any) -> Any:
+        if next(second) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, *given)
+
+    monkeypatch.setattr(training._Run, "_train_step", interrupted)
+    stopped = invoke(inputs, tmp_path / "run", "--json")
+    assert stopped.exit_code == 130
+    last = stopped.stderr.splitlines()[-1]
+    assert last == "stopped after step 2: the same command with --resume goes on from its last checkpoint"
+    assert not (tmp_path / "run" / "model").exists()
+    resumed = invoke(inputs, tmp_path / "run", "--json", "--resume")
+    assert resumed.exit_code == 0
+    tables = [json.loads(done.stdout.splitlines()[-1]) for done in (whole, resumed)]
+    assert tables[0] | {"model": ""} == tables[1] | {"model": ""}
+    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "run")]
+    assert weights[0] == weights[1]
+
+
+def test_a_run_that_came_to_nothing_says_so(inputs: Path, tmp_path: Path):
+    done = invoke(inputs, tmp_path, "--learning-rate", "100", "--target", "0.1", "--evaluate-every", "2", "--json")
+    assert done.exit_code == 0
+    assert "the target was NOT met" in done.stdout
+    notes = json.loads(done.stdout.splitlines()[-1])["notes"]
+    warnings = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert warnings == [f"warning: {note}" for note in notes]
+    assert "before training (step 0)" in notes[0] and "learning_rate=100 is too high" in notes[-1]
+
+
+def test_gradient_checkpointing_changes_memory_alone(inputs: Path, tmp_path: Path):
+    def trained(name: str, *options: str) -> tuple[dict[str, Any], int]:
+        done, peak = peak_bytes(lambda: invoke(inputs, tmp_path / name, "--json", "--batch-size", "32", *options))
+        assert done.exit_code == 0
+        return json.loads(done.stdout.splitlines()[-1])["sparse"], peak
+
+    (plain, much), (again, less) = trained("plain"), trained("again", "--gradient-checkpointing")
+    assert again == pytest.approx(plain, rel=1e-5)
+    assert less < much
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -145,6 +206,7 @@ def test_tokens_per_step_give_rows_and_batches(
         (("--train", "mlp"), "cannot train 'mlp': want attention, qk, all"),
         (("--merge", "--json"), "--merge is about adapters"),
         (("--lora=2", "--train=qk"), "--lora trains adapters alone"),
+        (("--checkpoint-minutes", "0"), "checkpoint_minutes must be above 0"),
     ],
 )
 def test_mistakes_end_in_one_line(

@@ -1,0 +1,73 @@
+"""One figure of a post-training run: did the loss come back to its target, and which edges went when?"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sparselens.analyses.figures.paper import encoded, form_of, style
+from sparselens.files import write_file
+from sparselens.result import PostTrainResult
+
+History = Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingFigure:
+    """A drawing of a run; see `training_figure`."""
+
+    history: History = field(repr=False)
+    step: int | None = None  # of the state that the run returned
+
+    def save(self, path: str | Path, width: float = 6.75, dpi: int = 300) -> Path:
+        """Write a .pdf, .svg or .png of `width` inches; whole or not at all."""
+        path = Path(path)
+        form = form_of(path)
+        return write_file(path, self._encoded(form, width, dpi))
+
+    def draw(self, width: float = 6.75) -> Any:
+        """The matplotlib Figure."""
+        from sparselens.analyses.figures.training_drawing import draw_training
+
+        return draw_training(self.history, self.step, width)
+
+    def _encoded(self, form: str, width: float = 6.75, dpi: int = 160) -> bytes:
+        with style():
+            return encoded(self.draw(width), form, dpi)
+
+    def _repr_png_(self) -> bytes:
+        return self._encoded("png")
+
+
+def training_figure(run: PostTrainResult | History) -> TrainingFigure:
+    """Draw a run from its records: loss, open edges, multiplier, gate bias, learning rate, open edges layer by layer.
+
+    Panels of numbers that the records do not hold are left out.
+
+    Args:
+        run: what `post_train` returned, its `history`, or the evaluations in its `log.jsonl`
+
+    Raises:
+        ValueError: there is no record, or none that holds a loss and a step.
+    """
+    history = run.history if isinstance(run, PostTrainResult) else list(run)
+    if not history or not all({"step", "loss"} <= record.keys() for record in history):
+        raise ValueError(f"{len(history)} records: want one or more, each with a step and a loss, as in result.history")
+    return TrainingFigure(tuple(history), run.step if isinstance(run, PostTrainResult) else None)
+
+
+def live_training_figure() -> Callable[[list[dict[str, Any]]], None]:
+    """For `post_train(..., on_evaluation=...)` in a notebook: one drawing that follows the run, in place."""
+    from IPython.display import display
+
+    handle: Any = None
+
+    def show(history: list[dict[str, Any]]) -> None:
+        nonlocal handle
+        figure = training_figure(history)
+        if handle is None:
+            handle = display(figure, display_id=True)
+        else:
+            handle.update(figure)
+
+    return show
