@@ -14,6 +14,7 @@ from sparselens.circuit import Circuit
 from sparselens.evaluation import evaluating
 from sparselens.graph import Graph
 from sparselens.metrics import Metric
+from sparselens.prompt_checks import refuse_misfits
 from sparselens.tokenized import TokenizedPairs
 
 
@@ -41,6 +42,7 @@ def score_by_magnitude(
     Raises:
         ValueError: as `attribute_edges`.
     """
+    refuse_misfits(model, pairs)
     device = next(model.parameters()).device
     with evaluating(model):
         reading = read_model(model)

@@ -25,6 +25,7 @@ from sparselens.evaluation import evaluating
 from sparselens.graph import Graph
 from sparselens.intervals import Interval, ratio_interval
 from sparselens.metrics import Metric
+from sparselens.prompt_checks import refuse_misfits
 from sparselens.tokenized import TokenizedPairs
 
 Ablation = Literal["corrupted", "mean", "zero"]
@@ -198,6 +199,7 @@ def _run_all(
     if ablation not in get_args(Ablation):
         raise ValueError(f"no such ablation: {ablation!r} (want {', '.join(get_args(Ablation))})")
     refuse_unequal(pairs)
+    refuse_misfits(model, pairs)
     values = torch.zeros(len(circuits) + 2, len(pairs))
     with evaluating(model), torch.no_grad():
         reading = read_model(model)

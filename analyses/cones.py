@@ -23,6 +23,7 @@ from sparselens.analyses.budget import MEMORY, fit
 from sparselens.analyses.partial_runs import Hooks, run
 from sparselens.analyses.patch_sites import SITES, shows_only_copies
 from sparselens.evaluation import evaluating
+from sparselens.prompt_checks import refuse_misfits
 from sparselens.tokenized import TokenizedPairs
 
 _READ, _LAST = "blocks.{}.hook_resid_pre", "blocks.{}.hook_resid_post"
@@ -62,6 +63,8 @@ def dependency_cone(
     Raises:
         ValueError: prompts are padded, an answer lies outside, or the model is in training mode.
     """
+    if isinstance(prompts, TokenizedPairs):
+        refuse_misfits(model, prompts)
     tokens, asked = _asked(prompts, answers)
     with torch.no_grad():
         edges = attention_edges(model, tokens)

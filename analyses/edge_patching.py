@@ -27,6 +27,7 @@ from sparselens.analyses.reading import Hook, Layer, Reading, keep, read_model
 from sparselens.evaluation import evaluating
 from sparselens.graph import RECEIVERS
 from sparselens.metrics import Metric
+from sparselens.prompt_checks import refuse_misfits
 from sparselens.tokenized import TokenizedPairs
 
 Edges = Int[Tensor, "edge 2"]  # source, destination
@@ -54,6 +55,7 @@ def patch_edges(
             question.
     """
     refuse_unequal(pairs)
+    refuse_misfits(model, pairs)
     with evaluating(model), torch.no_grad():
         reading = read_model(model)
         exists = reading.graph.exists

@@ -14,6 +14,7 @@ from sparselens.analyses.gradients import Gradients, PerPrompt, Question, Run, r
 from sparselens.analyses.reading import Activations, Hook, Reading, read_model
 from sparselens.evaluation import evaluating
 from sparselens.metrics import Metric
+from sparselens.prompt_checks import refuse_misfits
 from sparselens.tokenized import TokenizedPairs
 
 Method = Literal["eap", "eap-ig", "eap-ig-activations", "clean-corrupted", "exact"]
@@ -63,6 +64,7 @@ def collect(
         raise ValueError(f"no such method: {method!r} (want {', '.join(BY_GRADIENT)})")
     if steps < 1:
         raise ValueError(f"steps = {steps}: want at least 1")
+    refuse_misfits(model, pairs)
     device = next(model.parameters()).device
     total, kept, metrics = torch.zeros((), dtype=torch.float64), torch.zeros(len(pairs), 0), torch.zeros(2, len(pairs))
     with evaluating(model):

@@ -30,6 +30,7 @@ from sparselens.analyses.top_k import top_k_attention
 from sparselens.evaluation import evaluating, open_gates
 from sparselens.intervals import Interval, ratio_interval
 from sparselens.losses import logits_of
+from sparselens.prompt_checks import refuse_misfits
 from sparselens.statistics import record_gates
 from sparselens.surgery import is_sparse
 from sparselens.tokenized import TokenizedPairs
@@ -113,6 +114,8 @@ def measure_loss(
     Raises:
         ValueError: there is no row, or a loss is not finite.
     """
+    if isinstance(batches, TokenizedPairs):
+        refuse_misfits(model, batches)
     if row_losses is None:
         row_losses = answer_losses if isinstance(batches, TokenizedPairs) else text_losses
     with _with_gates(model), evaluating(model), torch.no_grad(), record_gates(model) as gates:

@@ -13,6 +13,7 @@ from sparselens.analyses.partial_runs import Hooks, Projections, keeping_project
 from sparselens.analyses.patch_sites import Site, shows_only_copies
 from sparselens.evaluation import evaluating, open_gates
 from sparselens.metrics import METRICS, Metric
+from sparselens.prompt_checks import refuse_misfits
 from sparselens.tokenized import TokenizedPairs
 
 BASES = ("clean", "corrupted")
@@ -65,6 +66,7 @@ def asking(
         ValueError: base or source are unknown or the same, or prompts differ in length within a pair.
     """
     _refuse(pairs, base, source)
+    refuse_misfits(model, pairs)
     patterns = open_gates(model) if any(shows_only_copies(model, site) for site in sites) else nullcontext()
     with evaluating(model), torch.no_grad(), patterns:
         one = pairs[:1].to(next(model.parameters()).device)

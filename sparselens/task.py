@@ -115,8 +115,10 @@ class Task:
         """
         from sparselens.tokenizing import stack
 
-        drawn = self.fitted(tokenizer, bos, equal_length)._exactly(n, seed, corruption)
-        return stack(drawn.pairs, drawn.encoded)
+        fitted = self.fitted(tokenizer, bos, equal_length)
+        drawn = fitted._exactly(n, seed, corruption)
+        assert fitted.fit is not None
+        return stack(drawn.pairs, drawn.encoded, fitted.fit.vocabulary)
 
     def solved_by(self, model: "nn.Module", n: int, seed: int = 0, **options: Any) -> "TokenizedPairs":
         """Those of n pairs that the model gets right (`metrics.accuracy`), as circuit studies take them.

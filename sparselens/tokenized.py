@@ -42,6 +42,7 @@ class TokenizedPairs:
     reference: Float[Tensor, "batch d_vocab"] | None = None  # clean log-probabilities at END, for kl_divergence
     prompts: tuple[PromptPair, ...] = ()  # the strings, where the pairs were made from strings
     token_strings: tuple[tuple[str, ...], ...] = ()  # of the clean prompts, without padding
+    vocabulary: str = ""  # that the ids are of (`fitting.vocabulary_of`); "": not known
 
     def __post_init__(self) -> None:
         if self.clean.ndim != 2 or self.clean.shape != self.corrupted.shape:

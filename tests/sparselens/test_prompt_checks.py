@@ -1,0 +1,87 @@
+"""Prompts that a model cannot read as they were meant are refused, by every function that takes both."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+import sparselens as sl
+from sparselens import analyses
+from sparselens.circuit import Circuit
+from sparselens.fitting import vocabulary_of
+from sparselens.graph import Graph
+from sparselens.metrics import logit_difference
+from sparselens.tokenized import TokenizedPairs
+from tests.tiny_models import VOCABULARY, tiny_bridge, tiny_tokenizer, tiny_tokens
+
+WORDS = [sl.PromptPair(f"w{i} w2 w3", f"w{i + 1} w2 w3", (" w4",), (" w5",)) for i in (6, 8)]
+
+
+def other_tokenizer() -> Any:
+    """The same words, each with another id."""
+    words = {"<|endoftext|>": 0} | {f"w{i}": VOCABULARY - i for i in range(1, VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<|endoftext|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<|endoftext|>")
+
+
+def of_all_edges(model: Any, pairs: TokenizedPairs) -> Any:
+    graph = Graph.of_shape(2, 4)
+    circuit = Circuit(graph, graph.exists, torch.zeros(graph.exists.shape))
+    return analyses.faithfulness(model, circuit, pairs, logit_difference, progress=False)
+
+
+CALLS: dict[str, Callable[[Any, TokenizedPairs], Any]] = {
+    "answer_logits": sl.answer_logits,
+    "attribute_edges": lambda model, pairs: analyses.attribute_edges(model, pairs, logit_difference, progress=False),
+    "attribute_nodes": lambda model, pairs: analyses.attribute_nodes(model, pairs, logit_difference, progress=False),
+    "dependency_cone": analyses.dependency_cone,
+    "faithfulness": of_all_edges,
+    "measure_loss": analyses.measure_loss,
+    "patch_edges": lambda model, pairs: analyses.patch_edges(
+        model, pairs, logit_difference, ["input->logits"], progress=False
+    ),
+    "patch_heads": partial(analyses.patch_heads, progress=False),
+    "score_by_magnitude": lambda model, pairs: analyses.score_by_magnitude(
+        model, pairs, logit_difference, progress=False
+    ),
+    "with_reference": sl.with_reference,
+}
+
+
+@pytest.fixture(scope="module")
+def words_model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    model = tiny_bridge("gpt2")
+    model.tokenizer = tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+    return model
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_pairs_made_for_another_tokenizer_are_refused(name: str, words_model: Any):
+    CALLS[name](words_model, sl.tokenize_pairs(WORDS, words_model.tokenizer))
+    with pytest.raises(ValueError, match=r"another vocabulary than this TransformerBridge's tokenizer has"):
+        CALLS[name](words_model, sl.tokenize_pairs(WORDS, other_tokenizer()))
+
+
+def test_parts_of_pairs_keep_their_vocabulary():
+    pairs = sl.tokenize_pairs(WORDS, other_tokenizer())
+    assert pairs.vocabulary and pairs[:1].vocabulary == pairs.to("cpu").vocabulary == pairs.vocabulary
+    assert {batch.vocabulary for _, batch in pairs.batches(1)} == {pairs.vocabulary}
+
+
+def test_what_is_added_to_a_vocabulary_later_does_not_count(tmp_path: Path):
+    tokenizer = tiny_tokenizer(tmp_path)
+    name = vocabulary_of(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    assert vocabulary_of(tokenizer) == name != vocabulary_of(other_tokenizer())
+
+
+def test_plain_tensors_and_models_without_a_tokenizer_are_not_refused(words_model: Any):
+    pairs = TokenizedPairs(tiny_tokens(2, 4), tiny_tokens(2, 4, seed=1), torch.tensor([1, 2]), torch.tensor([3, 4]))
+    sl.answer_logits(words_model, pairs)
+    sl.answer_logits(tiny_bridge("gpt2"), sl.tokenize_pairs(WORDS, other_tokenizer()))
