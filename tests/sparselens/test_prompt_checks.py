@@ -85,3 +85,15 @@ def test_plain_tensors_and_models_without_a_tokenizer_are_not_refused(words_mode
     pairs = TokenizedPairs(tiny_tokens(2, 4), tiny_tokens(2, 4, seed=1), torch.tensor([1, 2]), torch.tensor([3, 4]))
     sl.answer_logits(words_model, pairs)
     sl.answer_logits(tiny_bridge("gpt2"), sl.tokenize_pairs(WORDS, other_tokenizer()))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_token_out_of_range_is_named(name: str):
+    clean, right = tiny_tokens(2, 4), torch.tensor([1, 2])
+    outside = clean.clone()
+    outside[1, 2] = VOCABULARY
+    model = tiny_bridge("gpt2")
+    with pytest.raises(ValueError, match=f"token {VOCABULARY} of clean prompt 1: this model has tokens 0 to"):
+        CALLS[name](model, TokenizedPairs(outside, clean, right, right + 1))
+    with pytest.raises(ValueError, match=f"token {VOCABULARY} of wrong answer 0: this model has tokens 0 to"):
+        CALLS[name](model, TokenizedPairs(clean, tiny_tokens(2, 4, seed=1), right, right + VOCABULARY - 1))
