@@ -4,11 +4,15 @@ A sparse model has the edges whose gate is open, a dense model all pairs that it
 cache of `hook_pattern` (the weights) and of what tells the edges: `hook_gate`, in a dense model `hook_attn_scores`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+
+if TYPE_CHECKING:
+    from sparselens.tokenized import TokenizedPairs
 
 PATTERN, SCORES, GATE = "attn.hook_pattern", "attn.hook_attn_scores", "attn.hook_gate"
 
@@ -55,7 +59,7 @@ class AttentionEdges:
 COLUMNS = ("prompt", "layer", "head", "query_pos", "key_pos", "weight")
 
 
-def attention_edges(model: Any, tokens: Any) -> AttentionEdges:
+def attention_edges(model: Any, prompts: "TokenizedPairs | Any") -> AttentionEdges:
     """The attention edges of a TransformerBridge or HookedTransformer, dense or sparse, on every prompt.
 
     A dense edge is a pair whose score the mask leaves alone, even if its weight vanishes in half precision. The few
@@ -63,23 +67,53 @@ def attention_edges(model: Any, tokens: Any) -> AttentionEdges:
 
     Args:
         model: in evaluation mode, since gates in training are random.
-        tokens: Int["batch pos"] token ids, without padding.
+        prompts: TokenizedPairs, of which the clean prompts are run, each without its padding and with its positions
+            counted as in `clean`; or Int["batch pos"] token ids without padding
 
     Raises:
-        ValueError: the model is in training mode, or shows no attention pattern.
+        ValueError: the model is in training mode, or shows no attention pattern; tokens without a mask hold padding, or
+            pairs are another model's.
     """
     if model.training:
         raise ValueError("the model is in training mode, where gates are random: call model.eval() first")
+    n_prompts = n_heads = n_pos = 0
+    parts: list[dict[str, np.ndarray]] = []
+    for rows, first, tokens in _rows(model, prompts):
+        n_heads, columns = _columns(model, tokens)
+        columns["query_pos"] += first[columns["prompt"]]
+        columns["key_pos"] += first[columns["prompt"]]
+        columns["prompt"] = rows[columns["prompt"]]
+        n_prompts, n_pos = n_prompts + len(rows), max(n_pos, int(first.max()) + tokens.shape[1])
+        parts.append(columns)
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
+    order = np.argsort(joined["prompt"], kind="stable")  # layers came one after the other
+    joined = {name: column[order] for name, column in joined.items()}
+    return AttentionEdges(n_prompts, model.cfg.n_layers, n_heads, n_pos, **joined)
+
+
+def _rows(model: Any, prompts: Any) -> Iterator[tuple[np.ndarray, np.ndarray, Any]]:
+    """Prompts of one length each, without padding: their numbers, their first columns and their tokens."""
+    from sparselens.prompt_checks import refuse_misfits, refuse_unreadable  # with torch
+    from sparselens.tokenized import TokenizedPairs
+
+    if not isinstance(prompts, TokenizedPairs):
+        refuse_unreadable(model, prompts)
+        yield np.arange(len(prompts)), np.zeros(len(prompts), dtype=int), prompts
+        return
+    refuse_misfits(model, prompts)
+    for rows, first, tokens in prompts.clean_rows():
+        yield rows.numpy(), first.numpy(), tokens.to(next(model.parameters()).device)
+
+
+def _columns(model: Any, tokens: Any) -> tuple[int, dict[str, np.ndarray]]:
+    """How many heads there are, and the edges of some prompts, layer by layer."""
     _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith((PATTERN, SCORES, GATE)))
     layers = [layer for layer in range(model.cfg.n_layers) if f"blocks.{layer}.{PATTERN}" in cache]
     if not layers:
         raise ValueError(f"{type(model).__name__} has no blocks.*.{PATTERN}: load it with eager attention")
     parts = [_layer_edges(cache, layer, model.blocks[layer].attn) for layer in layers]
     columns = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
-    order = np.argsort(columns["prompt"], kind="stable")  # layers came one after the other
-    n_prompts, n_heads, n_pos, _ = cache[f"blocks.{layers[0]}.{PATTERN}"].shape
-    columns = {name: column[order] for name, column in columns.items()}
-    return AttentionEdges(n_prompts, model.cfg.n_layers, n_heads, n_pos, **columns)
+    return cache[f"blocks.{layers[0]}.{PATTERN}"].shape[1], columns
 
 
 def _layer_edges(cache: Any, layer: int, attn: Any) -> dict[str, np.ndarray]:

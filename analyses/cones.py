@@ -23,7 +23,6 @@ from sparselens.analyses.budget import MEMORY, fit
 from sparselens.analyses.partial_runs import Hooks, run
 from sparselens.analyses.patch_sites import SITES, shows_only_copies
 from sparselens.evaluation import evaluating
-from sparselens.prompt_checks import refuse_misfits
 from sparselens.tokenized import TokenizedPairs
 
 _READ, _LAST = "blocks.{}.hook_resid_pre", "blocks.{}.hook_resid_post"
@@ -61,13 +60,14 @@ def dependency_cone(
         answers: positions whose logits are asked about; default: the answer's of the pairs, else the last
 
     Raises:
-        ValueError: prompts are padded, an answer lies outside, or the model is in training mode.
+        ValueError: prompts have several lengths, are padded without a mask, or are another model's; an answer lies
+            outside; or the model is in training mode.
     """
     if isinstance(prompts, TokenizedPairs):
-        refuse_misfits(model, prompts)
+        prompts = prompts._without_padding()
     tokens, asked = _asked(prompts, answers)
     with torch.no_grad():
-        edges = attention_edges(model, tokens)
+        edges = attention_edges(model, prompts)
     states = np.zeros((len(tokens), edges.n_layers + 1, edges.n_pos), dtype=bool)
     states[:, -1] = asked
     inside = np.zeros(len(edges), dtype=bool)
@@ -83,9 +83,9 @@ def dependency_cone(
 def _asked(
     prompts: TokenizedPairs | Tensor, answers: Sequence[int] | None
 ) -> tuple[Int[Tensor, "batch pos"], Bool[np.ndarray, "batch pos"]]:
-    tokens = prompts if isinstance(prompts, Tensor) else prompts.clean
     if isinstance(prompts, TokenizedPairs) and prompts.attention_mask is not None:
-        raise ValueError("prompts are padded: take them length by length (TokenizedPairs.batches)")
+        raise ValueError("prompts have several lengths: take them length by length (TokenizedPairs.batches)")
+    tokens = prompts if isinstance(prompts, Tensor) else prompts.clean
     n_pos = tokens.shape[1]
     if answers is not None:
         outside = [position for position in answers if not 0 <= position < n_pos]

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from sparselens.evaluation import evaluating
 from sparselens.hooked import is_hooked
+from sparselens.prompt_checks import refuse_misfits, refuse_unreadable
+from sparselens.tokenized import TokenizedPairs
 
 KINDS = ("previous token", "duplicate token", "induction")
 
@@ -57,7 +59,7 @@ class HeadScores:
 
 def label_heads(
     model: Any,
-    prompts: Sequence[str] | Int[Tensor, "batch pos"] | None = None,
+    prompts: Sequence[str] | TokenizedPairs | Int[Tensor, "batch pos"] | None = None,
     *,
     n: int = 10,
     seed: int = 0,
@@ -74,15 +76,16 @@ def label_heads(
 
     Args:
         model: a TransformerBridge or HookedTransformer
-        prompts: strings, or rows of tokens without padding; default: `repeated_tokens`, in which a perfect induction
-            head reaches 0.75 if it looks elsewhere in the first of the four copies
+        prompts: strings; pairs, of which the clean prompts are taken without their padding; or rows of tokens without
+            padding. Default: `repeated_tokens`, in which a perfect induction head reaches 0.75 if it looks elsewhere in
+            the first of the four copies
         n: random rows, where there are no prompts
         exclude_bos: leave out what heads pay to the first token, so that a head which rests there is judged by the rest
         exclude_current_token: leave out what heads pay to the query's own token
 
     Raises:
-        ValueError: there is no prompt, one is shorter than two tokens or longer than the model's context, or strings
-            come without a tokenizer.
+        ValueError: there is no prompt, one is shorter than two tokens or longer than the model's context, strings come
+            without a tokenizer, rows of tokens hold padding, or pairs are another model's.
     """
     if not is_hooked(model):
         raise ValueError(f"want a TransformerBridge or HookedTransformer, not a {type(model).__name__}")
@@ -123,10 +126,18 @@ def _opening(model: Any) -> list[int]:
     return [bos] if puts_it and bos is not None and bos < model.cfg.d_vocab else []
 
 
-def _rows(model: Any, prompts: Sequence[str] | Tensor | None, n: int, seed: int) -> list[Int[Tensor, "1 pos"]]:
+def _rows(
+    model: Any, prompts: Sequence[str] | TokenizedPairs | Tensor | None, n: int, seed: int
+) -> list[Int[Tensor, "1 pos"]]:
     if prompts is None:
-        prompts = repeated_tokens(model, n, seed)
-    if not isinstance(prompts, Tensor) and getattr(model, "tokenizer", None) is None:
+        prompts = repeated_tokens(model, n, seed)  # any token may be among them
+    elif isinstance(prompts, TokenizedPairs):
+        refuse_misfits(model, prompts)
+        prompts = [row for _, _, tokens in prompts.clean_rows() for row in tokens]
+    elif isinstance(prompts, Tensor) and len(prompts):
+        refuse_unreadable(model, prompts)
+    strings = any(isinstance(prompt, str) for prompt in prompts)
+    if strings and getattr(model, "tokenizer", None) is None:
         raise ValueError(f"this {type(model).__name__} has no tokenizer for strings: pass rows of tokens")
     rows = [row[None] if isinstance(row, Tensor) else model.to_tokens(row) for row in prompts]
     if not rows:

@@ -22,6 +22,7 @@ from sparselens.analyses.row_losses import (
     RowLosses,
     Rows,
     answer_losses,
+    listed,
     longest,
     row_batches,
     text_losses,
@@ -29,8 +30,8 @@ from sparselens.analyses.row_losses import (
 from sparselens.analyses.top_k import top_k_attention
 from sparselens.evaluation import evaluating, open_gates
 from sparselens.intervals import Interval, ratio_interval
-from sparselens.losses import logits_of
-from sparselens.prompt_checks import refuse_misfits
+from sparselens.losses import logits_of, tokens_of
+from sparselens.prompt_checks import refuse_misfits, refuse_unreadable
 from sparselens.statistics import record_gates
 from sparselens.surgery import is_sparse
 from sparselens.tokenized import TokenizedPairs
@@ -112,10 +113,9 @@ def measure_loss(
     Works inside `top_k_attention`, too. The model is left as it was; arguments are those of `loss_points`.
 
     Raises:
-        ValueError: there is no row, or a loss is not finite.
+        ValueError: there is no row, rows hold padding without a mask, or a loss is not finite.
     """
-    if isinstance(batches, TokenizedPairs):
-        refuse_misfits(model, batches)
+    _refuse_misfits(model, batches)
     if row_losses is None:
         row_losses = answer_losses if isinstance(batches, TokenizedPairs) else text_losses
     with _with_gates(model), evaluating(model), torch.no_grad(), record_gates(model) as gates:
@@ -128,6 +128,15 @@ def measure_loss(
         gates.share_of_all_pairs,
         gates.edges_per_query_per_head,
     )
+
+
+def _refuse_misfits(model: nn.Module, batches: Rows) -> None:
+    if isinstance(batches, TokenizedPairs):
+        refuse_misfits(model, batches)
+        return
+    for batch in listed(batches):
+        if isinstance(batch, Tensor) or "attention_mask" not in batch:
+            refuse_unreadable(model, tokens_of(batch), packed=True)
 
 
 @contextmanager

@@ -140,6 +140,23 @@ class TokenizedPairs:
         for length in lengths.unique(dim=0):
             yield from (lengths == length).all(-1).nonzero().squeeze(-1).split(size)
 
+    def clean_rows(self) -> Iterator[tuple[Int[Tensor, " row"], Int[Tensor, " row"], Int[Tensor, "row _length"]]]:
+        """The clean prompts alone, as rows of one length without padding: their numbers, first columns and tokens.
+
+        Raises:
+            ValueError: there is padding inside a prompt.
+        """
+        mask = torch.ones_like(self.clean) if self.attention_mask is None else self.attention_mask
+        first, lengths = mask.argmax(-1), mask.sum(-1)
+        places = torch.arange(mask.shape[1], device=mask.device)
+        inside = (places >= first[:, None]) & (places < (first + lengths)[:, None])
+        broken = (inside != mask.bool()).any(-1).nonzero()
+        if len(broken):
+            raise ValueError(f"prompt {int(broken[0])} has padding inside")
+        for length in lengths.unique():
+            rows = (lengths == length).nonzero().squeeze(-1)
+            yield rows.cpu(), first[rows].cpu(), self.clean[rows][inside[rows]].view(len(rows), -1)
+
     def _without_padding(self) -> "TokenizedPairs":
         """Cut off the columns that are padding in every row of both prompts."""
         if self.attention_mask is None and self.corrupted_mask is None:

@@ -111,7 +111,7 @@ def ask_model(
 
 def _attention(model: Any, shown: TokenizedPairs) -> Any:
     with evaluating(model), torch.no_grad():
-        return attention_edges(model, shown.clean.to(next(model.parameters()).device))
+        return attention_edges(model, shown)
 
 
 def _counts(total: int) -> list[int]:

@@ -1,5 +1,7 @@
 """The table of attention edges, against counts by hand and the model's own patterns and gates."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 import sparselens as sl
 from sparselens.analyses import AttentionEdges, attention_edges
 from sparselens.character_model import character_model
+from tests.tiny_models import tiny_tokenizer
 
 TOKENS = torch.tensor([[1, 2, 3, 4, 5], [5, 4, 3, 2, 1]])
 
@@ -103,3 +106,41 @@ def test_it_is_plain_data():
     edges = attention_edges(make_bridge(), TOKENS)
     assert isinstance(edges, AttentionEdges)
     assert all(type(getattr(edges, name)) is np.ndarray for name in ("prompt", "layer", "head", "weight"))
+
+
+def left_padded() -> sl.TokenizedPairs:
+    """Prompts of 5, 3 and 5 tokens."""
+    clean = torch.tensor([[1, 2, 3, 4, 5], [0, 0, 3, 2, 1], [5, 4, 3, 2, 1]])
+    mask = torch.tensor([[1] * 5, [0, 0, 1, 1, 1], [1] * 5])
+    return sl.TokenizedPairs(clean, clean.flip(0), torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6]), mask, mask.flip(0))
+
+
+@pytest.mark.parametrize("gate_bias", [None, 0.0])
+def test_padded_pairs_have_the_edges_of_each_prompt_alone(gate_bias: float | None):
+    model, pairs = make_bridge(), left_padded()
+    if gate_bias is not None:
+        sl.sparsify(model, gate_bias)
+    edges = attention_edges(model, pairs)
+    assert (edges.n_prompts, edges.n_pos) == (3, 5)
+    for prompt, first in enumerate([0, 2, 0]):
+        own, alone = edges.of_prompt(prompt), attention_edges(model, pairs.clean[prompt : prompt + 1, first:])
+        np.testing.assert_array_equal(own.query_pos - first, alone.query_pos)
+        np.testing.assert_array_equal(own.key_pos - first, alone.key_pos)
+        np.testing.assert_allclose(own.weight, alone.weight, atol=1e-6)
+    rows = list(zip(edges.prompt, edges.layer, edges.head, edges.query_pos, edges.key_pos, strict=True))
+    assert rows == sorted(rows)
+
+
+def test_padding_without_a_mask_is_refused(tmp_path: Path):
+    model, pairs = make_bridge(), left_padded()
+    model.tokenizer = tiny_tokenizer(tmp_path)  # pads with 0
+    with pytest.raises(ValueError, match=r"prompt 1 holds the padding token 0 \(1 of 3 prompts do\).*TokenizedPairs"):
+        attention_edges(model, pairs.clean)
+    assert len(attention_edges(model, TOKENS)) == 2 * 2 * 2 * 15
+
+
+def test_padding_inside_a_prompt_is_refused():
+    mask = torch.tensor([[1, 0, 1, 1, 1], [1] * 5])
+    pairs = sl.TokenizedPairs(TOKENS, TOKENS.flip(0), torch.tensor([1, 2]), torch.tensor([3, 4]), mask)
+    with pytest.raises(ValueError, match="prompt 0 has padding inside"):
+        attention_edges(make_bridge(), pairs)

@@ -1,5 +1,6 @@
 """Dependency cones: proved by replacing everything outside, and by cutting what is inside."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from sparselens.analyses import cut_effects, dependency_cone, outside_effect
 from sparselens.analyses.partial_runs import peak_bytes
 from sparselens.tasks.addition import Addition, ids
 from tests.analyses.hand_model import hand_model, hand_pairs
-from tests.tiny_models import tiny_bridge, tiny_tokens
+from tests.tiny_models import tiny_bridge, tiny_tokenizer, tiny_tokens
 
 TASK = Addition()
 
@@ -129,10 +130,10 @@ def test_bad_input():
     tokens = tiny_tokens()
     with pytest.raises(ValueError, match=r"answers = \[9\]: want positions from 0 to 8"):
         dependency_cone(model, tokens, [9])
-    padded = sl.TokenizedPairs(
-        tokens, tokens, torch.tensor([1, 2]), torch.tensor([3, 4]), attention_mask=torch.ones_like(tokens)
-    )
-    with pytest.raises(ValueError, match="prompts are padded"):
+    mask = torch.ones_like(tokens)
+    mask[0, :2] = 0
+    padded = sl.TokenizedPairs(tokens, tokens, torch.tensor([1, 2]), torch.tensor([3, 4]), attention_mask=mask)
+    with pytest.raises(ValueError, match="prompts have several lengths"):
         dependency_cone(model, padded)
     with pytest.raises(ValueError, match=r"other is \[2, 4\], the cone's tokens \[2, 9\]"):
         outside_effect(model, dependency_cone(model, tokens), tiny_tokens(2, 4))
@@ -144,3 +145,15 @@ def test_pairs_are_read_at_their_answer():
     pairs = sl.TokenizedPairs(tokens, tokens, ones, ones + 2, positions={"END": torch.tensor([4, 8])})
     cone = dependency_cone(model, pairs)
     assert np.argwhere(cone.answers).tolist() == [[0, 4], [1, 8]]
+
+
+def test_padding_is_cut_off_where_a_mask_marks_it_and_refused_where_none_does(tmp_path: Path):
+    model = sl.sparsify(tiny_bridge("gpt2"), 0.0)
+    model.tokenizer = tiny_tokenizer(tmp_path)  # pads with 0
+    tokens, answers = tiny_tokens(), (torch.tensor([1, 2]), torch.tensor([3, 4]))
+    padded, mask = torch.nn.functional.pad(tokens, (2, 0)), torch.nn.functional.pad(torch.ones_like(tokens), (2, 0))
+    found = dependency_cone(model, sl.TokenizedPairs(padded, padded, *answers, attention_mask=mask))
+    wanted = dependency_cone(model, tokens)
+    assert np.array_equal(found.states, wanted.states) and np.array_equal(found.edges.weight, wanted.edges.weight)
+    with pytest.raises(ValueError, match=r"prompt 0 holds the padding token 0 \(2 of 2 prompts do\)"):
+        dependency_cone(model, padded)

@@ -1,5 +1,6 @@
 """Head labels: TransformerLens' own scores, also where its detector cannot go."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import sparselens as sl
 from sparselens.analyses import label_heads
 from sparselens.analyses.head_labels import HeadScores, repeated_tokens
 from tests.analyses.small_models import native_model, two_layers
-from tests.tiny_models import tiny_bridge, tiny_model, tiny_tokens
+from tests.tiny_models import tiny_bridge, tiny_model, tiny_tokenizer, tiny_tokens
 
 
 @pytest.fixture(scope="module", params=["stories260k", "stories260k-sparse"])
@@ -137,3 +138,15 @@ def test_refusals():
         label_heads(tiny_model("gpt2"))
     with pytest.raises(ValueError, match=r"no such head: a2.h0 \(2 layers of 4 heads\)"):
         HeadScores(("induction",), torch.zeros(1, 2, 4), torch.ones(2, 4)).label(2, 0)
+
+
+def test_pairs_are_judged_without_their_padding(tmp_path: Path):
+    model, tokens = tiny_bridge("gpt2"), tiny_tokens(2, 6)
+    model.tokenizer = tiny_tokenizer(tmp_path)  # pads with 0
+    padded = torch.stack([tokens[0], torch.nn.functional.pad(tokens[1, :4], (2, 0))])
+    mask = (padded != 0).long()
+    pairs = sl.TokenizedPairs(padded, padded.flip(0), torch.tensor([1, 2]), torch.tensor([3, 4]), mask, mask.flip(0))
+    alone = [label_heads(model, row[None]).scores for row in (tokens[0], tokens[1, :4])]
+    torch.testing.assert_close(label_heads(model, pairs).scores, torch.stack(alone).mean(0))
+    with pytest.raises(ValueError, match="prompt 1 holds the padding token 0"):
+        label_heads(model, padded)

@@ -1,6 +1,7 @@
 """Prompts that a model cannot read as they were meant are refused, by every function that takes both."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from sparselens.circuit import Circuit
 from sparselens.fitting import vocabulary_of
 from sparselens.graph import Graph
 from sparselens.metrics import logit_difference
+from sparselens.prompt_checks import refuse_unreadable
 from sparselens.tokenized import TokenizedPairs
 from tests.tiny_models import VOCABULARY, tiny_bridge, tiny_tokenizer, tiny_tokens
 
@@ -97,3 +99,37 @@ def test_a_token_out_of_range_is_named(name: str):
         CALLS[name](model, TokenizedPairs(outside, clean, right, right + 1))
     with pytest.raises(ValueError, match=f"token {VOCABULARY} of wrong answer 0: this model has tokens 0 to"):
         CALLS[name](model, TokenizedPairs(clean, tiny_tokens(2, 4, seed=1), right, right + VOCABULARY - 1))
+
+
+ROWS = {  # of tokens, and what is refused where 0 also is the EOS: among prompts, and in rows cut from running text
+    "no padding": ([[1, 2, 3], [4, 5, 6]], False, False),
+    "every row opens with it": ([[0, 1, 2], [0, 4, 5]], False, False),
+    "one row opens with it": ([[1, 2, 3], [0, 4, 5]], True, False),
+    "a row opens with two": ([[0, 0, 3], [0, 4, 5]], True, True),
+    "a row ends with it": ([[1, 2, 0], [4, 5, 6]], True, False),
+    "a row ends with two": ([[1, 0, 0], [4, 5, 6]], True, True),
+    "inside": ([[1, 0, 3], [4, 5, 6]], False, False),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("alone", [False, True])
+def test_padding_without_a_mask(name: str, alone: bool, tmp_path: Path):
+    tokens, as_prompts, as_text = ROWS[name]
+    model = tiny_bridge("gpt2")
+    model.tokenizer = tiny_tokenizer(tmp_path)
+    if alone:  # a token that does nothing but pad is never meant
+        model.tokenizer.eos_token = model.tokenizer.bos_token = model.tokenizer.unk_token = "w9"
+        as_prompts = as_text = name != "no padding"
+    for packed, refused in ((False, as_prompts), (True, as_text)):
+        with pytest.raises(ValueError, match="holds the padding token 0") if refused else nullcontext():
+            refuse_unreadable(model, torch.tensor(tokens), packed)
+
+
+def test_rows_of_text_that_hold_padding_give_no_loss(tmp_path: Path):
+    model = tiny_bridge("gpt2")
+    model.tokenizer = tiny_tokenizer(tmp_path)
+    padded = torch.tensor([[0, 0, 3, 4], [1, 2, 3, 4]])
+    with pytest.raises(ValueError, match="holds the padding token 0"):
+        analyses.measure_loss(model, padded)
+    analyses.measure_loss(model, {"input_ids": padded, "attention_mask": (padded != 0).long()})
