@@ -12,6 +12,17 @@ from torch import Tensor, nn
 from sparselens.surgery import find_settings
 from sparselens.tokenized import TokenizedPairs
 
+# Words of a configuration that tell where a model comes from or where it lies, and not what it computes.
+_WHENCE = {
+    "_name_or_path",
+    "device",
+    "init_mode",
+    "model_name",
+    "name_or_path",
+    "tokenizer_name",
+    "transformers_version",
+}
+
 
 def of_model(model: nn.Module) -> str:
     """Names a model: its weights and buffers, the settings that a forward reads, and its gate bias."""
@@ -40,7 +51,16 @@ def of_tensors(tensors: Mapping[str, Tensor], **settings: Any) -> str:
 
 
 def _plain(values: Mapping[Any, Any]) -> dict[str, Any]:
-    """The numbers, and mappings of numbers, among a configuration's values."""
-    named = {name: value for name, value in values.items() if isinstance(name, str)}
-    inside = {name: sorted(_plain(value).items()) for name, value in named.items() if isinstance(value, Mapping)}
-    return inside | {name: value for name, value in named.items() if isinstance(value, numbers.Number)}
+    """What a forward may read of a configuration: numbers and words, and lists and mappings of them."""
+    named = {name: value for name, value in values.items() if isinstance(name, str) and name not in _WHENCE}
+    found = {name: _plain_value(value) for name, value in named.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _plain_value(value: Any) -> Any:
+    """The value in a form that `repr` shows alike every time; None for what is neither number nor word."""
+    if isinstance(value, Mapping):
+        return sorted(_plain(value).items())
+    if isinstance(value, (list, tuple)):
+        return [_plain_value(item) for item in value]
+    return value if isinstance(value, (str, numbers.Number)) else None
