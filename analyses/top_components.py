@@ -1,6 +1,7 @@
 """How many components carry a behaviour: the metric when only the top k of them act (the paper's Fig. 3).
 
-    share(k) = (metric with all but the top k ablated - corrupted) / (clean - corrupted)
+    share(k) = (metric with all but the top k ablated - ablated) / (clean - ablated)
+where "ablated" is the corrupted run, or for means and zeros the run in which all components give these.
 
 Activation patching turned round: there one component of the clean run is replaced, here all but k are, in every layer
 at once; the embedding stays. Components are ranked by the size of their effect under patching, for every prompt anew or
@@ -29,29 +30,38 @@ from sparselens.tokenized import TokenizedPairs
 
 @dataclass(frozen=True)
 class Kept:
-    """The metric of every prompt when only its first components act."""
+    """The metric of every prompt when only its first components act.
+
+    Raises:
+        ValueError: counts do not rise.
+    """
 
     counts: tuple[int, ...]  # components that act
     per_prompt: bool  # were they chosen for every prompt anew?
     values: Float[Tensor, "batch count"]
     clean: Float[Tensor, " batch"]
     corrupted: Float[Tensor, " batch"]
+    ablated: Float[Tensor, " batch"]  # of nothing: the corrupted run, or all components at the means or zeros
+
+    def __post_init__(self) -> None:
+        if list(self.counts) != sorted(set(self.counts)):
+            raise ValueError(f"counts must rise, not {list(self.counts)}")
 
     @property
     def shares(self) -> Float[Tensor, " count"]:
-        """Mean(value - corrupted) / mean(clean - corrupted) for every count."""
-        return (self.values.mean(0) - self.corrupted.mean()) / (self.clean - self.corrupted).mean()
+        """Mean(value - ablated) / mean(clean - ablated) for every count."""
+        return (self.values.mean(0) - self.ablated.mean()) / (self.clean - self.ablated).mean()
 
     def interval(self, count: int, level: float = 0.95) -> Interval:
         """The share at one count, and how sure it is.
 
         Raises:
-            ValueError: that count was not asked for, or clean and corrupted prompts have the same mean.
+            ValueError: that count was not asked for, or the clean and the ablated run have the same mean.
         """
         if count not in self.counts:
             raise ValueError(f"count = {count}: want one of {', '.join(map(str, self.counts))}")
         values = self.values[:, self.counts.index(count)]
-        return ratio_interval(values - self.corrupted, self.clean - self.corrupted, level)
+        return ratio_interval(values - self.ablated, self.clean - self.ablated, level)
 
     def smallest(self, share: float = 0.9) -> int | None:
         """The smallest count from which on the share stays at `share` or above; None if it never does."""
@@ -81,7 +91,7 @@ def keep_top(
 
     Args:
         scores: of the same pairs, over all positions, for `heads`, `mlps` or both. Ranked by |effect|: our choice.
-        counts: how many components act; default: 0 to all of them
+        counts: how many components act, in any order; default: 0 to all of them
         per_prompt: choose them for every prompt anew (Fig. 3a), or once, by the |mean effect| (Fig. 3b)
         source: "corrupted", "mean" (of the corrupted prompts) or "zero"
         out: file that keeps finished batches. The same call goes on from there after an interruption.
@@ -93,14 +103,15 @@ def keep_top(
     _refuse_scores(scores, len(pairs))
     order = _order(scores, per_prompt)
     n_components = order.shape[1]
-    counts = tuple(range(n_components + 1)) if counts is None else tuple(counts)
+    counts = tuple(range(n_components + 1)) if counts is None else tuple(sorted(set(counts)))
     wrong = [count for count in counts if not 0 <= count <= n_components]
     if wrong:
         raise ValueError(f"count = {wrong[0]}: there are {n_components} components")
+    tried = counts if source == "corrupted" else tuple(sorted({0, *counts}))
     dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
-    values, baselines = torch.zeros(len(pairs), len(counts), dtype=dtype), torch.zeros(2, len(pairs), dtype=dtype)
+    values, baselines = torch.zeros(len(pairs), len(tried), dtype=dtype), torch.zeros(2, len(pairs), dtype=dtype)
     sites = [find_site(model, score.site) for score in scores]
-    described = {"sites": [site.name for site in sites], "order": order, "counts": counts, "source": source}
+    described = {"sites": [site.name for site in sites], "order": order, "counts": tried, "source": source}
     with (
         asking(model, pairs, metric, sites, "clean", source) as question,
         tqdm(total=values.numel(), disable=not progress, unit="run", dynamic_ncols=True) as bar,
@@ -108,13 +119,14 @@ def keep_top(
         log = batch_log(out, model, pairs, metric, **described)
         for prompts, batch, recorded, at_once in _groups(question, pairs, memory):
             baselines[:, prompts] = torch.stack([recorded.clean, recorded.corrupted]).to(baselines)
-            cells = torch.cartesian_prod(torch.arange(len(prompts)), torch.arange(len(counts)))
+            cells = torch.cartesian_prod(torch.arange(len(prompts)), torch.arange(len(tried)))
             for rows, numbers in (part.T for part in cells.split(at_once)):
-                acting, where = order[prompts[rows]] < torch.tensor(counts)[numbers, None], (prompts[rows], numbers)
+                acting, where = order[prompts[rows]] < torch.tensor(tried)[numbers, None], (prompts[rows], numbers)
                 (found,) = log.once(where, lambda: (_ablated(question, prompts, batch, recorded, rows, acting),))  # noqa: B023
                 values[where] = found.to(values)
                 bar.update(len(rows))
-    return Kept(counts, per_prompt, values, *baselines)
+    ablated = baselines[1] if source == "corrupted" else values[:, 0]
+    return Kept(counts, per_prompt, values[:, [tried.index(count) for count in counts]], *baselines, ablated)
 
 
 def _refuse_scores(scores: Sequence[Patched], n_prompts: int) -> None:

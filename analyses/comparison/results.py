@@ -278,8 +278,8 @@ def _sizes_of_mean(scores: EdgeScores, share: float, weights: Weights) -> Float[
 
 def _counts(kept: Kept, goal: float, weights: Weights) -> Float[np.ndarray, " resample"]:
     """As `Kept.smallest` of the weighted means; the largest count where a resample does not get there."""
-    values, clean, corrupted = (x.double().numpy() for x in (kept.values, kept.clean, kept.corrupted))
-    base = (weights @ corrupted)[:, None]
+    values, clean, ablated = (x.double().numpy() for x in (kept.values, kept.clean, kept.ablated))
+    base = (weights @ ablated)[:, None]
     with np.errstate(divide="ignore", invalid="ignore"):  # a resample may have no gap: it gets nowhere
         reached = (weights @ values - base) / ((weights @ clean)[:, None] - base) >= goal
     stays = np.flip(np.flip(reached, 1).cumprod(1), 1).astype(bool)

@@ -85,10 +85,29 @@ def test_mean_ablation_is_the_same_at_any_budget():
 
 def test_smallest_is_where_the_share_stays():
     shares = torch.tensor([[0.0, 1.0, 0.5, 0.95, 1.2]])
-    kept = Kept((0, 1, 2, 3, 4), True, shares, torch.ones(1), torch.zeros(1))
+    kept = Kept((0, 1, 2, 3, 4), True, shares, torch.ones(1), torch.zeros(1), torch.zeros(1))
     assert kept.smallest(0.9) == 3
     with pytest.raises(ValueError, match="count = 7: want one of 0, 1"):
         kept.interval(7)
+    with pytest.raises(ValueError, match=r"counts must rise, not \[3, 1\]"):
+        Kept((3, 1), True, shares[:, :2], torch.ones(1), torch.zeros(1), torch.zeros(1))
+
+
+@pytest.mark.parametrize("source", ["corrupted", "mean", "zero"])
+def test_shares_are_of_what_the_ablation_leaves(source: str):
+    model, pairs = tiny_bridge("gpt2"), make_pairs(4)
+    scores = [patch_activations(model, pairs, site=site, source=source, progress=False) for site in ("heads", "mlps")]
+    every, some = (
+        keep_top(model, pairs, scores, counts=counts, source=source, progress=False) for counts in (None, [10, 4])
+    )
+    assert some.counts == (4, 10)
+    torch.testing.assert_close(some.shares, every.shares[[4, 10]])
+    torch.testing.assert_close(some.ablated, every.corrupted if source == "corrupted" else every.values[:, 0])
+    wanted = (every.values.mean(0) - some.ablated.mean()) / (every.clean.mean() - some.ablated.mean())
+    torch.testing.assert_close(every.shares, wanted)
+    assert every.shares[-1] == pytest.approx(1, abs=1e-4)
+    if source != "corrupted":
+        assert every.shares[0] == 0 and every.interval(0).mean == 0
 
 
 def test_wrong_scores_are_refused():
@@ -108,3 +127,9 @@ def test_wrong_scores_are_refused():
             keep_top(model, pairs, scores, progress=False)
     with pytest.raises(ValueError, match="count = 9: there are 8 components"):
         keep_top(model, pairs, [heads], counts=[9], progress=False)
+
+
+def test_counts_in_any_order_are_answered_alike():
+    model, pairs = hand_model(), hand_pairs()
+    kept = keep_top(model, pairs, [heads_of(model, pairs)], counts=[4, 0, 3, 3], progress=False)
+    assert kept.counts == (0, 3, 4) and kept.values.tolist() == [[6, 16, 16]] and kept.smallest(0.9) == 3
