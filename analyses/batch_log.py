@@ -1,9 +1,9 @@
 """Keeps what finished batches gave on disk, so that an interrupted call loses no more than the batch in flight.
 
 The file begins with a line of JSON that says what was asked. Then one record a batch: the digest of what the batch is,
-the length of what follows, and tensors as safetensors. A record cut short is dropped. The same call cuts its work into
-the same batches, so that going on gives the numbers of an uninterrupted run, bit by bit. With another memory batches
-may differ: those that do are made anew.
+that of its content, the content's length, and tensors as safetensors. A record that is cut short or damaged is made
+anew. The same call cuts its work into the same batches, so that going on gives the numbers of an uninterrupted run, bit
+by bit. With another memory batches may differ: those that do are made anew.
 """
 
 import hashlib
@@ -24,7 +24,8 @@ from sparselens.surgery import find_settings
 from sparselens.tokenized import TokenizedPairs
 
 Tensors = tuple[Tensor, ...]
-_KEY, _LENGTH = 32, 8  # bytes
+_DIGEST, _LENGTH = 32, 8  # bytes
+_HEAD = 2 * _DIGEST + _LENGTH
 
 
 class BatchLog:
@@ -32,7 +33,7 @@ class BatchLog:
 
     def __init__(self, path: Path | None = None, question: Mapping[str, Any] | None = None) -> None:
         self._path, self._question = path, json.dumps(question).encode() + b"\n"
-        self._places: dict[bytes, tuple[int, int]] = {}  # first byte and length of every record
+        self._places: dict[bytes, tuple[int, int]] = {}  # first byte and length of every record's content
         if path is not None and path.exists():
             os.truncate(path, self._find_records(path))
 
@@ -45,20 +46,28 @@ class BatchLog:
         if self._path is None:
             return make()
         key = _digest(batch).digest()
-        if key not in self._places:
-            found = {str(number): values.cpu().contiguous() for number, values in enumerate(make())}
-            self._places[key] = self._append(self._path, key, save(found))
-        start, length = self._places[key]
-        with self._path.open("rb") as file:
-            file.seek(start)
-            kept = load(file.read(length))
+        content = self._read(self._path, key)
+        if content is None:
+            content = save({str(number): values.cpu().contiguous() for number, values in enumerate(make())})
+            self._places[key] = self._append(self._path, key, content)
+        kept = load(content)
         return tuple(kept[str(number)] for number in range(len(kept)))
+
+    def _read(self, path: Path, key: bytes) -> bytes | None:
+        """The content of a record; None where there is none, or it is not what was written."""
+        if key not in self._places:
+            return None
+        start, length = self._places[key]
+        with path.open("rb") as file:
+            file.seek(start - _DIGEST - _LENGTH)
+            wanted, _, content = file.read(_DIGEST), file.read(_LENGTH), file.read(length)
+        return content if hashlib.sha256(content).digest() == wanted else None
 
     def _append(self, path: Path, key: bytes, record: bytes) -> tuple[int, int]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
             file.write(b"" if file.tell() else self._question)
-            file.write(key + len(record).to_bytes(_LENGTH, "little") + record)
+            file.write(key + hashlib.sha256(record).digest() + len(record).to_bytes(_LENGTH, "little") + record)
             file.flush()
             os.fsync(file.fileno())
             return file.tell() - len(record), len(record)
@@ -72,11 +81,11 @@ class BatchLog:
                 _refuse_another(path, line, self._question)
                 return 0
             end = file.tell()
-            while len(head := file.read(_KEY + _LENGTH)) == _KEY + _LENGTH:
-                start, length = file.tell(), int.from_bytes(head[_KEY:], "little")
+            while len(head := file.read(_HEAD)) == _HEAD:
+                start, length = file.tell(), int.from_bytes(head[-_LENGTH:], "little")
                 if start + length > size:
                     break
-                self._places[head[:_KEY]] = start, length
+                self._places[head[:_DIGEST]] = start, length
                 end = file.seek(start + length)
             return end
 

@@ -137,6 +137,19 @@ def test_a_record_cut_short_is_made_again(tmp_path: Path):
         assert opened(path).once(one(1), refuse)[0].tolist() == pytest.approx([0.4])
 
 
+def test_a_damaged_record_is_made_again(tmp_path: Path):
+    path = tmp_path / "log"
+    opened(path).once(one(0), lambda: (torch.tensor([1.0]),))
+    opened(path).once(one(1), lambda: (torch.tensor([2.0]),))
+    whole = path.read_bytes()
+    for place in (len(whole) - 1, len(whole) - 60):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        log = opened(path)
+        assert log.once(one(0), refuse)[0].item() == 1
+        assert log.once(one(1), lambda: (torch.tensor([2.0]),))[0].item() == 2
+        assert opened(path).once(one(1), refuse)[0].item() == 2
+
+
 def test_a_file_of_another_call_is_refused(tmp_path: Path):
     path = tmp_path / "log"
     opened(path, method="eap", order=torch.tensor([1, 2]), axes=("a", "b")).once(one(0), lambda: (torch.ones(1),))
