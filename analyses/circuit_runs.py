@@ -30,18 +30,20 @@ class Ablated:
 
 
 def ablated_by(question: Question, writes: Writes | None = None) -> Ablated:
-    """Ablation by the corrupted run, or by these writes of all sources. Biases stay."""
+    """Ablation by the corrupted run, or by these writes of all sources. Biases stay.
+
+    Streams are added up from the writes, and not changed by the difference: of zeros nothing may be left, since at a
+    gate bias of 0 the sign of what rounding leaves would open gates.
+    """
     reading, recorded = question.reading, dict[str, Tensor]()
     names = [*reading.recorded_names(), reading.end]
     metric = ask(question, keep(recorded, names), corrupted=True)
     own = writes_of(reading, recorded)
-    streams = {name: recorded[name].to(own.dtype) for name in names}
     if writes is None:
-        return Ablated(own, streams, metric)
-    changes = (writes.to(own) - own).cumsum(0)
-    for name, written in _readers(reading):
-        streams[name] = streams[name] + changes[written - 1].to(streams[name].device)
-    ablated = Ablated(writes.to(own).expand_as(own).contiguous(), streams, metric)
+        return Ablated(own, {name: recorded[name].to(own.dtype) for name in names}, metric)
+    writes = writes.to(own).expand_as(own).contiguous()
+    streams = _streams(reading, writes, recorded)
+    ablated = Ablated(writes, streams, metric)
     none = torch.zeros_like(reading.graph.exists)
     return Ablated(ablated.writes, streams, run_circuit(question, none, ablated))
 
@@ -59,15 +61,20 @@ def writes_of(reading: Reading, recorded: Activations) -> Writes:
     return writes
 
 
-def _readers(reading: Reading) -> list[tuple[str, int]]:
-    """The residual streams that are read, and how many sources have written to them."""
-    found: list[tuple[str, int]] = []
+def _streams(reading: Reading, writes: Writes, recorded: Activations) -> Activations:
+    """The residual streams that are read, as these writes add up to them, by the hook point at which they are read."""
+    streams, stream = dict[str, Tensor](), writes[0]
     for layer in reading.layers:
         heads = reading.graph.head_sources(layer.number)
-        found.append((layer.at("hook_resid_pre"), heads.start))
-        if layer.block.mlp and not layer.block.parallel:
-            found.append((layer.mid, heads.stop))
-    return [*found, (reading.end, len(reading.graph.sources))]
+        streams[layer.at("hook_resid_pre")] = stream.to(recorded[layer.at("hook_resid_pre")].device)
+        stream = stream + writes[heads].sum(0)
+        biases = reading.unowned(layer.number, recorded[layer.at("attn.hook_z")])
+        stream = stream if biases is None else stream + biases.to(stream)
+        if layer.block.mlp:
+            if not layer.block.parallel:
+                streams[layer.mid] = stream.to(recorded[layer.mid].device)
+            stream = stream + writes[heads.stop]
+    return streams | {reading.end: stream.to(recorded[reading.end].device)}
 
 
 def run_circuit(question: Question, kept: Bool[Tensor, "source destination"], ablated: Ablated) -> PerPrompt:

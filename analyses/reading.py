@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sparselens.analyses.norms import Norm, read_norm
 from sparselens.analyses.partial_runs import returns_tuple, run
+from sparselens.gate_probe import refuse_broken_weights
 from sparselens.graph import RECEIVERS, Block, Graph
 from sparselens.hooked import is_hooked
 
@@ -84,6 +85,21 @@ class Reading:
         _, inverse = post_norm.standardise(writes.sum(0) + (0 if bias is None else _exact(bias.detach())))
         return post_norm.centre(writes) * inverse * post_norm.gain
 
+    def unowned(
+        self, layer: int, z: Float[Tensor, "batch pos head d_head"]
+    ) -> Float[Tensor, "*_batch_pos d_model"] | None:
+        """What attention adds to the residual stream that no head writes: biases. None where there are none."""
+        attn, post_norm = self.model.blocks[layer].attn, self.layers[layer].post_norm
+        bias = getattr(attn, "b_O", None)
+        bias = None if bias is None else _exact(bias.detach())
+        if post_norm is None:
+            return bias
+        found = post_norm.bias
+        if bias is not None and bias.any():
+            flat = torch.einsum("bthe,hem->btm", _exact(z), _exact(attn.W_O.detach()))
+            found = found + post_norm.centre(bias) * post_norm.standardise(flat + bias)[1] * post_norm.gain
+        return found
+
     def written_names(self) -> list[str]:
         """The hook points that tell what all sources write."""
         names = [self.layers[0].at("hook_resid_pre")]
@@ -146,16 +162,17 @@ def keep(recorded: Activations, names: Sequence[str]) -> list[Hook]:
 
 
 def read_model(model: Any) -> Reading:
-    """Find out how a TransformerBridge or HookedTransformer reads and writes, and prove it on eight tokens.
+    """Find out how a TransformerBridge or HookedTransformer reads and writes, and prove it on a few tokens.
 
     Raises:
-        ValueError: it is another kind of model, or its residual stream is not a sum of what heads and MLPs write
-            (BERT and others that norm the sum). Says where.
+        ValueError: it is another kind of model, its weights are not finite, or its residual stream is not a sum of what
+            heads and MLPs write (BERT and others that norm the sum). Says where.
     """
     if not is_hooked(model):
         raise ValueError(f"want a TransformerBridge or HookedTransformer, not a {type(model).__name__}")
     device = next(model.parameters()).device
-    tokens = (torch.arange(8, device=device) * 7 % model.cfg.d_vocab).view(2, 4)
+    length = min(4, model.cfg.n_ctx or 4)
+    tokens = (torch.arange(2 * length, device=device) * 7 % model.cfg.d_vocab).view(2, length)
     layers = [_outline(model, number) for number in range(len(model.blocks))]
     recorded: Activations = {}
     with torch.no_grad():
@@ -164,6 +181,7 @@ def read_model(model: Any) -> Reading:
         outline.run(tokens, keep(recorded, [*names, outline.end]))
         for name, activation in recorded.items():
             if not activation.isfinite().all():
+                refuse_broken_weights(model)
                 raise ValueError(f"{name} is not finite on tokens {tokens.tolist()}")
         layers = [_prove(outline, layer, recorded) for layer in layers]
         return Reading(model, outline.graph, tuple(layers), returns_tuple(model, tokens))

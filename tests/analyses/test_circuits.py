@@ -8,6 +8,7 @@ from torch import Tensor
 
 import sparselens as sl
 from sparselens.analyses.attribution_patching import attribute_edges
+from sparselens.analyses.circuit_runs import ablated_by
 from sparselens.analyses.circuits import (
     Faithfulness,
     completeness,
@@ -16,9 +17,12 @@ from sparselens.analyses.circuits import (
     minimality,
 )
 from sparselens.analyses.edge_patching import patch_edges
+from sparselens.analyses.gradients import Question
+from sparselens.analyses.reading import read_model
 from sparselens.circuit import Circuit, top
 from sparselens.graph import Graph
 from sparselens.metrics import logit_difference
+from sparselens.tasks import TASKS
 from sparselens.tokenized import TokenizedPairs
 from tests.analyses.small_models import tiny_pairs, two_layer_pairs, two_layers
 from tests.tiny_models import FAMILIES, bridge_of, tiny_bridge, tiny_model
@@ -241,3 +245,35 @@ def test_a_curve_of_sizes_that_do_not_rise():
 def test_the_minimality_of_nothing():
     with pytest.raises(ValueError, match="no edge that could be needless"):
         minimality(tiny_bridge("gpt2"), circuit_of(Graph.of_shape(2, 4)), tiny_pairs(), logit_difference, **QUIET)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "neox", "phi", "gemma2", "olmo2"])
+def test_writes_add_up_to_the_streams_that_are_read(family: str):
+    model, pairs = tiny_bridge(family), tiny_pairs()
+    for name, values in model.named_parameters():
+        if "bias" in name:
+            values.data = torch.randn_like(values) / 8
+    with torch.no_grad():
+        reading = read_model(model)
+        question = Question(reading, logit_difference, torch.arange(len(pairs)), pairs)
+        own = ablated_by(question)
+        again = ablated_by(question, own.writes)
+    assert own.streams.keys() == again.streams.keys() | own.streams.keys()
+    for name, stream in again.streams.items():
+        torch.testing.assert_close(stream, own.streams[name], rtol=1e-4, atol=1e-5)
+
+
+def test_zeros_are_exact_so_the_order_of_prompts_does_not_open_gates():
+    model = sl.load("stories260k-sparse")
+    pairs = TASKS["gendered_pronoun"].tokenize(model.tokenizer, 16)
+    scores = attribute_edges(model, pairs, logit_difference, **QUIET)
+    order = torch.randperm(len(pairs))
+    one, other = (
+        faithfulness(model, scores.top(25), some, logit_difference, "zero", **QUIET) for some in (pairs, pairs[order])
+    )
+    assert torch.equal(one.ablated, torch.zeros(16))
+    torch.testing.assert_close(one.circuit[order], other.circuit, atol=1e-5, rtol=1e-4)
+    with torch.no_grad():
+        question = Question(read_model(model), logit_difference, torch.arange(2), pairs[:2]._without_padding())
+        shape = (len(question.reading.graph.sources), 1, question.pairs.clean.shape[1], model.cfg.d_model)
+        assert not any(stream.any() for stream in ablated_by(question, torch.zeros(shape)).streams.values())
