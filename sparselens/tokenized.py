@@ -99,13 +99,14 @@ class TokenizedPairs:
     def __len__(self) -> int:
         return len(self.clean)
 
-    def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> "TokenizedPairs":
+    def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> "TokenizedPairs":
         """Some of the prompts, in the order asked for.
 
         Raises:
             ValueError: no row is left.
         """
-        chosen = torch.arange(len(self))[rows.cpu() if isinstance(rows, Tensor) else rows].reshape(-1)
+        places = rows.cpu() if isinstance(rows, Tensor) else rows if isinstance(rows, (int, slice)) else list(rows)
+        chosen = torch.arange(len(self))[places].reshape(-1)
         kept = self._map(lambda values: values[chosen.to(values.device)])
         listed: dict[str, Any] = {
             name: tuple(getattr(self, name)[i] for i in chosen.tolist()) if getattr(self, name) else ()
