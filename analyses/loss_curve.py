@@ -75,8 +75,9 @@ def loss_points(
 ) -> tuple[LossPoint, ...]:
     """Every point of the figure, in the order dense, top-1, top-2, ..., control, sparse.
 
-    >>> rows = sl.text.rows(tokens, seq_len=64, batch_size=32)
-    >>> [(point.name, point.share_of_visible_pairs, point.loss) for point in loss_points(dense, sparse, rows)]
+    >>> from sparselens.text import rows
+    >>> batches = rows(tokens, seq_len=64, batch_size=32)
+    >>> [(point.name, point.share_of_visible_pairs, point.loss) for point in loss_points(dense, sparse, batches)]
 
     Args:
         dense: a TransformerBridge or HookedTransformer without gates

@@ -182,3 +182,13 @@ def test_stories(shared_data: Path):
     assert points["sparse"].loss == pytest.approx(points["dense"].loss, abs=0.05)
     assert points["sparse"].edges_per_query_per_head < 1.0 < points["top-4"].edges_per_query_per_head
     assert points["top-4"].loss > points["sparse"].loss < points["top-1"].loss
+
+
+def test_the_example_runs():
+    lines = [line.partition(">>> ")[2] for line in str(loss_points.__doc__).splitlines() if ">>> " in line]
+    dense = tiny_bridge("gpt2")
+    names = {"dense": dense, "sparse": sl.sparsify(tiny_bridge("gpt2"), 0.0), "tokens": tiny_tokens(2, 64).flatten()}
+    *before, last = (line.replace("seq_len=64", "seq_len=16") for line in lines)
+    exec("\n".join(before), names | {"loss_points": loss_points}, found := {})
+    shown = eval(last, names | found | {"loss_points": loss_points})
+    assert [name for name, _, _ in shown] == ["dense", "top-1", "top-2", "top-4", "top-8", "top-16", "sparse"]
