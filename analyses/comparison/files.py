@@ -98,7 +98,12 @@ def save_comparison(comparison: Comparison, folder: str | Path) -> Path:
         write_json(new / CARD, {"question": None, "about": asdict(comparison.about)})
         if folder.exists():
             folder.rename(old)
-        new.rename(folder)
+        try:
+            new.rename(folder)
+        except BaseException:
+            if old.exists():
+                old.rename(folder)  # the temporary folder is about to be deleted, with all that is in it
+            raise
     return folder
 
 
