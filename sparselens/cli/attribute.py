@@ -1,5 +1,6 @@
 """`sparselens attribute`: which edges of a model a task runs through, and how faithful the circuit of them is."""
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -110,8 +111,9 @@ def _save(scores: "EdgeScores", path: Path) -> None:
     from sparselens.files import write_file
 
     tensors = {name: getattr(scores, name) for name in ("mean", "per_prompt", "clean", "corrupted")}
-    axes = {"sources": " ".join(scores.sources), "destinations": " ".join(scores.destinations)}
-    write_file(path, save({name: values.contiguous() for name, values in tensors.items()}, axes))
+    axes = json.dumps({"sources": scores.sources, "destinations": scores.destinations})
+    # one entry: safetensors writes several in any order, and the same scores should be the same bytes
+    write_file(path, save({name: values.contiguous() for name, values in tensors.items()}, {"axes": axes}))
 
 
 def _print(summary: dict[str, Any], scores: "EdgeScores") -> None:
