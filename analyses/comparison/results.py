@@ -14,14 +14,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sparselens.analyses.activation_patching import Patched
-from sparselens.analyses.attention_edges import AttentionEdges
-from sparselens.analyses.circuits import Faithfulness
-from sparselens.analyses.edge_scores import EdgeScores
-from sparselens.analyses.head_labels import HeadScores
-from sparselens.analyses.loss_curve import LossPoint
-from sparselens.analyses.stability import ShareCurves, Stability, edges_needed, share_curves, stability
-from sparselens.analyses.top_components import Kept
+from sparselens.analyses.attribution.attention_edges import AttentionEdges
+from sparselens.analyses.attribution.edge_scores import EdgeScores
+from sparselens.analyses.circuits.faithfulness import Faithfulness
+from sparselens.analyses.circuits.stability import ShareCurves, Stability, edges_needed, share_curves, stability
+from sparselens.analyses.patching.activation_patching import Patched
+from sparselens.analyses.patching.top_components import Kept
+from sparselens.analyses.sparsity.head_labels import HeadScores
+from sparselens.analyses.sparsity.loss_curve import LossPoint
 from sparselens.circuit import Circuit, jaccard, rank_correlation
 from sparselens.intervals import Interval, bootstrap_interval, ratio_interval
 

@@ -12,8 +12,8 @@ from sparselens.cli.options import Json
 from sparselens.cli.table import finish, print_table
 
 if TYPE_CHECKING:
-    from sparselens.analyses.circuits import Faithfulness
-    from sparselens.analyses.edge_scores import EdgeScores
+    from sparselens.analyses.attribution.edge_scores import EdgeScores
+    from sparselens.analyses.circuits.faithfulness import Faithfulness
     from sparselens.circuit import Circuit
 
 SHOWN = 15  # edges in the table

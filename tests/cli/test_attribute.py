@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from sparselens import cli
-from sparselens.analyses.edge_scores import EdgeScores
+from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.circuit import load_circuit
 from sparselens.cli.attribute import _save
 from sparselens.graph import Graph
@@ -44,7 +44,7 @@ def test_a_killed_run_goes_on(tmp_path: Path):
     whole = run(*asked, "--out", tmp_path / "whole")
     code = f"""
 import os, signal
-from sparselens.analyses.batch_log import BatchLog
+from sparselens.analyses.engine.resume import BatchLog
 from sparselens.cli import build_app
 once, calls = BatchLog.once, []
 def killed(*arguments):

@@ -9,7 +9,7 @@ import torch
 import transformers as tr
 from torch import Tensor, nn
 
-from sparselens.analyses.reading import read_model
+from sparselens.analyses.engine.residual_stream import read_model
 from sparselens.surgery import densify, is_sparse, sparsify
 from tests.tiny_models import VOCABULARY, bridge_of, tiny_bridge, tiny_model, tiny_tokens
 

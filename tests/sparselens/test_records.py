@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from sparselens.analyses.head_labels import HeadScores
+from sparselens.analyses.sparsity.head_labels import HeadScores
 from sparselens.records import _checksum, load_record, save_record
 
 

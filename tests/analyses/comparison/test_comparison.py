@@ -11,11 +11,11 @@ import torch
 
 import sparselens as sl
 from sparselens import analyses
-from sparselens.analyses.batch_log import BatchLog
 from sparselens.analyses.comparison import asking
 from sparselens.analyses.comparison.plots import edges_needed_plot, kept_plot, loss_plot
 from sparselens.analyses.comparison.results import SIDES, Comparison
 from sparselens.analyses.comparison.table import rows_of
+from sparselens.analyses.engine.resume import BatchLog
 from sparselens.tasks import TASKS
 from tests.analyses.comparison.compared import N, compared
 from tests.analyses.small_models import native_model, tiny_pairs
