@@ -36,7 +36,7 @@ def test_public_names_are_not_hidden_by_modules():
 
 
 def test_the_rooms_are_few():
-    assert len([path for path in SOURCE.parent.iterdir() if path.name != "__pycache__"]) <= 9
+    assert len([path for path in SOURCE.parent.iterdir() if not path.name.startswith((".", "__pycache__"))]) <= 9
 
 
 def test_an_unknown_name_lists_the_known_ones():
