@@ -4,8 +4,10 @@ A pair fits when every answer is a single token where it stands, positions lie o
 the tokenizer, and clean and corrupted prompt line up token by token. Loads no torch.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from sparselens.prompts import PromptPair, Span
@@ -38,12 +40,17 @@ class Fit:
     """
 
     def __init__(self, tokenizer: Any, bos: bool | None = None, equal_length: bool = True) -> None:
-        self._backend = _backend(tokenizer)
+        self._tokenizer, self._backend = tokenizer, _backend(tokenizer)
         self._unknown = tokenizer.unk_token_id
         self._first = _first_ids(tokenizer, bos)
         self._first_strings: tuple[str, ...] = tuple(tokenizer.convert_ids_to_tokens(self._first))
         self._equal_length = equal_length
         self._known: dict[tuple[str, str], int | None] = {}  # (end of prompt, answer) -> token
+
+    @cached_property
+    def vocabulary(self) -> str:
+        """Names the tokenizer's vocabulary; see `vocabulary_of`."""
+        return vocabulary_of(self._tokenizer)
 
     def keep(self, task: str, name: str, words: Words) -> Words:
         """The entries whose strings are single tokens.
@@ -170,6 +177,16 @@ def _backend(tokenizer: Any) -> Any:
     plain.no_padding()
     plain.no_truncation()
     return plain
+
+
+def vocabulary_of(tokenizer: Any) -> str:
+    """Names a vocabulary: all its tokens with their ids, but for those added to it later.
+
+    TransformerLens adds special tokens to a model's own copy, which changes no id.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    words = tokenizer.get_vocab() if backend is None else backend.get_vocab(with_added_tokens=False)
+    return hashlib.sha256(repr(sorted(words.items())).encode()).hexdigest()[:16]
 
 
 def _first_ids(tokenizer: Any, bos: bool | None) -> list[int]:

@@ -39,8 +39,17 @@ def prove_gates(model: Any, attentions: list[nn.Module]) -> None:
                 for handle in handles:
                     handle.remove()
             if faults:
+                refuse_broken_weights(model)
                 layer, fault = min(faults.items())
                 raise ValueError(f"cannot gate layer {layer}: {fault}")
+
+
+def refuse_broken_weights(model: nn.Module) -> None:
+    """Raise a ValueError if a weight of the model is NaN or infinite, which would be blamed on something else."""
+    for name, values in model.named_parameters():
+        broken = int((~values.isfinite()).sum())
+        if broken:
+            raise ValueError(f"the weights of this model are broken: {broken} numbers of {name} are NaN or infinite")
 
 
 def _watch_pattern(attn: Any, layer: int, faults: dict[int, str]) -> list[Any]:

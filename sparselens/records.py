@@ -1,15 +1,18 @@
 """Results as files: a tree of dataclasses, tensors and plain values in one safetensors file, without pickle.
 
 Tensors keep their dtype and shape; everything else is JSON in the file's header, where a tensor is `{"tensor": name}`,
-a dataclass `{"record": its name, "fields": {...}}`. Reading makes only the classes that the caller names.
+a dataclass `{"record": its name, "fields": {...}}`. Reading makes only the classes that the caller names, checks that
+every field is of its annotated type, and by a checksum that nothing has changed.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -20,6 +23,7 @@ from sparselens.files import write_file
 Record = TypeVar("Record")
 
 _HEADER = "record"
+_CHECKSUM = "checksum"
 
 
 def save_record(path: Path, record: Any) -> Path:
@@ -32,6 +36,7 @@ def save_record(path: Path, record: Any) -> Path:
 
     tensors: dict[str, Tensor] = {}
     tree = _packed(record, tensors, "")
+    tree[_CHECKSUM] = _checksum(tree, tensors)  # in the header's one entry: safetensors writes several in any order
     return write_file(path, save(tensors, {_HEADER: json.dumps(tree, allow_nan=False)}))
 
 
@@ -39,7 +44,7 @@ def load_record(path: Path, kind: type[Record], parts: Iterable[type] = ()) -> R
     """What `save_record` wrote: a `kind`, made of `parts`.
 
     Raises:
-        ValueError: the file holds something else, or is broken.
+        ValueError: the file holds something else, is damaged, or was written by another version.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -47,9 +52,11 @@ def load_record(path: Path, kind: type[Record], parts: Iterable[type] = ()) -> R
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
             tree = json.loads((file.metadata() or {})[_HEADER])
+        if tree.pop(_CHECKSUM) != _checksum(tree, tensors):
+            raise ValueError("its checksum is that of other content, so the file is damaged")
         known = {known.__name__: known for known in (kind, *parts)}
         record = _unpacked(tree, tensors, known)
-    except (SafetensorError, LookupError, ValueError, TypeError, AttributeError) as error:
+    except (SafetensorError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} does not hold a {kind.__name__} of this version: {error}") from error
     if not isinstance(record, kind):
         raise ValueError(f"{path} holds a {type(record).__name__}, not a {kind.__name__}")
@@ -94,7 +101,9 @@ def _unpacked(tree: Any, tensors: Mapping[str, Tensor], known: Mapping[str, type
     if form == "record":
         if value not in known:
             raise ValueError(f"the file holds a {value}: want {', '.join(known)}")
-        return known[value](**{name: _unpacked(inner, tensors, known) for name, inner in dict(rest)["fields"].items()})
+        found = {name: _unpacked(inner, tensors, known) for name, inner in dict(rest)["fields"].items()}
+        _refuse_other_types(known[value], found)
+        return known[value](**found)
     if form == "mapping":
         return {name: _unpacked(inner, tensors, known) for name, inner in value.items()}
     if form == "items":
@@ -102,3 +111,38 @@ def _unpacked(tree: Any, tensors: Mapping[str, Tensor], known: Mapping[str, type
     if form == "float":
         return float(value)
     return tensors[value] if form == "tensor" else tensors[value].numpy()
+
+
+def _checksum(tree: Any, tensors: Mapping[str, Tensor]) -> str:
+    found = hashlib.sha256(json.dumps(tree, allow_nan=False).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _refuse_other_types(kind: type, found: Mapping[str, Any]) -> None:
+    for name, hint in get_type_hints(kind).items():
+        if name in found and not _is_of(hint, found[name]):
+            raise TypeError(f"{kind.__name__}.{name} is {found[name]!r:.80}, which is no {_name_of(hint)}")
+
+
+def _is_of(hint: Any, value: Any) -> bool:
+    """Is this value of the type that a field is annotated with? For the kinds of annotation that records have."""
+    origin, inside = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(_is_of(part, value) for part in inside)
+    if origin is tuple:
+        inside = inside[:1] * len(value) if inside[1:] == (...,) and isinstance(value, tuple) else inside
+        return isinstance(value, tuple) and len(value) == len(inside) and all(map(_is_of, inside, value))
+    if origin is not None:  # a mapping from strings
+        return isinstance(value, Mapping) and all(_is_of(inside[1], held) for held in value.values())
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    return isinstance(value, type(None) if hint is None else hint)
+
+
+def _name_of(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint)

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from sparselens.evaluation import evaluating
 from sparselens.losses import logits_of
 from sparselens.metrics import end_logits
+from sparselens.prompt_checks import refuse_misfits
 from sparselens.tokenized import TokenizedPairs
 
 
@@ -28,6 +29,7 @@ def answer_logits(
     Raises:
         ValueError: a logit is not finite. Says in which prompt.
     """
+    refuse_misfits(model, pairs)
     device = next(model.parameters()).device
     found: Tensor | None = None
     with evaluating(model), torch.no_grad():

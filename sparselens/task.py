@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Lists = Mapping[str, Sequence[Any]]  # name of a word list -> its entries
 DrawPair = Callable[[Draw, Lists, str], PromptPair]
 
+MOST = 10**6  # pairs that are drawn at once: they take gigabytes
 _AT_ONCE = 512  # candidates that are fitted to a tokenizer together
 
 
@@ -64,7 +65,8 @@ class Task:
         """N different pairs. The same on every machine; with a smaller n, the first of them.
 
         Raises:
-            ValueError: n is not positive, or larger than the number of different pairs; no such corruption.
+            ValueError: n is not positive, above a million, or larger than the number of different pairs; no such
+                corruption.
         """
         return self._exactly(n, seed, corruption).pairs
 
@@ -115,8 +117,10 @@ class Task:
         """
         from sparselens.tokenizing import stack
 
-        drawn = self.fitted(tokenizer, bos, equal_length)._exactly(n, seed, corruption)
-        return stack(drawn.pairs, drawn.encoded)
+        fitted = self.fitted(tokenizer, bos, equal_length)
+        drawn = fitted._exactly(n, seed, corruption)
+        assert fitted.fit is not None
+        return stack(drawn.pairs, drawn.encoded, fitted.fit.vocabulary)
 
     def solved_by(self, model: "nn.Module", n: int, seed: int = 0, **options: Any) -> "TokenizedPairs":
         """Those of n pairs that the model gets right (`metrics.accuracy`), as circuit studies take them.
@@ -189,6 +193,11 @@ class Task:
         """Up to n different pairs that fit, and why others do not; fewer when no further one turns up."""
         if not isinstance(n, Integral) or n < 1:
             raise ValueError(f"{n} pairs: want at least 1, a whole number")
+        if n > MOST:
+            raise ValueError(
+                f"{n:,} pairs do not fit into memory, if {self.name!r} has so many: draw at most {MOST:,} at once, and "
+                "others with another seed"
+            )
         corruption = self.find_corruption(corruption)
         lists = {name: _as_words(entries).entries for name, entries in self.words.items()}
         random, seen, drawn = Draw(seed), set[Any](), _Drawn([], [], Counter())

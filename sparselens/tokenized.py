@@ -42,6 +42,7 @@ class TokenizedPairs:
     reference: Float[Tensor, "batch d_vocab"] | None = None  # clean log-probabilities at END, for kl_divergence
     prompts: tuple[PromptPair, ...] = ()  # the strings, where the pairs were made from strings
     token_strings: tuple[tuple[str, ...], ...] = ()  # of the clean prompts, without padding
+    vocabulary: str = ""  # that the ids are of (`fitting.vocabulary_of`); "": not known
 
     def __post_init__(self) -> None:
         if self.clean.ndim != 2 or self.clean.shape != self.corrupted.shape:
@@ -98,13 +99,14 @@ class TokenizedPairs:
     def __len__(self) -> int:
         return len(self.clean)
 
-    def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> "TokenizedPairs":
+    def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> "TokenizedPairs":
         """Some of the prompts, in the order asked for.
 
         Raises:
             ValueError: no row is left.
         """
-        chosen = torch.arange(len(self))[rows.cpu() if isinstance(rows, Tensor) else rows].reshape(-1)
+        places = rows.cpu() if isinstance(rows, Tensor) else rows if isinstance(rows, (int, slice)) else list(rows)
+        chosen = torch.arange(len(self))[places].reshape(-1)
         kept = self._map(lambda values: values[chosen.to(values.device)])
         listed: dict[str, Any] = {
             name: tuple(getattr(self, name)[i] for i in chosen.tolist()) if getattr(self, name) else ()
@@ -138,6 +140,23 @@ class TokenizedPairs:
         lengths = torch.stack([_lengths(self.inputs(corrupted)) for corrupted in (False, True)], -1).cpu()
         for length in lengths.unique(dim=0):
             yield from (lengths == length).all(-1).nonzero().squeeze(-1).split(size)
+
+    def clean_rows(self) -> Iterator[tuple[Int[Tensor, " row"], Int[Tensor, " row"], Int[Tensor, "row _length"]]]:
+        """The clean prompts alone, as rows of one length without padding: their numbers, first columns and tokens.
+
+        Raises:
+            ValueError: there is padding inside a prompt.
+        """
+        mask = torch.ones_like(self.clean) if self.attention_mask is None else self.attention_mask
+        first, lengths = mask.argmax(-1), mask.sum(-1)
+        places = torch.arange(mask.shape[1], device=mask.device)
+        inside = (places >= first[:, None]) & (places < (first + lengths)[:, None])
+        broken = (inside != mask.bool()).any(-1).nonzero()
+        if len(broken):
+            raise ValueError(f"prompt {int(broken[0])} has padding inside")
+        for length in lengths.unique():
+            rows = (lengths == length).nonzero().squeeze(-1)
+            yield rows.cpu(), first[rows].cpu(), self.clean[rows][inside[rows]].view(len(rows), -1)
 
     def _without_padding(self) -> "TokenizedPairs":
         """Cut off the columns that are padding in every row of both prompts."""

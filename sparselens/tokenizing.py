@@ -30,11 +30,16 @@ def tokenize_pairs(
     listed = list(pairs)
     if not listed:
         raise ValueError("there is no pair to tokenize")
-    return stack(listed, Fit(tokenizer, bos, equal_length).encode(listed))
+    fit = Fit(tokenizer, bos, equal_length)
+    return stack(listed, fit.encode(listed), fit.vocabulary)
 
 
-def stack(pairs: Sequence[PromptPair], encoded: Sequence[Encoded]) -> TokenizedPairs:
-    """The token ids of each pair as one table, padded on the left where lengths differ."""
+def stack(pairs: Sequence[PromptPair], encoded: Sequence[Encoded], vocabulary: str) -> TokenizedPairs:
+    """The token ids of each pair as one table, padded on the left where lengths differ.
+
+    Args:
+        vocabulary: of the tokenizer, by name (`Fit.vocabulary`)
+    """
     width = max(len(ids) for item in encoded for ids in (item.clean, item.corrupted))
     clean, corrupted = (torch.tensor([_left(ids, width) for ids in side]) for side in _sides(encoded))
     clean_mask, corrupted_mask = (torch.tensor([_mask(ids, width) for ids in side]) for side in _sides(encoded))
@@ -49,6 +54,7 @@ def stack(pairs: Sequence[PromptPair], encoded: Sequence[Encoded]) -> TokenizedP
         positions=_positions(encoded, width),
         prompts=tuple(pairs),
         token_strings=tuple(item.token_strings for item in encoded),
+        vocabulary=vocabulary,
     )
 
 

@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from sparselens.analyses.activation_patching import Patched, patch_activations
-from sparselens.analyses.attention_edges import attention_edges
-from sparselens.analyses.attribution_patching import attribute_edges
-from sparselens.analyses.baselines import random_circuit
-from sparselens.analyses.circuits import Faithfulness, faithfulness
+from sparselens.analyses.attribution.attention_edges import attention_edges
+from sparselens.analyses.attribution.edge_scores import EdgeScores
+from sparselens.analyses.attribution.edges import attribute_edges
+from sparselens.analyses.circuits.baselines import random_circuit
+from sparselens.analyses.circuits.faithfulness import Faithfulness, faithfulness
+from sparselens.analyses.circuits.search import faithful_circuit
 from sparselens.analyses.comparison.files import Parts
 from sparselens.analyses.comparison.results import SIDES, CircuitRuns, KeptComponents
-from sparselens.analyses.edge_scores import EdgeScores
-from sparselens.analyses.faithful_circuits import faithful_circuit
-from sparselens.analyses.head_labels import label_heads
-from sparselens.analyses.reading import read_model
-from sparselens.analyses.top_components import Kept, keep_top
+from sparselens.analyses.engine.residual_stream import read_model
+from sparselens.analyses.patching.activation_patching import Patched, patch_activations
+from sparselens.analyses.patching.top_components import Kept, keep_top
+from sparselens.analyses.sparsity.head_labels import label_heads
 from sparselens.circuit import Circuit
 from sparselens.evaluation import evaluating
 from sparselens.metrics import Metric
@@ -111,7 +111,7 @@ def ask_model(
 
 def _attention(model: Any, shown: TokenizedPairs) -> Any:
     with evaluating(model), torch.no_grad():
-        return attention_edges(model, shown.clean.to(next(model.parameters()).device))
+        return attention_edges(model, shown)
 
 
 def _counts(total: int) -> list[int]:

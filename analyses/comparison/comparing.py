@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sparselens.analyses.budget import MEMORY
-from sparselens.analyses.circuits import Ablation
+from sparselens.analyses.attribution.integration import Method
+from sparselens.analyses.circuits.faithfulness import Ablation
 from sparselens.analyses.comparison.asking import Asked, Steps, ask_model, run_circuits
 from sparselens.analyses.comparison.files import Parts
 from sparselens.analyses.comparison.models import refuse_unlike
@@ -30,9 +30,9 @@ from sparselens.analyses.comparison.results import (
     LossPoints,
     Solved,
 )
-from sparselens.analyses.fingerprints import of_model, of_pairs, of_tensors
-from sparselens.analyses.integration import Method
-from sparselens.analyses.loss_curve import loss_points, measure_loss
+from sparselens.analyses.engine.batching import MEMORY
+from sparselens.analyses.engine.fingerprints import of_model, of_pairs, of_tensors
+from sparselens.analyses.sparsity.loss_curve import loss_points, measure_loss
 from sparselens.metrics import accuracy, find_metric
 from sparselens.runs import answer_logits
 from sparselens.surgery import is_sparse

@@ -10,9 +10,9 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sparselens.analyses.activation_patching import Patched
-from sparselens.analyses.attention_edges import AttentionEdges
-from sparselens.analyses.circuits import Faithfulness
+from sparselens.analyses.attribution.attention_edges import AttentionEdges
+from sparselens.analyses.attribution.edge_scores import EdgeScores
+from sparselens.analyses.circuits.faithfulness import Faithfulness
 from sparselens.analyses.comparison.results import (
     SIDES,
     About,
@@ -24,10 +24,10 @@ from sparselens.analyses.comparison.results import (
     Prompt,
     Solved,
 )
-from sparselens.analyses.edge_scores import EdgeScores
-from sparselens.analyses.head_labels import HeadScores
-from sparselens.analyses.loss_curve import LossPoint
-from sparselens.analyses.top_components import Kept
+from sparselens.analyses.patching.activation_patching import Patched
+from sparselens.analyses.patching.top_components import Kept
+from sparselens.analyses.sparsity.head_labels import HeadScores
+from sparselens.analyses.sparsity.loss_curve import LossPoint
 from sparselens.files import write_json
 from sparselens.graph import Block, Graph
 from sparselens.neuronpedia import write_neuronpedia
@@ -98,7 +98,12 @@ def save_comparison(comparison: Comparison, folder: str | Path) -> Path:
         write_json(new / CARD, {"question": None, "about": asdict(comparison.about)})
         if folder.exists():
             folder.rename(old)
-        new.rename(folder)
+        try:
+            new.rename(folder)
+        except BaseException:
+            if old.exists():
+                old.rename(folder)  # the temporary folder is about to be deleted, with all that is in it
+            raise
     return folder
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from sparselens.analyses.comparison.results import SIDES
-from sparselens.analyses.reading import read_model
+from sparselens.analyses.engine.residual_stream import read_model
 from sparselens.surgery import is_sparse
 
 

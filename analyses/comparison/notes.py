@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.comparison.results import Prompt, Solved
-from sparselens.analyses.edge_scores import EdgeScores
 from sparselens.intervals import mean_interval
 from sparselens.surgery import is_sparse
 from sparselens.tokenized import TokenizedPairs

@@ -14,8 +14,8 @@ from sparselens.analyses.comparison.results import SIDES, Comparison
 from sparselens.analyses.comparison.table import GOAL, known, percent, times
 from sparselens.analyses.figures.palette import MODELS
 from sparselens.analyses.figures.plot import Plot, Series
-from sparselens.analyses.loss_curve import LossPoint
-from sparselens.analyses.top_components import Kept
+from sparselens.analyses.patching.top_components import Kept
+from sparselens.analyses.sparsity.loss_curve import LossPoint
 from sparselens.intervals import Interval
 
 

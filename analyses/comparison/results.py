@@ -14,14 +14,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sparselens.analyses.activation_patching import Patched
-from sparselens.analyses.attention_edges import AttentionEdges
-from sparselens.analyses.circuits import Faithfulness
-from sparselens.analyses.edge_scores import EdgeScores
-from sparselens.analyses.head_labels import HeadScores
-from sparselens.analyses.loss_curve import LossPoint
-from sparselens.analyses.stability import ShareCurves, Stability, edges_needed, share_curves, stability
-from sparselens.analyses.top_components import Kept
+from sparselens.analyses.attribution.attention_edges import AttentionEdges
+from sparselens.analyses.attribution.edge_scores import EdgeScores
+from sparselens.analyses.circuits.faithfulness import Faithfulness
+from sparselens.analyses.circuits.stability import ShareCurves, Stability, edges_needed, share_curves, stability
+from sparselens.analyses.patching.activation_patching import Patched
+from sparselens.analyses.patching.top_components import Kept
+from sparselens.analyses.sparsity.head_labels import HeadScores
+from sparselens.analyses.sparsity.loss_curve import LossPoint
 from sparselens.circuit import Circuit, jaccard, rank_correlation
 from sparselens.intervals import Interval, bootstrap_interval, ratio_interval
 
@@ -278,8 +278,8 @@ def _sizes_of_mean(scores: EdgeScores, share: float, weights: Weights) -> Float[
 
 def _counts(kept: Kept, goal: float, weights: Weights) -> Float[np.ndarray, " resample"]:
     """As `Kept.smallest` of the weighted means; the largest count where a resample does not get there."""
-    values, clean, corrupted = (x.double().numpy() for x in (kept.values, kept.clean, kept.corrupted))
-    base = (weights @ corrupted)[:, None]
+    values, clean, ablated = (x.double().numpy() for x in (kept.values, kept.clean, kept.ablated))
+    base = (weights @ ablated)[:, None]
     with np.errstate(divide="ignore", invalid="ignore"):  # a resample may have no gap: it gets nowhere
         reached = (weights @ values - base) / ((weights @ clean)[:, None] - base) >= goal
     stays = np.flip(np.flip(reached, 1).cumprod(1), 1).astype(bool)

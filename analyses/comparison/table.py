@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from sparselens.analyses.comparison.results import SIDES, Answers, Comparison
-from sparselens.analyses.top_components import Kept
+from sparselens.analyses.patching.top_components import Kept
 from sparselens.intervals import Interval, mean_interval
 
 GOAL = 0.9  # of the metric that kept components keep

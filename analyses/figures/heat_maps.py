@@ -1,4 +1,4 @@
-"""A number for every head as a plotly heat map: layers downward, heads to the right, zero white.
+"""A number for every head, or every position, as a plotly heat map: layers downward, zero white.
 
 As a page it is one file without a network request if written with `figure.write_html(path, include_plotlyjs=True)`.
 """
@@ -12,35 +12,44 @@ from torch import Tensor
 from sparselens.analyses.figures.palette import NEGATIVE, POSITIVE
 from sparselens.analyses.figures.plot_plotly import axis, escaped, look
 
+_COLUMNS = {"head": ("head", "a%{y}.h%{x}"), "pos": ("position", "layer %{y}, position %{x}")}  # label, hover
+
 
 def heat_map(
-    values: Float[Tensor, "layer head"],
+    values: Float[Tensor, "layer column"],
     title: str,
     *,
+    columns: str = "head",
     value_label: str = "change of the metric",
     limit: float | None = None,
 ) -> Any:
-    """A plotly Figure of a number for every head, such as the effect of patching it: blue above zero, red below.
+    """A plotly Figure of numbers by layer, such as the effect of patching every head: blue above zero, red below.
+
+    >>> heat_map(patch_activations(model, pairs, site="residual", by_position=True).mean, "Residual", columns="pos")
 
     Args:
         values: NaN stays white, as what was not asked for.
+        columns: what a layer's numbers belong to, "head" or "pos" (the second axis of `Patched.mean`)
         limit: the value of full colour, for maps that are to be compared; the largest |value| unless given.
 
     Raises:
-        ValueError: no value is a finite number, or `limit` is not above zero.
+        ValueError: `columns` is something else, no value is a finite number, or `limit` is not above zero.
     """
     import plotly.graph_objects as go
 
+    if columns not in _COLUMNS:
+        raise ValueError(f"no such columns: {columns!r} (want {', '.join(_COLUMNS)})")
+    label, hover = _COLUMNS[columns]
     numbers = values.detach().float().cpu().numpy()
     if not np.isfinite(numbers).any():
         raise ValueError(f"heat map {title!r} has no finite value among its {numbers.shape} values")
     top = float(np.abs(numbers[np.isfinite(numbers)]).max()) or 1.0 if limit is None else limit
     if not top > 0:
         raise ValueError(f"limit = {limit}: want a value above zero")
-    layers, heads = (list(range(n)) for n in numbers.shape)
+    layers, places = (list(range(n)) for n in numbers.shape)
     figure = go.Figure(
         go.Heatmap(
-            x=heads,
+            x=places,
             y=layers,
             z=np.where(np.isfinite(numbers), numbers, np.nan),
             zmin=-top,
@@ -49,12 +58,12 @@ def heat_map(
             colorbar={"title": {"text": escaped(value_label), "side": "right"}, "thickness": 12},
             xgap=1,
             ygap=1,
-            hovertemplate="a%{y}.h%{x}: %{z:.4g}<extra></extra>",
+            hovertemplate=f"{hover}: %{{z:.4g}}<extra></extra>",
         )
     )
     figure.update_layout(
         **look(title),
-        xaxis=axis("head") | {"dtick": 1 if len(heads) <= 16 else None, "showgrid": False, "constrain": "domain"},
+        xaxis=axis(label) | {"dtick": 1 if len(places) <= 16 else None, "showgrid": False, "constrain": "domain"},
         yaxis=axis("layer")
         | {"dtick": 1 if len(layers) <= 16 else None, "showgrid": False, "autorange": "reversed", "scaleanchor": "x"},
     )

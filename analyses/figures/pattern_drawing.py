@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from sparselens.analyses.attention_edges import AttentionEdges
+from sparselens.analyses.attribution.attention_edges import AttentionEdges
 from sparselens.analyses.figures.paper import encoded, form_of, style
 from sparselens.analyses.figures.pattern_grid import chosen, draw_bands, whole
 from sparselens.files import write_file

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparselens.analyses.attention_edges import AttentionEdges
+from sparselens.analyses.attribution.attention_edges import AttentionEdges
 from sparselens.analyses.figures.pattern_drawing import check_head, pattern_of
 from sparselens.analyses.figures.token_layout import printable
 from sparselens.files import write_file

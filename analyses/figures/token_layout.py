@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from sparselens.analyses.attention_edges import AttentionEdges
+from sparselens.analyses.attribution.attention_edges import AttentionEdges
 
 WIDTH = 486.0  # 6.75 inches: the text width of ICML and NeurIPS
 SIZE, LINE = 7.0, 10.0  # size of text, height of a line of it

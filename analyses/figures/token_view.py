@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sparselens.analyses.attention_edges import AttentionEdges
+from sparselens.analyses.attribution.attention_edges import AttentionEdges
 from sparselens.analyses.figures.notebook import framed, show
 from sparselens.analyses.figures.paper import encoded, form_of, style
 from sparselens.analyses.figures.token_layout import (

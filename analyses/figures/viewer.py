@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from sparselens.analyses.attention_edges import AttentionEdges
-from sparselens.analyses.edge_scores import EdgeScores
+from sparselens.analyses.attribution.attention_edges import AttentionEdges
+from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.figures.circuit_layout import (
     COLUMN,
     PAGE,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from sparselens.analyses.edge_scores import EdgeScores
+from sparselens.analyses.attribution.edge_scores import EdgeScores
 
 
 @dataclass(frozen=True, eq=False)

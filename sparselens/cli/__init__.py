@@ -5,6 +5,7 @@ top, since `sparselens --help` reads all of them: torch and TransformerLens are 
 """
 
 import os
+import sys
 from importlib import import_module
 from typing import Annotated
 
@@ -22,11 +23,17 @@ def main() -> None:
     """Run the command line. A caller's mistake ends in one red line; SPARSELENS_DEBUG=1 shows the traceback instead."""
     try:
         build_app()()
-    except (ValueError, OSError, ImportError) as error:
-        if os.environ.get("SPARSELENS_DEBUG") == "1":
+    except Exception as error:
+        if os.environ.get("SPARSELENS_DEBUG") == "1" or not _is_explained(error):
             raise
         print_error(error)
         raise SystemExit(FAILURE) from error
+
+
+def _is_explained(error: Exception) -> bool:
+    """Is this a caller's mistake, or a file or disk that cannot be used, which its message says?"""
+    broken = getattr(sys.modules.get("safetensors"), "SafetensorError", ())  # importing it would load NumPy
+    return isinstance(error, (ValueError, OSError, ImportError, broken))
 
 
 def build_app() -> typer.Typer:

@@ -1,5 +1,6 @@
 """`sparselens attribute`: which edges of a model a task runs through, and how faithful the circuit of them is."""
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,8 @@ from sparselens.cli.options import Json, alone_in_out
 from sparselens.cli.table import finish, print_table
 
 if TYPE_CHECKING:
-    from sparselens.analyses.circuits import Faithfulness
-    from sparselens.analyses.edge_scores import EdgeScores
+    from sparselens.analyses.attribution.edge_scores import EdgeScores
+    from sparselens.analyses.circuits.faithfulness import Faithfulness
     from sparselens.circuit import Circuit
 
 SHOWN = 15  # edges in the table
@@ -111,8 +112,9 @@ def _save(scores: "EdgeScores", path: Path) -> None:
     from sparselens.files import write_file
 
     tensors = {name: getattr(scores, name) for name in ("mean", "per_prompt", "clean", "corrupted")}
-    axes = {"sources": " ".join(scores.sources), "destinations": " ".join(scores.destinations)}
-    write_file(path, save({name: values.contiguous() for name, values in tensors.items()}, axes))
+    axes = json.dumps({"sources": scores.sources, "destinations": scores.destinations})
+    # one entry: safetensors writes several in any order, and the same scores should be the same bytes
+    write_file(path, save({name: values.contiguous() for name, values in tensors.items()}, {"axes": axes}))
 
 
 def _print(summary: dict[str, Any], scores: "EdgeScores") -> None:

@@ -1,5 +1,6 @@
 """`sparselens tasks`: what models are asked to do: list the tasks, show and export pairs, see what a model can do."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ from sparselens.words import Words
 
 if TYPE_CHECKING:
     from sparselens.capability import Capability
+    from sparselens.intervals import Interval
     from sparselens.prompts import PromptPair
     from sparselens.task import Task
 
@@ -76,7 +78,7 @@ def show(
 @app.command()
 def export(
     name: Name,
-    n: Annotated[int, typer.Option("-n", help="How many pairs.")] = 1000,
+    n: Annotated[int, typer.Option("-n", help="How many pairs; fewer where a task has fewer.")] = 1000,
     format: Annotated[str, typer.Option(help="parquet, eap-ig, mib or auto-circuit.")] = "parquet",  # noqa: A002
     tokenizer: Tokenizer = None,
     seed: Seed = 0,
@@ -94,12 +96,18 @@ def export(
     task, reader = find_task(name), None if tokenizer is None else load_tokenizer(tokenizer)
     task = task if reader is None else task.fitted(reader)
     chosen = task.find_corruption(corruption)
-    pairs, hard = task.pairs(n, seed, chosen), _hard(task, n, seed, chosen) if format == "eap-ig" else None
-    title = chosen if format == "mib" else task.fingerprint(n, seed, chosen)
-    file = out / f"{task.fingerprint(n, seed, chosen)}.{SUFFIXES.get(format, 'txt')}"
+    pairs = task.at_most(n, seed, chosen)
+    if not pairs:
+        task.pairs(1, seed, chosen)  # says why none fits the tokenizer
+    hard = _hard(task, pairs, seed, chosen) if format == "eap-ig" else None
+    fingerprint = task.fingerprint(len(pairs), seed, chosen)
+    title = chosen if format == "mib" else fingerprint
+    file = out / f"{fingerprint}.{SUFFIXES.get(format, 'txt')}"
     write_pairs(pairs, file, format, tokenizer=reader, hard=hard, name=title)
-    print_table("Written", ("what", "where"), [(f"{len(pairs)} pairs of {name}, {chosen}", file)])
-    finish({"file": str(file), "pairs": len(pairs), "corruption": chosen}, json)
+    rows: list[tuple[object, ...]] = [(f"{len(pairs)} pairs of {name}, {chosen}", file)]
+    rows += [(f"{n} asked for", "no more found")] if len(pairs) < n else []
+    print_table("Written", ("what", "where"), rows)
+    finish({"file": str(file), "pairs": len(pairs), "asked": n, "corruption": chosen}, json)
 
 
 @app.command()
@@ -162,13 +170,13 @@ def _entries(task: "Task", name: str) -> Sequence[Any]:
     return words.entries if isinstance(words, Words) else words
 
 
-def _hard(task: "Task", n: int, seed: int, chosen: str) -> "list[PromptPair] | None":
+def _hard(task: "Task", pairs: "Sequence[PromptPair]", seed: int, chosen: str) -> "list[PromptPair] | None":
     """Pairs of the next corruption, where it leaves the clean prompts the same: EAP-IG's `corrupted_hard`."""
-    clean = [pair.clean for pair in task.pairs(n, seed, chosen)]
+    clean = [pair.clean for pair in pairs]
     for name in task.corruptions:
-        pairs = task.at_most(n, seed, name)
-        if name != chosen and [pair.clean for pair in pairs] == clean:
-            return pairs
+        others = task.at_most(len(pairs), seed, name) if name != chosen else []
+        if [pair.clean for pair in others] == clean:
+            return others
     return None
 
 
@@ -215,12 +223,17 @@ def _summary(found: "Capability") -> dict[str, Any]:
     return {
         "pairs": accuracy.n,
         "accuracy": accuracy.mean,
-        "accuracy_interval": [accuracy.low, accuracy.high],
+        "accuracy_interval": _ends(accuracy),
         "chance": found.chance,
         "metric": found.metric_name,
         "mean": metric.mean,
-        "interval": [metric.low, metric.high],
+        "interval": _ends(metric),
     }
+
+
+def _ends(interval: "Interval") -> list[float | None]:
+    """Both ends; None for one that is not known, as those of a single pair, since JSON has no NaN."""
+    return [end if math.isfinite(end) else None for end in (interval.low, interval.high)]
 
 
 def _result_rows(table: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
@@ -228,7 +241,7 @@ def _result_rows(table: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
         (
             name,
             str(row["pairs"]),
-            _mean(100 * row["accuracy"], [100 * end for end in row["accuracy_interval"]], 1),
+            _mean(100 * row["accuracy"], [None if end is None else 100 * end for end in row["accuracy_interval"]], 1),
             f"{100 * row['chance']:.0f}",
             _mean(row["mean"], row["interval"], 2),
         )
@@ -237,5 +250,6 @@ def _result_rows(table: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
     ]
 
 
-def _mean(mean: float, interval: Sequence[float], places: int) -> str:
-    return f"{mean:.{places}f} [{interval[0]:.{places}f}, {interval[1]:.{places}f}]"
+def _mean(mean: float, ends: Sequence[float | None], places: int) -> str:
+    known = [f"{end:.{places}f}" for end in ends if end is not None]
+    return f"{mean:.{places}f}" + (f" [{', '.join(known)}]" if len(known) == len(ends) else "")

@@ -28,7 +28,15 @@ def test_type_checkers_see_the_same_names():
 
 
 def test_public_names_are_not_hidden_by_modules():
-    assert not {path.stem for path in SOURCE.parent.iterdir()} & set(analyses._HOME_OF)
+    assert not {path.stem for path in SOURCE.parent.iterdir()} & {*analyses.__all__, *analyses._HOME_OF}
+    for name in ("attention_edges", "stability"):  # once modules of these names
+        with pytest.raises(ModuleNotFoundError):
+            import_module(f"sparselens.analyses.{name}")
+        assert callable(getattr(analyses, name))
+
+
+def test_the_rooms_are_few():
+    assert len([path for path in SOURCE.parent.iterdir() if not path.name.startswith((".", "__pycache__"))]) <= 9
 
 
 def test_an_unknown_name_lists_the_known_ones():

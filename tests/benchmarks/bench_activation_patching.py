@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import sparselens as sl
 from sparselens.analyses import patch_heads
-from sparselens.analyses.partial_runs import peak_bytes
+from sparselens.analyses.engine.partial_runs import peak_bytes
 from tests.tiny_models import bridge_of
 
 

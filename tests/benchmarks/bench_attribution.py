@@ -21,8 +21,8 @@ import torch
 import transformers as tr
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-from sparselens.analyses.attribution_patching import attribute_edges
-from sparselens.analyses.edge_patching import patch_edges
+from sparselens.analyses.attribution.edges import attribute_edges
+from sparselens.analyses.attribution.exact import patch_edges
 from sparselens.graph import Graph
 from sparselens.metrics import logit_difference
 from sparselens.tokenized import TokenizedPairs

@@ -12,7 +12,10 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from sparselens import cli
+from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.circuit import load_circuit
+from sparselens.cli.attribute import _save
+from sparselens.graph import Graph
 
 
 def run(*arguments: object) -> dict:
@@ -41,7 +44,7 @@ def test_a_killed_run_goes_on(tmp_path: Path):
     whole = run(*asked, "--out", tmp_path / "whole")
     code = f"""
 import os, signal
-from sparselens.analyses.batch_log import BatchLog
+from sparselens.analyses.engine.resume import BatchLog
 from sparselens.cli import build_app
 once, calls = BatchLog.once, []
 def killed(*arguments):
@@ -81,3 +84,13 @@ def test_mistakes_are_named_and_nothing_is_written(change: tuple[str, str], mess
     with pytest.raises(ValueError, match=message):
         run(*arguments)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_same_scores_are_the_same_bytes(tmp_path: Path):
+    graph = Graph.of_shape(1, 1)
+    each = torch.ones(1, *graph.exists.shape)
+    written: list[bytes] = []
+    for number in range(8):
+        _save(EdgeScores(graph, "eap", each[0].clone(), each, torch.ones(1), torch.ones(1)), tmp_path / f"{number}")
+        written.append((tmp_path / f"{number}").read_bytes())
+    assert len(set(written)) == 1

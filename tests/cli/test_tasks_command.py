@@ -11,6 +11,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from sparselens import cli, read_pairs
+from sparselens.cli import tasks as cli_tasks
+from sparselens.folder import load_tokenizer
+from sparselens.task import Task
 from sparselens.tasks import TASKS
 
 LIST = """
@@ -75,6 +78,32 @@ def test_exported_parquet_is_a_dataset(tmp_path: Path):
     found = last_line(invoke("export", "successor", "-n", 10, "--out", tmp_path, "--json"))
     data = datasets.Dataset.from_parquet(found["file"], cache_dir=str(tmp_path / "cache"))
     assert data.features == TASKS["successor"].dataset(10).features and len(data) == 10
+
+
+def test_export_writes_what_there_is_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    small = Task.from_records("small", TASKS["ioi"].pairs(3))
+    monkeypatch.setattr(cli_tasks, "find_task", lambda name: small)
+    result = invoke("export", "small", "-n", 50, "--out", tmp_path, "--json")
+    found = last_line(result)
+    assert found["pairs"] == 3 and "-n3." in found["file"]
+    assert len(read_pairs(found["file"], "parquet")) == 3
+    assert found["asked"] == 50 and "no more" in result.stdout
+
+
+@pytest.mark.parametrize("command", [("export",), ("export", "--tokenizer", "stories260k")])
+def test_more_than_memory_holds_is_refused_at_once(command: tuple[str, ...], tmp_path: Path):
+    with pytest.raises(ValueError, match=r"10,000,000 pairs do not fit into memory.* draw at most 1,000,000 at once"):
+        invoke(command[0], "gendered_pronoun", "-n", 10**7, *command[1:], "--out", tmp_path)
+    with pytest.raises(ValueError, match=r"10,000,000 pairs do not fit into memory"):
+        TASKS["gendered_pronoun"].tokenize(load_tokenizer("stories260k"), 10**7)
+
+
+def test_a_single_pair_is_evaluated_without_an_interval():
+    options = ("--task", "gendered_pronoun", "-n", 1, "--json")
+    result = invoke("evaluate", "--model", "stories260k", *options)
+    measured = last_line(result)["tasks"]["gendered_pronoun"]
+    assert measured["pairs"] == 1 and measured["interval"] == measured["accuracy_interval"] == [None, None]
+    assert "nan" not in result.stdout
 
 
 def test_evaluate(tmp_path: Path):

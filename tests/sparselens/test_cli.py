@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from safetensors import SafetensorError
 from typer.testing import CliRunner, Result
 
 from sparselens import __version__, cli
@@ -59,7 +60,7 @@ def test_python_dash_m_is_the_same_program():
     assert done.stdout.strip() == __version__
 
 
-@pytest.mark.parametrize("kind", [ValueError, OSError, ImportError])
+@pytest.mark.parametrize("kind", [ValueError, OSError, ImportError, SafetensorError])
 def test_a_mistake_ends_in_one_line(kind: type[Exception], monkeypatch: pytest.MonkeyPatch, capsys):
     fail_with(kind("no such thing: 'x'\n  (want y)"), monkeypatch)
     with pytest.raises(SystemExit) as stop:

@@ -9,6 +9,7 @@ import torch
 import transformers as tr
 from torch import Tensor, nn
 
+from sparselens.analyses.engine.residual_stream import read_model
 from sparselens.surgery import densify, is_sparse, sparsify
 from tests.tiny_models import VOCABULARY, bridge_of, tiny_bridge, tiny_model, tiny_tokens
 
@@ -168,3 +169,18 @@ def test_a_model_without_numbers_is_gated_unproved() -> None:
 def test_dense_models_have_nothing_to_take_out() -> None:
     with pytest.raises(ValueError, match="carries no gates"):
         densify(tiny_bridge("gpt2"))
+
+
+def test_broken_weights_are_named() -> None:
+    model = tiny_bridge("gpt2")
+    name, values = next((name, values) for name, values in model.named_parameters() if "attn" in name)
+    values.data[(0,) * values.ndim], values.data[(-1,) * values.ndim] = float("nan"), float("inf")
+    with pytest.raises(ValueError, match=f"the weights of this model are broken: 2 numbers of {name} are NaN"):
+        sparsify(model, 0.0)
+    with pytest.raises(ValueError, match="the weights of this model are broken"):
+        read_model(model)
+
+
+def test_a_context_of_three_can_be_gated_and_read() -> None:
+    model = tiny_bridge("gpt2", n_positions=3)
+    assert read_model(model).graph.n_edges == read_model(sparsify(model, 0.0)).graph.n_edges

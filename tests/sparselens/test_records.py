@@ -1,5 +1,6 @@
 """A record comes back as it was, and a file never makes anything that its reader did not name."""
 
+import json
 import math
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
@@ -8,8 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from sparselens.records import load_record, save_record
+from sparselens.analyses.sparsity.head_labels import HeadScores
+from sparselens.records import _checksum, load_record, save_record
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,3 +111,76 @@ def test_what_cannot_be_kept_is_refused(tmp_path: Path, value: Any, message: str
     with pytest.raises(ValueError, match=message):
         save_record(tmp_path / "a.safetensors", Outer("a", (), 0.0, None, {"f": value}))
     assert not list(tmp_path.iterdir())
+
+
+# -- files that somebody made up, or that were damaged
+
+
+def rewritten(path: Path, change: Any) -> Path:
+    """A file of another tree, with the checksum that is right for it."""
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        tree = json.loads(file.metadata()["record"])
+    del tree["checksum"]
+    change(tree)
+    save_file(tensors, path, {"record": json.dumps({**tree, "checksum": _checksum(tree, tensors)})})
+    return path
+
+
+def with_field(name: str, value: Any) -> Any:
+    return lambda tree: tree["fields"].update({name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("name", 3, r"Outer\.name is 3, which is no str"),
+        ("inner", "names", r"Outer\.inner is 'names', which is no tuple"),
+        ("inner", {"items": [7]}, r"Outer\.inner is \(7,\), which is no tuple"),
+        ("share", True, r"Outer\.share is True, which is no float"),
+        ("missing", "there", r"Outer\.missing is 'there'"),
+        ("options", {"items": []}, r"Outer\.options is \(\), which is no dict"),
+        ("more", 1, "unexpected keyword argument 'more'"),
+    ],
+)
+def test_fields_of_another_type_are_refused(tmp_path: Path, name: str, value: Any, message: str):
+    path = rewritten(save_record(tmp_path / "a.safetensors", outer()), with_field(name, value))
+    with pytest.raises(ValueError, match=message):
+        load_record(path, Outer, [Inner])
+
+
+def test_a_tensor_of_other_axes_is_refused(tmp_path: Path):
+    scores = HeadScores(("a", "b"), torch.ones(2, 1, 1), torch.ones(1, 1))
+    path = save_record(tmp_path / "a.safetensors", scores)
+    assert load_record(path, HeadScores).kinds == ("a", "b")
+    for name, value in (("kinds", "previous token"), ("attention", {"tensor": "0 scores"})):
+        with pytest.raises(ValueError, match=rf"HeadScores\.{name} is"):
+            load_record(rewritten(save_record(path, scores), with_field(name, value)), HeadScores)
+
+
+def test_deep_nesting_is_refused(tmp_path: Path):
+    def nest(tree: Any) -> None:
+        for _ in range(400):
+            tree["fields"]["options"] = {"mapping": {"x": tree["fields"]["options"]}}
+
+    path = rewritten(save_record(tmp_path / "a.safetensors", outer()), nest)
+    with pytest.raises(ValueError, match="does not hold a Outer of this version"):
+        load_record(path, Outer, [Inner])
+
+
+def test_any_flipped_bit_is_noticed(tmp_path: Path):
+    path = save_record(tmp_path / "a.safetensors", outer())
+    whole = path.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header = whole[8 : 8 + length].rstrip()
+    for place in (*range(0, 8 + len(header), 7), *range(8 + length, len(whole))):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match=r"a\.safetensors does not hold a Outer"):
+            load_record(path, Outer, [Inner])
+    path.write_bytes(whole)
+    assert load_record(path, Outer, [Inner]).name == outer().name
+
+
+def test_the_same_record_is_the_same_bytes(tmp_path: Path):
+    paths = [save_record(tmp_path / f"{number}.safetensors", outer()) for number in range(8)]
+    assert len({path.read_bytes() for path in paths}) == 1

@@ -44,7 +44,8 @@ def test_rows_take_everything_along():
     assert part.clean.tolist() == [[0, 7, 8, 9], [0, 0, 1, 2]]
     assert part.answer.tolist() == [3, 1] and part.positions["S"].tolist() == [1, 2]
     assert part.token_strings == (("h", "i", "j"), ("b", "c"))
-    assert len(padded()[1:]) == 2 and len(padded()[torch.tensor([True, False, False])]) == 1
+    assert padded()[(2, 0)].clean.tolist() == padded()[range(2, -1, -2)].clean.tolist() == part.clean.tolist()
+    assert len(padded()[1]) == 1 and len(padded()[1:]) == 2 and len(padded()[torch.tensor([True, False, False])]) == 1
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])

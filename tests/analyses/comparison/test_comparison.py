@@ -11,11 +11,11 @@ import torch
 
 import sparselens as sl
 from sparselens import analyses
-from sparselens.analyses.batch_log import BatchLog
 from sparselens.analyses.comparison import asking
 from sparselens.analyses.comparison.plots import edges_needed_plot, kept_plot, loss_plot
 from sparselens.analyses.comparison.results import SIDES, Comparison
 from sparselens.analyses.comparison.table import rows_of
+from sparselens.analyses.engine.resume import BatchLog
 from sparselens.tasks import TASKS
 from tests.analyses.comparison.compared import N, compared
 from tests.analyses.small_models import native_model, tiny_pairs
@@ -368,3 +368,20 @@ def test_a_part_that_is_missing_or_broken(comparison: Comparison, tmp_path: Path
     (folder / "comparison.json").write_text("{")
     with pytest.raises(ValueError, match=r"comparison\.json is broken"):
         analyses.load_comparison(folder)
+
+
+def test_a_failing_rename_leaves_the_old_comparison(
+    comparison: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder, rename = comparison.save(tmp_path / "saved"), Path.rename
+
+    def fails(path: Path, target: Path) -> Path:
+        if path.name == "new":
+            raise OSError("no space left")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OSError, match="no space left"):
+        comparison.save(folder)
+    assert same(analyses.load_comparison(folder), comparison)
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]

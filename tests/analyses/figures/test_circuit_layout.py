@@ -9,7 +9,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from sparselens.analyses.edge_scores import EdgeScores
+from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.figures.circuit_drawing import draw_circuits
 from sparselens.analyses.figures.circuit_layout import (
     BOW,

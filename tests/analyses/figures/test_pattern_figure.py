@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparselens.analyses.attention_edges import AttentionEdges
+from sparselens.analyses.attribution.attention_edges import AttentionEdges
 from sparselens.analyses.figures.paper import literal, style
 from sparselens.analyses.figures.pattern_drawing import PatternFigure, pattern_figure
 from sparselens.analyses.figures.pattern_grid import colours

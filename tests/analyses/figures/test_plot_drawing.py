@@ -375,3 +375,12 @@ def test_heat_maps_of_nothing_are_refused():
         heat_map(torch.full((2, 3), float("nan")), "x")
     with pytest.raises(ValueError, match=r"limit = -1\.0"):
         heat_map(torch.ones(2, 3), "x", limit=-1.0)
+
+
+def test_a_heat_map_of_positions_calls_them_positions():
+    heads, positions = (heat_map(torch.ones(2, 3), "x", columns=columns) for columns in ("head", "pos"))
+    assert heads.layout.xaxis.title.text == "head" and "a%{y}.h%{x}" in heads.data[0].hovertemplate
+    assert positions.layout.xaxis.title.text == "position"
+    assert positions.data[0].hovertemplate.startswith("layer %{y}, position %{x}: ")
+    with pytest.raises(ValueError, match=r"no such columns: 'neuron' \(want head, pos\)"):
+        heat_map(torch.ones(2, 3), "x", columns="neuron")

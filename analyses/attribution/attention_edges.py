@@ -1,0 +1,132 @@
+"""Which positions attend to which: all attention edges of a model on given prompts, as plain numbers.
+
+A sparse model has the edges whose gate is open, a dense model all pairs that its masks leave visible. One run with the
+cache of `hook_pattern` (the weights) and of what tells the edges: `hook_gate`, in a dense model `hook_attn_scores`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+if TYPE_CHECKING:
+    from sparselens.tokenized import TokenizedPairs
+
+PATTERN, SCORES, GATE = "attn.hook_pattern", "attn.hook_attn_scores", "attn.hook_gate"
+
+
+@dataclass(frozen=True)
+class AttentionEdges:
+    """Attention edges as columns of one table, in the order prompt, layer, head, query, key."""
+
+    n_prompts: int
+    n_layers: int
+    n_heads: int
+    n_pos: int
+    prompt: Int[np.ndarray, " edge"]
+    layer: Int[np.ndarray, " edge"]
+    head: Int[np.ndarray, " edge"]
+    query_pos: Int[np.ndarray, " edge"]
+    key_pos: Int[np.ndarray, " edge"]
+    weight: Float[np.ndarray, " edge"]  # attention weight after the gate, 0 to 1
+
+    def __len__(self) -> int:
+        return len(self.weight)
+
+    def take(self, which: Bool[np.ndarray, " edge"] | Int[np.ndarray, " taken"]) -> "AttentionEdges":
+        """Some of the edges: those at which `which` is true, or those that it numbers, in its order."""
+        columns = {name: getattr(self, name)[which] for name in COLUMNS}
+        return AttentionEdges(self.n_prompts, self.n_layers, self.n_heads, self.n_pos, **columns)
+
+    def of_prompt(self, prompt: int) -> "AttentionEdges":
+        """The edges of one prompt."""
+        if not 0 <= prompt < self.n_prompts:
+            raise ValueError(f"prompt = {prompt}: want 0 to {self.n_prompts - 1}")
+        return self.take(self.prompt == prompt)
+
+    def first(self, n: int) -> "AttentionEdges":
+        """The edges of the first n prompts."""
+        return replace(self.take(self.prompt < n), n_prompts=min(n, self.n_prompts))
+
+    def per_layer(self) -> Int[np.ndarray, "batch layer"]:
+        """Number of edges of every prompt in every layer."""
+        cell = self.prompt * self.n_layers + self.layer
+        return np.bincount(cell, minlength=self.n_prompts * self.n_layers).reshape(self.n_prompts, self.n_layers)
+
+
+COLUMNS = ("prompt", "layer", "head", "query_pos", "key_pos", "weight")
+
+
+def attention_edges(model: Any, prompts: "TokenizedPairs | Any") -> AttentionEdges:
+    """The attention edges of a TransformerBridge or HookedTransformer, dense or sparse, on every prompt.
+
+    A dense edge is a pair whose score the mask leaves alone, even if its weight vanishes in half precision. The few
+    attentions that show no scores (`leaves_it_to_inner`) have those pairs whose weight is above zero.
+
+    Args:
+        model: in evaluation mode, since gates in training are random.
+        prompts: TokenizedPairs, of which the clean prompts are run, each without its padding and with its positions
+            counted as in `clean`; or Int["batch pos"] token ids without padding
+
+    Raises:
+        ValueError: the model is in training mode, or shows no attention pattern; tokens without a mask hold padding, or
+            pairs are another model's.
+    """
+    if model.training:
+        raise ValueError("the model is in training mode, where gates are random: call model.eval() first")
+    n_prompts = n_heads = n_pos = 0
+    parts: list[dict[str, np.ndarray]] = []
+    for rows, first, tokens in _rows(model, prompts):
+        n_heads, columns = _columns(model, tokens)
+        columns["query_pos"] += first[columns["prompt"]]
+        columns["key_pos"] += first[columns["prompt"]]
+        columns["prompt"] = rows[columns["prompt"]]
+        n_prompts, n_pos = n_prompts + len(rows), max(n_pos, int(first.max()) + tokens.shape[1])
+        parts.append(columns)
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
+    order = np.argsort(joined["prompt"], kind="stable")  # layers came one after the other
+    joined = {name: column[order] for name, column in joined.items()}
+    return AttentionEdges(n_prompts, model.cfg.n_layers, n_heads, n_pos, **joined)
+
+
+def _rows(model: Any, prompts: Any) -> Iterator[tuple[np.ndarray, np.ndarray, Any]]:
+    """Prompts of one length each, without padding: their numbers, their first columns and their tokens."""
+    from sparselens.prompt_checks import refuse_misfits, refuse_unreadable  # with torch
+    from sparselens.tokenized import TokenizedPairs
+
+    if not isinstance(prompts, TokenizedPairs):
+        refuse_unreadable(model, prompts)
+        yield np.arange(len(prompts)), np.zeros(len(prompts), dtype=int), prompts
+        return
+    refuse_misfits(model, prompts)
+    for rows, first, tokens in prompts.clean_rows():
+        yield rows.numpy(), first.numpy(), tokens.to(next(model.parameters()).device)
+
+
+def _columns(model: Any, tokens: Any) -> tuple[int, dict[str, np.ndarray]]:
+    """How many heads there are, and the edges of some prompts, layer by layer."""
+    _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith((PATTERN, SCORES, GATE)))
+    layers = [layer for layer in range(model.cfg.n_layers) if f"blocks.{layer}.{PATTERN}" in cache]
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no blocks.*.{PATTERN}: load it with eager attention")
+    parts = [_layer_edges(cache, layer, model.blocks[layer].attn) for layer in layers]
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
+    return cache[f"blocks.{layers[0]}.{PATTERN}"].shape[1], columns
+
+
+def _layer_edges(cache: Any, layer: int, attn: Any) -> dict[str, np.ndarray]:
+    from sparselens.gate_points import leaves_it_to_inner  # with torch, which figures of edges can do without
+    from sparselens.gates import is_visible
+
+    pattern = cache[f"blocks.{layer}.{PATTERN}"].detach().float()
+    if f"blocks.{layer}.{GATE}" in cache:
+        is_edge = cache[f"blocks.{layer}.{GATE}"] > 0
+    elif leaves_it_to_inner(attn):  # its `hook_attn_scores` shows the softmax, too
+        is_edge = pattern > 0
+    else:
+        is_edge = is_visible(cache[f"blocks.{layer}.{SCORES}"])
+    prompt, head, query_pos, key_pos = (axis.cpu().numpy() for axis in is_edge.nonzero(as_tuple=True))
+    weight = pattern[is_edge].cpu().numpy()
+    return dict(zip(COLUMNS, (prompt, np.full_like(prompt, layer), head, query_pos, key_pos, weight), strict=True))

@@ -1,0 +1,218 @@
+"""Exact edge patching: one edge at a time takes what its source writes in the corrupted run, and the model runs on.
+
+    score(u -> v) = metric(clean) - metric(clean, but v reads x - (clean - corrupted write of u) in place of x)
+Many edges into one layer run at once, as rows of one batch that starts at that layer from the clean residual stream.
+This is the yardstick of attribution patching (the activation patching of edges of Hanna et al. 2024; path patching with
+one direct path, Wang et al. 2022).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from sparselens.analyses.attribution.edge_scores import EdgeScores
+from sparselens.analyses.engine.batching import MEMORY, fit, longest, refuse_unequal
+from sparselens.analyses.engine.edge_products import Writes, differences
+from sparselens.analyses.engine.gradients import Question, Run, ask, repeated, written
+from sparselens.analyses.engine.partial_runs import Projections, holding, keeping_projections, starting_at
+from sparselens.analyses.engine.residual_stream import Hook, Layer, Reading, keep, read_model
+from sparselens.analyses.engine.resume import batch_log
+from sparselens.evaluation import evaluating
+from sparselens.graph import RECEIVERS
+from sparselens.metrics import Metric
+from sparselens.prompt_checks import refuse_misfits
+from sparselens.tokenized import TokenizedPairs
+
+Edges = Int[Tensor, "edge 2"]  # source, destination
+
+
+def patch_edges(
+    model: Any,
+    pairs: TokenizedPairs,
+    metric: Metric,
+    edges: Sequence[str] | Bool[Tensor, "source destination"] | None = None,
+    *,
+    memory: int = MEMORY,
+    progress: bool = True,
+    out: str | Path | None = None,
+) -> EdgeScores:
+    """Exact scores of the named edges (all, if none are named); other edges of the graph score NaN.
+
+    Args:
+        memory: bytes that may be allocated at once beside the model and the scores
+        out: file that keeps finished batches. The same call goes on from there after an interruption.
+
+    Raises:
+        ValueError: there is no such edge, prompts differ in length within a pair, the metric is not one finite number a
+            prompt, the budget is too small, the model's residual stream cannot be read, or `out` answers another
+            question.
+    """
+    refuse_unequal(pairs)
+    refuse_misfits(model, pairs)
+    with evaluating(model), torch.no_grad():
+        reading = read_model(model)
+        exists = reading.graph.exists
+        chosen = _chosen(reading, edges)
+        scores = torch.zeros(len(pairs), *exists.shape).masked_fill_(exists & ~chosen, torch.nan)
+        metrics = torch.zeros(2, len(pairs))
+        total = int(chosen.sum()) * len(pairs)
+        log = batch_log(out, model, pairs, metric, method="exact", edges=chosen)
+        with tqdm(total=total, desc="exact", unit="edge", disable=not progress, dynamic_ncols=True) as bar:
+            for question, rows in _questions(reading, pairs, metric, memory):
+                base, corrupted = _base(question)
+                metrics[:, question.prompts] = torch.stack([base.clean.metric, corrupted]).float().cpu()
+                for some in _runs(base, chosen, max(1, rows // len(question.pairs))):
+                    (values,) = log.once(
+                        [question.prompts, some],
+                        lambda: (base.clean.metric - _patched(base, some),),  # noqa: B023
+                    )
+                    scores[question.prompts[:, None], some[:, 0], some[:, 1]] = values.T.float().cpu()
+                    bar.update(values.numel())
+    return EdgeScores(reading.graph, "exact", scores.mean(0), scores, metrics[0], metrics[1])
+
+
+@dataclass(frozen=True, eq=False)
+class _Base:
+    """The clean run of some prompts, from which every patch starts, and what the patches put in."""
+
+    question: Question
+    clean: Run  # residual streams recorded, too
+    projections: Sequence[Projections]  # of the clean run, by layer
+    writes: Writes  # clean - corrupted
+
+
+def _chosen(
+    reading: Reading, edges: Sequence[str] | Bool[Tensor, "source destination"] | None
+) -> Bool[Tensor, "source destination"]:
+    graph = reading.graph
+    if edges is None:
+        return graph.exists
+    if not isinstance(edges, Tensor):
+        return graph.matrix(edges)
+    if edges.shape != graph.exists.shape or bool((edges.cpu() & ~graph.exists).any()):
+        raise ValueError(
+            f"edges {list(edges.shape)} are not among those of this model {list(graph.exists.shape)}: another model's?"
+        )
+    return edges.cpu()
+
+
+def _questions(reading: Reading, pairs: TokenizedPairs, metric: Metric, memory: int) -> Iterator[tuple[Question, int]]:
+    """Prompts in batches, and how many rows (an edge on a prompt) may run at once. Each gets half of the budget."""
+    device = next(reading.model.parameters()).device
+    first = longest(pairs)
+    one = Question(reading, metric, first, pairs[first]._without_padding().to(device))
+    any_edge = torch.zeros(1, 2, dtype=torch.long)
+    (n_prompts, rows), _ = fit(memory, lambda _: _base(one)[0], lambda base: _patched(base, any_edge))
+    for prompts, batch in pairs.batches(min(rows, n_prompts)):
+        yield Question(reading, metric, prompts, batch.to(device)), rows
+
+
+def _base(question: Question) -> tuple[_Base, Float[Tensor, " batch"]]:
+    """The clean run, and the metric of the corrupted one."""
+    reading, recorded = question.reading, dict[str, Tensor]()
+    names = [*reading.recorded_names(), reading.end]
+    with keeping_projections(reading.model) as projections:
+        clean = Run(ask(question, keep(recorded, names)), recorded)
+    corrupted = written(question, corrupted=True)
+    return _Base(question, clean, projections, differences(reading, recorded, corrupted.recorded)), corrupted.metric
+
+
+def _runs(base: _Base, chosen: Bool[Tensor, "source destination"], size: int) -> Iterator[Edges]:
+    """Edges that run at once: into heads of one layer, into one MLP, or into the logits.
+
+    Sources that write the same in both runs are left out: their edges score zero.
+    """
+    graph = base.question.reading.graph
+    differs = base.writes.flatten(1).any(1).cpu()
+    bounds = [0]
+    for layer, block in enumerate(graph.blocks):
+        end = graph.head_destinations(layer).stop
+        bounds += [end, end + 1] if block.mlp else [end]
+    for start, end in zip(bounds, [*bounds[1:], len(graph.destinations)], strict=True):
+        edges = (chosen[:, start:end] & differs[:, None]).nonzero() + torch.tensor([0, start])
+        yield from edges.split(size) if len(edges) else ()
+
+
+def _patched(base: _Base, edges: Edges) -> Float[Tensor, "edge batch"]:
+    """The metric with each edge patched. All go into one layer's heads, one MLP, or the logits."""
+    reading, count = base.question.reading, len(edges)
+    name = reading.graph.destinations[int(edges[0, 1])]
+    if name == "logits":
+        start, stream, hooks = len(reading.layers), reading.end, []
+    else:
+        start = int(name[1:].partition(".")[0])
+        layer = reading.layers[start]
+        stream = layer.at("hook_resid_pre")
+        hooks = _into_mlp(base, layer, edges) if name.startswith("m") else _into_heads(base, layer, edges)
+    residual = base.clean.recorded[stream].expand(count, -1, -1, -1)
+    if name == "logits":
+        residual = _without(base, residual, edges).to(residual.dtype)
+    rows = torch.arange(len(base.question.pairs)).repeat(count)
+    projections = base.projections[start] if start < len(reading.layers) else {}
+    with starting_at(reading.model, start, residual.flatten(0, 1), reading.as_tuple), holding(projections, rows):
+        into_last_mlp = start == len(reading.layers) - 1 and name.startswith("m")
+        return ask(repeated(base.question, count), hooks, trim_mlp=not into_last_mlp).unflatten(0, (count, -1))
+
+
+def _without(base: _Base, stream: Float[Tensor, "*edge batch pos d_model"], edges: Edges) -> Tensor:
+    """The residual stream, with what the edges' sources write in the corrupted run."""
+    return stream - base.writes[edges[:, 0].to(base.writes.device)].to(stream.device)
+
+
+def _into_mlp(base: _Base, layer: Layer, edges: Edges) -> list[Hook]:
+    stream = _without(base, base.clean.recorded[layer.mid], edges)
+    read = (stream if layer.mlp_norm is None else layer.mlp_norm(stream)).flatten(0, 1)
+    return [(layer.mlp_in, lambda activation: read.to(activation.dtype))]
+
+
+def _into_heads(base: _Base, layer: Layer, edges: Edges) -> list[Hook]:
+    """Replace the query, key or value of one head in each row."""
+    reading, block = base.question.reading, layer.block
+    stream = _without(base, base.clean.recorded[layer.at("hook_resid_pre")], edges)
+    normed = stream if layer.norm is None else layer.norm(stream)
+    places = edges[:, 1] - reading.graph.head_destinations(layer.number).start
+    receivers, heads = places // block.n_heads, places % block.n_heads
+    hooks: list[Hook] = []
+    for number, receiver in enumerate(RECEIVERS):
+        rows = (receivers == number).nonzero()[:, 0]
+        if len(rows):
+            values = _project(reading, layer, receiver, normed[rows.to(normed.device)], heads[rows])
+            slots = heads[rows] if receiver == "q" else heads[rows] * block.n_kv_heads // block.n_heads
+            hooks.append((layer.at(f"attn.hook_{receiver}"), partial(_put, rows, slots, values)))
+    if block.n_kv_heads < block.n_heads:
+        clean, shared = base.clean.recorded[layer.at("attn.hook_z")], block.n_heads // block.n_kv_heads
+        sees = (torch.arange(block.n_heads) % shared == heads[:, None] % shared) | (receivers[:, None] == 0)
+        hooks.append((layer.at("attn.hook_z"), partial(_only_heads, sees, clean)))
+    return hooks
+
+
+def _project(
+    reading: Reading, layer: Layer, receiver: str, normed: Float[Tensor, "edge batch pos d_model"], heads: Tensor
+) -> Float[Tensor, "edge batch pos d_head"]:
+    """Query, key or value of one head in each row."""
+    weight, bias = reading.weight(layer.number, receiver), reading.bias(layer.number, receiver)
+    heads = heads.to(weight.device)
+    found = torch.bmm(normed.flatten(1, 2), weight[heads])
+    return (found if bias is None else found + bias[heads][:, None]).unflatten(1, normed.shape[1:3])
+
+
+def _put(rows: Tensor, slots: Tensor, values: Tensor, activation: Tensor) -> Tensor:
+    changed = activation.unflatten(0, (-1, values.shape[1])).clone()
+    changed[rows.to(changed.device), :, :, slots.to(changed.device)] = values.to(changed.dtype)
+    return changed.flatten(0, 1)
+
+
+def _only_heads(sees: Bool[Tensor, "edge head"], clean: Tensor, activation: Tensor) -> Tensor:
+    """What the heads make in the clean run, but for those that see the patched key or value.
+
+    One of every group does, since a norm of keys may join the groups (OLMo 2).
+    """
+    found = activation.unflatten(0, (len(sees), -1))
+    return torch.where(sees.to(clean.device)[:, None, None, :, None], found, clean).flatten(0, 1)

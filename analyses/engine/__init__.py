@@ -1,0 +1,1 @@
+"""How a model is read, run in parts, differentiated and resumed: what all analyses stand on."""

@@ -1,0 +1,128 @@
+"""Edge scores from what sources write and gradients at what destinations read, as few large matrix products.
+
+    score(u -> v) = sum over positions and d_model of (clean - corrupted write of u) * (dmetric / d what v reads)
+    dmetric / d what v reads = J^T W g        for a head's query, key or value with gradient g; J of the layer's norm
+    J^T W g = (W' g - x_hat (x_hat . W' g) / d_model) / root       with W' = gain * W, centred in a LayerNorm
+All heads of a layer read the same x, and x_hat . W' g = (query - what biases make of it) . g, so the norm costs one
+pass over the gradients. A layer's destinations read a prefix of all sources, so every layer is one product.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sparselens.analyses.engine.gradients import Gradients
+from sparselens.analyses.engine.residual_stream import Activations, Layer, Reading
+from sparselens.graph import RECEIVERS
+
+Writes = Float[Tensor, "source batch pos d_model"]
+
+
+def differences(reading: Reading, clean: Activations, corrupted: Activations) -> Writes:
+    """What every source writes in the clean run, less what it writes in the corrupted one."""
+    first = reading.layers[0].at("hook_resid_pre")
+    start = _difference(clean, corrupted, first)
+    writes = start.new_empty(len(reading.graph.sources), *start.shape)
+    writes[0] = start
+    for layer in reading.layers:
+        heads, z = reading.graph.head_sources(layer.number), layer.at("attn.hook_z")
+        if layer.post_norm is None:
+            writes[heads] = reading.head_writes(layer.number, _difference(clean, corrupted, z)).to(writes)
+        else:
+            ends = (reading.head_writes(layer.number, run[z]) for run in (clean, corrupted))
+            writes[heads] = torch.sub(*ends).to(writes)
+        if layer.block.mlp:
+            writes[heads.stop] = _difference(clean, corrupted, layer.at("hook_mlp_out")).to(writes)
+    return writes
+
+
+def edge_products(
+    reading: Reading, writes: Writes, gradients: Gradients, by_position: bool = False
+) -> Float[Tensor, "batch source destination"] | Float[Tensor, "batch source destination pos"]:
+    """Scores of every prompt: each destination's gradient times all that is written before it reads."""
+    graph = reading.graph
+    sizes = [writes.shape[1], len(graph.sources), len(graph.destinations), *[writes.shape[2]] * by_position]
+    scores = writes.new_zeros(sizes)
+    for layer in reading.layers:
+        columns = graph.head_destinations(layer.number)
+        written = graph.head_sources(layer.number).start
+        read = head_gradients(reading, layer, gradients).to(writes.device)
+        _multiply(writes[:written], read, scores[:, :written, columns])
+        if layer.block.mlp:
+            written = int(graph.reads[columns.stop])
+            read = mlp_gradient(layer, gradients)[None].to(writes.device)
+            _multiply(writes[:written], read, scores[:, :written, columns.stop : columns.stop + 1])
+    _multiply(writes, gradients.at[reading.end].to(writes)[None], scores[:, :, -1:])
+    return scores
+
+
+def _multiply(writes: Writes, read: Float[Tensor, "reader batch pos d_model"], out: Tensor) -> None:
+    """Products of all writers and readers, prompt by prompt. Positions are summed over unless `out` has them."""
+    for row in range(writes.shape[1]):
+        if out.ndim == 3:
+            torch.mm(writes[:, row].flatten(1), read[:, row].flatten(1).T, out=out[row])
+        else:
+            out[row] = torch.einsum("stm,rtm->srt", writes[:, row], read[:, row])
+
+
+def head_gradients(reading: Reading, layer: Layer, gradients: Gradients) -> Float[Tensor, "reader batch pos d_model"]:
+    """The metric's gradient at what queries, keys and values of every head read."""
+    stream = gradients.recorded[layer.at("hook_resid_pre")]
+    batch, pos, d_model = stream.shape
+    read = stream.new_empty(3, layer.block.n_heads, batch * pos, d_model, dtype=exact_dtype(stream.dtype))
+    x_hat = inverse = None
+    if layer.norm is not None:
+        x_hat, inverse = (values.flatten(0, 1) for values in layer.norm.standardise(stream))
+    for number, receiver in enumerate(RECEIVERS):
+        heads = _heads(reading, layer, gradients, receiver)
+        if layer.norm is None or x_hat is None or inverse is None:
+            torch.bmm(heads.gradient, heads.weight.transpose(1, 2), out=read[number])
+            continue
+        along = (heads.gradient * heads.value).sum(-1, keepdim=True) / d_model
+        torch.bmm(heads.gradient * inverse, heads.weight.transpose(1, 2), out=read[number])
+        read[number].addcmul_(x_hat, along * inverse, value=-1)
+    return read.view(-1, batch, pos, d_model)
+
+
+class _Heads(NamedTuple):
+    """One receiver of all heads of a layer; the value is what the norm's x_hat makes of it, without biases."""
+
+    gradient: Float[Tensor, "head row d_head"]
+    value: Float[Tensor, "head row d_head"]
+    weight: Float[Tensor, "head d_model d_head"]  # with the norm's gain, and centred
+
+
+def _heads(reading: Reading, layer: Layer, gradients: Gradients, receiver: str) -> _Heads:
+    name, weight = layer.at(f"attn.hook_{receiver}"), reading.weight(layer.number, receiver)
+    gradient, value = (_by_head(values[name]).to(weight) for values in (gradients.at, gradients.recorded))
+    value = value.repeat_interleave(len(weight) // len(value), 0)
+    if layer.norm is None:
+        return _Heads(gradient, value, weight)
+    constant = torch.einsum("m,hme->he", layer.norm.bias.to(weight), weight)
+    bias = reading.bias(layer.number, receiver)
+    value = value - (constant if bias is None else constant + bias)[:, None]
+    weight = weight * layer.norm.gain.to(weight)[:, None]
+    return _Heads(gradient, value, weight - weight.mean(1, keepdim=True) if layer.norm.centred else weight)
+
+
+def mlp_gradient(layer: Layer, gradients: Gradients) -> Float[Tensor, "batch pos d_model"]:
+    """The metric's gradient at what the MLP of a layer reads."""
+    stream, gradient = gradients.recorded[layer.mid], gradients.at[layer.mlp_in]
+    gradient = gradient.to(exact_dtype(gradient.dtype))
+    return gradient if layer.mlp_norm is None else layer.mlp_norm.pull_back(gradient, stream)
+
+
+def _by_head(values: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "head row d_head"]:
+    return values.permute(2, 0, 1, 3).flatten(1, 2)
+
+
+def _difference(clean: Activations, corrupted: Activations, name: str) -> Tensor:
+    dtype = exact_dtype(clean[name].dtype)
+    return clean[name].to(dtype) - corrupted[name].to(dtype)
+
+
+def exact_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Single precision at least."""
+    return torch.promote_types(dtype, torch.float32)

@@ -1,0 +1,286 @@
+"""How a model writes to its residual stream and reads from it, found in its modules and proved by a small run.
+
+head h of layer l writes     z_h W_O[h]        (b_O belongs to nobody); in post-norm models with its share of the norm:
+                             gain * centre(z_h W_O[h]) / the root that the run's own norm divides by
+its queries, keys, values    W (norm(x)) + b   where x is the residual stream as the layer finds it
+an MLP reads                 norm(x)           with its own norm, the attention's (GPT-J, Falcon, Phi) or none (OLMo 2)
+`input` writes               what block 0 reads: token and position embeddings, and what the model does to them
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sparselens.analyses.engine.norms import Norm, read_norm
+from sparselens.analyses.engine.partial_runs import returns_tuple, run
+from sparselens.gate_probe import refuse_broken_weights
+from sparselens.graph import RECEIVERS, Block, Graph
+from sparselens.hooked import is_hooked
+
+Activations = dict[str, Tensor]  # by the name of the hook point
+Hook = tuple[str, Callable[[Tensor], Tensor | None]]
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """How one block reads and writes. None stands for no norm."""
+
+    number: int
+    norm: Norm | None  # between the residual stream and queries, keys, values
+    post_norm: Norm | None  # between the heads and the residual stream
+    mlp_norm: Norm | None
+    block: Block
+    mid: str  # hook point of the residual stream that the MLP reads
+    mlp_in: str  # hook point or module that is handed what the norm makes of it
+
+    def at(self, name: str) -> str:
+        """The full name of a hook point of this block."""
+        return f"blocks.{self.number}.{name}"
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A model and how each of its blocks reads and writes."""
+
+    model: Any
+    graph: Graph
+    layers: tuple[Layer, ...]
+    as_tuple: bool  # do its blocks return tuples?
+
+    @property
+    def end(self) -> str:
+        """The hook point of the residual stream that the logits are read from, before the last norm."""
+        return self.layers[-1].at("hook_resid_post")
+
+    def weight(self, layer: int, receiver: str) -> Float[Tensor, "head d_model d_head"]:
+        """W_Q, W_K or W_V of every query head."""
+        block = self.layers[layer].block
+        found = getattr(self.model.blocks[layer].attn, f"W_{receiver.upper()}").detach()
+        return _exact(_per_head(found, block))
+
+    def bias(self, layer: int, receiver: str) -> Float[Tensor, "head d_head"] | None:
+        """b_Q, b_K or b_V of every query head; None where there is none."""
+        found = getattr(self.model.blocks[layer].attn, f"b_{receiver.upper()}", None)
+        return None if found is None else _exact(_per_head(found.detach(), self.layers[layer].block))
+
+    def head_writes(
+        self, layer: int, z: Float[Tensor, "batch pos head d_head"]
+    ) -> Float[Tensor, "head batch pos d_model"]:
+        """What the heads of a layer write to the residual stream."""
+        attn, post_norm = self.model.blocks[layer].attn, self.layers[layer].post_norm
+        weight = _exact(attn.W_O.detach())
+        n_heads, _, d_model = weight.shape
+        flat = _exact(z).permute(2, 0, 1, 3).reshape(n_heads, -1, z.shape[-1])
+        writes = torch.bmm(flat, weight).view(n_heads, *z.shape[:2], d_model)
+        if post_norm is None:
+            return writes
+        bias = getattr(attn, "b_O", None)
+        _, inverse = post_norm.standardise(writes.sum(0) + (0 if bias is None else _exact(bias.detach())))
+        return post_norm.centre(writes) * inverse * post_norm.gain
+
+    def unowned(
+        self, layer: int, z: Float[Tensor, "batch pos head d_head"]
+    ) -> Float[Tensor, "*_batch_pos d_model"] | None:
+        """What attention adds to the residual stream that no head writes: biases. None where there are none."""
+        attn, post_norm = self.model.blocks[layer].attn, self.layers[layer].post_norm
+        bias = getattr(attn, "b_O", None)
+        bias = None if bias is None else _exact(bias.detach())
+        if post_norm is None:
+            return bias
+        found = post_norm.bias
+        if bias is not None and bias.any():
+            flat = torch.einsum("bthe,hem->btm", _exact(z), _exact(attn.W_O.detach()))
+            found = found + post_norm.centre(bias) * post_norm.standardise(flat + bias)[1] * post_norm.gain
+        return found
+
+    def written_names(self) -> list[str]:
+        """The hook points that tell what all sources write."""
+        names = [self.layers[0].at("hook_resid_pre")]
+        for layer in self.layers:
+            names += [layer.at("attn.hook_z")] + [layer.at("hook_mlp_out")] * layer.block.mlp
+        return names
+
+    def recorded_names(self) -> list[str]:
+        """Those, and the hook points of the residual streams that heads and MLPs read."""
+        names = [layer.at("hook_resid_pre") for layer in self.layers]
+        return names + [layer.mid for layer in self.layers if layer.block.mlp] + self.written_names()
+
+    def run(
+        self, tokens: Int[Tensor, "batch pos"], hooks: Sequence[Hook] = ()
+    ) -> Float[Tensor, "batch out_pos d_vocab"]:
+        """Logits under hooks, which get an activation and return what takes its place, or None."""
+        with _module_hooks(self.model, [hook for hook in hooks if hook[0] not in self.model.hook_dict]):
+            known = [(name, _without_point(call)) for name, call in hooks if name in self.model.hook_dict]
+            return run(self.model, tokens, known)
+
+
+def _exact(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _per_head(values: Tensor, block: Block) -> Tensor:
+    """Keys' and values' weights once for every query head that shares them."""
+    return values.repeat_interleave(block.n_heads // len(values), 0) if len(values) < block.n_heads else values
+
+
+def _without_point(call: Callable[[Tensor], Tensor | None]) -> Callable[..., Tensor | None]:
+    return lambda activation, **_: call(activation)
+
+
+@contextmanager
+def _module_hooks(model: Any, hooks: Sequence[Hook]) -> Iterator[None]:
+    """Hooks on the input of modules that have no hook point for it, as HookedTransformer's MLP."""
+    with ExitStack() as stack:
+        for name, call in hooks:
+            handle = model.get_submodule(name).register_forward_pre_hook(partial(_replace_first, call))
+            stack.callback(handle.remove)
+        yield
+
+
+def _replace_first(call: Callable[[Tensor], Tensor | None], _module: Any, args: tuple[Any, ...]) -> Any:
+    changed = call(args[0])
+    return None if changed is None else (changed, *args[1:])
+
+
+def keep(recorded: Activations, names: Sequence[str]) -> list[Hook]:
+    """Hooks that copy activations into `recorded`: some families go on to add to them in place."""
+
+    def keeping(name: str, activation: Tensor) -> None:
+        recorded[name] = activation.detach().clone()
+
+    return [(name, partial(keeping, name)) for name in dict.fromkeys(names)]
+
+
+# -- reading a model
+
+
+def read_model(model: Any) -> Reading:
+    """Find out how a TransformerBridge or HookedTransformer reads and writes, and prove it on a few tokens.
+
+    Raises:
+        ValueError: it is another kind of model, its weights are not finite, or its residual stream is not a sum of what
+            heads and MLPs write (BERT and others that norm the sum). Says where.
+    """
+    if not is_hooked(model):
+        raise ValueError(f"want a TransformerBridge or HookedTransformer, not a {type(model).__name__}")
+    device = next(model.parameters()).device
+    length = min(4, model.cfg.n_ctx or 4)
+    tokens = (torch.arange(2 * length, device=device) * 7 % model.cfg.d_vocab).view(2, length)
+    layers = [_outline(model, number) for number in range(len(model.blocks))]
+    recorded: Activations = {}
+    with torch.no_grad():
+        outline = Reading(model, Graph(tuple(layer.block for layer in layers)), tuple(layers), False)
+        names = [name for layer in layers for name in _names(layer)]
+        outline.run(tokens, keep(recorded, [*names, outline.end]))
+        for name, activation in recorded.items():
+            if not activation.isfinite().all():
+                refuse_broken_weights(model)
+                raise ValueError(f"{name} is not finite on tokens {tokens.tolist()}")
+        layers = [_prove(outline, layer, recorded) for layer in layers]
+        return Reading(model, outline.graph, tuple(layers), returns_tuple(model, tokens))
+
+
+def _outline(model: Any, number: int) -> Layer:
+    """What the modules of a block say about it; norms are still to be found."""
+    cfg, modules = model.cfg, model.blocks[number]._modules
+    if modules.get("attn") is None:
+        raise ValueError(f"layer {number} of this {_kind(model)} has no attention")
+    parallel, mlp = bool(getattr(cfg, "parallel_attn_mlp", False)), modules.get("mlp") is not None
+    n_kv_heads = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
+    at = f"blocks.{number}.".__add__
+    mlp_in = at("mlp.hook_in") if at("mlp.hook_in") in model.hook_dict else at("mlp")
+    mid = at("hook_resid_pre" if parallel else "hook_resid_mid")
+    return Layer(number, None, None, None, Block(cfg.n_heads, n_kv_heads, mlp, parallel), mid, mlp_in)
+
+
+def _names(layer: Layer) -> list[str]:
+    names = [layer.at(name) for name in ("hook_resid_pre", "hook_resid_post", "attn.hook_z")]
+    names += [layer.at(f"attn.hook_{receiver}") for receiver in RECEIVERS]
+    return [*names, *[layer.mid, layer.mlp_in, layer.at("hook_mlp_out")] * layer.block.mlp]
+
+
+def _prove(outline: Reading, layer: Layer, recorded: Activations) -> Layer:
+    """The layer with its norms, each chosen by what comes of it.
+
+    Raises:
+        ValueError: no choice explains what the run shows.
+    """
+    before, after = (_exact(recorded[layer.at(name)]) for name in ("hook_resid_pre", "hook_resid_post"))
+    middle = after
+    if layer.block.mlp:
+        output = _exact(recorded[layer.at("hook_mlp_out")])
+        middle = after - output if layer.block.parallel else _exact(recorded[layer.mid])
+        _refuse(outline, layer, "its MLP does not add to the residual stream", _error(after - middle, output))
+    norm = _find(
+        outline, layer, ("ln1",), "queries are no function of the residual stream", partial(_queries_off, recorded)
+    )
+    layer = replace(layer, norm=norm)
+    heads_off = partial(_heads_off, recorded, middle - before)
+    post_norm = _find(outline, layer, ("ln1_post",), "the residual stream is not the sum of what is written", heads_off)
+    layer = replace(layer, post_norm=post_norm)
+    if not layer.block.mlp:
+        return layer
+    mlp_off = partial(_mlp_off, recorded)
+    norm = _find(outline, layer, ("ln2", "ln1"), "its MLP reads something else than the residual stream", mlp_off)
+    return replace(layer, mlp_norm=norm)
+
+
+def _find(
+    outline: Reading, layer: Layer, names: tuple[str, ...], otherwise: str, off: Callable[[Reading, Layer, Any], float]
+) -> Norm | None:
+    """That norm of the block, or none, under which the run is explained best."""
+    modules = outline.model.blocks[layer.number]._modules
+    d_model = outline.model.cfg.d_model
+    norms = [read_norm(modules[name], d_model) for name in names if modules.get(name) is not None] + [None]
+    errors = [off(outline, layer, norm) for norm in norms]
+    best = min(range(len(norms)), key=errors.__getitem__)
+    _refuse(outline, layer, otherwise, errors[best])
+    return norms[best]
+
+
+def _queries_off(recorded: Activations, outline: Reading, layer: Layer, norm: Norm | None) -> float:
+    stream = _exact(recorded[layer.at("hook_resid_pre")])
+    normed, errors = stream if norm is None else norm(stream), [0.0]
+    for receiver in RECEIVERS:
+        seen, bias = recorded[layer.at(f"attn.hook_{receiver}")], outline.bias(layer.number, receiver)
+        found = torch.einsum("btd,hde->bthe", normed, outline.weight(layer.number, receiver))
+        found = (found if bias is None else found + bias)[:, :, :: layer.block.n_heads // seen.shape[2]]
+        errors.append(_error(found, seen))
+    return max(errors)
+
+
+def _heads_off(recorded: Activations, written: Tensor, outline: Reading, layer: Layer, norm: Norm | None) -> float:
+    layers = list(outline.layers)
+    layers[layer.number] = replace(layer, post_norm=norm)
+    found = replace(outline, layers=tuple(layers)).head_writes(layer.number, recorded[layer.at("attn.hook_z")]).sum(0)
+    rest = written - found  # b_O, the same everywhere
+    return _error(rest, rest[:1, :1].expand_as(rest), recorded[layer.at("hook_resid_post")])
+
+
+def _mlp_off(recorded: Activations, _outline: Reading, layer: Layer, norm: Norm | None) -> float:
+    stream = _exact(recorded[layer.mid])
+    return _error(stream if norm is None else norm(stream), recorded[layer.mlp_in])
+
+
+def _error(found: Tensor, seen: Tensor, scale: Tensor | None = None) -> float:
+    return float((found - seen).abs().max() / (seen if scale is None else scale).abs().max().clamp_min(1e-30))
+
+
+def _refuse(outline: Reading, layer: Layer, otherwise: str, error: float) -> None:
+    dtype = next(outline.model.parameters()).dtype
+    if not error <= TOLERANCE.get(dtype, 1e-5):
+        raise ValueError(
+            f"cannot read layer {layer.number} of this {_kind(outline.model)}: {otherwise} (off by {error:.2g}). "
+            "Want a residual stream to which heads and MLPs add, each reading it through a LayerNorm, RMSNorm or none"
+        )
+
+
+def _kind(model: Any) -> str:
+    return str(getattr(model.cfg, "architecture", None) or type(model).__name__)

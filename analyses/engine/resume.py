@@ -1,0 +1,154 @@
+"""Keeps what finished batches gave on disk, so that an interrupted call loses no more than the batch in flight.
+
+The file begins with a line of JSON that says what was asked. Then one record a batch: the digest of what the batch is,
+that of its content, the content's length, and tensors as safetensors. A record that is cut short or damaged is made
+anew. The same call cuts its work into the same batches, so that going on gives the numbers of an uninterrupted run, bit
+by bit. With another memory batches may differ: those that do are made anew.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from sparselens.analyses.engine.fingerprints import of_model, of_pairs
+from sparselens.metrics import METRICS, Metric
+from sparselens.surgery import find_settings
+from sparselens.tokenized import TokenizedPairs
+
+Tensors = tuple[Tensor, ...]
+_DIGEST, _LENGTH = 32, 8  # bytes
+_HEAD = 2 * _DIGEST + _LENGTH
+
+
+class BatchLog:
+    """Where finished batches go; with no file, nowhere. The file comes with the first batch."""
+
+    def __init__(self, path: Path | None = None, question: Mapping[str, Any] | None = None) -> None:
+        self._path, self._question = path, json.dumps(question).encode() + b"\n"
+        self._places: dict[bytes, tuple[int, int]] = {}  # first byte and length of every record's content
+        if path is not None and path.exists():
+            os.truncate(path, self._find_records(path))
+
+    def once(self, batch: Sequence[Tensor], make: Callable[[], Tensors]) -> Tensors:
+        """What `make` gives for this batch: from the file if it is there, else made now and written through to disk.
+
+        Args:
+            batch: numbers that tell it from all others
+        """
+        if self._path is None:
+            return make()
+        key = _digest(batch).digest()
+        content = self._read(self._path, key)
+        if content is None:
+            content = save({str(number): values.cpu().contiguous() for number, values in enumerate(make())})
+            self._places[key] = self._append(self._path, key, content)
+        kept = load(content)
+        return tuple(kept[str(number)] for number in range(len(kept)))
+
+    def _read(self, path: Path, key: bytes) -> bytes | None:
+        """The content of a record; None where there is none, or it is not what was written."""
+        if key not in self._places:
+            return None
+        start, length = self._places[key]
+        with path.open("rb") as file:
+            file.seek(start - _DIGEST - _LENGTH)
+            wanted, _, content = file.read(_DIGEST), file.read(_LENGTH), file.read(length)
+        return content if hashlib.sha256(content).digest() == wanted else None
+
+    def _append(self, path: Path, key: bytes, record: bytes) -> tuple[int, int]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            file.write(b"" if file.tell() else self._question)
+            file.write(key + hashlib.sha256(record).digest() + len(record).to_bytes(_LENGTH, "little") + record)
+            file.flush()
+            os.fsync(file.fileno())
+            return file.tell() - len(record), len(record)
+
+    def _find_records(self, path: Path) -> int:
+        """Note the place of every whole record. Returns where the last one ends."""
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            line = file.readline()
+            if line != self._question:
+                _refuse_another(path, line, self._question)
+                return 0
+            end = file.tell()
+            while len(head := file.read(_HEAD)) == _HEAD:
+                start, length = file.tell(), int.from_bytes(head[-_LENGTH:], "little")
+                if start + length > size:
+                    break
+                self._places[head[:_DIGEST]] = start, length
+                end = file.seek(start + length)
+            return end
+
+
+def batch_log(out: str | Path | None, model: Any, pairs: TokenizedPairs, metric: Metric, **settings: Any) -> BatchLog:
+    """The log of one call, which these arguments and settings tell from all others. Tensors are told by their digest.
+
+    The memory budget is not among them: whoever ran out of it goes on with less.
+
+    Raises:
+        ValueError: the file belongs to another call, or is something else: says what differs. Or the metric has no name
+            that tells it from others.
+    """
+    if out is None:
+        return BatchLog()
+    told = {n: _digest([value]).hexdigest() if isinstance(value, Tensor) else value for n, value in settings.items()}
+    return BatchLog(Path(out), _identity(model, pairs, metric) | told)
+
+
+def _refuse_another(path: Path, line: bytes, wanted: bytes) -> None:
+    """Raise a ValueError unless the line is the wanted one, cut short."""
+    if not wanted.startswith(line):
+        raise ValueError(f"{path} {_difference(line, json.loads(wanted))}. Choose another file, or delete it")
+
+
+def _difference(line: bytes, question: dict[str, Any]) -> str:
+    try:
+        asked = dict(json.loads(line))
+    except (ValueError, TypeError):
+        return "is no log of batches"
+    differing = [name for name in (*question, *asked) if asked.get(name) != question.get(name)]
+    if not differing:
+        return "was written by another version"
+    name = differing[0]
+    return f"answers another question: its {name} is {asked.get(name)!r}, not {question.get(name)!r}"
+
+
+def _identity(model: Any, pairs: TokenizedPairs, metric: Metric) -> dict[str, Any]:
+    settings = find_settings(model)
+    return {
+        "metric": _name(metric),
+        "prompts": of_pairs(pairs),
+        "gate bias": None if settings is None else settings.gate_bias,  # in the model's name too, but says more
+        "model": of_model(model),
+    }
+
+
+def _name(metric: Metric) -> str:
+    """Names a metric so that no other function has the name."""
+    for name, known in METRICS.items():
+        if metric is known:
+            return name
+    name = getattr(metric, "__qualname__", "<none>")
+    if "<" in name or isinstance(metric, (partial, MethodType)):
+        raise ValueError(
+            f"out= goes on only with a metric that has a name of its own, not {metric!r}: define it with def at the "
+            "top of a module, or leave out= away"
+        )
+    return f"{metric.__module__}.{name}"
+
+
+def _digest(tensors: Sequence[Tensor]) -> Any:
+    found = hashlib.sha256()
+    for values in tensors:
+        found.update(str((list(values.shape), values.tolist())).encode())
+    return found

@@ -1,0 +1,1 @@
+"""What sparse attention costs, and what its heads do."""

@@ -1,0 +1,175 @@
+"""What heads are known for: how much each looks at the previous token, at duplicates, and at what followed them.
+
+    score = attention on the pairs of the kind's pattern / all attention of the head        mean over prompts
+
+Patterns and score are TransformerLens' own (`head_detector`, which takes strings only); a prompt is any row of tokens.
+Without prompts, random tokens are repeated: only there does a head that goes on with a repetition show itself.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sparselens.evaluation import evaluating
+from sparselens.hooked import is_hooked
+from sparselens.prompt_checks import refuse_misfits, refuse_unreadable
+from sparselens.tokenized import TokenizedPairs
+
+KINDS = ("previous token", "duplicate token", "induction")
+
+_PATTERN = "blocks.{}.attn.hook_pattern"
+_COPIES, _LENGTH = 4, 16  # of the random tokens, and how many they are
+
+
+@dataclass(frozen=True, eq=False)
+class HeadScores:
+    """How far every head is of each kind, 0 to 1."""
+
+    kinds: tuple[str, ...]
+    scores: Float[Tensor, "kind layer head"]  # 0 for a head without any attention, as sparse models have
+    attention: Float[Tensor, "layer head"]  # per query, what the scores are shares of: 1 unless gates are closed
+
+    def label(self, layer: int, head: int, threshold: float = 0.4) -> str:
+        """The kind of the highest score with that score, as in "induction 0.82"; "" where none reaches the threshold.
+
+        Raises:
+            ValueError: there is no such head.
+        """
+        _, n_layers, n_heads = self.scores.shape
+        if not (0 <= layer < n_layers and 0 <= head < n_heads):
+            raise ValueError(f"no such head: a{layer}.h{head} ({n_layers} layers of {n_heads} heads)")
+        score, kind = self.scores[:, layer, head].max(0)
+        return f"{self.kinds[int(kind)]} {float(score):.2f}" if score >= threshold else ""
+
+    def labels(self, threshold: float = 0.4) -> dict[str, str]:
+        """Labels by node name (`a0.h1`), of the heads that have one."""
+        _, n_layers, n_heads = self.scores.shape
+        every = {
+            f"a{layer}.h{head}": self.label(layer, head, threshold)
+            for layer in range(n_layers)
+            for head in range(n_heads)
+        }
+        return {name: label for name, label in every.items() if label}
+
+
+def label_heads(
+    model: Any,
+    prompts: Sequence[str] | TokenizedPairs | Int[Tensor, "batch pos"] | None = None,
+    *,
+    n: int = 10,
+    seed: int = 0,
+    exclude_bos: bool = False,
+    exclude_current_token: bool = False,
+) -> HeadScores:
+    """Previous-token, duplicate-token and induction scores of every head of a dense or sparse model.
+
+    >>> label_heads(sl.load("stories260k-sparse")).labels(threshold=0.95)
+    {'a1.h2': 'previous token 0.96', 'a3.h6': 'previous token 0.97'}
+
+    The patterns hold earlier keys only: what a bidirectional model pays to later ones counts as attention elsewhere.
+    In a sparse model a head with few open edges may score high by them alone; `HeadScores.attention` says how few.
+
+    Args:
+        model: a TransformerBridge or HookedTransformer
+        prompts: strings; pairs, of which the clean prompts are taken without their padding; or rows of tokens without
+            padding. Default: `repeated_tokens`, in which a perfect induction head reaches 0.75 if it looks elsewhere in
+            the first of the four copies
+        n: random rows, where there are no prompts
+        exclude_bos: leave out what heads pay to the first token, so that a head which rests there is judged by the rest
+        exclude_current_token: leave out what heads pay to the query's own token
+
+    Raises:
+        ValueError: there is no prompt, one is shorter than two tokens or longer than the model's context, strings come
+            without a tokenizer, rows of tokens hold padding, or pairs are another model's.
+    """
+    if not is_hooked(model):
+        raise ValueError(f"want a TransformerBridge or HookedTransformer, not a {type(model).__name__}")
+    rows = _rows(model, prompts, n, seed)
+    options = {"exclude_bos": exclude_bos, "exclude_current_token": exclude_current_token}
+    scores = torch.zeros(len(KINDS), model.cfg.n_layers, model.cfg.n_heads)
+    attention = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)
+    with evaluating(model), torch.no_grad():
+        for tokens in rows:
+            patterns = _patterns(model, tokens)
+            scores += _scores(patterns, tokens, options)
+            attention += patterns.sum((-2, -1)) / tokens.shape[-1]
+    return HeadScores(KINDS, scores / len(rows), attention / len(rows))
+
+
+def repeated_tokens(model: Any, n: int = 10, seed: int = 0) -> Int[Tensor, "batch pos"]:
+    """Rows of 16 random tokens, no two alike, four times over; fewer where vocabulary or context is small.
+
+    Each row opens with the model's BOS, if it puts one before its prompts.
+
+    Raises:
+        ValueError: n is not positive, or the context has no room for two copies.
+    """
+    first = _opening(model)
+    room = model.cfg.n_ctx - len(first)
+    length = min(_LENGTH, room // 2, model.cfg.d_vocab)
+    if n < 1 or length < 1:
+        raise ValueError(f"n = {n} rows in a context of {model.cfg.n_ctx}: want 1 or more, and room to repeat a token")
+    generator = torch.Generator().manual_seed(seed)
+    rows = [torch.randperm(model.cfg.d_vocab, generator=generator)[:length] for _ in range(n)]
+    return torch.stack([torch.cat([torch.tensor(first).long(), *[row] * min(_COPIES, room // length)]) for row in rows])
+
+
+def _opening(model: Any) -> list[int]:
+    """The model's BOS; nothing where it has none, or only one that TransformerLens added beyond the vocabulary."""
+    bos = getattr(getattr(model, "tokenizer", None), "bos_token_id", None)
+    puts_it = getattr(model.cfg, "default_prepend_bos", True)
+    return [bos] if puts_it and bos is not None and bos < model.cfg.d_vocab else []
+
+
+def _rows(
+    model: Any, prompts: Sequence[str] | TokenizedPairs | Tensor | None, n: int, seed: int
+) -> list[Int[Tensor, "1 pos"]]:
+    if prompts is None:
+        prompts = repeated_tokens(model, n, seed)  # any token may be among them
+    elif isinstance(prompts, TokenizedPairs):
+        refuse_misfits(model, prompts)
+        prompts = [row for _, _, tokens in prompts.clean_rows() for row in tokens]
+    elif isinstance(prompts, Tensor) and len(prompts):
+        refuse_unreadable(model, prompts)
+    strings = any(isinstance(prompt, str) for prompt in prompts)
+    if strings and getattr(model, "tokenizer", None) is None:
+        raise ValueError(f"this {type(model).__name__} has no tokenizer for strings: pass rows of tokens")
+    rows = [row[None] if isinstance(row, Tensor) else model.to_tokens(row) for row in prompts]
+    if not rows:
+        raise ValueError("there is no prompt to judge heads by")
+    for number, row in enumerate(rows):
+        if not 2 <= row.shape[-1] <= model.cfg.n_ctx:
+            raise ValueError(f"prompt {number} has {row.shape[-1]} tokens: want 2 to {model.cfg.n_ctx}")
+    return rows
+
+
+def _patterns(model: Any, tokens: Int[Tensor, "1 pos"]) -> Float[Tensor, "layer head query_pos key_pos"]:
+    names = [_PATTERN.format(layer) for layer in range(model.cfg.n_layers)]
+    _, cache = model.run_with_cache(tokens.to(next(model.parameters()).device), names_filter=lambda name: name in names)
+    missing = [name for name in names if name not in cache]
+    if missing:
+        raise ValueError(f"{type(model).__name__} shows no {missing[0]}: load it with eager attention")
+    return torch.stack([cache[name][0].float().cpu() for name in names])
+
+
+def _scores(
+    patterns: Float[Tensor, "layer head query_pos key_pos"], tokens: Int[Tensor, "1 pos"], options: dict[str, bool]
+) -> Float[Tensor, "kind layer head"]:
+    from transformer_lens import head_detector as detector
+
+    wanted = [
+        detector.get_previous_token_head_detection_pattern(tokens.cpu()),
+        detector.get_duplicate_token_head_detection_pattern(tokens.cpu()),
+        detector.get_induction_head_detection_pattern(tokens.cpu()),
+    ]
+
+    def score(pattern: Tensor, kind: Tensor) -> float:
+        found = detector.compute_head_attention_similarity_score(pattern, kind, error_measure="mul", **options)
+        return 0.0 if math.isnan(found) else found  # a head that is closed here: 0 of 0
+
+    return torch.tensor([[[score(head, kind) for head in layer] for layer in patterns] for kind in wanted])

@@ -1,0 +1,159 @@
+"""Loss against the share of open attention edges: the paper's Fig. 2a.
+
+1. The dense model: every visible edge.
+2. The dense model with top-k attention, k = 1, 2, 4, ..., not trained for it: the baseline.
+3. A dense control, fine-tuned as the sparse model was with every gate open, where there is one.
+4. The sparse model.
+All are run on the same rows in evaluation mode, and edges are counted by their gates.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from sparselens.analyses.sparsity.row_losses import (
+    RowLoss,
+    RowLosses,
+    Rows,
+    answer_losses,
+    listed,
+    longest,
+    row_batches,
+    text_losses,
+)
+from sparselens.analyses.sparsity.top_k import top_k_attention
+from sparselens.evaluation import evaluating, open_gates
+from sparselens.intervals import Interval, ratio_interval
+from sparselens.losses import logits_of, tokens_of
+from sparselens.prompt_checks import refuse_misfits, refuse_unreadable
+from sparselens.statistics import record_gates
+from sparselens.surgery import is_sparse
+from sparselens.tokenized import TokenizedPairs
+
+
+@dataclass(frozen=True, eq=False)
+class LossPoint:
+    """What a model loses on some rows, and with how many attention edges."""
+
+    name: str  # dense, top-4, control, sparse
+    losses: Float[Tensor, " row"]  # nats, mean over the row's counted tokens
+    weights: Float[Tensor, " row"]  # how many tokens count
+    share_of_visible_pairs: float
+    share_of_all_pairs: float  # the normalisation of the paper's Fig. 2
+    edges_per_query_per_head: float
+
+    @property
+    def loss(self) -> float:
+        """Nats per counted token, over all rows."""
+        return float((self.losses * self.weights).sum() / self.weights.sum())
+
+    def interval(self, level: float = 0.95) -> Interval:
+        """The loss, and how sure it is: rows are resampled.
+
+        Raises:
+            ValueError: no token counts, in the rows or in a resample of them.
+        """
+        return ratio_interval(self.losses * self.weights, self.weights, level)
+
+
+def loss_points(
+    dense: nn.Module,
+    sparse: nn.Module,
+    batches: Rows,
+    *,
+    control: nn.Module | None = None,
+    counts: Sequence[int] | None = None,
+    row_losses: RowLoss | None = None,
+    batch_size: int = 32,
+    progress: bool = True,
+) -> tuple[LossPoint, ...]:
+    """Every point of the figure, in the order dense, top-1, top-2, ..., control, sparse.
+
+    >>> from sparselens.text import rows
+    >>> batches = rows(tokens, seq_len=64, batch_size=32)
+    >>> [(point.name, point.share_of_visible_pairs, point.loss) for point in loss_points(dense, sparse, batches)]
+
+    Args:
+        dense: a TransformerBridge or HookedTransformer without gates
+        batches: rows of text, or prompt pairs, of which the clean prompts are run
+        counts: the k of top-k attention; default: 1, 2, 4, ... up to the longest row
+        row_losses: default: `text_losses` of text, `answer_losses` of pairs
+        batch_size: rows at once, which is what memory depends on
+
+    Raises:
+        ValueError: the dense model carries gates, the sparse one carries none, a count is not positive, there is no
+            row, or a loss is not finite.
+    """
+    if is_sparse(dense) or not is_sparse(sparse):
+        raise ValueError("want a dense model without gates and a sparse one with gates (sl.densify, sl.sparsify)")
+    if counts is None:
+        counts = [2**power for power in range(longest(batches).bit_length())]
+    runs: list[tuple[str, nn.Module, Callable[[], AbstractContextManager[None]]]] = [("dense", dense, nullcontext)]
+    runs += [(f"top-{k}", dense, partial(top_k_attention, dense, k)) for k in counts]
+    if control is not None:
+        runs.append(("control", control, nullcontext))
+    runs.append(("sparse", sparse, nullcontext))
+    points: list[LossPoint] = []
+    for name, model, changed in tqdm(runs, desc="loss", unit="point", disable=not progress, leave=False):
+        with changed():
+            points.append(measure_loss(model, batches, row_losses, name, batch_size))
+    return tuple(points)
+
+
+def measure_loss(
+    model: nn.Module, batches: Rows, row_losses: RowLoss | None = None, name: str = "", batch_size: int = 32
+) -> LossPoint:
+    """One point: a model's loss on every row, and its edges; a dense model's are all that its masks leave visible.
+
+    Works inside `top_k_attention`, too. The model is left as it was; arguments are those of `loss_points`.
+
+    Raises:
+        ValueError: there is no row, rows hold padding without a mask, or a loss is not finite.
+    """
+    _refuse_misfits(model, batches)
+    if row_losses is None:
+        row_losses = answer_losses if isinstance(batches, TokenizedPairs) else text_losses
+    with _with_gates(model), evaluating(model), torch.no_grad(), record_gates(model) as gates:
+        losses = _losses(model, batches, row_losses, batch_size)
+    return LossPoint(
+        name,
+        losses.nats,
+        losses.tokens,
+        gates.share_of_visible_pairs,
+        gates.share_of_all_pairs,
+        gates.edges_per_query_per_head,
+    )
+
+
+def _refuse_misfits(model: nn.Module, batches: Rows) -> None:
+    if isinstance(batches, TokenizedPairs):
+        refuse_misfits(model, batches)
+        return
+    for batch in listed(batches):
+        if isinstance(batch, Tensor) or "attention_mask" not in batch:
+            refuse_unreadable(model, tokens_of(batch), packed=True)
+
+
+@contextmanager
+def _with_gates(model: nn.Module) -> Iterator[None]:
+    with nullcontext() if is_sparse(model) else open_gates(model):
+        yield
+
+
+def _losses(model: nn.Module, batches: Rows, row_losses: RowLoss, batch_size: int) -> RowLosses:
+    places: list[Tensor] = []
+    found: list[RowLosses] = []
+    for batch in row_batches(batches, batch_size, next(model.parameters()).device):
+        places.append(batch.rows)
+        found.append(row_losses(logits_of(model, batch.inputs), batch.asked))
+    order = torch.cat(places).argsort()  # pairs come sorted by length
+    nats, tokens = (torch.cat([part[i].cpu().double() for part in found])[order] for i in range(2))
+    if not nats.isfinite().all():
+        raise ValueError(f"the loss of row {int((~nats.isfinite()).nonzero()[0])} is not finite")
+    return RowLosses(nats, tokens)

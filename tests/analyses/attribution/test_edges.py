@@ -1,0 +1,397 @@
+"""Edge scores: by hand, against one run an edge, against TransformerLens, for every family, dense and sparse."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import sparselens as sl
+from sparselens.analyses.attribution.edge_scores import EdgeScores
+from sparselens.analyses.attribution.edges import attribute_edges
+from sparselens.analyses.attribution.exact import patch_edges
+from sparselens.metrics import logit_difference
+from sparselens.tokenized import TokenizedPairs
+from tests.analyses.small_models import near_pairs, tiny_pairs, two_layer_pairs, two_layers
+from tests.tiny_models import FAMILIES, bridge_of, tiny_bridge, tiny_model
+
+METHODS = ("eap", "eap-ig", "eap-ig-activations", "clean-corrupted", "exact")
+READABLE = sorted(set(FAMILIES) - {"bert"})
+
+
+def scores_of(model: Any, pairs: TokenizedPairs, method: str = "eap", **options: Any) -> EdgeScores:
+    return attribute_edges(model, pairs, options.pop("metric", logit_difference), method, progress=False, **options)  # pyright: ignore
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).abs().max() / wanted.abs().max())
+
+
+def per_prompt(model: Any, pairs: TokenizedPairs, method: str = "eap", **options: Any) -> Tensor:
+    scores = scores_of(model, pairs, method, **options).per_prompt
+    assert scores is not None
+    return scores
+
+
+# -- by hand
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_scores_of_a_linear_model_worked_out_by_hand(method: str):
+    """What is written at the two positions, clean and corrupted.
+
+    input      (1, 0) (0, 1)        (2, 1) (0, 1)
+    a0.h0      (2, 0) (1, 1)        (4, 2) (2, 2)
+    a1.h0             (4, 6)               (8, 18)
+    logits            (5, 8) = -3          (10, 21) = -11
+    The gradient is (1, -1) at the logits and (1, -3) at both positions of what a1.h0 reads as values; at what a0.h0
+    reads at position 0, 2 (1, -3) + ((1, -1) + (1, -3)) = (4, -10).
+    """
+    scores = scores_of(two_layers(), two_layer_pairs(), method)
+    worked_out = (
+        {  # three thirds: no gradient passes through the input, through a0.h0, through a1.h0
+            "input->a0.h0<v>": (6.0 + 0 + 0) / 3,  # last by the logits alone: (-1, -1) . (1, -1)
+            "input->a1.h0<v>": (2.0 + 2 + 0) / 3,
+            "a0.h0->a1.h0<v>": (6.0 + 6 + 0) / 3,
+            "a1.h0->logits": 8.0,
+        }
+        if method == "eap-ig-activations"
+        else {
+            "input->a0.h0<v>": 6.0,  # (-1, -1) . (4, -10)
+            "input->a1.h0<v>": 2.0,  # (-1, -1) . (1, -3)
+            "a0.h0->a1.h0<v>": 6.0,  # (-2, -2) . (1, -3) + (-1, -1) . (1, -3)
+            "a1.h0->logits": 8.0,  # (-4, -12) . (1, -1)
+        }
+    )
+    for name in scores.graph.edge_names(scores.exists):
+        assert float(scores.mean[scores.graph.edge(name)]) == pytest.approx(worked_out.get(name, 0), abs=1e-5), name
+    assert (scores.clean.item(), scores.corrupted.item()) == (-3, -11)
+
+
+def test_the_circuits_of_these_scores():
+    scores = scores_of(two_layers(), two_layer_pairs())
+    assert scores.node().tolist() == pytest.approx([8, 6, 8])  # clean - corrupted: everything comes from the input
+    # 8 + 6 + 6 of 22 is more than 0.9 of it
+    assert scores.smallest(0.9).edges == ["input->a0.h0<v>", "a0.h0->a1.h0<v>", "a1.h0->logits"]
+    assert scores.top(1).edges == scores.greedy(1).edges == ["a1.h0->logits"]
+
+
+# -- against one run an edge
+
+
+@pytest.mark.parametrize("family", READABLE)
+def test_scores_are_exact_for_a_small_difference(family: str):
+    """The odd part of what two opposite small changes do: the even part is of second order."""
+    in_double = family != "gpt-oss"  # its experts have no double precision
+    model = tiny_model(family, seed=1)
+    model = bridge_of(model.double() if in_double else model)
+    ends = near_pairs(model, 1e-3)
+    eap, exact = (torch.sub(*(per_prompt(model, pairs, method) for pairs in ends)) / 2 for method in ("eap", "exact"))
+    assert relative(eap, exact) < (3e-3 if in_double else 1e-2)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "neox", "gptj"])
+def test_scores_of_a_sparse_model_are_exact_for_a_small_difference(family: str):
+    """So small that no gate opens or closes; closed gates pass no gradient."""
+    model = sl.sparsify(bridge_of(tiny_model(family, seed=1).double()), gate_bias=-0.1)
+    with sl.record_gates(model) as gates:
+        model(tiny_pairs().clean)
+    assert 0.05 < float(gates.open_fraction.mean()) < 0.95
+    ends = near_pairs(model, 1e-5)
+    eap, exact = (torch.sub(*(per_prompt(model, pairs, method) for pairs in ends)) / 2 for method in ("eap", "exact"))
+    assert relative(eap, exact) < 0.02  # transformers makes the softmax in single precision
+
+
+def test_open_gates_score_as_the_dense_model():
+    pairs = tiny_pairs()
+    dense = per_prompt(tiny_bridge("llama"), pairs)
+    assert relative(per_prompt(sl.sparsify(tiny_bridge("llama"), gate_bias=1e4), pairs), dense) < 1e-4
+
+
+# -- against TransformerLens
+
+
+@pytest.mark.parametrize("family", ["gpt2", "neox", "llama"])
+def test_eap_agrees_with_transformer_lens(family: str):
+    """Its gradient is that of the corrupted run: with the prompts exchanged its scores are ours, the sign turned."""
+    from transformer_lens.tools.analysis import EdgeAttributionConfig, attribution_patch
+
+    options = {"num_key_value_heads": 4} if family == "llama" else {}  # theirs refuses shared keys and values
+    model, pairs = tiny_bridge(family, **options), tiny_pairs()
+    ours = scores_of(model, pairs)
+    for prompt in range(len(pairs)):
+        one = pairs[[prompt]]
+        theirs = torch.zeros_like(ours.mean)
+        result = attribution_patch(
+            model,
+            one.corrupted,
+            one.clean,
+            lambda logits, one=one: logit_difference(logits, one).sum(),
+            EdgeAttributionConfig(granularity="edge"),
+        )
+        for (writer, reader), score in result.edge_scores.items():
+            theirs[ours.graph.edge(f"{_name(writer)}->{_name(reader)}")] -= score  # one for every position
+        assert relative(ours.of_prompt(prompt).mean, theirs) < 1e-4
+
+
+def _name(node: Any) -> str:
+    kinds = {"embed": "input", "attn_head_out": f"a{node.layer}.h{node.head}", "logits": "logits"}
+    kinds |= {f"{r}_input": f"a{node.layer}.h{node.head}<{r}>" for r in "qkv"}
+    return kinds.get(node.kind, f"m{node.layer}")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "neox"])
+def test_exact_patching_agrees_with_transformer_lens_path_patching(family: str):
+    """Its direct paths, from every head to every later query, key and value, one prompt at a time."""
+    from transformer_lens.patching import get_act_patch_direct_path
+
+    model, pairs = tiny_bridge(family), tiny_pairs(1)
+    exact = scores_of(model, pairs, "exact")
+    (_, clean), (_, corrupted) = (model.run_with_cache(tokens) for tokens in (pairs.clean, pairs.corrupted))
+    compared = 0
+    for receiver in "qkv":
+        for head in range(4):
+            patched = get_act_patch_direct_path(
+                model,
+                pairs.clean,  # what they call corrupted is what is patched
+                corrupted,
+                clean,
+                lambda logits: logit_difference(logits, pairs).sum(),
+                0,
+                head,
+                receiver,  # pyright: ignore
+                verbose=False,
+            )
+            for reader in range(4):
+                ours = float(exact.mean[exact.graph.edge(f"a0.h{head}->a1.h{reader}<{receiver}>")])
+                assert ours == pytest.approx(float(exact.clean - patched[1, reader]), abs=2e-6)
+                compared += 1
+    assert compared == 48
+
+
+# -- identities
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "neox", "gemma2", "olmo2"])
+def test_scores_out_of_a_source_add_up_to_its_own(family: str):
+    """The gradient of the metric at what a source writes, times the difference that it makes there."""
+    model, pairs = tiny_bridge(family), tiny_pairs()
+    point, write = {"m0": ("mlp", "hook_mlp_out"), "input": ("input", "hook_resid_pre")}, dict[str, float]()
+    for name, (_, hook) in point.items():
+        ends: list[Tensor] = []
+        model.run_with_hooks(pairs.corrupted, fwd_hooks=[(f"blocks.0.{hook}", lambda x, hook: ends.append(x.detach()))])  # noqa: B023
+        gradient: list[Tensor] = []
+
+        def watch(x: Tensor, hook: Any) -> Tensor:
+            x = x.detach().requires_grad_()
+            gradient.append(x)  # noqa: B023
+            return x
+
+        with model.hooks(fwd_hooks=[(f"blocks.0.{hook}", watch)]):
+            logit_difference(model(pairs.clean), pairs).sum().backward()
+        assert gradient[0].grad is not None
+        write[name] = float(((gradient[0].detach() - ends[0]) * gradient[0].grad).sum()) / len(pairs)
+    scores = scores_of(model, pairs)
+    node = dict(zip(scores.sources, scores.node().tolist(), strict=True))
+    assert {name: node[name] for name in write} == pytest.approx(write, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_scores_do_not_depend_on_the_batch(method: str, monkeypatch: pytest.MonkeyPatch):
+    model, pairs = tiny_bridge("gpt2"), tiny_pairs(5)
+    together = scores_of(model, pairs, method, memory=2**30)
+    assert together.per_prompt is not None
+    torch.testing.assert_close(together.mean, together.per_prompt.mean(0))
+    one_by_one = scores_of(model, pairs, method, memory=smallest_budget(model, pairs, method))
+    torch.testing.assert_close(one_by_one.per_prompt, together.per_prompt, rtol=1e-4, atol=5e-6)
+    alone = scores_of(model, pairs[[3]], method)
+    torch.testing.assert_close(alone.mean, together.per_prompt[3], rtol=1e-4, atol=5e-6)
+
+
+def smallest_budget(model: Any, pairs: TokenizedPairs, method: str) -> int:
+    with pytest.raises(ValueError, match=r"memory = 1 bytes is too small: one prompt takes \d+") as refused:
+        scores_of(model, pairs, method, memory=1)
+    return int(str(refused.value).rsplit(" ", 1)[1])
+
+
+def test_prompts_of_several_lengths_are_scored_each_at_its_own():
+    model = tiny_bridge("gpt2")
+    long, short = tiny_pairs(2, 9), tiny_pairs(2, 6)
+    mixed = TokenizedPairs(
+        torch.cat([torch.nn.functional.pad(short.clean, (0, 3)), long.clean]),
+        torch.cat([torch.nn.functional.pad(short.corrupted, (0, 3)), long.corrupted]),
+        torch.cat([short.answer, long.answer]),
+        torch.cat([short.wrong_answer, long.wrong_answer]),
+        attention_mask=(torch.arange(9) < torch.tensor([6, 6, 9, 9])[:, None]).long(),
+    )
+    expected = torch.cat([per_prompt(model, short), per_prompt(model, long)])
+    torch.testing.assert_close(per_prompt(model, mixed), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_nothing_scores_where_the_prompts_are_alike():
+    pairs = tiny_pairs(changed=())
+    for method in METHODS:
+        assert not scores_of(tiny_bridge("gpt2"), pairs, method).mean.any()
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "olmo2", "gemma3"])
+def test_query_heads_of_a_group_add_up_to_the_shared_head(family: str):
+    """The gradient that reaches a shared key or value, at the model's own hook point, is that of all its heads."""
+    model, pairs = tiny_bridge(family), tiny_pairs()
+    scores = scores_of(model, pairs)
+    shared = scores.per_kv_head()
+    # input, a0.h0..3, m0: 6 rows; q 4, k 2, v 2, m per layer and logits: 19 columns
+    assert shared.shape == (11, 19)
+    for layer, name in ((0, "k"), (1, "v")):
+        watched: list[Tensor] = []
+
+        def watch(x: Tensor, hook: Any) -> Tensor:
+            watched.append(x.view_as(x))  # noqa: B023
+            watched[0].retain_grad()  # noqa: B023
+            return watched[0]  # noqa: B023
+
+        differences = [
+            model.run_with_cache(tokens)[1]["blocks.0.hook_resid_pre"] for tokens in (pairs.clean, pairs.corrupted)
+        ]
+        block = model.blocks[layer]
+        stream = model.run_with_cache(pairs.clean)[1][f"blocks.{layer}.hook_resid_pre"].detach().requires_grad_()
+        with model.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_{name}", watch)]):
+            logit_difference(model(pairs.clean), pairs).sum().backward()
+        normed = block.ln1(stream) if "ln1" in block._modules else stream
+        weight = getattr(block.attn, f"W_{name.upper()}").detach()
+        read = torch.einsum("btm,hme->bthe", normed, weight)
+        for head in range(2):
+            (reads,) = torch.autograd.grad(read[:, :, head], stream, watched[0].grad[:, :, head], retain_graph=True)
+            wanted = float(((differences[0] - differences[1]) * reads).sum()) / len(pairs)
+            column = layer * 9 + (4 if name == "k" else 6) + head
+            assert float(shared[0, column]) == pytest.approx(wanted, rel=1e-3, abs=1e-5)
+
+
+def test_integrated_gradients_are_the_mean_of_the_gradients_on_the_way():
+    """By hand: with one step the gradient of the corrupted run, which is that of EAP with the prompts exchanged."""
+    model, pairs = tiny_bridge("gpt2"), tiny_pairs()
+    exchanged = TokenizedPairs(pairs.corrupted, pairs.clean, pairs.answer, pairs.wrong_answer)
+    at_corrupted = -per_prompt(model, exchanged)
+    torch.testing.assert_close(per_prompt(model, pairs, "eap-ig", steps=1), at_corrupted, rtol=1e-4, atol=1e-6)
+    both = (per_prompt(model, pairs) + at_corrupted) / 2
+    torch.testing.assert_close(per_prompt(model, pairs, "clean-corrupted"), both, rtol=1e-4, atol=1e-6)
+
+
+# -- what else can be asked
+
+
+def test_only_the_mean_can_be_kept():
+    model, pairs = tiny_bridge("gpt2"), tiny_pairs()
+    lean = scores_of(model, pairs, per_prompt=False)
+    assert lean.per_prompt is None
+    torch.testing.assert_close(lean.mean, scores_of(model, pairs).mean)
+    with pytest.raises(ValueError, match="only the mean was kept"):
+        lean.of_prompt(0)
+
+
+def test_a_metric_of_ones_own_sees_all_logits():
+    model, pairs = tiny_bridge("gpt2"), tiny_pairs()
+    everywhere = per_prompt(model, pairs, metric=lambda logits, pairs: logits[:, 3, 5])
+    ending_there = TokenizedPairs(pairs.clean[:, :4], pairs.corrupted[:, :4], pairs.answer, pairs.wrong_answer)
+    expected = per_prompt(model, ending_there, metric=lambda logits, pairs: logits[:, -1, 5])
+    torch.testing.assert_close(everywhere, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_half_precision_is_near():
+    pairs = tiny_pairs()
+    half = per_prompt(bridge_of(tiny_model("llama").to(torch.bfloat16)), pairs)
+    assert half.dtype == torch.float32
+    assert relative(half, per_prompt(tiny_bridge("llama"), pairs)) < 0.2
+
+
+def test_the_model_is_left_as_it_was():
+    model, pairs = tiny_bridge("llama").train(), tiny_pairs()
+    before = [(name, parameter.requires_grad) for name, parameter in model.named_parameters()]
+    for method in METHODS:
+        scores_of(model, pairs, method)
+    assert model.training
+    assert [(name, parameter.requires_grad) for name, parameter in model.named_parameters()] == before
+    assert not any(parameter.grad is not None for parameter in model.parameters())
+    assert not any(point.fwd_hooks or point.bwd_hooks for point in model.hook_dict.values())
+
+
+def test_the_mean_score_of_an_edge_has_an_interval():
+    scores = scores_of(tiny_bridge("gpt2"), tiny_pairs(6))
+    interval = scores.interval("input->logits")
+    assert interval.n == 6
+    assert interval.low <= interval.mean <= interval.high
+
+
+# -- what is refused
+
+
+def test_a_method_that_does_not_exist():
+    with pytest.raises(ValueError, match="no such method: 'eapig'"):
+        scores_of(tiny_bridge("gpt2"), tiny_pairs(), "eapig")
+
+
+def test_no_steps():
+    with pytest.raises(ValueError, match="steps = 0"):
+        scores_of(tiny_bridge("gpt2"), tiny_pairs(), "eap-ig", steps=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_metric_that_returns_a_scalar(method: str):
+    with pytest.raises(ValueError, match=r"shape \[\] for 1 prompts"):
+        scores_of(tiny_bridge("gpt2"), tiny_pairs(), method, metric=lambda logits, pairs: logits.mean())
+
+
+def test_a_metric_without_a_gradient():
+    with pytest.raises(ValueError, match="has no gradient"):
+        scores_of(tiny_bridge("gpt2"), tiny_pairs(), metric=sl.metrics.accuracy)
+
+
+@pytest.mark.parametrize("method", ["eap", "exact"])
+def test_activations_that_are_not_finite(method: str):
+    model = tiny_bridge("gpt2")
+    pairs = tiny_pairs()
+    model.original_model.get_input_embeddings().weight.data[pairs.clean[1, 0]] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        scores_of(model, pairs, method)
+
+
+@pytest.mark.parametrize("method", ["eap", "exact"])
+def test_prompts_of_unequal_length(method: str):
+    pairs = tiny_pairs()
+    mask = torch.ones_like(pairs.clean)
+    shorter = mask.clone()
+    shorter[1, -1] = 0
+    for clean_mask in (mask, None):  # none is all ones
+        unequal = replace(pairs, attention_mask=clean_mask, corrupted_mask=shorter)
+        with pytest.raises(ValueError, match="pair 1 differ in length"):
+            scores_of(tiny_bridge("gpt2"), unequal, method)
+
+
+@pytest.mark.parametrize("method", ["eap", "exact"])
+def test_a_budget_too_small_for_one_prompt(method: str):
+    with pytest.raises(ValueError, match="memory = 1000 bytes is too small"):
+        scores_of(tiny_bridge("gpt2"), tiny_pairs(), method, memory=1000)
+
+
+def test_a_model_whose_residual_stream_is_no_sum():
+    with pytest.raises(ValueError, match="cannot read layer 0 of this BertForMaskedLM"):
+        scores_of(tiny_bridge("bert"), tiny_pairs())
+
+
+def test_another_kind_of_model():
+    with pytest.raises(ValueError, match="not a GPT2LMHeadModel"):
+        scores_of(tiny_model("gpt2"), tiny_pairs())
+
+
+def test_exact_scores_of_chosen_edges():
+    model, pairs = tiny_bridge("gpt2"), tiny_pairs()
+    names = ["input->a0.h1<k>", "a0.h2->m0", "m0->a1.h3<v>", "a1.h0->logits", "m1->logits"]
+    some, whole = patch_edges(model, pairs, logit_difference, names, progress=False), scores_of(model, pairs, "exact")
+    chosen = some.graph.matrix(names)
+    torch.testing.assert_close(some.mean[chosen], whole.mean[chosen], rtol=1e-4, atol=1e-6)
+    assert some.mean[some.exists & ~chosen].isnan().all()
+    with pytest.raises(ValueError, match="no such source: 'a9h6'"):
+        patch_edges(model, pairs, logit_difference, ["a9h6->logits"], progress=False)
+    with pytest.raises(ValueError, match="another model's"):
+        patch_edges(model, pairs, logit_difference, torch.ones(2, 2, dtype=torch.bool), progress=False)

@@ -1,0 +1,152 @@
+"""Head labels: TransformerLens' own scores, also where its detector cannot go."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformer_lens.head_detector import HEAD_NAMES, detect_head
+
+import sparselens as sl
+from sparselens.analyses import label_heads
+from sparselens.analyses.sparsity.head_labels import HeadScores, repeated_tokens
+from tests.analyses.small_models import native_model, two_layers
+from tests.tiny_models import tiny_bridge, tiny_model, tiny_tokenizer, tiny_tokens
+
+
+@pytest.fixture(scope="module", params=["stories260k", "stories260k-sparse"])
+def stories(request: pytest.FixtureRequest) -> Any:
+    return sl.load(request.param)
+
+
+PROMPTS = ["Once upon a time, Tim and Sue saw Tim and Sue.", "The cat sat. The cat sat."]
+
+
+@pytest.mark.parametrize("exclude", [False, True])
+def test_scores_are_those_of_detect_head(stories: Any, exclude: bool):
+    options = {"exclude_bos": exclude, "exclude_current_token": exclude}
+    found = label_heads(stories, PROMPTS, **options)
+    for scores, name in zip(found.scores, HEAD_NAMES, strict=True):
+        own = torch.stack([detect_head(stories, prompt, name, **options).nan_to_num() for prompt in PROMPTS]).mean(0)
+        torch.testing.assert_close(scores, own, atol=1e-6, rtol=1e-5)
+
+
+def test_the_example():
+    found = label_heads(sl.load("stories260k-sparse")).labels(threshold=0.95)
+    assert found == {"a1.h2": "previous token 0.96", "a3.h6": "previous token 0.97"}
+
+
+def test_attention_is_one_only_in_a_dense_model(stories: Any):
+    attention = label_heads(stories, PROMPTS).attention
+    if sl.is_sparse(stories):
+        assert attention.max() < 1.0
+    else:
+        torch.testing.assert_close(attention, torch.ones(5, 8))
+
+
+def test_by_hand():
+    # heads that look at all alike: of the weights 1, 1/2 1/2, 1/3 1/3 1/3 those to the token before are 1/2 and 1/3
+    found = label_heads(two_layers(), torch.tensor([[0, 1, 0]]))
+    assert found.kinds == ("previous token", "duplicate token", "induction")
+    previous, duplicate, induction = found.scores[:, 0, 0].tolist()
+    assert previous == pytest.approx((1 / 2 + 1 / 3) / 3)
+    assert duplicate == pytest.approx((1 / 3) / 3)
+    assert induction == pytest.approx((1 / 3) / 3)
+    assert found.label(0, 0, threshold=0.2) == "previous token 0.28"
+    assert found.labels(threshold=0.2) == {"a0.h0": "previous token 0.28", "a1.h0": "previous token 0.28"}
+    assert found.labels() == {}
+
+
+def test_a_closed_head_scores_nothing():
+    model = sl.sparsify(two_layers(), gate_bias=-1.0)
+    found = label_heads(model, torch.tensor([[0, 1, 0]]))
+    assert not found.scores.any()
+    assert not found.attention.any()
+    assert found.label(1, 0) == ""
+
+
+def test_an_induction_head_is_found():
+    """Queries of the last block match the token before each key: handed over in a pattern put in by a hook."""
+    model = native_model(n_ctx=16, d_vocab=12)
+    rows = repeated_tokens(model, n=2)
+
+    def attend(pattern: torch.Tensor, hook: Any) -> torch.Tensor:
+        pattern = torch.zeros_like(pattern)
+        pattern[..., 0] = 1.0
+        for query in range(8, 16):  # the second copy: look where the token stood before, one further
+            pattern[:, :, query, 0] = 0.0
+            pattern[:, :, query, query - 7] = 1.0
+        return pattern
+
+    with model.hooks([("blocks.1.attn.hook_pattern", attend)]):
+        found = label_heads(model, rows)
+        judged_by_the_rest = label_heads(model, rows, exclude_bos=True)
+    assert found.scores[2, 1, 0] == 0.5
+    assert found.label(1, 0) == "induction 0.50"
+    assert judged_by_the_rest.label(1, 0) == "induction 1.00"
+    assert found.label(0, 0) == ""
+
+
+# rows
+
+
+def test_random_tokens_repeat_and_are_the_same_every_time():
+    model = native_model(n_ctx=11, d_vocab=13)
+    rows = repeated_tokens(model, n=3, seed=1)
+    assert rows.shape == (3, 10)
+    assert torch.equal(rows[:, :5], rows[:, 5:])
+    assert all(len(set(row.tolist())) == 5 for row in rows)
+    assert torch.equal(rows, repeated_tokens(model, n=3, seed=1))
+    assert not torch.equal(rows, repeated_tokens(model, n=3, seed=2))
+
+
+def test_they_open_with_the_bos_of_the_tokenizer(stories: Any):
+    rows = repeated_tokens(stories, n=2)
+    assert rows.shape == (2, 65)
+    assert (rows[:, 0] == stories.tokenizer.bos_token_id).all()
+    assert torch.equal(rows[:, 1:17], rows[:, 49:])
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "bert"])
+def test_other_families_with_their_mode_left_alone(family: str):
+    model = tiny_bridge(family).train()
+    found = label_heads(model, n=2)
+    assert model.training
+    assert found.scores.shape == (3, 2, 4)
+    assert ((found.scores >= 0) & (found.scores <= 1)).all()
+
+
+def test_shipped_bidirectional_model():
+    found = label_heads(sl.load("addition-sparse"))
+    assert found.scores.shape == (3, 4, 2)
+    assert not found.scores.isnan().any()
+
+
+def test_refusals():
+    model = tiny_bridge("gpt2")
+    with pytest.raises(ValueError, match="no tokenizer for strings"):
+        label_heads(model, ["a b"])
+    with pytest.raises(ValueError, match="prompt 0 has 1 tokens: want 2 to 32"):
+        label_heads(model, tiny_tokens(length=1))
+    with pytest.raises(ValueError, match="prompt 0 has 33 tokens"):
+        label_heads(model, tiny_tokens(length=33))
+    with pytest.raises(ValueError, match="n = 0"):
+        label_heads(model, n=0)
+    with pytest.raises(ValueError, match="no prompt"):
+        label_heads(model, tiny_tokens()[:0])
+    with pytest.raises(ValueError, match="not a GPT2LMHeadModel"):
+        label_heads(tiny_model("gpt2"))
+    with pytest.raises(ValueError, match=r"no such head: a2.h0 \(2 layers of 4 heads\)"):
+        HeadScores(("induction",), torch.zeros(1, 2, 4), torch.ones(2, 4)).label(2, 0)
+
+
+def test_pairs_are_judged_without_their_padding(tmp_path: Path):
+    model, tokens = tiny_bridge("gpt2"), tiny_tokens(2, 6)
+    model.tokenizer = tiny_tokenizer(tmp_path)  # pads with 0
+    padded = torch.stack([tokens[0], torch.nn.functional.pad(tokens[1, :4], (2, 0))])
+    mask = (padded != 0).long()
+    pairs = sl.TokenizedPairs(padded, padded.flip(0), torch.tensor([1, 2]), torch.tensor([3, 4]), mask, mask.flip(0))
+    alone = [label_heads(model, row[None]).scores for row in (tokens[0], tokens[1, :4])]
+    torch.testing.assert_close(label_heads(model, pairs).scores, torch.stack(alone).mean(0))
+    with pytest.raises(ValueError, match="prompt 1 holds the padding token 0"):
+        label_heads(model, padded)
