@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 import sparselens as sl
 from sparselens import cli, training
-from sparselens.analyses.partial_runs import peak_bytes
+from sparselens.analyses.engine.partial_runs import peak_bytes
 from sparselens.evaluation import evaluate
 from sparselens.folder import load_transformers
 from sparselens.text import Source, Split, rows, unseen_tokens

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import sparselens as sl
-from sparselens.analyses.partial_runs import peak_bytes
+from sparselens.analyses.engine.partial_runs import peak_bytes
 from sparselens.control import RATES, TOLERANCE
 from sparselens.evaluation import Evaluation, evaluate, open_gates
 from sparselens.gates import RowNoise
