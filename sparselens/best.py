@@ -15,17 +15,33 @@ class Best:
         self._target = target
         self.state = state
 
-    def offer(self, model: nn.Module, evaluation: Evaluation, **more: Any) -> None:
-        """Keep the model's weights, copied to main memory, with `more` beside them, if this state is better."""
+    def offer(self, model: nn.Module, evaluation: Evaluation, *, step: int, multiplier: float) -> None:
+        """Keep the model's weights, copied to main memory, if this state is better."""
         if self.state is None or evaluation.rank(self._target) < self.evaluation.rank(self._target):
             weights = {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
-            self.state = {"model": weights, "evaluation": asdict(evaluation), **more}
+            self.state = {"model": weights, "evaluation": asdict(evaluation), "step": step, "multiplier": multiplier}
 
-    def put_into(self, model: nn.Module) -> dict[str, Any]:
-        """Give the model the kept weights, and return what was kept beside them."""
+    def put_into(self, model: nn.Module) -> None:
+        """Give the model the kept weights."""
         assert self.state is not None
         model.load_state_dict(self.state["model"])
-        return self.state
+
+    def raise_multiplier(self, factor: float) -> None:
+        """Go on from this state, next time, with a higher multiplier."""
+        assert self.state is not None
+        self.state["multiplier"] *= factor
+
+    @property
+    def step(self) -> int:
+        """After which step the state was kept."""
+        assert self.state is not None
+        return self.state["step"]
+
+    @property
+    def multiplier(self) -> float:
+        """The multiplier to go on with from this state."""
+        assert self.state is not None
+        return self.state["multiplier"]
 
     @property
     def evaluation(self) -> Evaluation:

@@ -74,6 +74,10 @@ class Geco:
         step = self.rate * max(-1.0, min(1.0, self.ema / self.limit))
         self.multiplier = min(max(self.multiplier * math.exp(step), self.bounds[0]), self.bounds[1])
 
+    def restart(self, multiplier: float) -> None:
+        """Go on from another state of the model, with the average forgotten."""
+        self.multiplier, self.ema = min(max(multiplier, self.bounds[0]), self.bounds[1]), None
+
     def state_dict(self) -> GecoState:
         """What a resumed run needs besides the settings."""
         return {"multiplier": self.multiplier, "ema": self.ema}

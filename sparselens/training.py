@@ -97,6 +97,10 @@ def post_train(
             run.close()
 
 
+_BROKEN = 10.0  # violation limits above what is allowed: more than an edge or two costs
+_MORE_CAREFUL = 3.0  # factor of the multiplier when a run goes back
+
+
 class _NotFiniteError(ValueError):
     """A loss or a gradient is not finite."""
 
@@ -186,7 +190,8 @@ class _Run:
             self._check()
 
     def _finish(self) -> PostTrainResult:
-        best, step = self.best, self.best.put_into(self.plain)["step"]
+        best, step = self.best, self.best.step
+        best.put_into(self.plain)
         notes = notes_on(self.history, step, self.learning_rate)
         return PostTrainResult(
             self.dense,
@@ -327,11 +332,26 @@ class _Run:
             self.geco.update(now.loss, allowance)
         record = self._record(now, allowance)
         self.history.append(record)
-        self.best.offer(self.plain, now, step=self.step)
+        self.best.offer(self.plain, now, step=self.step, multiplier=self.geco.multiplier)
         if self.journal:
             self.journal.evaluation(record)
+        if now.loss - self.target - allowance > _BROKEN * self.config.violation_limit:
+            self._go_back()
         if self.tell:
             self.tell(list(self.history))
+
+    def _go_back(self) -> None:
+        """Return to the sparsest state that met the target, with a higher multiplier each time.
+
+        A gate closed for good has no gradient left that could open it again, however high the multiplier climbs.
+        """
+        if not self.best.feasible or not self.best.step:
+            return  # there is nothing to go back to
+        self.best.put_into(self.plain)
+        self.optimizer.state.clear()
+        self.best.raise_multiplier(_MORE_CAREFUL)
+        self.geco.restart(self.best.multiplier)
+        self._event(f"back to step {self.best.step}, multiplier {self.geco.multiplier:.3g}")
 
     def _record(self, now: Evaluation, allowance: float) -> dict[str, Any]:
         return {

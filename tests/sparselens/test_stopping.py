@@ -16,7 +16,7 @@ from torch import Tensor
 from sparselens.checkpoint import load_checkpoint
 from sparselens.losses import next_token_loss
 from sparselens.stopping import stop_requests
-from tests.sparselens.test_resume import DROPOUT, GOES_BACK, log_steps
+from tests.sparselens.test_resume import DROPOUT, AUTO, log_steps
 from tests.tiny_runs import counting_rows, gated, run
 
 
@@ -62,7 +62,7 @@ def stopped_again_and_again(out: Path, **options: Any) -> tuple[int, Any, Any]:
 
 
 def test_twenty_kills_change_nothing(tmp_path: Path):
-    options = {**GOES_BACK, "steps": 50, "evaluate_every": 2, "checkpoint_every": 3}
+    options = {**AUTO, "steps": 50, "evaluate_every": 2, "checkpoint_every": 3}
     whole = gated(**DROPOUT)
     expected = run(whole, out=tmp_path / "whole", loss=loss_that(kill, -1), **options)
     stops, result, model = stopped_again_and_again(tmp_path / "stopped", **options)

@@ -83,6 +83,18 @@ def test_multiplier_follows_the_held_out_loss():
         )
 
 
+def test_a_broken_run_goes_back_to_its_best_state():
+    model = trained()
+    options = {"evaluate_every": 1, "steps": 12, "violation_limit": 1e-3, "multiplier": 1e-2, "margin": 0.05}
+    history = run(model, learning_rate=3e-3, clip_norm=0.0, **options).history
+    back = [i for i, record in enumerate(history) if "back to step" in record.get("event", "")]
+    assert back
+    for i in back:
+        step = int(history[i]["event"].split("back to step ")[1].split(",")[0])
+        kept = next(record for record in history if record["step"] == step)
+        assert step and kept["feasible"] and history[i]["multiplier"] < history[i + 1]["multiplier"]
+
+
 def test_dense_control_tells_a_rate_that_wrecks_the_model():
     model = trained()
     before = weights(model)
