@@ -127,6 +127,6 @@ def run_circuits(model: Any, own: EdgeScores, other: EdgeScores, pairs: Tokenize
     circuits = [mine, other.smallest(asked.share), random_circuit(own.graph, len(mine), asked.seed)]
     with running_circuits(model, own.graph, pairs, asked.metric, asked.ablation, asked.memory) as runs:
         found, kept = search(runs, own, asked.goal, asked.progress)
-        alone = runs.alone(circuits, asked.progress)
+        alone, transferred, random = runs.alone(circuits, asked.progress)
     reached = len(found) if kept.mean >= asked.goal else None
-    return CircuitRuns(*alone, kept, reached)
+    return CircuitRuns(alone, transferred, random, kept, reached)
