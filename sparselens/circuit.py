@@ -66,12 +66,15 @@ class Circuit:
         """All edges that are not in this circuit."""
         return replace(self, kept=self.graph.exists.to(self.kept.device) & ~self.kept)
 
-    def pruned(self) -> "Circuit":
-        """Only the edges on a path from the input to the logits; no other acts where outside edges are corrupted."""
-        kept = self.kept
-        after = _led_to(self.graph, kept, LOGITS)
-        kept = kept & after
-        return replace(self, kept=kept & _led_to(self.graph, kept, INPUT))
+    def pruned(self, from_input: bool = True) -> "Circuit":
+        """Only the edges on a path from the input to the logits; no other acts where outside edges are corrupted.
+
+        Args:
+            from_input: False: all edges on a path to the logits. Where outside edges carry means or zeros, a node that
+                reads no edge of the circuit writes something else than those.
+        """
+        kept = self.kept & _led_to(self.graph, self.kept, LOGITS)
+        return replace(self, kept=kept & _led_to(self.graph, kept, INPUT) if from_input else kept)
 
     def save(self, path: str | PathLike[str]) -> Path:
         """Write the circuit with all scores as EAP-IG does (`Graph.to_json`)."""

@@ -40,7 +40,7 @@ def refuse_unreadable(model: Any, tokens: Int[Tensor, "batch pos"], packed: bool
     _refuse_out_of_range(model, "prompt", tokens, lowest=0)
     tokenizer = getattr(model, "tokenizer", None)
     padding = getattr(tokenizer, "pad_token_id", None)
-    if padding is None or tokens.shape[1] < 2:
+    if tokenizer is None or padding is None or tokens.shape[1] < 2:
         return
     padded = tokens == padding
     if padding in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id):

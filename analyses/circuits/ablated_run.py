@@ -2,20 +2,25 @@
 
     v reads   x_ablated + sum over kept edges u -> v of (write of u in this run - its ablated write)
 Sources run in the model's own modules, in order; only what they read is replaced. So every head reads its queries, keys
-and values through edges of its own. Where query heads share keys and values the batch holds as many copies of a prompt
-as heads share one, and copy r keeps the r-th head of every group.
+and values through edges of its own. Where query heads share keys and values, attention runs on as many copies of a
+prompt as heads share one, and copy r keeps the r-th head of every group.
+
+What no kept edge touches does not run: a head without one reads what it reads when ablated, whatever its receiver, and
+the blocks before and after those that write something of the circuit are passed over.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparselens.analyses.engine.edge_products import Writes, exact_dtype
 from sparselens.analyses.engine.gradients import PerPrompt, Question, ask, repeated
 from sparselens.analyses.engine.norms import Norm
+from sparselens.analyses.engine.partial_runs import passing_over
 from sparselens.analyses.engine.residual_stream import Activations, Hook, Layer, Reading, keep
 from sparselens.graph import RECEIVERS
 
@@ -45,7 +50,7 @@ def ablated_by(question: Question, writes: Writes | None = None) -> Ablated:
     streams = _streams(reading, writes, recorded)
     ablated = Ablated(writes, streams, metric)
     none = torch.zeros_like(reading.graph.exists)
-    return Ablated(ablated.writes, streams, run_circuit(question, none, ablated))
+    return Ablated(writes, streams, run_circuit(question, none, ablated, writes[0]))
 
 
 def writes_of(reading: Reading, recorded: Activations) -> Writes:
@@ -77,11 +82,22 @@ def _streams(reading: Reading, writes: Writes, recorded: Activations) -> Activat
     return streams | {reading.end: stream.to(recorded[reading.end].device)}
 
 
-def run_circuit(question: Question, kept: Bool[Tensor, "source destination"], ablated: Ablated) -> PerPrompt:
-    """The metric of the clean prompts when only the kept edges carry what the run makes."""
-    copies = max(block.n_heads // (block.n_kv_heads or block.n_heads) for block in question.reading.graph.blocks)
-    run = _CircuitRun(question.reading, kept.to(ablated.writes), ablated, torch.zeros_like(ablated.writes), copies)
-    with torch.no_grad():
+def run_circuit(
+    question: Question,
+    kept: Bool[Tensor, "source destination"],
+    ablated: Ablated,
+    start: Float[Tensor, "batch pos d_model"],
+) -> PerPrompt:
+    """The metric of the clean prompts when only the kept edges carry what the run makes.
+
+    Args:
+        start: what the input writes in the clean run
+    """
+    reading = question.reading
+    copies = max(block.n_heads // (block.n_kv_heads or block.n_heads) for block in reading.graph.blocks)
+    run = _CircuitRun(reading, kept.to(ablated.writes), ablated, torch.zeros_like(ablated.writes), copies)
+    run.changes[0] = start.to(ablated.writes) - ablated.writes[0]
+    with torch.no_grad(), passing_over(reading.model, run.needless(), reading.as_tuple):
         return ask(repeated(question, copies), run.hooks())[: len(question.pairs)]
 
 
@@ -97,31 +113,58 @@ class _CircuitRun:
 
     def hooks(self) -> list[Hook]:
         """All that is replaced and recorded."""
-        hooks: list[Hook] = [(self.reading.layers[0].at("hook_resid_pre"), partial(self._writes, slice(0, 1)))]
+        hooks: list[Hook] = []
         for layer in self.reading.layers:
             for number, receiver in enumerate(RECEIVERS):
                 hooks.append((layer.at(f"attn.hook_{receiver}"), partial(self._into_heads, layer, number)))
             hooks.append((layer.at("attn.hook_z"), partial(self._heads_write, layer)))
             if layer.block.mlp:
-                place = self.reading.graph.head_sources(layer.number).stop
                 hooks.append((layer.mlp_in, partial(self._into_mlp, layer)))
-                hooks.append((layer.at("hook_mlp_out"), partial(self._writes, slice(place, place + 1))))
+                hooks.append((layer.at("hook_mlp_out"), partial(self._mlp_writes, layer)))
         return [*hooks, (self.reading.end, self._into_logits)]
 
-    def _reads(self, stream: str, written: int, columns: slice) -> Float[Tensor, "reader batch pos d_model"]:
+    def needless(self) -> dict[int, Callable[[], Tensor]]:
+        """The blocks of which no write is carried anywhere, and what comes out of them: the last one's is read."""
+        found: dict[int, Callable[[], Tensor]] = {}
+        for layer in self.reading.layers:
+            heads = self.reading.graph.head_sources(layer.number)
+            if not self.kept[heads.start : heads.stop + layer.block.mlp].any():
+                found[layer.number] = partial(self._passed_over, layer)
+        return found
+
+    def _passed_over(self, layer: Layer) -> Tensor:
+        like = next(self.reading.model.blocks[layer.number].parameters())
+        if layer is self.reading.layers[-1]:
+            return self._into_logits(like)
+        stream = self.ablated.streams[layer.at("hook_resid_pre")]  # of the right shape; nothing reads it
+        return stream.repeat(self.copies, 1, 1).to(like)
+
+    def _reads(
+        self, stream: str, written: int, columns: Int[Tensor, " reader"]
+    ) -> Float[Tensor, "reader batch pos d_model"]:
         """What these destinations read."""
-        carried = self.kept[:written, columns].T @ self.changes[:written].flatten(1)
+        kept, changes = self.kept[:written, columns], self.changes[:written]
+        sources = kept.any(1)
+        if not sources.all():
+            kept, changes = kept[sources], changes[sources]
         base = self.ablated.streams[stream]
-        return carried.unflatten(1, self.changes.shape[1:]).to(base) + base
+        return (kept.T @ changes.flatten(1)).unflatten(1, changes.shape[1:]).to(base) + base
 
     def _into_heads(self, layer: Layer, number: int, activation: Tensor) -> Tensor:
         block, graph = layer.block, self.reading.graph
         start = graph.head_destinations(layer.number).start + number * block.n_heads
         columns = slice(start, start + block.n_heads)
-        stream = self._reads(layer.at("hook_resid_pre"), graph.head_sources(layer.number).start, columns)
+        name, written = layer.at("hook_resid_pre"), graph.head_sources(layer.number).start
         receiver = RECEIVERS[number]
         weight, bias = self.reading.weight(layer.number, receiver), self.reading.bias(layer.number, receiver)
-        found = torch.einsum("hbtm,hme->bthe", _normed(layer.norm, stream), weight)
+        base = self.ablated.streams[name]
+        own = self.kept[:written, columns].any(0).to(weight.device)  # heads that read something of the circuit
+        found = base.new_empty(*base.shape[:2], *weight.shape[::2])
+        if not own.all():
+            found[:, :, ~own] = torch.einsum("btm,hme->bthe", _normed(layer.norm, base), weight[~own])
+        if own.any():
+            stream = self._reads(name, written, start + own.nonzero()[:, 0].to(self.kept.device))
+            found[:, :, own] = torch.einsum("hbtm,hme->bthe", _normed(layer.norm, stream), weight[own])
         found = found if bias is None else found + bias
         shared = block.n_heads // activation.shape[2]
         parts = [found[:, :, copy % shared :: shared] for copy in range(self.copies)]
@@ -136,18 +179,21 @@ class _CircuitRun:
         self.changes[heads] = self.reading.head_writes(layer.number, z).to(self.changes) - self.ablated.writes[heads]
 
     def _into_mlp(self, layer: Layer, activation: Tensor) -> Tensor:
+        """One copy is enough: MLPs do not tell the heads of a group apart."""
         place = self.reading.graph.head_destinations(layer.number).stop
         written = int(self.reading.graph.reads[place])
-        stream = self._reads(layer.mid, written, slice(place, place + 1))[0]
-        return _normed(layer.mlp_norm, stream).repeat(self.copies, 1, 1).to(activation.dtype)
+        stream = self._reads(layer.mid, written, torch.tensor([place], device=self.kept.device))[0]
+        return _normed(layer.mlp_norm, stream).to(activation.dtype)
+
+    def _mlp_writes(self, layer: Layer, activation: Tensor) -> Tensor:
+        place = self.reading.graph.head_sources(layer.number).stop
+        self.changes[place] = activation.to(self.changes) - self.ablated.writes[place]
+        return activation.repeat(self.copies, 1, 1)
 
     def _into_logits(self, activation: Tensor) -> Tensor:
-        stream = self._reads(self.reading.end, len(self.changes), slice(-1, None))[0]
+        last = torch.tensor([self.kept.shape[1] - 1], device=self.kept.device)
+        stream = self._reads(self.reading.end, len(self.changes), last)[0]
         return stream.repeat(self.copies, 1, 1).to(activation.dtype)
-
-    def _writes(self, place: slice, activation: Tensor) -> None:
-        own = activation[: self.changes.shape[1]].to(self.changes)
-        self.changes[place] = own - self.ablated.writes[place]
 
 
 def _normed(norm: Norm | None, stream: Tensor) -> Tensor:

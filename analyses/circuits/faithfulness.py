@@ -5,21 +5,23 @@ where "nothing" is the run with every edge ablated: the corrupted run, or the me
 Ratios are of means over prompts, with a bootstrap over prompts; per-prompt values are there, too.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm import tqdm
 
 from sparselens import circuit as selection
 from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.circuits.ablated_run import Ablated, ablated_by, run_circuit, writes_of
-from sparselens.analyses.engine.batching import MEMORY, in_batches, refuse_several_lengths, refuse_unequal
+from sparselens.analyses.engine.batching import MEMORY, fit, in_batches, longest, refuse_several_lengths, refuse_unequal
 from sparselens.analyses.engine.edge_products import Writes
-from sparselens.analyses.engine.gradients import Question, ask, written
-from sparselens.analyses.engine.residual_stream import Reading, read_model
+from sparselens.analyses.engine.gradients import PerPrompt, Question, ask, written
+from sparselens.analyses.engine.residual_stream import Reading, keep, read_model
 from sparselens.circuit import Circuit
 from sparselens.evaluation import evaluating
 from sparselens.graph import Graph
@@ -29,6 +31,7 @@ from sparselens.prompt_checks import refuse_misfits
 from sparselens.tokenized import TokenizedPairs
 
 Ablation = Literal["corrupted", "mean", "zero"]
+DELAY = 5  # seconds after which a bar shows
 SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # MIB's, shares of all edges
 
 
@@ -80,8 +83,8 @@ def faithfulness(
         ValueError: the circuit is another model's, the ablation is unknown or a mean of prompts of several lengths, or
             as `attribute_edges`.
     """
-    found = _run_all(model, circuit.graph, [circuit.kept], pairs, metric, ablation, memory, progress)
-    return Faithfulness(found[0], found[1], found[2])
+    with running_circuits(model, circuit.graph, pairs, metric, ablation, memory) as runs:
+        return runs.alone([circuit], progress)[0]
 
 
 def completeness(
@@ -117,9 +120,13 @@ def minimality(
         raise ValueError("the circuit has no edge that could be needless")
     places = circuit.kept.nonzero()
     without = [circuit.kept.clone().index_put_(tuple(place[:, None]), torch.tensor(False)) for place in places]
-    found = _run_all(model, circuit.graph, [circuit.kept, *without], pairs, metric, ablation, memory, progress)
-    whole, gap = found[0], found[-2] - found[-1]
-    return {name: ratio_interval(whole - left, gap) for name, left in zip(circuit.edges, found[1:-2], strict=True)}
+    with running_circuits(model, circuit.graph, pairs, metric, ablation, memory) as runs:
+        whole, *others = runs.alone([circuit, *(replace(circuit, kept=kept) for kept in without)], progress)
+    gap = whole.clean - whole.ablated
+    return {
+        name: ratio_interval(whole.circuit - left.circuit, gap)
+        for name, left in zip(circuit.edges, others, strict=True)
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,47 +183,118 @@ def faithfulness_curve(
     ways = {"top": selection.top, "greedy": selection.greedy}
     if choose not in ways:
         raise ValueError(f"no such choice: {choose!r} (want {', '.join(ways)})")
-    kept = [ways[choose](graph, scores.mean, number).kept for number in numbers]
-    found = _run_all(model, graph, kept, pairs, metric, ablation, memory, progress)
-    points = tuple(Faithfulness(values, found[-2], found[-1]) for values in found[:-2])
-    return Curve(tuple(numbers), graph.n_edges, points)
+    circuits = [ways[choose](graph, scores.mean, number) for number in numbers]
+    with running_circuits(model, graph, pairs, metric, ablation, memory) as runs:
+        return Curve(tuple(numbers), graph.n_edges, tuple(runs.alone(circuits, progress)))
 
 
 # -- running
 
 
-def _run_all(
-    model: Any,
-    graph: Graph,
-    circuits: Sequence[Bool[Tensor, "source destination"]],
-    pairs: TokenizedPairs,
-    metric: Metric,
-    ablation: str,
-    memory: int,
-    progress: bool,
-) -> Float[Tensor, "circuit_and_two batch"]:
-    """The metric of every circuit, then of the clean run, then of nothing."""
+@dataclass(frozen=True, eq=False)
+class _Baselines:
+    """What all circuits share on some prompts."""
+
+    question: Question
+    clean: PerPrompt  # the metric
+    start: Float[Tensor, "batch pos d_model"]  # what the input writes in the clean run
+    ablated: Ablated
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return sum(x.nbytes for x in (self.start, self.ablated.writes, *self.ablated.streams.values()))
+
+
+class Runs:
+    """Circuits of one model on the same prompts: see `running_circuits`."""
+
+    def __init__(
+        self,
+        reading: Reading,
+        pairs: TokenizedPairs,
+        metric: Metric,
+        ablation: str,
+        memory: int,
+    ) -> None:
+        self._reading, self._pairs, self._metric, self._ablation = reading, pairs, metric, ablation
+        self._device = next(reading.model.parameters()).device
+        # where heads share a norm behind them, one that reads nothing of the circuit still writes something else
+        self._only_paths_act = ablation == "corrupted" and all(layer.post_norm is None for layer in reading.layers)
+        self._means = _mean_writes(reading, pairs, metric, memory) if ablation == "mean" else None
+        self._rows, keep = self._plan(memory)
+        self._kept: list[_Baselines] = []
+        self.clean, self.ablated = torch.zeros(2, len(pairs))
+        for rows in self._rows:
+            found = self._baselines(rows)
+            self.clean[rows], self.ablated[rows] = (x.float().cpu() for x in (found.clean, found.ablated.metric))
+            self._kept += [found] * keep
+
+    def _plan(self, memory: int) -> tuple[list[Int[Tensor, " row"]], bool]:
+        """The numbers of the prompts that run together, and whether what circuits share is kept for all prompts."""
+        whole = Circuit(self._reading.graph, self._reading.graph.exists, torch.zeros(self._reading.graph.exists.shape))
+        first = longest(self._pairs)
+
+        def one(_: Any) -> int:
+            found = self._baselines(first)
+            self._run(found, whole)
+            return found.size
+
+        (at_once,), size = fit(memory, one)
+        kept = size * len(self._pairs)
+        fewer = (at_once * (memory - kept)) // memory
+        keep = 2 * kept <= memory and fewer > 0
+        return list(self._pairs.rows(fewer if keep else at_once)), keep
+
+    def alone(self, circuits: Sequence[Circuit], progress: bool = False, bar: Any = None) -> list[Faithfulness]:
+        """What every circuit does when it acts alone.
+
+        Args:
+            progress: show a bar; or `bar`: one that is told how many prompts are done
+        """
+        values = torch.zeros(len(circuits), len(self._pairs))
+        total = len(circuits) * len(self._pairs)
+        own = tqdm(total=total, desc="circuits", unit="run", disable=not progress, delay=DELAY, dynamic_ncols=True)
+        with own:
+            for number, rows in enumerate(self._rows):
+                found = self._kept[number] if self._kept else self._baselines(rows)
+                for place, circuit in enumerate(circuits):
+                    values[place, rows] = self._run(found, circuit).float().cpu()
+                    (own if bar is None else bar).update(len(rows))
+        return [Faithfulness(row, self.clean, self.ablated) for row in values]
+
+    def _baselines(self, rows: Int[Tensor, " row"]) -> _Baselines:
+        batch = self._pairs[rows]._without_padding().to(self._device)
+        question, recorded = Question(self._reading, self._metric, rows, batch), dict[str, Tensor]()
+        start = self._reading.layers[0].at("hook_resid_pre")
+        clean = ask(question, keep(recorded, [start]))
+        return _Baselines(question, clean, recorded[start], _ablate(question, self._ablation, self._means))
+
+    def _run(self, shared: _Baselines, circuit: Circuit) -> PerPrompt:
+        acting = circuit.pruned(from_input=self._only_paths_act).kept
+        if not acting.any():
+            return shared.ablated.metric
+        return run_circuit(shared.question, acting, shared.ablated, shared.start)
+
+
+@contextmanager
+def running_circuits(
+    model: Any, graph: Graph, pairs: TokenizedPairs, metric: Metric, ablation: str, memory: int
+) -> Iterator[Runs]:
+    """Inside, circuits of this graph can be run: the model is read once, and the runs that all share are made once.
+
+    Raises:
+        ValueError: as `faithfulness`.
+    """
     if ablation not in get_args(Ablation):
         raise ValueError(f"no such ablation: {ablation!r} (want {', '.join(get_args(Ablation))})")
     refuse_unequal(pairs)
     refuse_misfits(model, pairs)
-    values = torch.zeros(len(circuits) + 2, len(pairs))
     with evaluating(model), torch.no_grad():
         reading = read_model(model)
         if reading.graph != graph:
             raise ValueError(f"the circuit is one of a model with {graph}, not of this one with {reading.graph}")
-        means = _mean_writes(reading, pairs, metric, memory) if ablation == "mean" else None
-        device = next(model.parameters()).device
-
-        def run(rows: Tensor, batch: TokenizedPairs) -> tuple[Tensor]:
-            question = Question(reading, metric, rows, batch.to(device))
-            ablated = _ablate(question, ablation, means)
-            found = [run_circuit(question, kept, ablated) for kept in circuits]
-            return (torch.stack([*found, ask(question), ablated.metric]).float().cpu(),)
-
-        for rows, (found,) in in_batches(pairs, run, memory, progress, "circuits"):
-            values[:, rows] = found
-    return values
+        yield Runs(reading, pairs, metric, ablation, memory)
 
 
 def _ablate(question: Question, ablation: str, means: Writes | None) -> Ablated:

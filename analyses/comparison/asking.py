@@ -13,15 +13,14 @@ from sparselens.analyses.attribution.attention_edges import attention_edges
 from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.attribution.edges import attribute_edges
 from sparselens.analyses.circuits.baselines import random_circuit
-from sparselens.analyses.circuits.faithfulness import Faithfulness, faithfulness
-from sparselens.analyses.circuits.search import faithful_circuit
+from sparselens.analyses.circuits.faithfulness import running_circuits
+from sparselens.analyses.circuits.search import search
 from sparselens.analyses.comparison.files import Parts
 from sparselens.analyses.comparison.results import SIDES, CircuitRuns, KeptComponents
 from sparselens.analyses.engine.residual_stream import read_model
 from sparselens.analyses.patching.activation_patching import Patched, patch_activations
 from sparselens.analyses.patching.top_components import Kept, keep_top
 from sparselens.analyses.sparsity.head_labels import label_heads
-from sparselens.circuit import Circuit
 from sparselens.evaluation import evaluating
 from sparselens.metrics import Metric
 from sparselens.tokenized import TokenizedPairs
@@ -124,13 +123,10 @@ def _counts(total: int) -> list[int]:
 
 def run_circuits(model: Any, own: EdgeScores, other: EdgeScores, pairs: TokenizedPairs, asked: Asked) -> CircuitRuns:
     """What this model's circuit, the other's, random edges and the smallest faithful circuit do in this model."""
-    options: dict[str, Any] = {"memory": asked.memory, "progress": False}
     mine = own.smallest(asked.share)
-    chance = random_circuit(own.graph, len(mine), asked.seed)
-
-    def alone(circuit: Circuit) -> Faithfulness:
-        return faithfulness(model, circuit, pairs, asked.metric, asked.ablation, **options)
-
-    found, kept = faithful_circuit(model, own, pairs, asked.metric, asked.goal, asked.ablation, **options)
+    circuits = [mine, other.smallest(asked.share), random_circuit(own.graph, len(mine), asked.seed)]
+    with running_circuits(model, own.graph, pairs, asked.metric, asked.ablation, asked.memory) as runs:
+        found, kept = search(runs, own, asked.goal, asked.progress)
+        alone, transferred, random = runs.alone(circuits, asked.progress)
     reached = len(found) if kept.mean >= asked.goal else None
-    return CircuitRuns(alone(mine), alone(other.smallest(asked.share)), alone(chance), kept, reached)
+    return CircuitRuns(alone, transferred, random, kept, reached)

@@ -71,19 +71,24 @@ def longest(pairs: TokenizedPairs) -> Int[Tensor, "1"]:
 
 
 def refuse_unequal(pairs: TokenizedPairs) -> None:
-    """Raise a ValueError if clean and corrupted prompt of some pair differ in length.
+    """Raise a ValueError if clean and corrupted prompt of some pair differ in length, or padding cannot be cut off.
 
-    Every position needs its counterpart.
+    Every position needs its counterpart, and prompts of one length run without their masks.
     """
-    if pairs.corrupted_mask is None:  # the other mask is for both
-        return
-    mask = torch.ones_like(pairs.corrupted_mask) if pairs.attention_mask is None else pairs.attention_mask
-    unequal = (mask != pairs.corrupted_mask).any(-1).nonzero()
-    if len(unequal):
-        raise ValueError(
-            f"clean and corrupted prompt of pair {int(unequal[0])} differ in length ({len(unequal)} of {len(pairs)} "
-            "pairs do): every position needs its counterpart"
-        )
+    if pairs.corrupted_mask is not None:  # else the other mask is for both
+        mask = torch.ones_like(pairs.corrupted_mask) if pairs.attention_mask is None else pairs.attention_mask
+        unequal = (mask != pairs.corrupted_mask).any(-1).nonzero()
+        if len(unequal):
+            raise ValueError(
+                f"clean and corrupted prompt of pair {int(unequal[0])} differ in length ({len(unequal)} of "
+                f"{len(pairs)} pairs do): every position needs its counterpart"
+            )
+    for rows, batch in pairs.batches(len(pairs)):
+        if batch.attention_mask is not None:
+            broken = int(rows[int((batch.attention_mask == 0).any(-1).nonzero()[0])])
+            raise ValueError(
+                f"prompt {broken} has padding inside, or on another side than prompts as long: pad all on one side"
+            )
 
 
 def refuse_several_lengths(pairs: TokenizedPairs, what: str) -> None:

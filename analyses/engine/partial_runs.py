@@ -46,7 +46,24 @@ def starting_at(model: Any, layer: int, residual: Float[Tensor, "batch pos d_mod
     Args:
         as_tuple: what `returns_tuple` said
     """
-    with _standing_in({block: lambda: (residual,) if as_tuple else residual for block in model.blocks[:layer]}):
+    with passing_over(model, dict.fromkeys(range(layer), lambda: residual), as_tuple):
+        yield
+
+
+@contextmanager
+def passing_over(
+    model: Any, blocks: Mapping[int, Callable[[], Float[Tensor, "batch pos d_model"]]], as_tuple: bool
+) -> Iterator[None]:
+    """Inside, the numbered blocks do not run: each hands on what its call gives.
+
+    Args:
+        as_tuple: what `returns_tuple` said
+    """
+
+    def call(give: Callable[[], Tensor]) -> Any:
+        return (give(),) if as_tuple else give()
+
+    with _standing_in({model.blocks[layer]: partial(call, give) for layer, give in blocks.items()}):
         yield
 
 

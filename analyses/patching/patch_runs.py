@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sparselens.analyses.engine.batching import refuse_several_lengths, refuse_unequal
 from sparselens.analyses.engine.partial_runs import Hooks, Projections, keeping_projections, only_at, returns_tuple, run
 from sparselens.analyses.patching.patch_sites import Site, shows_only_copies
 from sparselens.evaluation import evaluating, open_gates
@@ -79,14 +80,9 @@ def _refuse(pairs: TokenizedPairs, base: str, source: str) -> None:
             raise ValueError(f"no such {name}: {value!r} (want {', '.join(known)})")
     if base == source:
         raise ValueError(f"base and source are both {base!r}: nothing would change")
-    for rows, batch in pairs.batches(len(pairs)):
-        if batch.attention_mask is not None:
-            raise ValueError(
-                f"clean and corrupted prompt of pair {int(rows[0])} differ in length, or have padding inside: a patch "
-                "needs every position in both"
-            )
-        if source == "mean" and len(rows) < len(pairs):
-            raise ValueError('source="mean" is the mean at each position: prompts must have one length')
+    refuse_unequal(pairs)
+    if source == "mean":
+        refuse_several_lengths(pairs, "means at each position")
 
 
 def measure(

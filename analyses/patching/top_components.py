@@ -125,8 +125,9 @@ def keep_top(
                 (found,) = log.once(where, lambda: (_ablated(question, prompts, batch, recorded, rows, acting),))  # noqa: B023
                 values[where] = found.to(values)
                 bar.update(len(rows))
-    ablated = baselines[1] if source == "corrupted" else values[:, 0]
-    return Kept(counts, per_prompt, values[:, [tried.index(count) for count in counts]], *baselines, ablated)
+    clean, corrupted = baselines
+    ablated = corrupted if source == "corrupted" else values[:, 0]
+    return Kept(counts, per_prompt, values[:, [tried.index(count) for count in counts]], clean, corrupted, ablated)
 
 
 def _refuse_scores(scores: Sequence[Patched], n_prompts: int) -> None:

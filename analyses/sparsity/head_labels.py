@@ -130,16 +130,17 @@ def _rows(
     model: Any, prompts: Sequence[str] | TokenizedPairs | Tensor | None, n: int, seed: int
 ) -> list[Int[Tensor, "1 pos"]]:
     if prompts is None:
-        prompts = repeated_tokens(model, n, seed)  # any token may be among them
+        rows = [*repeated_tokens(model, n, seed).split(1)]  # any token may be among them
     elif isinstance(prompts, TokenizedPairs):
         refuse_misfits(model, prompts)
-        prompts = [row for _, _, tokens in prompts.clean_rows() for row in tokens]
-    elif isinstance(prompts, Tensor) and len(prompts):
+        rows = [row for _, _, tokens in prompts.clean_rows() for row in tokens.split(1)]
+    elif isinstance(prompts, Tensor):
         refuse_unreadable(model, prompts)
-    strings = any(isinstance(prompt, str) for prompt in prompts)
-    if strings and getattr(model, "tokenizer", None) is None:
+        rows = [*prompts.split(1)] if len(prompts) else []
+    elif getattr(model, "tokenizer", None) is None:
         raise ValueError(f"this {type(model).__name__} has no tokenizer for strings: pass rows of tokens")
-    rows = [row[None] if isinstance(row, Tensor) else model.to_tokens(row) for row in prompts]
+    else:
+        rows = [model.to_tokens(prompt) for prompt in prompts]
     if not rows:
         raise ValueError("there is no prompt to judge heads by")
     for number, row in enumerate(rows):

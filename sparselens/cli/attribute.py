@@ -51,7 +51,9 @@ def attribute(
     (every prompt's) and `attribute.json` (what is printed). Until then finished batches of prompts are in
     `attribute.unfinished`, from which the same command goes on with `--resume`.
     """
-    from sparselens.analyses import attribute_edges, faithful_circuit, faithfulness, random_circuit
+    from sparselens.analyses import attribute_edges, random_circuit
+    from sparselens.analyses.circuits.faithfulness import running_circuits
+    from sparselens.analyses.circuits.search import search
     from sparselens.capability import evaluate
     from sparselens.folder import load
     from sparselens.metrics import find_metric
@@ -70,13 +72,14 @@ def attribute(
     options: dict[str, Any] = {"memory": int(memory * GIB)}
     scores = attribute_edges(opened, pairs, measure, method, steps, **options, out=unfinished)
     by_share = scores.smallest(share)
-    faithful, alone = faithful_circuit(opened, scores, pairs, measure, goal, ablation, **options)
-    options["progress"] = False
-    chance = random_circuit(scores.graph, len(faithful), seed)
-    runs = {
-        f"{share:.0%} of all |scores|": (by_share, faithfulness(opened, by_share, pairs, measure, ablation, **options)),
+    with running_circuits(opened, scores.graph, pairs, measure, ablation, **options) as runs:
+        faithful, alone = search(runs, scores, goal, progress=True)
+        chance = random_circuit(scores.graph, len(faithful), seed)
+        found_by_share, found_by_chance = runs.alone([by_share, chance])
+    circuits = {
+        f"{share:.0%} of all |scores|": (by_share, found_by_share),
         f"{goal:.0%} faithful": (faithful, alone),
-        "as many edges at random": (chance, faithfulness(opened, chance, pairs, measure, ablation, **options)),
+        "as many edges at random": (chance, found_by_chance),
     }
     summary = {
         "model": model,
@@ -90,7 +93,7 @@ def attribute(
         "method": method,
         "ablation": ablation,
         "edges": scores.graph.n_edges,
-        "circuits": {name: _summary(circuit, kept) for name, (circuit, kept) in runs.items()},
+        "circuits": {name: _summary(circuit, kept) for name, (circuit, kept) in circuits.items()},
     }
     _save(scores, out / "scores.safetensors")
     files = [by_share.save(out / "share.json"), faithful.save(out / "faithful.json"), out / "scores.safetensors"]

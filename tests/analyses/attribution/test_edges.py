@@ -11,6 +11,7 @@ import sparselens as sl
 from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.attribution.edges import attribute_edges
 from sparselens.analyses.attribution.exact import patch_edges
+from sparselens.analyses.patching.activation_patching import patch_heads
 from sparselens.metrics import logit_difference
 from sparselens.tokenized import TokenizedPairs
 from tests.analyses.small_models import near_pairs, tiny_pairs, two_layer_pairs, two_layers
@@ -395,3 +396,16 @@ def test_exact_scores_of_chosen_edges():
         patch_edges(model, pairs, logit_difference, ["a9h6->logits"], progress=False)
     with pytest.raises(ValueError, match="another model's"):
         patch_edges(model, pairs, logit_difference, torch.ones(2, 2, dtype=torch.bool), progress=False)
+
+
+def test_padding_that_cannot_be_cut_off_is_refused():
+    model, pairs = tiny_bridge("gpt2"), tiny_pairs(2)
+    left, right = torch.ones(2, *pairs.clean.shape[1:], dtype=torch.long)
+    left[0], right[-1] = 0, 0
+    sides, inside = torch.stack([left, right]), torch.ones_like(pairs.clean)
+    inside[1, 4] = 0
+    for mask, broken in ((sides, 0), (inside, 1)):
+        padded = replace(pairs, attention_mask=mask, positions={"END": torch.tensor([5, 5])})
+        for ask in (attribute_edges, patch_heads):  # two engines, one refusal
+            with pytest.raises(ValueError, match=f"prompt {broken} has padding inside, or on another side"):
+                ask(model, padded, logit_difference, progress=False)

@@ -1,5 +1,6 @@
 """What circuits do alone: by hand, at both ends, and for every family."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor
 import sparselens as sl
 from sparselens.analyses.attribution.edges import attribute_edges
 from sparselens.analyses.attribution.exact import patch_edges
+from sparselens.analyses.circuits import ablated_run
 from sparselens.analyses.circuits.ablated_run import ablated_by
 from sparselens.analyses.circuits.faithfulness import (
     Faithfulness,
@@ -16,6 +18,7 @@ from sparselens.analyses.circuits.faithfulness import (
     faithfulness,
     faithfulness_curve,
     minimality,
+    running_circuits,
 )
 from sparselens.analyses.engine.gradients import Question
 from sparselens.analyses.engine.residual_stream import read_model
@@ -277,3 +280,31 @@ def test_zeros_are_exact_so_the_order_of_prompts_does_not_open_gates():
         question = Question(read_model(model), logit_difference, torch.arange(2), pairs[:2]._without_padding())
         shape = (len(question.reading.graph.sources), 1, question.pairs.clean.shape[1], model.cfg.d_model)
         assert not any(stream.any() for stream in ablated_by(question, torch.zeros(shape)).streams.values())
+
+
+@pytest.mark.parametrize("ablation", ["corrupted", "mean", "zero"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "neox", "gemma2"])
+def test_what_a_circuit_does_not_touch_need_not_run(family: str, ablation: str, monkeypatch: pytest.MonkeyPatch):
+    """Against runs in which every block runs and no edge is pruned."""
+    model, pairs = tiny_bridge(family), tiny_pairs()
+    graph = graph_of(model, pairs)
+    edges = (
+        "input->a0.h1<v>",
+        "a0.h1->logits",
+        "input->m1",
+        "m1->logits",
+        "input->m0",
+        "m0->a1.h1<v>",
+        "a1.h1->logits",
+    )
+    circuits = [circuit_of(graph, *edges[:number]) for number in range(len(edges) + 1)]
+    circuits.append(circuit_of(graph, *edges[:2], "a0.h0->a1.h1<v>", "a1.h1->logits"))  # nothing leads to a0.h0
+    with running_circuits(model, graph, pairs, logit_difference, ablation, 2**30) as runs:
+        quick = runs.alone(circuits)
+    monkeypatch.setattr(Circuit, "pruned", lambda circuit, from_input=True: circuit)
+    monkeypatch.setattr(ablated_run, "passing_over", lambda *_: nullcontext())
+    with running_circuits(model, graph, pairs, logit_difference, ablation, 2**30) as runs:
+        whole = runs.alone(circuits)
+    for one, other in zip(quick, whole, strict=True):
+        torch.testing.assert_close(one.circuit, other.circuit, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(quick[2].circuit, quick[2].ablated)

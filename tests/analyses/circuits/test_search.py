@@ -1,8 +1,11 @@
 """The smallest faithful circuit: against all circuits of top edges, and what is refused."""
 
 import pytest
+import torch
 
 from sparselens.analyses import attribute_edges, faithful_circuit, faithfulness
+from sparselens.analyses.circuits import faithfulness as circuit_runs
+from sparselens.analyses.circuits import search as search_module
 from sparselens.metrics import logit_difference
 from tests.analyses.small_models import tiny_pairs, two_layer_pairs, two_layers
 from tests.tiny_models import tiny_bridge
@@ -36,3 +39,46 @@ def test_a_goal_out_of_range_is_named(goal: float):
     scores = attribute_edges(model, pairs, logit_difference, progress=False)
     with pytest.raises(ValueError, match=f"goal must be above 0 and at most 1, not {goal}"):
         faithful_circuit(model, scores, pairs, logit_difference, goal)
+
+
+def test_the_model_is_read_once_and_runs_that_all_circuits_share_are_made_once(monkeypatch: pytest.MonkeyPatch):
+    model, pairs = tiny_bridge("llama"), tiny_pairs()
+    scores = attribute_edges(model, pairs, logit_difference, progress=False)
+    calls: list[str] = []
+
+    def counted(name: str) -> None:
+        whole = getattr(circuit_runs, name)
+        monkeypatch.setattr(circuit_runs, name, lambda *args, **more: (calls.append(name), whole(*args, **more))[1])
+
+    for name in ("read_model", "ablated_by", "run_circuit"):
+        counted(name)
+    circuit, _ = faithful_circuit(model, scores, pairs, logit_difference, progress=False)
+    assert len(circuit) > 8  # so at least four were tried
+    assert calls.count("read_model") == 1
+    assert calls.count("ablated_by") == 2  # once to know what it takes
+    assert calls.count("run_circuit") >= 4
+
+
+def test_little_memory_takes_longer_and_gives_the_same(monkeypatch: pytest.MonkeyPatch):
+    model, pairs = tiny_bridge("llama"), tiny_pairs(5)
+    scores = attribute_edges(model, pairs, logit_difference, progress=False)
+    with pytest.raises(ValueError, match=r"too small: one prompt takes \d+") as refused:
+        faithful_circuit(model, scores, pairs, logit_difference, memory=1)
+    least = int(str(refused.value).rsplit(" ", 1)[1]) + 2**14
+    (one, found), (other, again) = (
+        faithful_circuit(model, scores, pairs, logit_difference, memory=memory, progress=False)
+        for memory in (least, 2**30)
+    )
+    assert one.edges == other.edges
+    torch.testing.assert_close(found.circuit, again.circuit, rtol=1e-4, atol=1e-5)
+
+
+def test_a_search_that_takes_long_says_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(search_module, "DELAY", 0)
+    model, pairs = tiny_bridge("llama"), tiny_pairs()
+    scores = attribute_edges(model, pairs, logit_difference, progress=False)
+    faithful_circuit(model, scores, pairs, logit_difference)
+    shown = capsys.readouterr().err
+    assert "search:" in shown and "100%" in shown and "edges: " in shown

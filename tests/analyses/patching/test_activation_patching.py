@@ -383,7 +383,7 @@ def test_a_mean_of_many_prompts_is_added_up_in_float32():
 def test_the_mean_needs_one_length():
     mask = torch.ones(2, 9, dtype=torch.long)
     mask[1, :2] = 0
-    with pytest.raises(ValueError, match="must have one length"):
+    with pytest.raises(ValueError, match="means at each position need one length for all"):
         patched(tiny_bridge("gpt2"), replace(make_pairs(), attention_mask=mask), source="mean")
 
 
