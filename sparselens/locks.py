@@ -3,17 +3,17 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-LOCK = "run.lock"  # stays in the folder, empty: to remove it would let two later runs lock different files
+LOCK = "run.lock"
 
 
 @contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
-    """Inside the block no other process can lock `folder`, which is made if it is not there.
+    """Inside the block no other process can lock `folder`, which is made if it is not there, and removed if left empty.
 
     The operating system holds the lock, so that a killed run leaves none behind. The same process may lock a folder
     more than once: a command locks it for all that it does, `post_train` for the training in it. Of processes that
@@ -26,6 +26,7 @@ def locked(folder: str | Path) -> Iterator[None]:
         yield
         return
     path = Path(folder) / LOCK
+    made = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, is_singleton=True)
     outermost = not lock.is_locked
@@ -40,9 +41,12 @@ def locked(folder: str | Path) -> Iterator[None]:
             _sign(path, f"process {os.getpid()} ({Path(sys.argv[0]).name})")
         yield
     finally:
-        if outermost:
-            _sign(path, "")
+        if outermost and os.name != "nt":  # Windows lets nobody remove a file that is open; filelock does so later
+            path.unlink(missing_ok=True)  # while it is still held: who opened it meanwhile sees that it is gone
         lock.release()
+        if made:
+            with suppress(OSError):  # it holds something now
+                path.parent.rmdir()
 
 
 def _sign(path: Path, holder: str) -> None:
