@@ -295,8 +295,8 @@ def _set_ticks(axes: Any, panel: Panel) -> None:
         half = np.array([text_size(axes, number(tick))[0] / 2 for tick in ticks])
         return bool(np.all(np.diff(middle) - half[1:] - half[:-1] > 4 / points))
 
-    left, right = axes.get_xlim()
-    steps = linear_ticks(left, right, fits, whole=True)
+    first, last = axes.get_xlim()
+    steps = linear_ticks(first, last, fits, whole=True)
     axes.set_xticks(steps, labels=[number(step) for step in steps])
     low, high = sorted(axes.get_ylim())
     if axes.get_yscale() == "symlog":

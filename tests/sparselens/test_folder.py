@@ -135,6 +135,17 @@ def test_record_and_card_tell_what_the_run_came_to(tmp_path: Path):
     assert evaluate(sl.load(tmp_path / "m"), HELD_OUT).loss == pytest.approx(result.sparse.loss, rel=1e-5)
 
 
+def test_figures_travel_with_the_model_and_the_card_shows_pictures(tmp_path: Path):
+    for name in ("run.png", "run.pdf"):
+        (tmp_path / name).write_bytes(name.encode())
+    model = sl.sparsify(tiny_model("gpt2"))
+    folder = sl.save(model, tmp_path / "model", figures=[tmp_path / "run.png", tmp_path / "run.pdf"])
+    assert [(folder / name).read_bytes() for name in ("run.png", "run.pdf")] == [b"run.png", b"run.pdf"]
+    card = (folder / "README.md").read_text()
+    assert card.count("](run.png)") == 1 and "run.pdf" not in card
+    assert "![" not in (sl.save(model, tmp_path / "bare") / "README.md").read_text()
+
+
 def test_numbers_on_other_text_may_replace_those_of_the_run(tmp_path: Path):
     model = gated()
     measured = evaluate(model, HELD_OUT)

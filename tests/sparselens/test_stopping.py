@@ -16,7 +16,7 @@ from torch import Tensor
 from sparselens.checkpoint import load_checkpoint
 from sparselens.losses import next_token_loss
 from sparselens.stopping import stop_requests
-from tests.sparselens.test_resume import DROPOUT, AUTO, log_steps
+from tests.sparselens.test_resume import AUTO, DROPOUT, log_steps
 from tests.tiny_runs import counting_rows, gated, run
 
 
