@@ -17,7 +17,8 @@ def refuse_misfits(model: Any, pairs: TokenizedPairs) -> None:
     tokenizer.
     """
     tokenizer = getattr(model, "tokenizer", None)
-    if pairs.vocabulary and tokenizer is not None and vocabulary_of(tokenizer) != pairs.vocabulary:
+    known = vocabulary_of(tokenizer) if pairs.vocabulary and tokenizer is not None else ""
+    if pairs.vocabulary and known not in ("", pairs.vocabulary):
         raise ValueError(
             f"these pairs were tokenized with another vocabulary than this {type(model).__name__}'s tokenizer has, so "
             "their token ids mean other words to it: tokenize them with model.tokenizer"

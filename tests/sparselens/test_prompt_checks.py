@@ -87,6 +87,7 @@ def test_plain_tensors_and_models_without_a_tokenizer_are_not_refused(words_mode
     pairs = TokenizedPairs(tiny_tokens(2, 4), tiny_tokens(2, 4, seed=1), torch.tensor([1, 2]), torch.tensor([3, 4]))
     sl.answer_logits(words_model, pairs)
     sl.answer_logits(tiny_bridge("gpt2"), sl.tokenize_pairs(WORDS, other_tokenizer()))
+    assert vocabulary_of(object()) == ""  # as of a tokenizer that does not tell what was added to it
 
 
 @pytest.mark.parametrize("name", CALLS)
