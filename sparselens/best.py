@@ -19,9 +19,7 @@ class Best:
         """Keep the model's weights, copied to main memory, if this state is better."""
         if self.state is None or evaluation.rank(self._target) < self.evaluation.rank(self._target):
             weights = {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
-            self.state = dict[str, Any](
-                model=weights, evaluation=asdict(evaluation), step=step, multiplier=multiplier
-            )
+            self.state = dict[str, Any](model=weights, evaluation=asdict(evaluation), step=step, multiplier=multiplier)
 
     def put_into(self, model: nn.Module) -> None:
         """Give the model the kept weights."""
