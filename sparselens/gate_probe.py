@@ -49,7 +49,9 @@ def refuse_broken_weights(model: nn.Module) -> None:
     for name, values in model.named_parameters():
         broken = int((~values.isfinite()).sum())
         if broken:
-            raise ValueError(f"the weights of this model are broken: {broken} numbers of {name} are NaN or infinite")
+            raise ValueError(
+                f"the weights of this model are not finite: {broken} numbers of {name} are NaN or infinite"
+            )
 
 
 def _watch_pattern(attn: Any, layer: int, faults: dict[int, str]) -> list[Any]:

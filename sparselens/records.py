@@ -117,7 +117,8 @@ def _checksum(tree: Any, tensors: Mapping[str, Tensor]) -> str:
     found = hashlib.sha256(json.dumps(tree, allow_nan=False).encode())
     for name, tensor in sorted(tensors.items()):
         found.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        if tensor.numel():  # an empty one may have strides that no view takes
+            found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 

@@ -5,8 +5,8 @@ Sources run in the model's own modules, in order; only what they read is replace
 and values through edges of its own. Where query heads share keys and values, attention runs on as many copies of a
 prompt as heads share one, and copy r keeps the r-th head of every group.
 
-What no kept edge touches does not run: a head without one reads what it reads when ablated, whatever its receiver, and
-the blocks before and after those that write something of the circuit are passed over.
+What no kept edge touches costs little: heads that read nothing of the circuit share one projection of the ablated
+stream, and blocks that write nothing to it are passed over.
 """
 
 from collections.abc import Callable

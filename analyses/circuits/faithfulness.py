@@ -229,6 +229,7 @@ class Runs:
             found = self._baselines(rows)
             self.clean[rows], self.ablated[rows] = (x.float().cpu() for x in (found.clean, found.ablated.metric))
             self._kept += [found] * keep
+            del found  # before the next are made
 
     def _plan(self, memory: int) -> tuple[list[Int[Tensor, " row"]], bool]:
         """The numbers of the prompts that run together, and whether what circuits share is kept for all prompts."""
@@ -261,6 +262,7 @@ class Runs:
                 for place, circuit in enumerate(circuits):
                     values[place, rows] = self._run(found, circuit).float().cpu()
                     (own if bar is None else bar).update(len(rows))
+                del found  # before the next are made
         return [Faithfulness(row, self.clean, self.ablated) for row in values]
 
     def _baselines(self, rows: Int[Tensor, " row"]) -> _Baselines:

@@ -167,7 +167,7 @@ def _frame(rows: Sequence[Row]) -> Any:
         for suffix, place in (("", "mean"), ("_low", "low"), ("_high", "high"))
     }
     index = pd.MultiIndex.from_tuples([(row.section, row.name) for row in rows], names=["section", "question"])
-    return pd.DataFrame(columns, index=index)
+    return pd.DataFrame(columns, index=index, dtype=float)  # NaN for None, also in a column of nothing else
 
 
 def _number(value: Value, place: str) -> float | None:

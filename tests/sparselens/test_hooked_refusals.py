@@ -175,9 +175,9 @@ def test_broken_weights_are_named() -> None:
     model = tiny_bridge("gpt2")
     name, values = next((name, values) for name, values in model.named_parameters() if "attn" in name)
     values.data[(0,) * values.ndim], values.data[(-1,) * values.ndim] = float("nan"), float("inf")
-    with pytest.raises(ValueError, match=f"the weights of this model are broken: 2 numbers of {name} are NaN"):
+    with pytest.raises(ValueError, match=f"the weights of this model are not finite: 2 numbers of {name} are NaN"):
         sparsify(model, 0.0)
-    with pytest.raises(ValueError, match="the weights of this model are broken"):
+    with pytest.raises(ValueError, match="the weights of this model are not finite"):
         read_model(model)
 
 

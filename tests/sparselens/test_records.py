@@ -58,7 +58,12 @@ def test_keys_with_dots_are_kept_apart(tmp_path: Path):
 
 
 def test_arrays_of_any_layout_come_back(tmp_path: Path):
-    arrays = {"back": np.arange(6)[::-1], "across": np.arange(6).reshape(2, 3).T, "one": np.array(3.0)}
+    arrays = {
+        "back": np.arange(6)[::-1],
+        "across": np.arange(6).reshape(2, 3).T,
+        "one": np.array(3.0),
+        "none": np.zeros(3)[:0][::-1],
+    }
     fixed = np.arange(2)
     fixed.flags.writeable = False
     for name, found in options(tmp_path, **arrays, fixed=fixed).items():
