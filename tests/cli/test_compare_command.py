@@ -69,7 +69,7 @@ def test_figures_without_a_model_are_the_same(ran: tuple[dict[str, Any], Path], 
 
 def test_the_same_command_again_asks_nothing_anew(ran: tuple[dict[str, Any], Path], monkeypatch: pytest.MonkeyPatch):
     found, out = ran
-    for name in ("patch_activations", "keep_top", "attribute_edges", "faithful_circuit"):
+    for name in ("patch_activations", "keep_top", "attribute_edges", "search"):
         monkeypatch.setattr(f"sparselens.analyses.comparison.asking.{name}", None)
     assert run("compare", *ASKED, "--out", out)["rows"] == found["rows"]
 
