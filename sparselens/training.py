@@ -168,11 +168,13 @@ class _Run:
         self.journal = Journal(self.config, self.target, self.step, out=out, live=progress) if main else None
         self.settings.temperature = self.config.noise_temperature
         self.tell, self.saved_at = tell if main else None, time.monotonic()
-        if not self.history:
-            self._choose_learning_rate(batches)
-            self._check()
-            self._event(f"learning rate {self.learning_rate:g}{', from the dense control' if self.controls else ''}")
         with stop_requests(self.checkpoint is not None) as stop:
+            if not self.history:
+                self._choose_learning_rate(batches, stop)
+                self._check()
+                self._event(
+                    f"learning rate {self.learning_rate:g}{', from the dense control' if self.controls else ''}"
+                )
             batch = stream(batches, self.step * self.config.accumulation)
             while self.step < self.config.steps:
                 self._advance(batch)
@@ -216,14 +218,14 @@ class _Run:
 
     # -- the dense control
 
-    def _choose_learning_rate(self, batches: Batches) -> None:
+    def _choose_learning_rate(self, batches: Batches, stop: StopRequest) -> None:
         asked, tenth = self.config.learning_rate, self.config.steps // 10
         if asked == "auto":
             steps = min(self.config.control_steps, max(10, tenth))
-            self.controls = largest_that_holds(lambda rate: self._control(rate, steps, batches))
+            self.controls = largest_that_holds(lambda rate: self._control(rate, steps, batches, stop))
             asked = self.controls[-1].learning_rate
         elif asked and (steps := min(self.config.control_steps, tenth)):
-            self.controls = [self._control(float(asked), steps, batches)]
+            self.controls = [self._control(float(asked), steps, batches, stop)]
             if not self.controls[0].holds:
                 warnings.warn(
                     f"the optimiser alone, with every gate open, wrecks the model: {self.controls[0]}, where the dense "
@@ -232,7 +234,7 @@ class _Run:
                 )
         self.learning_rate = float(asked)
 
-    def _control(self, rate: float, steps: int, batches: Batches) -> Control:
+    def _control(self, rate: float, steps: int, batches: Batches, stop: StopRequest) -> Control:
         """Train with every gate open, then put the weights back."""
         trained = [(p, p.detach().clone()) for p in self.plain.parameters() if p.requires_grad]
         gate_bias, self.settings.gate_bias = self.settings.gate_bias, OPEN_BIAS
@@ -244,6 +246,8 @@ class _Run:
                 for _ in range(more):
                     self._train_step(batch, step, rate * min(1.0, (step + 1) / 10))
                     step += 1
+                    if self._is_asked(stop):
+                        raise KeyboardInterrupt("stopped in the dense control, before the first step")
             except _NotFiniteError:
                 return math.inf
             return self._evaluate(self.plain).loss

@@ -142,7 +142,8 @@ def test_the_run_is_drawn_and_the_card_shows_it(inputs: Path, tmp_path: Path):
 def test_ctrl_c_ends_in_a_checkpoint_and_exit_code_130(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ):
-    whole = invoke(inputs, tmp_path / "whole", "--json")
+    options = ("--json", "--learning-rate", "0.01")  # a rate that is named: so short a run has no dense control
+    whole = invoke(inputs, tmp_path / "whole", *options)
     second, step = itertools.count(1), training._Run._train_step
 
     def interrupted(self: Any, *given: Any) -> Any:
@@ -151,12 +152,12 @@ def test_ctrl_c_ends_in_a_checkpoint_and_exit_code_130(
         return step(self, *given)
 
     monkeypatch.setattr(training._Run, "_train_step", interrupted)
-    stopped = invoke(inputs, tmp_path / "run", "--json")
+    stopped = invoke(inputs, tmp_path / "run", *options)
     assert stopped.exit_code == 130
     last = stopped.stderr.splitlines()[-1]
     assert last == "stopped after step 2: the same command with --resume goes on from its last checkpoint"
     assert not (tmp_path / "run" / "model").exists()
-    resumed = invoke(inputs, tmp_path / "run", "--json", "--resume")
+    resumed = invoke(inputs, tmp_path / "run", *options, "--resume")
     assert resumed.exit_code == 0
     tables = [json.loads(done.stdout.splitlines()[-1]) for done in (whole, resumed)]
     assert tables[0] | {"model": ""} == tables[1] | {"model": ""}
