@@ -62,7 +62,7 @@ def stopped_again_and_again(out: Path, **options: Any) -> tuple[int, Any, Any]:
 
 
 def test_twenty_kills_change_nothing(tmp_path: Path):
-    options = {**AUTO, "steps": 50, "evaluate_every": 2, "checkpoint_every": 3}
+    options: dict[str, Any] = {"steps": 50, "evaluate_every": 2, "checkpoint_every": 3}
     whole = gated(**DROPOUT)
     expected = run(whole, out=tmp_path / "whole", loss=loss_that(kill, -1), **options)
     stops, result, model = stopped_again_and_again(tmp_path / "stopped", **options)
@@ -91,6 +91,15 @@ def test_a_signal_ends_the_run_after_its_step(tmp_path: Path, way: Callable[[], 
         run(gated(), out=tmp_path, batches=batches, steps=20, checkpoint_every=1000)
     assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 7
     assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_signal_ends_the_dense_control_and_leaves_the_weights(tmp_path: Path):
+    model = gated()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(KeyboardInterrupt, match="stopped in the dense control, before the first step"):
+        run(model, out=tmp_path, loss=loss_that(terminate, 3), **AUTO)  # after two evaluations of the dense model
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not (tmp_path / "checkpoint.pt").exists()
 
 
 def test_without_a_folder_ctrl_c_is_what_it_was():
