@@ -47,7 +47,7 @@ def test_it_writes_report_figures_and_numbers(ran: tuple[dict[str, Any], Path]):
     assert list(rows) == list(frame.droplevel(0).index)
     assert rows["logit difference"]["dense"] == frame.droplevel(0).loc["logit difference", "dense"]
     assert rows["accuracy"]["ratio"] is None
-    assert "sparselens " in (out / "report.html").read_text()
+    assert "<code>sparselens" in (out / "report.html").read_text()
 
 
 def test_circuits_are_those_of_the_comparison(ran: tuple[dict[str, Any], Path]):
