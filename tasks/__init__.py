@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from sparselens.task import Task
+from sparselens.prompts.task import Task
 from sparselens.tasks.acronyms import acronyms
 from sparselens.tasks.addition import Addition, addition_task
 from sparselens.tasks.arithmetic import arithmetic

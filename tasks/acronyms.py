@@ -9,10 +9,10 @@ eight letter-mover heads attend from END to the third word and copy its initial;
 
 from itertools import product
 
-from sparselens.draw import Draw
-from sparselens.prompts import PromptPair, pair
-from sparselens.task import Lists, Task
-from sparselens.words import Continuation, Words
+from sparselens.prompts.draw import Draw
+from sparselens.prompts.pairs import PromptPair, pair
+from sparselens.prompts.task import Lists, Task
+from sparselens.prompts.words import Continuation, Words
 
 TEMPLATES = (
     "The {FIRST} {SECOND} {THIRD} ({ACRONYM}",

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
-from sparselens.draw import Draw
-from sparselens.prompts import PromptPair, Span
-from sparselens.task import Lists, Task
+from sparselens.prompts.draw import Draw
+from sparselens.prompts.pairs import PromptPair, Span
+from sparselens.prompts.task import Lists, Task
 
 ALPHABET = "0123456789+=?"
 KINDS = ("no carry", "one carry", "separate carries", "propagated carry")

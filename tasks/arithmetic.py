@@ -9,11 +9,11 @@ operands, attention moves them to END, late MLPs produce the result (Stolfo et a
 heuristics (Nikankin et al. 2024, arXiv 2410.21272). The toy of one character per token is `addition`.
 """
 
-from sparselens.draw import Draw
-from sparselens.prompts import PromptPair, pair
-from sparselens.task import Lists, Task
+from sparselens.prompts.draw import Draw
+from sparselens.prompts.pairs import PromptPair, pair
+from sparselens.prompts.task import Lists, Task
+from sparselens.prompts.words import Continuation, Words
 from sparselens.tasks.kinds import usable_kinds
-from sparselens.words import Continuation, Words
 
 TEMPLATES = (
     "{A} plus {B} is",

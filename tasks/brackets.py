@@ -8,10 +8,10 @@ Source: the small model of Redwood Research that classifies such strings, taken 
 (learn.arena.education, chapter 1.5.1). Known circuit there: one head counts, another finds where the depth is negative.
 """
 
-from sparselens.draw import Draw
-from sparselens.prompts import PromptPair, pair
-from sparselens.task import Lists, Task
-from sparselens.words import Words, spaced
+from sparselens.prompts.draw import Draw
+from sparselens.prompts.pairs import PromptPair, pair
+from sparselens.prompts.task import Lists, Task
+from sparselens.prompts.words import Words, spaced
 
 TEMPLATES = (
     "Are these brackets balanced? {before}{FIRST}{between}{SECOND}{after} Answer:",

@@ -10,10 +10,10 @@ gatherers bring it to END, mover heads copy its color: in good part the circuit 
 
 from itertools import permutations
 
-from sparselens.draw import Draw
-from sparselens.prompts import PromptPair, pair
-from sparselens.task import Lists, Task
-from sparselens.words import Words, spaced
+from sparselens.prompts.draw import Draw
+from sparselens.prompts.pairs import PromptPair, pair
+from sparselens.prompts.task import Lists, Task
+from sparselens.prompts.words import Words, spaced
 
 # The places 1, 2, 3 are filled with OBJECT and COLOR, which are asked for, and with the other two, in all orders.
 PLACED = (

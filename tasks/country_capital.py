@@ -7,10 +7,10 @@ facts are those of Wikipedia's list of national capitals (2024), less disputed, 
 general (Geva et al. 2023, arXiv 2304.14767) early MLPs enrich COUNTRY, late attention carries the capital to END.
 """
 
-from sparselens.draw import Draw
-from sparselens.prompts import PromptPair, pair
-from sparselens.task import Lists, Task
-from sparselens.words import Words
+from sparselens.prompts.draw import Draw
+from sparselens.prompts.pairs import PromptPair, pair
+from sparselens.prompts.task import Lists, Task
+from sparselens.prompts.words import Words
 
 TEMPLATES = (
     "The capital of {COUNTRY} is the city of",

@@ -11,10 +11,10 @@ Source: Heimersheim and Janiak 2023, "A circuit for Python docstrings in a 4-lay
 circuit there: heads of layers 1 and 2 find C by its place after B, two heads of layer 3 copy it at END.
 '''
 
-from sparselens.draw import Draw
-from sparselens.prompts import PromptPair, pair
-from sparselens.task import Lists, Task
-from sparselens.words import Words, spaced
+from sparselens.prompts.draw import Draw
+from sparselens.prompts.pairs import PromptPair, pair
+from sparselens.prompts.task import Lists, Task
+from sparselens.prompts.words import Words, spaced
 
 # The marks before an argument's name, as Sphinx and as Epydoc want them.
 MARKS = (":param", "@param")

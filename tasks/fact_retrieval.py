@@ -7,12 +7,12 @@ the subject enrich it, later attention heads extract the attribute to END. The f
 where to look it up; capitals are a task of their own.
 """
 
-from sparselens.draw import Draw
-from sparselens.prompts import PromptPair, pair
-from sparselens.task import Lists, Task
+from sparselens.prompts.draw import Draw
+from sparselens.prompts.pairs import PromptPair, pair
+from sparselens.prompts.task import Lists, Task
+from sparselens.prompts.words import Continuation, Words, spaced
 from sparselens.tasks.fact_table import FACTS
 from sparselens.tasks.kinds import usable_kinds
-from sparselens.words import Continuation, Words, spaced
 
 Fact = tuple[str, str]
 BEFORE = ("", "Here is a fact. ", "Listen to this. ")  # what a prompt may begin with

@@ -7,11 +7,11 @@ Source: Mathwin et al. 2023, "Identifying a preliminary circuit for predicting g
 circuit there: heads of early layers move the gender of NAME to the words after it, late heads carry it to END.
 """
 
-from sparselens.draw import Draw
-from sparselens.prompts import PromptPair, pair
-from sparselens.task import Lists, Task
+from sparselens.prompts.draw import Draw
+from sparselens.prompts.pairs import PromptPair, pair
+from sparselens.prompts.task import Lists, Task
+from sparselens.prompts.words import Words, spaced
 from sparselens.tasks.names import FEMALE, MALE
-from sparselens.words import Words, spaced
 
 # The first half are tag questions, as in the source; the second are in the plain English of children's stories.
 TEMPLATES = (

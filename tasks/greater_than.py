@@ -8,10 +8,10 @@ Source: Hanna et al. 2023, "How does GPT-2 compute greater-than?", arXiv 2305.00
 of layers 5 to 9 attend from END to YY, MLPs 8 to 11 raise the endings above it.
 """
 
-from sparselens.draw import Draw
-from sparselens.prompts import PromptPair, pair
-from sparselens.task import Lists, Task
-from sparselens.words import Words
+from sparselens.prompts.draw import Draw
+from sparselens.prompts.pairs import PromptPair, pair
+from sparselens.prompts.task import Lists, Task
+from sparselens.prompts.words import Words
 
 # {XX}{YY} is the first year; the second stops after its century.
 TEMPLATES = (

@@ -6,11 +6,11 @@ Source: the prompts of Hanna et al. 2024, "Have Faith in Faithfulness", arXiv 24
 circuits there are found by scores alone; no account of them head by head is known.
 """
 
-from sparselens.draw import Draw
-from sparselens.prompts import PromptPair, pair
-from sparselens.task import Lists, Task
+from sparselens.prompts.draw import Draw
+from sparselens.prompts.pairs import PromptPair, pair
+from sparselens.prompts.task import Lists, Task
+from sparselens.prompts.words import Words, spaced
 from sparselens.tasks.kinds import usable_kinds
-from sparselens.words import Words, spaced
 
 TEMPLATES = (
     "A {THING} is a kind of",

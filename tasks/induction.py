@@ -13,11 +13,11 @@ more): previous-token heads write each word into the place after it, induction h
 
 from functools import cache
 
-from sparselens.draw import Draw
-from sparselens.prompts import PromptPair, pair
-from sparselens.task import Lists, Task
+from sparselens.prompts.draw import Draw
+from sparselens.prompts.pairs import PromptPair, pair
+from sparselens.prompts.task import Lists, Task
+from sparselens.prompts.words import Words, spaced
 from sparselens.tasks.names import NAMES
-from sparselens.words import Words, spaced
 
 WORDS = tuple(
     """

@@ -10,11 +10,11 @@ and induction heads mark S2, S-inhibition heads keep the name movers at END off 
 from collections.abc import Sequence
 from functools import partial
 
-from sparselens.draw import Draw
-from sparselens.prompts import PromptPair, pair
-from sparselens.task import Lists, Task
+from sparselens.prompts.draw import Draw
+from sparselens.prompts.pairs import PromptPair, pair
+from sparselens.prompts.task import Lists, Task
+from sparselens.prompts.words import Words, spaced
 from sparselens.tasks.names import NAMES
-from sparselens.words import Words, spaced
 
 # The indirect object comes first (ABBA); BABA has the two names the other way round.
 ABBA = (

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sparselens.task import Lists
+from sparselens.prompts.task import Lists
 
 
 def usable_kinds(words: Lists, entries: int = 2, kinds: int = 1) -> list[tuple[str, Sequence[Any]]]:

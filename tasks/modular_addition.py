@@ -9,10 +9,10 @@ attention and MLP turn them into those of the sum. Here the modulus is part of t
 
 from bisect import bisect_left
 
-from sparselens.draw import Draw
-from sparselens.prompts import PromptPair, pair
-from sparselens.task import Lists, Task
-from sparselens.words import Continuation, Words
+from sparselens.prompts.draw import Draw
+from sparselens.prompts.pairs import PromptPair, pair
+from sparselens.prompts.task import Lists, Task
+from sparselens.prompts.words import Continuation, Words
 
 TEMPLATES = ("({A}+{B}) mod {MODULUS}=", "({A}+{B})%{MODULUS}=", "modulo {MODULUS}: {A}+{B}=")
 MODULI = (5, 7, 11, 13, 23, 59, 97, 113)  # primes, the last as in the paper

@@ -8,9 +8,9 @@ Source: Lieberum et al. 2023, "Does Circuit Analysis Interpretability Scale?", a
 (Chinchilla 70B): content gatherers bring the right option to END, correct-letter heads copy its letter.
 """
 
-from sparselens.draw import Draw
-from sparselens.prompts import PromptPair, pair
-from sparselens.task import Lists, Task
+from sparselens.prompts.draw import Draw
+from sparselens.prompts.pairs import PromptPair, pair
+from sparselens.prompts.task import Lists, Task
 
 LETTERS = "ABCD"
 OPTIONS = "(A) {A} (B) {B} (C) {C} (D) {D}"

@@ -10,10 +10,10 @@ Source: Draye et al. 2025, arXiv 2512.05865. No circuit is known.
 from collections.abc import Sequence
 from functools import partial
 
-from sparselens.draw import Draw
-from sparselens.prompts import PromptPair, pair
-from sparselens.task import Lists, Task
-from sparselens.words import Continuation, Words, spaced
+from sparselens.prompts.draw import Draw
+from sparselens.prompts.pairs import PromptPair, pair
+from sparselens.prompts.task import Lists, Task
+from sparselens.prompts.words import Continuation, Words, spaced
 
 TEMPLATES = (
     'The opposite of "{WORD}" is',

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from sparselens.draw import Draw
-from sparselens.prompts import PromptPair, pair
-from sparselens.task import DrawPair, Lists, Task
-from sparselens.words import Words
+from sparselens.prompts.draw import Draw
+from sparselens.prompts.pairs import PromptPair, pair
+from sparselens.prompts.task import DrawPair, Lists, Task
+from sparselens.prompts.words import Words
 
 STARTS = (
     "Today the",

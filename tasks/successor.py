@@ -9,11 +9,11 @@ model map a token to the next of its kind, reading features of an element's inde
 
 from collections.abc import Sequence
 
-from sparselens.draw import Draw
-from sparselens.prompts import PromptPair, pair
-from sparselens.task import Lists, Task
+from sparselens.prompts.draw import Draw
+from sparselens.prompts.pairs import PromptPair, pair
+from sparselens.prompts.task import Lists, Task
+from sparselens.prompts.words import Continuation, Words, spaced
 from sparselens.tasks.kinds import usable_kinds
-from sparselens.words import Continuation, Words, spaced
 
 TEMPLATES = (
     "{FIRST}, {SECOND}, {THIRD},",

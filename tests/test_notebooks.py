@@ -9,7 +9,12 @@ import pytest
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
 COLAB = "https://colab.research.google.com/github/sparselens/sparselens/blob/main/notebooks"
-PUBLIC = ("sparselens", "sparselens.tasks", "sparselens.tasks.addition", "sparselens.text")  # what a story may import
+PUBLIC = (
+    "sparselens",
+    "sparselens.tasks",
+    "sparselens.tasks.addition",
+    "sparselens.training.text",
+)  # what a story may import
 WITH_A_TASK = "4_your_own_task"  # the one that defines something: ten lines
 
 every_notebook = pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)

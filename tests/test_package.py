@@ -46,7 +46,9 @@ def test_type_checkers_see_the_same_names():
     seen = {
         alias.asname: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
     }
-    assert seen == sparselens._HOME_OF | dict.fromkeys(sparselens._MODULES, "sparselens")
+    assert seen == sparselens._HOME_OF | {
+        name: f"sparselens.{module.rpartition('.')[0]}" for name, module in sparselens._MODULES.items()
+    }
 
 
 def test_public_names_are_not_hidden_by_modules():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import sparselens as sl
-from sparselens.losses import IGNORED
+from sparselens.training.losses import IGNORED
 from tests.tiny_models import VOCABULARY, tiny_bridge, tiny_model
 
 LENGTH = 8
@@ -89,7 +89,7 @@ def _main() -> None:
     if "pause" in given:  # gives the one who kills this program time to choose the moment
         import time
 
-        from sparselens.losses import next_token_loss
+        from sparselens.training.losses import next_token_loss
 
         def slow_loss(logits: Tensor, batch: Tensor) -> Tensor:
             time.sleep(given["pause"])

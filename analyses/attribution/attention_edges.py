@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 if TYPE_CHECKING:
-    from sparselens.tokenized import TokenizedPairs
+    from sparselens.prompts.tokenized import TokenizedPairs
 
 PATTERN, SCORES, GATE = "attn.hook_pattern", "attn.hook_attn_scores", "attn.hook_gate"
 
@@ -93,8 +93,8 @@ def attention_edges(model: Any, prompts: "TokenizedPairs | Any") -> AttentionEdg
 
 def _rows(model: Any, prompts: Any) -> Iterator[tuple[np.ndarray, np.ndarray, Any]]:
     """Prompts of one length each, without padding: their numbers, their first columns and their tokens."""
-    from sparselens.prompt_checks import refuse_misfits, refuse_unreadable  # with torch
-    from sparselens.tokenized import TokenizedPairs
+    from sparselens.prompts.checks import refuse_misfits, refuse_unreadable  # with torch
+    from sparselens.prompts.tokenized import TokenizedPairs
 
     if not isinstance(prompts, TokenizedPairs):
         refuse_unreadable(model, prompts)
@@ -117,8 +117,8 @@ def _columns(model: Any, tokens: Any) -> tuple[int, dict[str, np.ndarray]]:
 
 
 def _layer_edges(cache: Any, layer: int, attn: Any) -> dict[str, np.ndarray]:
-    from sparselens.gate_points import leaves_it_to_inner  # with torch, which figures of edges can do without
-    from sparselens.gates import is_visible
+    from sparselens.gates.gate import is_visible
+    from sparselens.gates.points import leaves_it_to_inner  # with torch, which figures of edges can do without
 
     pattern = cache[f"blocks.{layer}.{PATTERN}"].detach().float()
     if f"blocks.{layer}.{GATE}" in cache:

@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sparselens import circuit
-from sparselens.circuit import Circuit
-from sparselens.graph import RECEIVERS, Graph
-from sparselens.intervals import Interval, mean_interval
+from sparselens.circuits import circuit
+from sparselens.circuits.circuit import Circuit
+from sparselens.circuits.graph import RECEIVERS, Graph
+from sparselens.prompts.intervals import Interval, mean_interval
 
 
 @dataclass(frozen=True, eq=False)

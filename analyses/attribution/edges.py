@@ -29,8 +29,8 @@ from sparselens.analyses.engine.edge_products import differences, edge_products
 from sparselens.analyses.engine.gradients import gradients
 from sparselens.analyses.engine.residual_stream import Activations, Reading
 from sparselens.analyses.engine.resume import batch_log
-from sparselens.metrics import Metric
-from sparselens.tokenized import TokenizedPairs
+from sparselens.prompts.metrics import Metric
+from sparselens.prompts.tokenized import TokenizedPairs
 
 
 def attribute_edges(

@@ -24,11 +24,11 @@ from sparselens.analyses.engine.gradients import Question, Run, ask, repeated, w
 from sparselens.analyses.engine.partial_runs import Projections, holding, keeping_projections, starting_at
 from sparselens.analyses.engine.residual_stream import Hook, Layer, Reading, keep, read_model
 from sparselens.analyses.engine.resume import batch_log
-from sparselens.evaluation import evaluating
-from sparselens.graph import RECEIVERS
-from sparselens.metrics import Metric
-from sparselens.prompt_checks import refuse_misfits
-from sparselens.tokenized import TokenizedPairs
+from sparselens.circuits.graph import RECEIVERS
+from sparselens.prompts.checks import refuse_misfits
+from sparselens.prompts.metrics import Metric
+from sparselens.prompts.tokenized import TokenizedPairs
+from sparselens.training.evaluation import evaluating
 
 Edges = Int[Tensor, "edge 2"]  # source, destination
 

@@ -12,10 +12,10 @@ from sparselens.analyses.engine.batching import in_batches
 from sparselens.analyses.engine.gradients import Gradients, PerPrompt, Question, Run, refuse_unless_finite, written
 from sparselens.analyses.engine.residual_stream import Activations, Hook, Reading, read_model
 from sparselens.analyses.engine.resume import BatchLog
-from sparselens.evaluation import evaluating
-from sparselens.metrics import Metric
-from sparselens.prompt_checks import refuse_misfits
-from sparselens.tokenized import TokenizedPairs
+from sparselens.prompts.checks import refuse_misfits
+from sparselens.prompts.metrics import Metric
+from sparselens.prompts.tokenized import TokenizedPairs
+from sparselens.training.evaluation import evaluating
 
 Method = Literal["eap", "eap-ig", "eap-ig-activations", "clean-corrupted", "exact"]
 BY_GRADIENT = ("eap", "eap-ig", "eap-ig-activations", "clean-corrupted")

@@ -19,8 +19,8 @@ from sparselens.analyses.engine.batching import MEMORY, refuse_several_lengths
 from sparselens.analyses.engine.edge_products import differences, exact_dtype
 from sparselens.analyses.engine.gradients import Gradients, Question, gradients_at
 from sparselens.analyses.engine.residual_stream import TOLERANCE, Activations, Hook, Layer, Reading
-from sparselens.metrics import Metric
-from sparselens.tokenized import TokenizedPairs
+from sparselens.prompts.metrics import Metric
+from sparselens.prompts.tokenized import TokenizedPairs
 
 
 @dataclass(frozen=True, eq=False)

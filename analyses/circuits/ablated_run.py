@@ -22,7 +22,7 @@ from sparselens.analyses.engine.gradients import PerPrompt, Question, ask, repea
 from sparselens.analyses.engine.norms import Norm
 from sparselens.analyses.engine.partial_runs import passing_over
 from sparselens.analyses.engine.residual_stream import Activations, Hook, Layer, Reading, keep
-from sparselens.graph import RECEIVERS
+from sparselens.circuits.graph import RECEIVERS
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,12 +10,12 @@ from sparselens.analyses.engine.batching import MEMORY, in_batches
 from sparselens.analyses.engine.edge_products import differences
 from sparselens.analyses.engine.gradients import PerPrompt, Question, written
 from sparselens.analyses.engine.residual_stream import read_model
-from sparselens.circuit import Circuit
-from sparselens.evaluation import evaluating
-from sparselens.graph import Graph
-from sparselens.metrics import Metric
-from sparselens.prompt_checks import refuse_misfits
-from sparselens.tokenized import TokenizedPairs
+from sparselens.circuits.circuit import Circuit
+from sparselens.circuits.graph import Graph
+from sparselens.prompts.checks import refuse_misfits
+from sparselens.prompts.metrics import Metric
+from sparselens.prompts.tokenized import TokenizedPairs
+from sparselens.training.evaluation import evaluating
 
 
 def random_circuit(graph: Graph, n: int, seed: int = 0) -> Circuit:

@@ -22,8 +22,8 @@ from sparselens.analyses.attribution.attention_edges import PATTERN, AttentionEd
 from sparselens.analyses.engine.batching import MEMORY, fit
 from sparselens.analyses.engine.partial_runs import Hooks, run
 from sparselens.analyses.patching.patch_sites import SITES, shows_only_copies
-from sparselens.evaluation import evaluating
-from sparselens.tokenized import TokenizedPairs
+from sparselens.prompts.tokenized import TokenizedPairs
+from sparselens.training.evaluation import evaluating
 
 _READ, _LAST = "blocks.{}.hook_resid_pre", "blocks.{}.hook_resid_post"
 

@@ -15,20 +15,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from sparselens import circuit as selection
 from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.circuits.ablated_run import Ablated, ablated_by, run_circuit, writes_of
 from sparselens.analyses.engine.batching import MEMORY, fit, in_batches, longest, refuse_several_lengths, refuse_unequal
 from sparselens.analyses.engine.edge_products import Writes
 from sparselens.analyses.engine.gradients import PerPrompt, Question, ask, written
 from sparselens.analyses.engine.residual_stream import Reading, keep, read_model
-from sparselens.circuit import Circuit
-from sparselens.evaluation import evaluating
-from sparselens.graph import Graph
-from sparselens.intervals import Interval, ratio_interval
-from sparselens.metrics import Metric
-from sparselens.prompt_checks import refuse_misfits
-from sparselens.tokenized import TokenizedPairs
+from sparselens.circuits import circuit as selection
+from sparselens.circuits.circuit import Circuit
+from sparselens.circuits.graph import Graph
+from sparselens.prompts.checks import refuse_misfits
+from sparselens.prompts.intervals import Interval, ratio_interval
+from sparselens.prompts.metrics import Metric
+from sparselens.prompts.tokenized import TokenizedPairs
+from sparselens.training.evaluation import evaluating
 
 Ablation = Literal["corrupted", "mean", "zero"]
 DELAY = 5  # seconds after which a bar shows

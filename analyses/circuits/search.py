@@ -12,9 +12,9 @@ from tqdm import tqdm
 from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.circuits.faithfulness import DELAY, Ablation, Faithfulness, Runs, running_circuits
 from sparselens.analyses.engine.batching import MEMORY
-from sparselens.circuit import Circuit
-from sparselens.metrics import Metric
-from sparselens.tokenized import TokenizedPairs
+from sparselens.circuits.circuit import Circuit
+from sparselens.prompts.metrics import Metric
+from sparselens.prompts.tokenized import TokenizedPairs
 
 
 def faithful_circuit(

@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparselens.analyses.attribution.edge_scores import EdgeScores
-from sparselens.circuit import edges_to_reach, rank_correlation, smallest
-from sparselens.intervals import Interval, mean_interval
+from sparselens.circuits.circuit import edges_to_reach, rank_correlation, smallest
+from sparselens.prompts.intervals import Interval, mean_interval
 
 
 @dataclass(frozen=True, eq=False)

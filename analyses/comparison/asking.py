@@ -21,9 +21,9 @@ from sparselens.analyses.engine.residual_stream import read_model
 from sparselens.analyses.patching.activation_patching import Patched, patch_activations
 from sparselens.analyses.patching.top_components import Kept, keep_top
 from sparselens.analyses.sparsity.head_labels import label_heads
-from sparselens.evaluation import evaluating
-from sparselens.metrics import Metric
-from sparselens.tokenized import TokenizedPairs
+from sparselens.prompts.metrics import Metric
+from sparselens.prompts.tokenized import TokenizedPairs
+from sparselens.training.evaluation import evaluating
 
 COUNTS = 40  # at most so many numbers of components are tried
 

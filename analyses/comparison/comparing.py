@@ -33,11 +33,11 @@ from sparselens.analyses.comparison.results import (
 from sparselens.analyses.engine.batching import MEMORY
 from sparselens.analyses.engine.fingerprints import of_model, of_pairs, of_tensors
 from sparselens.analyses.sparsity.loss_curve import loss_points, measure_loss
-from sparselens.metrics import accuracy, find_metric
-from sparselens.runs import answer_logits
-from sparselens.surgery import is_sparse
-from sparselens.task import Task
-from sparselens.tokenized import NO_ANSWER, TokenizedPairs
+from sparselens.gates.surgery import is_sparse
+from sparselens.prompts.metrics import accuracy, find_metric
+from sparselens.prompts.runs import answer_logits
+from sparselens.prompts.task import Task
+from sparselens.prompts.tokenized import NO_ANSWER, TokenizedPairs
 
 WITHOUT_GRADIENT = ("accuracy", "rank")
 VERSIONS = ("sparselens", "torch", "transformers", "transformer-lens", "numpy")
@@ -74,7 +74,7 @@ def compare(
 
     Args:
         task: draws `n` pairs with `seed` and `corruption`; or pairs, of which all are taken
-        metric: name in `sparselens.metrics`; default: the task's, or the logit difference
+        metric: name in `sparselens.prompts.metrics`; default: the task's, or the logit difference
         method: of edge attribution, with its `steps` (see `attribute_edges`)
         share: of the sum of |scores|, for the circuit of the paper's rule
         goal: faithfulness of the smallest circuit that is looked for

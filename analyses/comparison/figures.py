@@ -113,7 +113,7 @@ def refuse_unknown_form(form: str) -> None:
 
 def write_tables(comparison: Comparison, folder: Path) -> list[Path]:
     """The table as CSV, Markdown and LaTeX."""
-    from sparselens.files import write_file
+    from sparselens.files.whole import write_file
 
     texts = {
         "table.csv": comparison.table().to_csv(),

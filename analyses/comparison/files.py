@@ -28,10 +28,10 @@ from sparselens.analyses.patching.activation_patching import Patched
 from sparselens.analyses.patching.top_components import Kept
 from sparselens.analyses.sparsity.head_labels import HeadScores
 from sparselens.analyses.sparsity.loss_curve import LossPoint
-from sparselens.files import write_json
-from sparselens.graph import Block, Graph
-from sparselens.neuronpedia import write_neuronpedia
-from sparselens.records import load_record, save_record
+from sparselens.circuits.graph import Block, Graph
+from sparselens.circuits.neuronpedia import write_neuronpedia
+from sparselens.files.records import load_record, save_record
+from sparselens.files.whole import write_json
 
 KINDS: dict[str, type] = {
     "solved": Solved,

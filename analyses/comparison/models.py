@@ -4,7 +4,7 @@ from typing import Any
 
 from sparselens.analyses.comparison.results import SIDES
 from sparselens.analyses.engine.residual_stream import read_model
-from sparselens.surgery import is_sparse
+from sparselens.gates.surgery import is_sparse
 
 
 def refuse_unlike(dense: Any, sparse: Any) -> None:

@@ -5,9 +5,9 @@ from typing import Any
 
 from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.comparison.results import Prompt, Solved
-from sparselens.intervals import mean_interval
-from sparselens.surgery import is_sparse
-from sparselens.tokenized import TokenizedPairs
+from sparselens.gates.surgery import is_sparse
+from sparselens.prompts.intervals import mean_interval
+from sparselens.prompts.tokenized import TokenizedPairs
 
 FEW = 20  # pairs
 SHOWN = 4  # prompts whose attention is kept

@@ -16,7 +16,7 @@ from sparselens.analyses.figures.palette import MODELS
 from sparselens.analyses.figures.plot import Plot, Series
 from sparselens.analyses.patching.top_components import Kept
 from sparselens.analyses.sparsity.loss_curve import LossPoint
-from sparselens.intervals import Interval
+from sparselens.prompts.intervals import Interval
 
 
 def loss_plot(points: Sequence[LossPoint], names: tuple[str, str] = SIDES, loss: str = "the text") -> Plot:

@@ -11,7 +11,7 @@ from pathlib import Path
 from sparselens.analyses.comparison.figures import Draw, figures_of, view
 from sparselens.analyses.comparison.results import Comparison
 from sparselens.analyses.comparison.table import percent
-from sparselens.files import write_file
+from sparselens.files.whole import write_file
 
 LARGE, DPI = 300_000, 160  # bytes of an SVG above which a PNG takes its place
 

@@ -22,8 +22,8 @@ from sparselens.analyses.patching.activation_patching import Patched
 from sparselens.analyses.patching.top_components import Kept
 from sparselens.analyses.sparsity.head_labels import HeadScores
 from sparselens.analyses.sparsity.loss_curve import LossPoint
-from sparselens.circuit import Circuit, jaccard, rank_correlation
-from sparselens.intervals import Interval, bootstrap_interval, ratio_interval
+from sparselens.circuits.circuit import Circuit, jaccard, rank_correlation
+from sparselens.prompts.intervals import Interval, bootstrap_interval, ratio_interval
 
 SIDES = ("dense", "sparse")
 
@@ -265,7 +265,7 @@ Weights = Float[np.ndarray, "resample prompt"]
 
 
 def _sizes_of_mean(scores: EdgeScores, share: float, weights: Weights) -> Float[np.ndarray, " resample"]:
-    """As `sparselens.circuit.edges_to_reach` of the weighted mean scores."""
+    """As `sparselens.circuits.circuit.edges_to_reach` of the weighted mean scores."""
     assert scores.per_prompt is not None
     values = scores.per_prompt[:, scores.exists].double()
     sizes = []

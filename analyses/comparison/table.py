@@ -13,7 +13,7 @@ from typing import Any
 
 from sparselens.analyses.comparison.results import SIDES, Answers, Comparison
 from sparselens.analyses.patching.top_components import Kept
-from sparselens.intervals import Interval, mean_interval
+from sparselens.prompts.intervals import Interval, mean_interval
 
 GOAL = 0.9  # of the metric that kept components keep
 LABELLED = 0.4  # a head whose score is at least so high counts as of its kind

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from sparselens.analyses.engine.partial_runs import peak_bytes
 from sparselens.analyses.engine.resume import BatchLog, Tensors
-from sparselens.tokenized import TokenizedPairs
+from sparselens.prompts.tokenized import TokenizedPairs
 
 MEMORY = 2**30  # bytes: what an analysis allocates beside the model
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sparselens.analyses.engine.gradients import Gradients
 from sparselens.analyses.engine.residual_stream import Activations, Layer, Reading
-from sparselens.graph import RECEIVERS
+from sparselens.circuits.graph import RECEIVERS
 
 Writes = Float[Tensor, "source batch pos d_model"]
 

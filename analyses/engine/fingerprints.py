@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparselens.surgery import find_settings
-from sparselens.tokenized import TokenizedPairs
+from sparselens.gates.surgery import find_settings
+from sparselens.prompts.tokenized import TokenizedPairs
 
 # Words of a configuration that tell where a model comes from or where it lies, and not what it computes.
 _WHENCE = {

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from sparselens.analyses.engine.partial_runs import only_at
 from sparselens.analyses.engine.residual_stream import Activations, Hook, Layer, Reading, keep
-from sparselens.graph import RECEIVERS
-from sparselens.metrics import METRICS, Metric
-from sparselens.tokenized import TokenizedPairs
+from sparselens.circuits.graph import RECEIVERS
+from sparselens.prompts.metrics import METRICS, Metric
+from sparselens.prompts.tokenized import TokenizedPairs
 
 PerPrompt = Float[Tensor, " batch"]
 
@@ -55,7 +55,7 @@ class Gradients(Run):
 def ask(question: Question, hooks: Sequence[Hook] = (), corrupted: bool = False, trim_mlp: bool = False) -> PerPrompt:
     """The metric of a run under hooks.
 
-    The metrics of `sparselens.metrics` read the answer's position alone, so no other logits are made for them: they are
+    The metrics of `sl.metrics` read the answer's position alone, so no other logits are made for them: they are
     shown these at every position. A metric of your own gets all logits.
 
     Args:

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from sparselens.analyses.engine.norms import Norm, read_norm
 from sparselens.analyses.engine.partial_runs import returns_tuple, run
-from sparselens.gate_probe import refuse_broken_weights
-from sparselens.graph import RECEIVERS, Block, Graph
-from sparselens.hooked import is_hooked
+from sparselens.circuits.graph import RECEIVERS, Block, Graph
+from sparselens.gates.hooked import is_hooked
+from sparselens.gates.probe import refuse_broken_weights
 
 Activations = dict[str, Tensor]  # by the name of the hook point
 Hook = tuple[str, Callable[[Tensor], Tensor | None]]

@@ -19,9 +19,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from sparselens.analyses.engine.fingerprints import of_model, of_pairs
-from sparselens.metrics import METRICS, Metric
-from sparselens.surgery import find_settings
-from sparselens.tokenized import TokenizedPairs
+from sparselens.gates.surgery import find_settings
+from sparselens.prompts.metrics import METRICS, Metric
+from sparselens.prompts.tokenized import TokenizedPairs
 
 Tensors = tuple[Tensor, ...]
 _DIGEST, _LENGTH = 32, 8  # bytes

@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 
 from sparselens.analyses.figures.palette import INK, MODELS, NEGATIVE, POSITIVE, Ink
 from sparselens.analyses.figures.token_layout import LINE, SIZE, Label, printable, stroke
-from sparselens.circuit import Circuit
-from sparselens.graph import INPUT, LOGITS, RECEIVERS, Graph
+from sparselens.circuits.circuit import Circuit
+from sparselens.circuits.graph import INPUT, LOGITS, RECEIVERS, Graph
 
 PANEL = 234.0  # 3.25 inches: one column of ICML and NeurIPS
 COLUMN, PAGE = 3.25, 6.75  # inches: panels above each other, or side by side

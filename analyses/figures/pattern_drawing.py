@@ -14,7 +14,7 @@ from jaxtyping import Float
 from sparselens.analyses.attribution.attention_edges import AttentionEdges
 from sparselens.analyses.figures.paper import encoded, form_of, style
 from sparselens.analyses.figures.pattern_grid import chosen, draw_bands, whole
-from sparselens.files import write_file
+from sparselens.files.whole import write_file
 
 Heads = Sequence[tuple[int, int]]  # (layer, head)
 

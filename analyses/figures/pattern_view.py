@@ -14,7 +14,7 @@ from pathlib import Path
 from sparselens.analyses.attribution.attention_edges import AttentionEdges
 from sparselens.analyses.figures.pattern_drawing import check_head, pattern_of
 from sparselens.analyses.figures.token_layout import printable
-from sparselens.files import write_file
+from sparselens.files.whole import write_file
 
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>

@@ -18,7 +18,7 @@ from sparselens.analyses.figures.plot import Plot, Series
 from sparselens.analyses.figures.plot_places import Box, Label, cloud, corner_box, place_labels, place_note
 from sparselens.analyses.figures.plot_ticks import set_ticks
 from sparselens.analyses.figures.thinning import thinned
-from sparselens.files import write_file
+from sparselens.files.whole import write_file
 
 DPI = 288  # while laid out: four pixels a point
 LINE, MARKER = 1.1, 3.8  # points

@@ -28,7 +28,7 @@ from sparselens.analyses.figures.token_layout import (
     stroke,
 )
 from sparselens.analyses.figures.token_page import token_page
-from sparselens.files import write_file
+from sparselens.files.whole import write_file
 
 INK, NODES, ARROW = "#222222", "#c4c7cb", "#444444"
 

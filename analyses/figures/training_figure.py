@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from sparselens.analyses.figures.paper import encoded, form_of, style
-from sparselens.files import write_file
-from sparselens.result import PostTrainResult
+from sparselens.files.whole import write_file
+from sparselens.training.result import PostTrainResult
 
 History = Sequence[dict[str, Any]]
 

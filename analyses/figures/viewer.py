@@ -27,9 +27,9 @@ from sparselens.analyses.figures.token_view import token_view
 from sparselens.analyses.figures.viewer_edges import ranked_edges
 from sparselens.analyses.figures.viewer_page import graph_data, model_data, plot_data, viewer_page
 from sparselens.analyses.figures.viewer_patterns import patterns_data
-from sparselens.circuit import Circuit
-from sparselens.files import write_file
-from sparselens.graph import Graph
+from sparselens.circuits.circuit import Circuit
+from sparselens.circuits.graph import Graph
+from sparselens.files.whole import write_file
 
 TOKEN_EDGES = 1500  # drawn in each panel of the token view within the page
 View = Literal["circuit", "difference"]

@@ -20,7 +20,7 @@ from sparselens.analyses.figures.thinning import thinned
 from sparselens.analyses.figures.token_page import script_json
 from sparselens.analyses.figures.viewer_edges import RankedEdges
 from sparselens.analyses.figures.viewer_patterns import in_base64
-from sparselens.graph import Graph
+from sparselens.circuits.graph import Graph
 
 PARTS = ("state", "graph", "card", "patterns", "plots", "files", "start")
 

@@ -22,9 +22,9 @@ from sparselens.analyses.engine.partial_runs import holding, starting_at
 from sparselens.analyses.engine.resume import batch_log
 from sparselens.analyses.patching.patch_runs import Question, Recorded, asking, measure, record, with_mean
 from sparselens.analyses.patching.patch_sites import find_site, replacing
-from sparselens.intervals import Interval, mean_interval, ratio_interval
-from sparselens.metrics import Metric, logit_difference
-from sparselens.tokenized import TokenizedPairs
+from sparselens.prompts.intervals import Interval, mean_interval, ratio_interval
+from sparselens.prompts.metrics import Metric, logit_difference
+from sparselens.prompts.tokenized import TokenizedPairs
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from torch import Tensor
 from sparselens.analyses.engine.batching import refuse_several_lengths, refuse_unequal
 from sparselens.analyses.engine.partial_runs import Hooks, Projections, keeping_projections, only_at, returns_tuple, run
 from sparselens.analyses.patching.patch_sites import Site, shows_only_copies
-from sparselens.evaluation import evaluating, open_gates
-from sparselens.metrics import METRICS, Metric
-from sparselens.prompt_checks import refuse_misfits
-from sparselens.tokenized import TokenizedPairs
+from sparselens.prompts.checks import refuse_misfits
+from sparselens.prompts.metrics import METRICS, Metric
+from sparselens.prompts.tokenized import TokenizedPairs
+from sparselens.training.evaluation import evaluating, open_gates
 
 BASES = ("clean", "corrupted")
 SOURCES = ("corrupted", "clean", "mean", "zero")
@@ -94,7 +94,7 @@ def measure(
 ) -> Float[Tensor, " batch"]:
     """The metric of a run under hooks.
 
-    The metrics of `sparselens.metrics` read the logits at the answer's position alone, so no others are made for them:
+    The metrics of `sl.metrics` read the logits at the answer's position alone, so no others are made for them:
     they are shown these at every position. A metric of your own gets all logits.
 
     Args:

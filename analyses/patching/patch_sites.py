@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sparselens.gate_points import leaves_it_to_inner
-from sparselens.surgery import is_sparse
+from sparselens.gates.points import leaves_it_to_inner
+from sparselens.gates.surgery import is_sparse
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparselens.evaluation import evaluating
-from sparselens.hooked import is_hooked
-from sparselens.prompt_checks import refuse_misfits, refuse_unreadable
-from sparselens.tokenized import TokenizedPairs
+from sparselens.gates.hooked import is_hooked
+from sparselens.prompts.checks import refuse_misfits, refuse_unreadable
+from sparselens.prompts.tokenized import TokenizedPairs
+from sparselens.training.evaluation import evaluating
 
 KINDS = ("previous token", "duplicate token", "induction")
 

@@ -28,13 +28,13 @@ from sparselens.analyses.sparsity.row_losses import (
     text_losses,
 )
 from sparselens.analyses.sparsity.top_k import top_k_attention
-from sparselens.evaluation import evaluating, open_gates
-from sparselens.intervals import Interval, ratio_interval
-from sparselens.losses import logits_of, tokens_of
-from sparselens.prompt_checks import refuse_misfits, refuse_unreadable
-from sparselens.statistics import record_gates
-from sparselens.surgery import is_sparse
-from sparselens.tokenized import TokenizedPairs
+from sparselens.gates.statistics import record_gates
+from sparselens.gates.surgery import is_sparse
+from sparselens.prompts.checks import refuse_misfits, refuse_unreadable
+from sparselens.prompts.intervals import Interval, ratio_interval
+from sparselens.prompts.tokenized import TokenizedPairs
+from sparselens.training.evaluation import evaluating, open_gates
+from sparselens.training.losses import logits_of, tokens_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,7 @@ def loss_points(
 ) -> tuple[LossPoint, ...]:
     """Every point of the figure, in the order dense, top-1, top-2, ..., control, sparse.
 
-    >>> from sparselens.text import rows
+    >>> from sparselens.training.text import rows
     >>> batches = rows(tokens, seq_len=64, batch_size=32)
     >>> [(point.name, point.share_of_visible_pairs, point.loss) for point in loss_points(dense, sparse, batches)]
 

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparselens.losses import Batch, Logits, TokenLoss, next_token_loss, tokens_of
-from sparselens.metrics import end_logits
-from sparselens.tokenized import NO_ANSWER, TokenizedPairs
+from sparselens.prompts.metrics import end_logits
+from sparselens.prompts.tokenized import NO_ANSWER, TokenizedPairs
+from sparselens.training.losses import Batch, Logits, TokenLoss, next_token_loss, tokens_of
 
 Rows = Batch | Sequence[Batch] | TokenizedPairs
 
@@ -28,7 +28,7 @@ def text_losses(logits: Logits, batch: Batch, loss: TokenLoss = next_token_loss)
     """Mean loss per token of every row; padding and ignored labels do not count.
 
     Args:
-        loss: `sparselens.losses.same_position_loss` for models that fill in blanks
+        loss: `sparselens.training.losses.same_position_loss` for models that fill in blanks
     """
     each = [_row(batch, row) for row in range(len(logits))]
     tokens = torch.tensor([float(loss.count(row)) for row in each], device=logits.device)

@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sparselens.evaluation import OPEN_BIAS, open_gates
-from sparselens.gates import is_visible
-from sparselens.hooked import is_hooked
-from sparselens.surgery import is_sparse
+from sparselens.gates.gate import is_visible
+from sparselens.gates.hooked import is_hooked
+from sparselens.gates.surgery import is_sparse
+from sparselens.training.evaluation import OPEN_BIAS, open_gates
 
 CLOSED = -3.2e4  # above what counts as masked in any dtype, and more below zero than open gates are above it
 assert torch.finfo(torch.float16).min / 2 < CLOSED < -OPEN_BIAS

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from tqdm import trange
 
-from sparselens.character_model import character_model, character_tokenizer
-from sparselens.evaluation import open_gates
-from sparselens.folder import load_transformers, save
-from sparselens.gates import seed_from
-from sparselens.losses import IGNORED, logits_of, same_position_loss
-from sparselens.statistics import record_gates
-from sparselens.surgery import is_sparse, sparsify
+from sparselens.gates.gate import seed_from
+from sparselens.gates.statistics import record_gates
+from sparselens.gates.surgery import is_sparse, sparsify
+from sparselens.models.character_model import character_model, character_tokenizer
+from sparselens.models.folder import load_transformers, save
 from sparselens.tasks.addition import ALPHABET, KINDS, Addition, ids
-from sparselens.training import PostTrainConfig, post_train
+from sparselens.training.evaluation import open_gates
+from sparselens.training.loop import PostTrainConfig, post_train
+from sparselens.training.losses import IGNORED, logits_of, same_position_loss
 
 TASK = Addition()
 LAYERS = 4

@@ -14,7 +14,7 @@ from sparselens.cli.table import finish, print_table
 if TYPE_CHECKING:
     from sparselens.analyses.attribution.edge_scores import EdgeScores
     from sparselens.analyses.circuits.faithfulness import Faithfulness
-    from sparselens.circuit import Circuit
+    from sparselens.circuits.circuit import Circuit
 
 SHOWN = 15  # edges in the table
 GIB = 2**30
@@ -33,7 +33,7 @@ def attribute(
     all_pairs: Annotated[bool, typer.Option("--all", help="Keep also the pairs that the model gets wrong.")] = False,
     seed: Annotated[int, typer.Option(help="Of the choices.")] = 0,
     corruption: Annotated[str | None, typer.Option(help="Default: the task's first.")] = None,
-    metric: Annotated[str | None, typer.Option(help="Name in sparselens.metrics. Default: the task's.")] = None,
+    metric: Annotated[str | None, typer.Option(help="Name in sparselens.prompts.metrics. Default: the task's.")] = None,
     share: Annotated[
         float, typer.Option(help="Of the sum of all |scores|, for the circuit of the paper's rule.")
     ] = 0.9,
@@ -54,9 +54,9 @@ def attribute(
     from sparselens.analyses import attribute_edges, random_circuit
     from sparselens.analyses.circuits.faithfulness import running_circuits
     from sparselens.analyses.circuits.search import search
-    from sparselens.capability import evaluate
-    from sparselens.folder import load
-    from sparselens.metrics import find_metric
+    from sparselens.models.folder import load
+    from sparselens.prompts.capability import evaluate
+    from sparselens.prompts.metrics import find_metric
     from sparselens.tasks import find_task
 
     unfinished = out / "attribute.unfinished"
@@ -112,7 +112,7 @@ def _summary(circuit: "Circuit", kept: "Faithfulness") -> dict[str, Any]:
 def _save(scores: "EdgeScores", path: Path) -> None:
     from safetensors.torch import save
 
-    from sparselens.files import write_file
+    from sparselens.files.whole import write_file
 
     tensors = {name: getattr(scores, name) for name in ("mean", "per_prompt", "clean", "corrupted")}
     axes = json.dumps({"sources": scores.sources, "destinations": scores.destinations})

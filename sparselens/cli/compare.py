@@ -11,7 +11,7 @@ from sparselens.cli.options import Json, alone_in_out
 from sparselens.cli.table import finish, print_table
 
 if TYPE_CHECKING:
-    from sparselens.text import Source
+    from sparselens.training.text import Source
 
 GIB = 2**30
 SEQ_LEN, BATCH, ROWS = 64, 32, 512  # of the text that the loss is measured on
@@ -39,7 +39,7 @@ def compare(
     all_pairs: Annotated[bool, typer.Option("--all", help="Keep also pairs that a model gets wrong.")] = False,
     seed: Annotated[int, typer.Option(help="Of the choices.")] = 0,
     corruption: Annotated[str | None, typer.Option(help="Default: the task's first.")] = None,
-    metric: Annotated[str | None, typer.Option(help="Name in sparselens.metrics. Default: the task's.")] = None,
+    metric: Annotated[str | None, typer.Option(help="Name in sparselens.prompts.metrics. Default: the task's.")] = None,
     share: Annotated[float, typer.Option(help="Of the sum of |scores|, for the circuit of the paper's rule.")] = 0.9,
     goal: Annotated[float, typer.Option(help="Faithfulness of the smallest circuit that is looked for.")] = 0.8,
     ablation: Annotated[str, typer.Option(help="What stands in for what does not act: corrupted, mean, zero.")] = (
@@ -59,9 +59,9 @@ def compare(
     """
     from sparselens.analyses import compare as ask
     from sparselens.analyses.comparison.figures import refuse_unknown_form
-    from sparselens.folder import load
+    from sparselens.models.folder import load
     from sparselens.tasks import find_task
-    from sparselens.text import Source
+    from sparselens.training.text import Source
 
     refuse_unknown_form(form)
     asked = find_task(task)
@@ -120,8 +120,8 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
 
 def _rows(source: "Source", tokenizer: Any, names: dict[str, str]) -> tuple[list[Any], list[str]]:
     """Rows that no model has seen in training or selection, as far as their records tell, and caveats about them."""
-    from sparselens.folder import load_record
-    from sparselens.text import rows, unseen_tokens
+    from sparselens.models.folder import load_record
+    from sparselens.training.text import rows, unseen_tokens
 
     records = {role: load_record(name).get("data") for role, name in names.items()}
     if records["dense"] is None:  # most often a model that was trained elsewhere, on nobody knows what

@@ -30,7 +30,7 @@ def demo(
     The models ship with the package; `--retrain` makes new ones in `--out`.
     """
     from sparselens.cli.addition import measure, retrain_both
-    from sparselens.folder import load
+    from sparselens.models.folder import load
 
     if (out / "circuits").exists():
         raise ValueError(f"{out} holds what `sparselens compare` wrote: choose another folder")

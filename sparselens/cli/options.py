@@ -16,7 +16,7 @@ def alone_in_out(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(*args: Any, out: Path, **options: Any) -> None:
-        from sparselens.locks import locked
+        from sparselens.files.locks import locked
 
         with locked(out):
             command(*args, out=out, **options)

@@ -13,8 +13,8 @@ from sparselens.cli.options import Json, alone_in_out
 from sparselens.cli.table import finish, print_table, warn
 
 if TYPE_CHECKING:
-    from sparselens.evaluation import Evaluation
-    from sparselens.result import PostTrainResult
+    from sparselens.training.evaluation import Evaluation
+    from sparselens.training.result import PostTrainResult
 
 COLUMNS = {
     "loss": ("loss, nats per token", "{:.4f}"),
@@ -92,15 +92,15 @@ def post_train(
     """
     import torch
 
-    from sparselens.attention import recompute_activations
-    from sparselens.evaluation import evaluate, open_gates
-    from sparselens.folder import load_transformers, save
-    from sparselens.processes import accelerator_for
-    from sparselens.surgery import sparsify
-    from sparselens.text import Source, prepare, rows
-    from sparselens.text.batches import refuse_no_rows
-    from sparselens.training import PostTrainConfig
-    from sparselens.training import post_train as run
+    from sparselens.gates.attention import recompute_activations
+    from sparselens.gates.surgery import sparsify
+    from sparselens.models.folder import load_transformers, save
+    from sparselens.training.evaluation import evaluate, open_gates
+    from sparselens.training.loop import PostTrainConfig
+    from sparselens.training.loop import post_train as run
+    from sparselens.training.processes import accelerator_for
+    from sparselens.training.text import Source, prepare, rows
+    from sparselens.training.text.batches import refuse_no_rows
 
     refuse_no_rows(seq_len, batch_size)
     if held_out_rows < 1:
@@ -195,7 +195,7 @@ def post_train(
 
 
 def _refuse_contradiction(lora: int | None, train: str, merge: bool) -> None:
-    from sparselens.trained import refuse_unknown_part
+    from sparselens.training.trained import refuse_unknown_part
 
     refuse_unknown_part(train)
     if lora is not None and train != "all":
@@ -206,8 +206,8 @@ def _refuse_contradiction(lora: int | None, train: str, merge: bool) -> None:
 
 def _choose(network: Any, lora: int | None, train: str, seed: int) -> None:
     """Freeze what is not to be trained."""
-    from sparselens.adapters import add_lora
-    from sparselens.trained import choose_trained
+    from sparselens.models.adapters import add_lora
+    from sparselens.training.trained import choose_trained
 
     if lora is None:
         choose_trained(network, train)
@@ -248,7 +248,7 @@ def _batches_per_step(
     batch_tokens: int | None, accumulation: int, seq_len: int, batch_size: int, processes: int
 ) -> tuple[int, int]:
     """Rows per batch and batches per step."""
-    from sparselens.text import batches_per_step
+    from sparselens.training.text import batches_per_step
 
     if batch_tokens is None:
         return batch_size, accumulation
@@ -259,8 +259,8 @@ def _batches_per_step(
 
 def _batches(text: Any, sample: Callable[[], Any] | None, seq_len: int, n_rows: int, seed: int) -> Any:
     """Training batches: of the text alone, or half of it and half of what the dense model writes."""
-    from sparselens.text import MixedBatches, TokenBatches
-    from sparselens.text.batches import refuse_no_rows
+    from sparselens.training.text import MixedBatches, TokenBatches
+    from sparselens.training.text.batches import refuse_no_rows
 
     half = n_rows // 2 if sample else 0
     batches = TokenBatches(text, seq_len, n_rows - half, seed)
@@ -272,8 +272,8 @@ def _batches(text: Any, sample: Callable[[], Any] | None, seq_len: int, n_rows: 
 
 def _sampled(network: Any, tokenizer: Any, n: int, seed: int, folder: Path, reuse: bool) -> Any:
     """Tokens that the dense model writes itself, once for a run."""
-    from sparselens.text import kept_sample, sample_tokens
-    from sparselens.text.tokens import PieceTokenizer
+    from sparselens.training.text import kept_sample, sample_tokens
+    from sparselens.training.text.tokens import PieceTokenizer
 
     asked = {"tokens": n, "seed": seed, "model": network.config._name_or_path}
     start = PieceTokenizer(tokenizer).start

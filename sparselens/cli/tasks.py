@@ -10,14 +10,14 @@ from typer.core import TyperGroup
 
 from sparselens.cli.options import Json, Out
 from sparselens.cli.table import finish, print_table
+from sparselens.prompts.words import Words
 from sparselens.tasks import TASKS, find_task
-from sparselens.words import Words
 
 if TYPE_CHECKING:
-    from sparselens.capability import Capability
-    from sparselens.intervals import Interval
-    from sparselens.prompts import PromptPair
-    from sparselens.task import Task
+    from sparselens.prompts.capability import Capability
+    from sparselens.prompts.intervals import Interval
+    from sparselens.prompts.pairs import PromptPair
+    from sparselens.prompts.task import Task
 
 
 class ListByDefault(TyperGroup):
@@ -90,8 +90,8 @@ def export(
 
     Example: `sparselens tasks export ioi -n 1000 --format eap-ig --tokenizer openai-community/gpt2`
     """
-    from sparselens.folder import load_tokenizer
-    from sparselens.formats import SUFFIXES, write_pairs
+    from sparselens.models.folder import load_tokenizer
+    from sparselens.prompts.formats import SUFFIXES, write_pairs
 
     task, reader = find_task(name), None if tokenizer is None else load_tokenizer(tokenizer)
     task = task if reader is None else task.fitted(reader)
@@ -125,8 +125,8 @@ def evaluate(
 
     Example: `sparselens tasks evaluate --model stories260k --task ioi`
     """
-    from sparselens.capability import evaluate as run
-    from sparselens.folder import load
+    from sparselens.models.folder import load
+    from sparselens.prompts.capability import evaluate as run
 
     chosen = [find_task(name) for name in task or TASKS]
     if n < 1 or batch_size < 1:
@@ -152,7 +152,7 @@ def evaluate(
 def _fitted(task: "Task", tokenizer: str | None) -> "Task":
     if tokenizer is None:
         return task
-    from sparselens.folder import load_tokenizer
+    from sparselens.models.folder import load_tokenizer
 
     return task.fitted(load_tokenizer(tokenizer))
 
@@ -213,7 +213,7 @@ def _pair_rows(pair: "PromptPair", task: "Task") -> list[tuple[str, str]]:
 
 
 def _record(pair: "PromptPair") -> dict[str, Any]:
-    from sparselens.task_data import record
+    from sparselens.prompts.task_data import record
 
     return record(pair)
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparselens.tokenized import TokenizedPairs
+from sparselens.prompts.tokenized import TokenizedPairs
 from tests.tiny_models import tiny_tokens
 
 

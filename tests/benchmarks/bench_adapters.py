@@ -18,11 +18,11 @@ import transformers as tr
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import sparselens as sl
-from sparselens.adapters import add_lora
-from sparselens.gates import RowNoise
-from sparselens.losses import logits_of, next_token_loss
-from sparselens.surgery import gate_settings
-from sparselens.trained import choose_trained, trained_parameters
+from sparselens.gates.gate import RowNoise
+from sparselens.gates.surgery import gate_settings
+from sparselens.models.adapters import add_lora
+from sparselens.training.losses import logits_of, next_token_loss
+from sparselens.training.trained import choose_trained, trained_parameters
 
 LENGTH = 64
 KINDS = ("lora", "attention", "all")

@@ -23,9 +23,9 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 from sparselens.analyses.attribution.edges import attribute_edges
 from sparselens.analyses.attribution.exact import patch_edges
-from sparselens.graph import Graph
-from sparselens.metrics import logit_difference
-from sparselens.tokenized import TokenizedPairs
+from sparselens.circuits.graph import Graph
+from sparselens.prompts.metrics import logit_difference
+from sparselens.prompts.tokenized import TokenizedPairs
 
 PROMPTS, TOKENS, VOCABULARY = 32, 15, 50257
 EDGES = 1000

@@ -16,7 +16,7 @@ from typing import Any
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from sparselens.folder import load_tokenizer
+from sparselens.models.folder import load_tokenizer
 from sparselens.tasks import TASKS
 
 N = 10_000

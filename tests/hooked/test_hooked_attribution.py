@@ -16,9 +16,9 @@ from sparselens.analyses import (
     faithfulness,
     patch_edges,
 )
-from sparselens.circuit import Circuit
-from sparselens.graph import Graph
-from sparselens.metrics import logit_difference
+from sparselens.circuits.circuit import Circuit
+from sparselens.circuits.graph import Graph
+from sparselens.prompts.metrics import logit_difference
 
 if find_spec("transformer_lens.HookedTransformer") is None:
     pytest.skip("this TransformerLens has no HookedTransformer (it went with 4.0)", allow_module_level=True)

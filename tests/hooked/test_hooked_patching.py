@@ -8,7 +8,7 @@ import torch
 
 import sparselens as sl
 from sparselens.analyses import dependency_cone, keep_top, outside_effect, patch_activations, patch_heads
-from sparselens.metrics import logit_difference
+from sparselens.prompts.metrics import logit_difference
 
 if find_spec("transformer_lens.HookedTransformer") is None:
     pytest.skip("this TransformerLens has no HookedTransformer (it went with 4.0)", allow_module_level=True)

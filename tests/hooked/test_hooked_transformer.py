@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparselens.gates import RowNoise
-from sparselens.statistics import record_gates
-from sparselens.surgery import densify, gate_settings, is_sparse, sparsify
+from sparselens.gates.gate import RowNoise
+from sparselens.gates.statistics import record_gates
+from sparselens.gates.surgery import densify, gate_settings, is_sparse, sparsify
 from tests.tiny_models import tiny_bridge, tiny_tokens
 
 if find_spec("transformer_lens.HookedTransformer") is None:

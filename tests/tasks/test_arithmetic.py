@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from sparselens.draw import Draw
-from sparselens.prompts import PromptPair
+from sparselens.prompts.draw import Draw
+from sparselens.prompts.pairs import PromptPair
 from sparselens.tasks import TASKS
 from sparselens.tasks.arithmetic import KINDS, NUMBER_WORDS, draw
 

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from sparselens.draw import Draw
+from sparselens.prompts.draw import Draw
 from sparselens.tasks import TASKS
 from sparselens.tasks.brackets import balanced, is_balanced, rewritten
 

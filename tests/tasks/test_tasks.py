@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import transformers as tr
 
-from sparselens.prompts import PromptPair
+from sparselens.prompts.pairs import PromptPair
 from sparselens.tasks import TASKS, find_task
 
 N = 1000

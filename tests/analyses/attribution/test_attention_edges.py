@@ -9,7 +9,7 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 import sparselens as sl
 from sparselens.analyses import AttentionEdges, attention_edges
-from sparselens.character_model import character_model
+from sparselens.models.character_model import character_model
 from tests.tiny_models import tiny_tokenizer
 
 TOKENS = torch.tensor([[1, 2, 3, 4, 5], [5, 4, 3, 2, 1]])

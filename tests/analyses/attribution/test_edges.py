@@ -12,8 +12,8 @@ from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.attribution.edges import attribute_edges
 from sparselens.analyses.attribution.exact import patch_edges
 from sparselens.analyses.patching.activation_patching import patch_heads
-from sparselens.metrics import logit_difference
-from sparselens.tokenized import TokenizedPairs
+from sparselens.prompts.metrics import logit_difference
+from sparselens.prompts.tokenized import TokenizedPairs
 from tests.analyses.small_models import near_pairs, tiny_pairs, two_layer_pairs, two_layers
 from tests.tiny_models import FAMILIES, bridge_of, tiny_bridge, tiny_model
 

@@ -9,8 +9,8 @@ import sparselens as sl
 from sparselens.analyses.attribution.edges import attribute_edge_positions, attribute_edges
 from sparselens.analyses.attribution.integration import BY_GRADIENT
 from sparselens.analyses.attribution.nodes import attribute_attention_edges, attribute_nodes
-from sparselens.metrics import logit_difference
-from sparselens.tokenized import TokenizedPairs
+from sparselens.prompts.metrics import logit_difference
+from sparselens.prompts.tokenized import TokenizedPairs
 from tests.analyses.small_models import tiny_pairs, two_layer_pairs, two_layers
 from tests.tiny_models import FAMILIES, tiny_bridge
 

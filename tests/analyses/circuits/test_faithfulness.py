@@ -22,11 +22,11 @@ from sparselens.analyses.circuits.faithfulness import (
 )
 from sparselens.analyses.engine.gradients import Question
 from sparselens.analyses.engine.residual_stream import read_model
-from sparselens.circuit import Circuit, top
-from sparselens.graph import Graph
-from sparselens.metrics import logit_difference
+from sparselens.circuits.circuit import Circuit, top
+from sparselens.circuits.graph import Graph
+from sparselens.prompts.metrics import logit_difference
+from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.tasks import TASKS
-from sparselens.tokenized import TokenizedPairs
 from tests.analyses.small_models import tiny_pairs, two_layer_pairs, two_layers
 from tests.tiny_models import FAMILIES, bridge_of, tiny_bridge, tiny_model
 

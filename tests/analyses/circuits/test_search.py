@@ -6,7 +6,7 @@ import torch
 from sparselens.analyses import attribute_edges, faithful_circuit, faithfulness
 from sparselens.analyses.circuits import faithfulness as circuit_runs
 from sparselens.analyses.circuits import search as search_module
-from sparselens.metrics import logit_difference
+from sparselens.prompts.metrics import logit_difference
 from tests.analyses.small_models import tiny_pairs, two_layer_pairs, two_layers
 from tests.tiny_models import tiny_bridge
 

@@ -6,9 +6,9 @@ import torch
 from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.circuits.baselines import random_circuit, score_by_magnitude
 from sparselens.analyses.circuits.stability import edges_needed, share_curves, stability
-from sparselens.circuit import jaccard
-from sparselens.graph import Graph
-from sparselens.metrics import logit_difference
+from sparselens.circuits.circuit import jaccard
+from sparselens.circuits.graph import Graph
+from sparselens.prompts.metrics import logit_difference
 from tests.analyses.small_models import two_layer_pairs, two_layers
 
 ONE = Graph.of_shape(1, 1)

@@ -9,7 +9,7 @@ import torch
 import sparselens as sl
 from sparselens.analyses import attribute_edges, faithfulness, patch_edges
 from sparselens.analyses.engine.partial_runs import peak_bytes
-from sparselens.metrics import logit_difference
+from sparselens.prompts.metrics import logit_difference
 from tests.analyses.small_models import tiny_pairs
 from tests.tiny_models import tiny_bridge
 

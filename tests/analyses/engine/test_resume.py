@@ -16,7 +16,7 @@ import torch
 import sparselens as sl
 from sparselens.analyses import attribute_edges, keep_top, patch_edges, patch_heads
 from sparselens.analyses.engine.resume import BatchLog, batch_log
-from sparselens.metrics import logit_difference
+from sparselens.prompts.metrics import logit_difference
 from tests.tiny_models import tiny_bridge, tiny_tokens
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -25,8 +25,8 @@ from sparselens.analyses.figures.circuit_layout import (
     lay_out_difference,
     skeleton,
 )
-from sparselens.circuit import Circuit
-from sparselens.graph import Graph
+from sparselens.circuits.circuit import Circuit
+from sparselens.circuits.graph import Graph
 
 GRAPH = Graph.of_shape(2, 2)
 NAMES = ("dense", "sparse")

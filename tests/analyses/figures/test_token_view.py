@@ -13,7 +13,7 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 import sparselens as sl
 from sparselens.analyses import AttentionEdges, TokenView, attention_edges, token_view
 from sparselens.analyses.figures.token_layout import NODE_HEIGHT, WIDTH, heading, printable, stroke, strongest
-from sparselens.character_model import character_model
+from sparselens.models.character_model import character_model
 from sparselens.tasks.addition import ALPHABET, Addition, ids
 
 Rows = list[tuple[int, int, int, int, int, float]]  # prompt, layer, head, query, key, weight
@@ -170,7 +170,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError("No space left on device")
 
     old = small_view().save(tmp_path / "figure.svg").read_bytes()
-    monkeypatch.setattr("sparselens.files.os.fsync", full)
+    monkeypatch.setattr("sparselens.files.whole.os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         small_view(title="new").save(tmp_path / "figure.svg")
     assert [path.name for path in tmp_path.iterdir()] == ["figure.svg"]

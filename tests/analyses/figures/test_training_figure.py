@@ -11,8 +11,8 @@ import pytest
 from sparselens import analyses
 from sparselens.analyses.figures.paper import style
 from sparselens.analyses.figures.training_drawing import draw_training
-from sparselens.evaluation import Evaluation
-from sparselens.result import PostTrainResult
+from sparselens.training.evaluation import Evaluation
+from sparselens.training.result import PostTrainResult
 from tests.analyses.figures.legible import assert_legible
 
 EVERYTHING = ["held-out loss", "open edges", "multiplier", "gate bias", "learning rate", "open edges by layer"]

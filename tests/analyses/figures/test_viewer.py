@@ -24,7 +24,7 @@ from sparselens.analyses.figures.palette import NEGATIVE
 from sparselens.analyses.figures.plot import Plot, Series
 from sparselens.analyses.figures.viewer_edges import ranked_edges
 from sparselens.analyses.figures.viewer_patterns import packed
-from sparselens.graph import Graph
+from sparselens.circuits.graph import Graph
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = ["</script><script>alert(1)</script>", "<!--", "\u2028 & \u2029", "{{data}}", "\\", "'\"><img src=x>"]

@@ -13,8 +13,8 @@ from sparselens.analyses import Patched, patch_activations, patch_heads
 from sparselens.analyses.engine.partial_runs import peak_bytes
 from sparselens.analyses.patching.patch_runs import asking, record, with_mean
 from sparselens.analyses.patching.patch_sites import find_site
-from sparselens.evaluation import open_gates
-from sparselens.metrics import logit_difference
+from sparselens.prompts.metrics import logit_difference
+from sparselens.training.evaluation import open_gates
 from tests.analyses.hand_model import hand_model, hand_pairs
 from tests.tiny_models import FAMILIES, tiny_bridge, tiny_tokens
 

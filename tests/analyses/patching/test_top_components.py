@@ -8,7 +8,7 @@ import torch
 
 import sparselens as sl
 from sparselens.analyses import Kept, keep_top, patch_activations, patch_heads
-from sparselens.metrics import logit_difference
+from sparselens.prompts.metrics import logit_difference
 from tests.analyses.hand_model import hand_model, hand_pairs
 from tests.tiny_models import tiny_bridge, tiny_tokens
 

@@ -11,10 +11,10 @@ import torch
 import sparselens as sl
 from sparselens.analyses import loss_points, measure_loss, top_k_attention
 from sparselens.analyses.sparsity.row_losses import answer_losses, row_batches, text_losses
-from sparselens.evaluation import evaluate
-from sparselens.losses import IGNORED, same_position_loss
 from sparselens.tasks import TASKS
-from sparselens.text import Source, rows, unseen_tokens
+from sparselens.training.evaluation import evaluate
+from sparselens.training.losses import IGNORED, same_position_loss
+from sparselens.training.text import Source, rows, unseen_tokens
 from tests.analyses.small_models import tiny_pairs, two_layers
 from tests.tiny_models import tiny_bridge, tiny_tokens
 

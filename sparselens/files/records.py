@@ -1,0 +1,149 @@
+"""Results as files: a tree of dataclasses, tensors and plain values in one safetensors file, without pickle.
+
+Tensors keep their dtype and shape; everything else is JSON in the file's header, where a tensor is `{"tensor": name}`,
+a dataclass `{"record": its name, "fields": {...}}`. Reading makes only the classes that the caller names, checks that
+every field is of its annotated type, and by a checksum that nothing has changed.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparselens.files.whole import write_file
+
+Record = TypeVar("Record")
+
+_HEADER = "record"
+_CHECKSUM = "checksum"
+
+
+def save_record(path: Path, record: Any) -> Path:
+    """Write a dataclass whose fields are dataclasses, tensors, arrays, strings, numbers, None, or tuples and mappings.
+
+    Raises:
+        ValueError: a field holds something else, or a mapping has a key that is no string.
+    """
+    from safetensors.torch import save
+
+    tensors: dict[str, Tensor] = {}
+    tree = _packed(record, tensors, "")
+    tree[_CHECKSUM] = _checksum(tree, tensors)  # in the header's one entry: safetensors writes several in any order
+    return write_file(path, save(tensors, {_HEADER: json.dumps(tree, allow_nan=False)}))
+
+
+def load_record(path: Path, kind: type[Record], parts: Iterable[type] = ()) -> Record:
+    """What `save_record` wrote: a `kind`, made of `parts`.
+
+    Raises:
+        ValueError: the file holds something else, is damaged, or was written by another version.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            tree = json.loads((file.metadata() or {})[_HEADER])
+        if tree.pop(_CHECKSUM) != _checksum(tree, tensors):
+            raise ValueError("its checksum is that of other content, so the file is damaged")
+        known = {known.__name__: known for known in (kind, *parts)}
+        record = _unpacked(tree, tensors, known)
+    except (SafetensorError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} does not hold a {kind.__name__} of this version: {error}") from error
+    if not isinstance(record, kind):
+        raise ValueError(f"{path} holds a {type(record).__name__}, not a {kind.__name__}")
+    return record
+
+
+def _packed(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
+    if isinstance(value, (Tensor, np.ndarray)):
+        known = f"{len(tensors)} {name}"  # names alone may collide: a key can have dots in it
+        tensor = value if isinstance(value, Tensor) else _as_tensor(value, name)
+        tensors[known] = tensor.detach().cpu().contiguous().clone()  # safetensors refuses tensors that share memory
+        return {"tensor" if isinstance(value, Tensor) else "array": known}
+    if is_dataclass(value) and not isinstance(value, type):
+        inside = {
+            f.name: _packed(getattr(value, f.name), tensors, f"{name}.{f.name}".lstrip(".")) for f in fields(value)
+        }
+        return {"record": type(value).__name__, "fields": inside}
+    if isinstance(value, Mapping):
+        if wrong := [key for key in value if not isinstance(key, str)]:
+            raise ValueError(f"{name} has the key {wrong[0]!r}: a file of results holds mappings from strings")
+        return {"mapping": {key: _packed(inner, tensors, f"{name}.{key}") for key, inner in value.items()}}
+    if isinstance(value, (tuple, list)):
+        return {"items": [_packed(inner, tensors, f"{name}.{number}") for number, inner in enumerate(value)]}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": repr(value)}
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    raise ValueError(f"{name} is a {type(value).__name__}, which a file of results cannot hold")
+
+
+def _as_tensor(array: np.ndarray, name: str) -> Tensor:
+    try:
+        return torch.from_numpy(np.array(array, order="C"))  # not a view: torch takes no negative strides
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is an array of {array.dtype}, which a file of results cannot hold") from error
+
+
+def _unpacked(tree: Any, tensors: Mapping[str, Tensor], known: Mapping[str, type]) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    ((form, value), *rest) = tree.items()
+    if form == "record":
+        if value not in known:
+            raise ValueError(f"the file holds a {value}: want {', '.join(known)}")
+        found = {name: _unpacked(inner, tensors, known) for name, inner in dict(rest)["fields"].items()}
+        _refuse_other_types(known[value], found)
+        return known[value](**found)
+    if form == "mapping":
+        return {name: _unpacked(inner, tensors, known) for name, inner in value.items()}
+    if form == "items":
+        return tuple(_unpacked(inner, tensors, known) for inner in value)
+    if form == "float":
+        return float(value)
+    return tensors[value] if form == "tensor" else tensors[value].numpy()
+
+
+def _checksum(tree: Any, tensors: Mapping[str, Tensor]) -> str:
+    found = hashlib.sha256(json.dumps(tree, allow_nan=False).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        if tensor.numel():  # an empty one may have strides that no view takes
+            found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _refuse_other_types(kind: type, found: Mapping[str, Any]) -> None:
+    for name, hint in get_type_hints(kind).items():
+        if name in found and not _is_of(hint, found[name]):
+            raise TypeError(f"{kind.__name__}.{name} is {found[name]!r:.80}, which is no {_name_of(hint)}")
+
+
+def _is_of(hint: Any, value: Any) -> bool:
+    """Is this value of the type that a field is annotated with? For the kinds of annotation that records have."""
+    origin, inside = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(_is_of(part, value) for part in inside)
+    if origin is tuple:
+        inside = inside[:1] * len(value) if inside[1:] == (...,) and isinstance(value, tuple) else inside
+        return isinstance(value, tuple) and len(value) == len(inside) and all(map(_is_of, inside, value))
+    if origin is not None:  # a mapping from strings
+        return isinstance(value, Mapping) and all(_is_of(inside[1], held) for held in value.values())
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    return isinstance(value, type(None) if hint is None else hint)
+
+
+def _name_of(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint)

@@ -1,0 +1,211 @@
+"""The gate as a transformers attention function: `attn_implementation="sparselens"`.
+
+For training at size: PEFT, accelerate, FSDP and gradient checkpointing see an ordinary transformers model. Works for
+every architecture that calls transformers' attention interface; `sparselens.sparsify` refuses the others by name.
+"""
+
+from typing import Any
+
+import torch
+from einops import repeat
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface, eager_mask
+
+from sparselens.gates.gate import (
+    GatedPattern,
+    GateSettings,
+    Mask,
+    attention_gates,
+    count_open,
+    finite_bias,
+    gated_softmax,
+)
+from sparselens.gates.modes import evaluating
+
+IMPLEMENTATION = "sparselens"
+_SETTINGS = "_sparselens_gate"  # attribute of a transformers attention module
+
+
+def register_attention() -> None:
+    """Make `attn_implementation="sparselens"` known to transformers. Harmless when repeated."""
+    AttentionInterface.register(IMPLEMENTATION, gated_attention)
+    AttentionMaskInterface.register(IMPLEMENTATION, eager_mask)
+
+
+def gated_attention(
+    module: nn.Module,
+    query: Float[Tensor, "batch head query_pos d_head"],
+    key: Float[Tensor, "batch kv_head key_pos d_head"],
+    value: Float[Tensor, "batch kv_head key_pos d_head"],
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: Float[Tensor, " head"] | None = None,
+    **_: Any,
+) -> tuple[Float[Tensor, "batch query_pos head d_head"], Float[Tensor, "batch head query_pos key_pos"]]:
+    """Attention with a hard gate on every edge; the signature is that of transformers' attention interface.
+
+    Raises:
+        ValueError: a causal call arrived without a mask (transformers gives one unless the mask function was replaced),
+            or the model's config has no `gate_bias`.
+    """
+    settings = _settings_of(module)
+    groups = query.shape[1] // key.shape[1]
+    scores = query @ _per_query_head(key, groups).mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if attention_mask is not None:
+        scores = _masked(scores, attention_mask[..., : scores.shape[-1]])
+    elif getattr(module, "is_causal", False) and query.shape[2] > 1:
+        raise ValueError(
+            f"{type(module).__name__} asked for causal attention without a mask: call register_attention()"
+        )
+    gated = _gate(settings, module, scores, s_aux)
+    if settings.recording:
+        settings.record(getattr(module, "layer_idx", 0), gated.expected, gated.opened, _mask_of(scores, attention_mask))
+    pattern = nn.functional.dropout(gated.pattern.to(value.dtype), dropout, module.training)
+    return (pattern @ _per_query_head(value, groups)).transpose(1, 2).contiguous(), pattern
+
+
+def _per_query_head(
+    tensor: Float[Tensor, "batch kv_head pos d_head"], groups: int
+) -> Float[Tensor, "batch head pos d_head"]:
+    return tensor if groups == 1 else repeat(tensor, "batch kv_head pos d -> batch (kv_head group) pos d", group=groups)
+
+
+def _masked(scores: Tensor, mask: Tensor) -> Tensor:
+    """Masks are boolean (True: visible) or additive, as transformers makes both."""
+    return scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
+
+
+def _mask_of(scores: Tensor, mask: Tensor | None) -> Mask:
+    """What hides pairs of these scores: wherever it can be the mask itself, which is counted once for all layers."""
+    if mask is None:
+        return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=scores.device).expand(1, 1, *scores.shape[2:])
+    return mask if mask.shape[-1] == scores.shape[-1] else mask[..., : scores.shape[-1]]
+
+
+def _gate(settings: GateSettings, module: nn.Module, scores: Tensor, sinks: Tensor | None) -> GatedPattern:
+    noise = None
+    if module.training:
+        noise = settings.noise(getattr(module, "layer_idx", 0), scores.shape, scores.device)
+    if sinks is None:
+        return gated_softmax(scores, settings.gate_bias, noise, settings.temperature)
+    # gpt-oss: each head has one more score that takes weight and writes nothing
+    gates = attention_gates(scores, settings.gate_bias, noise, temperature=settings.temperature)
+    sink = sinks.reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+    softmax = torch.softmax(torch.cat([scores, sink], dim=-1).to(gates.gate.dtype), dim=-1)[..., :-1]
+    return GatedPattern(softmax * gates.gate, gates.probs.sum((-2, -1)), count_open(gates.gate))
+
+
+def _settings_of(module: nn.Module) -> GateSettings:
+    settings = getattr(module, _SETTINGS, None)
+    if settings is None:  # loaded with attn_implementation="sparselens", not through sparsify
+        gate_bias = getattr(module.config, "gate_bias", None)
+        if gate_bias is None:
+            raise ValueError("config.gate_bias is missing: call sparselens.sparsify(model, gate_bias=...)")
+        settings = GateSettings(finite_bias(gate_bias))
+        setattr(module, _SETTINGS, settings)
+    return settings
+
+
+def gate_transformers(model: PreTrainedModel, settings: GateSettings) -> None:
+    """Switch a transformers model to gated attention, in place.
+
+    Raises:
+        ValueError: some layer does not call transformers' attention interface. The model is left as it was.
+    """
+    register_attention()
+    config = model.config.get_text_config()
+    settings.n_layers = config.num_hidden_layers
+    before = model.config._attn_implementation
+    model.set_attn_implementation(IMPLEMENTATION)
+    try:
+        if model.config._attn_implementation != IMPLEMENTATION:
+            raise ValueError(f"{type(model).__name__} does not use transformers' attention interface in any layer")
+        _adopt(model, settings)
+    except Exception:
+        ungate_transformers(model, before)
+        raise
+    model.config.sparselens_dense_implementation = "eager" if before == IMPLEMENTATION else before
+    for owner in {id(c): c for c in (model.config, config)}.values():
+        owner.gate_bias = settings.gate_bias
+
+
+def _adopt(model: PreTrainedModel, settings: GateSettings) -> None:
+    """Give every attention module the shared settings, and prove by one small forward pass that all of them use it."""
+    candidates = [m for m in model.modules() if hasattr(m, "layer_idx") and "Attention" in type(m).__name__]
+    for module in candidates:
+        setattr(module, _SETTINGS, settings)
+    seen: set[int] = set()
+    noted = _CallNote(seen)
+    settings.recorders.append(noted)
+    try:
+        with torch.no_grad(), evaluating(model):
+            model(torch.zeros(1, 2, dtype=torch.long, device=model.device))
+    finally:
+        settings.recorders.remove(noted)
+    missing = sorted(set(range(settings.n_layers)) - seen)
+    if missing:
+        raise ValueError(
+            f"{type(model).__name__}: layers {missing} have no gated attention (they do not call transformers' "
+            "attention interface, or hold none); gate it through TransformerLens: sparsify(TransformerBridge...)"
+        )
+
+
+class _CallNote:
+    """A recorder that notes only which layers were called."""
+
+    def __init__(self, layers: set[int]) -> None:
+        self._layers = layers
+
+    def add(self, layer: int, *_: Any) -> None:
+        self._layers.add(layer)
+
+
+def ungate_transformers(model: PreTrainedModel, implementation: str | None = None) -> None:
+    """The exact inverse of `gate_transformers`."""
+    before = implementation or getattr(model.config, "sparselens_dense_implementation", None) or "eager"
+    model.set_attn_implementation(before)
+    for module in model.modules():
+        module.__dict__.pop(_SETTINGS, None)
+    for config in (model.config, model.config.get_text_config()):
+        config.__dict__.pop("gate_bias", None)
+        config.__dict__.pop("sparselens_dense_implementation", None)
+
+
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Gradient checkpointing: keep no activations of a layer for the backward pass, but compute them once more there.
+
+    A forward pass more, for memory that hardly grows with depth. Gates meet the same noise again, and are counted once.
+    """
+    # transformers renamed the method between 5.20 and 5.23
+    enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def transformers_settings(model: nn.Module) -> GateSettings | None:
+    """The settings that the attention layers of a gated transformers model share; None if it was not sparsified."""
+    for module in model.modules():
+        settings = module.__dict__.get(_SETTINGS)
+        if settings is not None and settings.n_layers:
+            return settings
+    return None
+
+
+def settings_asked_for(model: nn.Module) -> GateSettings | None:
+    """The settings with which a model runs that was loaded with `attn_implementation="sparselens"`; else None.
+
+    Raises:
+        ValueError: its config has no `gate_bias`, or none that can be used.
+    """
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "_attn_implementation", None) != IMPLEMENTATION:
+        return None
+    gate_bias = getattr(config, "gate_bias", None)
+    if gate_bias is None:
+        raise ValueError('loaded with attn_implementation="sparselens", but config.gate_bias is missing: set it first')
+    return GateSettings(finite_bias(gate_bias))

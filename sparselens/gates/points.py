@@ -1,0 +1,160 @@
+"""The gate inside one TransformerLens attention, without any attention code copied.
+
+Every attention of TransformerLens runs
+    scores  = attn.hook_attn_scores(scores)           # after scale, soft-cap, position biases and masks
+    pattern = attn.hook_pattern(softmax(scores))      # then pattern @ v
+so the two hook point objects are retyped in place: the first makes the gate, the second multiplies with it. Their
+identity, names, hooks and places in every registry stay. An attention that leaves this to the module it wraps gets its
+softmax caught (`TappedForward`).
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from transformer_lens.hook_points import HookPoint
+
+from sparselens.gates.gate import GateSettings, attention_gates, count_open, is_visible
+
+GATE_POINTS = ("hook_gate_logits", "hook_gate_probs", "hook_gate")
+
+Pattern = Float[Tensor, "batch head query_pos key_pos"]
+
+
+class LayerGate:
+    """What the hook points of one attention share: it carries the gate from the scores to the pattern."""
+
+    def __init__(self, attn: Any, layer: int, settings: GateSettings, tapped: bool) -> None:
+        self.attn, self.layer, self.settings, self.tapped = attn, layer, settings, tapped
+        self.listening = not tapped  # a tapped attention calls its points once more afterwards, with nothing to edit
+        self._waiting: Tensor | None = None
+
+    def read(self, scores: Pattern) -> None:
+        """Make the gate for these scores, through the three hook points."""
+        noise = None
+        if self.attn.training:
+            noise = self.settings.noise(self.layer, scores.shape, scores.device)
+        gates = attention_gates(scores, self.settings.gate_bias, noise, self._edit, self.settings.temperature)
+        if self.settings.recording:
+            expected = gates.probs.sum((-2, -1))
+            self.settings.record(self.layer, expected, count_open(gates.gate), is_visible(scores))
+        self._waiting = gates.gate
+
+    def apply(self, pattern: Pattern) -> Pattern:
+        """Close the closed edges: the pattern that reaches the values. Not renormalised.
+
+        Raises:
+            RuntimeError: no scores came before, so there is no gate; to go on would be a dense model in disguise.
+        """
+        gate, self._waiting = self._waiting, None
+        if gate is None:
+            raise RuntimeError(f"layer {self.layer}: a pattern came without scores before it, so it cannot be gated")
+        return pattern * gate.to(pattern.dtype)
+
+    def _edit(self, name: str, value: Tensor) -> Tensor:
+        return getattr(self.attn, name)(value)
+
+
+class GatedScores(HookPoint):
+    """`hook_attn_scores` of a gated attention: hooks first, so that a patched score moves its gate too."""
+
+    gate: LayerGate
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """Run the hooks, then make the gate from what they left."""
+        if not self.gate.listening:
+            return scores
+        scores = super().__call__(scores)
+        self.gate.read(scores)
+        return scores
+
+
+class GatedPattern(HookPoint):
+    """`hook_pattern` of a gated attention: hooks last, so that they see and edit the pattern that acts."""
+
+    gate: LayerGate
+
+    def __call__(self, pattern: Tensor) -> Tensor:
+        """Close the closed edges, then run the hooks."""
+        return super().__call__(self.gate.apply(pattern)) if self.gate.listening else pattern
+
+
+class TappedForward:
+    """The forward of a wrapped attention module whose own softmax passes through the hook points."""
+
+    def __init__(self, inner: Any, gate: LayerGate) -> None:
+        self._inner, self._gate = inner, gate
+        self.replaced = inner.__dict__.get("forward")  # accelerate, for one, puts its own there
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the forward that was there before, with its softmax caught."""
+        kwargs.pop("pattern_fn", None)  # another way to the pattern point, which the tap makes needless
+        self._gate.listening = True
+        try:
+            with _SoftmaxTap(self._gate):
+                if self.replaced is not None:
+                    return self.replaced(*args, **kwargs)
+                return type(self._inner).forward(self._inner, *args, **kwargs)
+        finally:
+            self._gate.listening = False
+
+
+class _SoftmaxTap(TorchFunctionMode):
+    """Hands every softmax over four axes to the hook points of one attention."""
+
+    _SOFTMAX = frozenset({torch.softmax, torch.special.softmax, Tensor.softmax, nn.functional.softmax})
+
+    def __init__(self, gate: LayerGate) -> None:
+        super().__init__()
+        self._attn = gate.attn
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in self._SOFTMAX or not args or args[0].dim() != 4:
+            return func(*args, **kwargs)
+        scores = self._attn.hook_attn_scores(args[0])
+        return self._attn.hook_pattern(func(scores, *args[1:], **kwargs))
+
+
+def put_gate(attn: Any, layer: int, settings: GateSettings) -> dict[str, HookPoint]:
+    """Gate one attention. Returns its new hook points by name."""
+    gate = LayerGate(attn, layer, settings, tapped=leaves_it_to_inner(attn))
+    points = {name: HookPoint().train(attn.training) for name in GATE_POINTS}
+    for name, point in points.items():
+        point.pos_dim = -2  # query positions, for `pos_slice`
+        setattr(attn, name, point)
+    for name, gated in (("hook_attn_scores", GatedScores), ("hook_pattern", GatedPattern)):
+        point = attn._modules[name]
+        point.__class__ = gated
+        point.gate = gate
+    if gate.tapped:
+        inner = attn.original_component
+        inner.__dict__["forward"] = TappedForward(inner, gate)
+    return points
+
+
+def take_gate(attn: Any) -> None:
+    """The exact inverse of `put_gate`."""
+    for name in ("hook_attn_scores", "hook_pattern"):
+        point = attn._modules[name]
+        point.__class__ = HookPoint
+        del point.gate
+    if leaves_it_to_inner(attn):
+        inner = attn.original_component
+        tapped = inner.__dict__.pop("forward")
+        if tapped.replaced is not None:
+            inner.__dict__["forward"] = tapped.replaced
+    for name in GATE_POINTS:
+        delattr(attn, name)
+        getattr(attn, "_hook_registry", {}).pop(name, None)
+
+
+def leaves_it_to_inner(attn: Any) -> bool:
+    """Does this bridge call the attention module it wraps, and show scores and pattern only afterwards?"""
+    if not type(attn).__module__.startswith("transformer_lens.model_bridge"):
+        return False
+    from transformer_lens.model_bridge.generalized_components import AttentionBridge
+
+    return isinstance(attn, AttentionBridge) and type(attn).forward is AttentionBridge.forward

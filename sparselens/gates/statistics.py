@@ -1,0 +1,142 @@
+"""Counts attention edges while a gated model runs: expected (with gradient), open, visible, per layer and head."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sparselens.gates.gate import GateSettings, Mask, is_visible
+from sparselens.gates.surgery import gate_settings
+
+
+class GateStatistics:
+    """Means per example over everything that ran inside one `record_gates` block.
+
+    An attention edge is one open (layer, head, query position, key position). Two normalisations are in use and differ
+    by about two on causal models: the share of *visible* pairs, our default, and the share of *all* query-key pairs
+    (T squared), which the paper's Fig. 2 uses.
+    """
+
+    def __init__(self, settings: GateSettings) -> None:
+        self._n_layers = settings.n_layers
+        self.clear()
+
+    def clear(self) -> None:
+        """Start again from nothing, inside the same block."""
+        self._expected: dict[int, Tensor] = {}
+        self._counts: dict[int, Tensor] = {}
+        self._examples: dict[int, int] = {}
+        self._mask: Tensor | None = None
+
+    def add(
+        self,
+        layer: int,
+        expected: Float[Tensor, "batch head"],
+        opened: Float[Tensor, "batch head"],
+        mask: Mask,
+    ) -> None:
+        """One attention call."""
+        batch, heads = opened.shape
+        if mask is not self._mask:  # layers share it as a rule
+            self._mask, self._pairs = mask, _count_pairs(mask)
+        pairs = (self._pairs * (batch // len(mask))).expand(-1, heads)
+        counts = torch.cat([opened.detach().sum(0, keepdim=True, dtype=torch.float64), pairs])
+        self._examples[layer] = self._examples.get(layer, 0) + batch
+        self._expected[layer] = self._expected[layer] + expected.sum(0) if layer in self._expected else expected.sum(0)
+        self._counts[layer] = self._counts[layer] + counts if layer in self._counts else counts
+
+    def _per_example(self, row: int) -> Float[Tensor, "layer head"]:
+        self._need_all_layers()
+        return torch.stack([self._counts[i][row] / self._examples[i] for i in range(self._n_layers)])
+
+    def _need_all_layers(self) -> None:
+        missing = [i for i in range(self._n_layers) if i not in self._counts]
+        if missing:
+            raise ValueError(f"layers {missing} have recorded nothing: run the model inside `with record_gates(model)`")
+
+    @property
+    def expected(self) -> Float[Tensor, "layer head"]:
+        """Expected open edges per example, under the training noise; differentiable."""
+        self._need_all_layers()
+        return torch.stack([self._expected[i] / self._examples[i] for i in range(self._n_layers)])
+
+    @property
+    def open(self) -> Float[Tensor, "layer head"]:
+        """Open edges per example."""
+        return self._per_example(0)
+
+    @property
+    def visible_pairs(self) -> Float[Tensor, "layer head"]:
+        """Visible (query, key) pairs per example: what the masks leave, padding not counted."""
+        return self._per_example(1)
+
+    @property
+    def queries(self) -> Float[Tensor, "layer head"]:
+        """Queries per example that see at least one key."""
+        return self._per_example(2)
+
+    @property
+    def all_pairs(self) -> Float[Tensor, "layer head"]:
+        """All (query, key) pairs per example, visible or not."""
+        return self._per_example(3)
+
+    @property
+    def open_fraction(self) -> Float[Tensor, "layer head"]:
+        """Share of the visible pairs whose gate is open."""
+        return self.open / self.visible_pairs
+
+    @property
+    def share_of_visible_pairs(self) -> float:
+        """Over all layers and heads."""
+        return float(self.open.sum() / self.visible_pairs.sum())
+
+    @property
+    def share_of_all_pairs(self) -> float:
+        """Over all layers and heads; the normalisation of the paper's Fig. 2."""
+        return float(self.open.sum() / self.all_pairs.sum())
+
+    @property
+    def edges_per_query_per_head(self) -> float:
+        """Open edges per query, layer and head."""
+        return float(self.open.sum() / self.queries.sum())
+
+    def expected_share(self, layer_cost: float = 1.0) -> Float[Tensor, ""]:
+        """Expected share of the visible pairs over all layers and heads; differentiable.
+
+        What post-training minimises. An edge in layer l counts as layer_cost**l edges.
+        """
+        return (self.layer_weights(layer_cost) * self.expected.sum(-1)).sum() / self.visible_pairs.sum()
+
+    def layer_weights(self, layer_cost: float) -> Float[Tensor, " layer"]:
+        """What an edge counts in each layer: 1, layer_cost, layer_cost squared, ..."""
+        return layer_cost ** torch.arange(self._n_layers, device=self.expected.device)
+
+
+def _count_pairs(mask: Mask) -> Float[Tensor, "count heads"]:
+    """Visible pairs, queries that see a key, and all pairs."""
+    visible = mask if mask.dtype == torch.bool else is_visible(mask)
+    keys = visible.sum(-1)
+    every = torch.full_like(keys, mask.shape[-1])
+    return torch.stack([keys, keys > 0, every]).sum((1, 3)).double()
+
+
+@contextmanager
+def record_gates(model: nn.Module) -> Iterator[GateStatistics]:
+    """Count the gates of every forward pass inside the block.
+
+    >>> with sl.record_gates(model) as gates:
+    ...     model(tokens)
+    >>> gates.open_fraction  # Float["layer head"]
+
+    Raises:
+        ValueError: the model carries no gates.
+    """
+    settings = gate_settings(model)
+    statistics = GateStatistics(settings)
+    settings.recorders.append(statistics)
+    try:
+        yield statistics
+    finally:
+        settings.recorders.remove(statistics)

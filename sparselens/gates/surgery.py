@@ -1,0 +1,108 @@
+"""Makes a dense model sparse-attention-capable in place, and dense again: one face for both ways into a model."""
+
+from typing import TypeVar
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from sparselens.gates import attention, hooked
+from sparselens.gates.gate import GateSettings, finite_bias
+from sparselens.models.adapters import without_peft
+
+Model = TypeVar("Model", bound=nn.Module)
+
+DEFAULT_GATE_BIAS = 0.0  # the rule of the authors' released kernel: an edge is open where its score is positive
+
+
+def sparsify(model: Model, gate_bias: float | None = None) -> Model:
+    """Put a hard 0/1 gate on every attention edge of `model`, in place, and return it.
+
+    No parameter is added. With a large `gate_bias` all gates are open and the model computes what it computed before;
+    post-training (`post_train`) then closes them. On a model that already carries gates only the bias is changed.
+    A TransformerLens model (TransformerBridge, HookedTransformer) gets the hook points `hook_gate_logits`,
+    `hook_gate_probs` and `hook_gate` in every attention; a transformers model gets `attn_implementation="sparselens"`,
+    also inside a PeftModel.
+
+    Args:
+        gate_bias: added to the attention scores in the gate only. Default: the model's own (`config.gate_bias`, as
+            `save` writes it), else 0.
+
+    Raises:
+        ValueError: a layer cannot be gated. The message says which and why, and the model is left as it was.
+    """
+    settings = _installed(model)
+    if settings is not None:
+        settings.gate_bias = settings.gate_bias if gate_bias is None else finite_bias(gate_bias)
+        _tell_config(model, settings.gate_bias)
+        return model
+    network = without_peft(model)
+    if gate_bias is None:
+        gate_bias = getattr(getattr(network, "config", None), "gate_bias", None)
+    settings = GateSettings(finite_bias(DEFAULT_GATE_BIAS if gate_bias is None else gate_bias))
+    if isinstance(network, PreTrainedModel):
+        attention.gate_transformers(network, settings)
+    elif hooked.is_hooked(model):
+        hooked.gate_hooked(model, settings)
+    else:
+        raise ValueError(
+            f"cannot gate a {type(model).__name__}: want a TransformerBridge, HookedTransformer or transformers model"
+        )
+    return model
+
+
+def densify(model: Model) -> Model:
+    """Take the gates out again, in place: the exact inverse of `sparsify`.
+
+    Raises:
+        ValueError: the model carries no gates.
+    """
+    gate_settings(model)
+    network = without_peft(model)
+    if isinstance(network, PreTrainedModel):
+        attention.ungate_transformers(network)
+    else:
+        hooked.ungate_hooked(model)
+    return model
+
+
+def is_sparse(model: nn.Module) -> bool:
+    """Does the model carry gates? Changes nothing."""
+    return find_settings(model) is not None
+
+
+def gate_settings(model: nn.Module) -> GateSettings:
+    """The settings that all gates of the model share, through which gates can be changed and recorded.
+
+    A transformers model loaded with `attn_implementation="sparselens"` is gated first: until then its layers share
+    nothing.
+
+    Raises:
+        ValueError: the model carries no gates.
+    """
+    settings = _installed(model)
+    if settings is None:
+        raise ValueError(
+            f"this {type(model).__name__} carries no gates: call sparselens.sparsify(model, gate_bias=...)"
+        )
+    return settings
+
+
+def find_settings(model: nn.Module) -> GateSettings | None:
+    """The settings with which the model runs, to read; None for a dense model. Changes nothing."""
+    if hooked.is_hooked(model):
+        return hooked.hooked_settings(model)
+    return attention.transformers_settings(model) or attention.settings_asked_for(without_peft(model))
+
+
+def _installed(model: nn.Module) -> GateSettings | None:
+    """As `find_settings`, but a model that only asks for gates is given them."""
+    settings, network = find_settings(model), without_peft(model)
+    if settings is not None and isinstance(network, PreTrainedModel) and not settings.n_layers:
+        attention.gate_transformers(network, settings)
+    return settings
+
+
+def _tell_config(model: nn.Module, gate_bias: float) -> None:
+    network = without_peft(model)
+    if isinstance(network, PreTrainedModel):
+        network.config.gate_bias = network.config.get_text_config().gate_bias = gate_bias

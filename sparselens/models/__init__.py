@@ -1,0 +1,1 @@
+"""Models on disk: found, opened, checked, saved, described; and those that ship."""

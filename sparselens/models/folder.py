@@ -1,0 +1,282 @@
+"""Saves a model as an ordinary transformers folder with its gates written down, and opens such folders.
+
+- `config.json`, `model.safetensors`, tokenizer files: what transformers writes
+- or, of a model with adapters, `adapter_config.json` and `adapter_model.safetensors`: what peft writes
+- `sparselens.json`: base model, gate bias, target, losses, share of open edges, command
+- `README.md`: the model card
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedModel
+
+from sparselens.files.whole import write_json
+from sparselens.gates.attention import IMPLEMENTATION
+from sparselens.gates.gate import finite_bias
+from sparselens.gates.surgery import sparsify
+from sparselens.models import adapters
+from sparselens.models.card import model_card
+from sparselens.models.character_model import attend_both_ways
+from sparselens.models.export import to_transformers
+from sparselens.models.places import WEIGHTS_AND_WORDS, WORDS, find, is_local, split_gguf
+from sparselens.models.provenance import origin, record_of
+from sparselens.models.weights import gguf_reader, open_weights
+from sparselens.training.evaluation import Evaluation
+from sparselens.training.result import PostTrainResult
+
+RECORD = "sparselens.json"
+
+
+def save(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    tokenizer: Any = None,
+    base_model: str | None = None,
+    result: PostTrainResult | None = None,
+    test: tuple[Evaluation, Evaluation] | None = None,
+    command: str | None = None,
+    merge: bool = False,
+    data: Mapping[str, Any] | None = None,
+    figures: Sequence[str | Path] = (),
+) -> Path:
+    """Write a TransformerBridge or transformers model, dense or sparse, to `folder`: all of it or nothing.
+
+    `sparselens.load(folder)` gives the gated TransformerLens model back, bit for bit. For transformers it is a folder
+    like any other; a sparse one asks for `attn_implementation="sparselens"`, so that transformers refuses to open it
+    before `sparselens.register_attention()` rather than running it without its gates. A model saved in `folder`
+    before is replaced.
+
+    Of a model with adapters (LoRA) only these are written, as peft writes them, with the name of their base, which
+    `load` opens first. The weights that it opens are the base's with the adapters' merged in.
+
+    Args:
+        tokenizer: default: the model's own, where it has one
+        base_model: where the dense model came from, for the record: a hub id, or a folder, of which the record says the
+            name only. Of adapters: the model that they belong to; default: where it was loaded from
+        result: of `post_train`, for the record
+        test: the dense and the sparse model on text that neither training nor selection saw; default: the held-out
+            text of `result`
+        command: the command line that made the model; default: the running one, if it is sparselens
+        merge: write a model with adapters as an ordinary folder, with the adapters merged into the weights
+        data: what was held out of the training text, `sparselens.training.text.Corpus.record`
+        figures: files to be copied into the folder; its card shows those that are .png
+
+    Raises:
+        ValueError: `folder` holds something else, the model cannot be expressed as a transformers model, or nothing
+            says what the adapters' base is.
+        OSError: the disk is full, or the folder may not be written. What was there before still is.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder / RECORD).exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} exists and is not a saved model: choose another folder")
+    base = base_model or origin(model)
+    record = record_of(model, base, result, test, command) | {"data": data}
+    write = _write_adapter if adapters.has_adapters(model) and not merge else _write_whole
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+            whole = Path(temporary) / "model.new"
+            write(model, whole, record, base)
+            _write_rest(model, whole, record, tokenizer, [Path(figure) for figure in figures])
+            _replace(folder, whole, Path(temporary) / "previous")
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+        raise OSError(f"{folder} could not be written: {error}") from error
+    return folder
+
+
+def _replace(folder: Path, new: Path, previous: Path) -> None:
+    """Put `new` in the place of `folder`; if that fails, the old one stays."""
+    if folder.exists():
+        folder.rename(previous)
+    try:
+        new.rename(folder)
+    except BaseException:
+        if previous.exists():
+            previous.rename(folder)
+        raise
+
+
+def _write_whole(model: nn.Module, folder: Path, record: dict[str, Any], _: str | None) -> None:
+    plain = to_transformers(model)
+    plain.save_pretrained(folder)
+    _mark_config(folder / "config.json", record["gate_bias"], plain)
+
+
+def _write_adapter(model: nn.Module, folder: Path, _: dict[str, Any], base: str | None) -> None:
+    if base is None:
+        raise ValueError(
+            "nothing says which model these adapters belong to: pass base_model=FOLDER_OR_ID, or merge=True to write "
+            "the whole model"
+        )
+    adapters.write_adapter(model, folder, str(Path(base).resolve()) if Path(base).exists() else base)
+
+
+def _write_rest(
+    model: nn.Module, folder: Path, record: dict[str, Any], tokenizer: Any, figures: Sequence[Path]
+) -> None:
+    tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    write_json(folder / RECORD, record)
+    for figure in figures:
+        shutil.copyfile(figure, folder / figure.name)
+    shown = [figure.name for figure in figures if figure.suffix == ".png"]
+    network: Any = adapters.without_peft(model)
+    architecture = type(getattr(network, "original_model", network)).__name__
+    card = model_card(record, architecture, adapter=(folder / adapters.CONFIG).exists(), pictures=shown)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _mark_config(path: Path, gate_bias: float | None, model: PreTrainedModel) -> None:
+    config = json.loads(path.read_text())
+    for name in ("gate_bias", "sparselens_dense_implementation", "attn_implementation"):
+        config.pop(name, None)
+    if gate_bias is not None:
+        config["gate_bias"] = gate_bias
+        if model._can_set_attn_implementation():
+            config["attn_implementation"] = IMPLEMENTATION
+    write_json(path, config)
+
+
+def load(
+    name: str | Path,
+    sparse: bool = True,
+    *,
+    base: str | Path | None = None,
+    gguf_file: str | None = None,
+    **options: Any,
+) -> Any:
+    """Open a model as a TransformerBridge in evaluation mode, with its gates if it was saved with gates.
+
+    Args:
+        name: a folder, the name of a shipped model (see `shipped_models`), or the id of a hub repository, which is
+            then downloaded
+        sparse: False leaves the gates out: the sparse model's weights with dense attention
+        base: of a folder with adapters: the model they belong to, if it is not where the folder says
+        gguf_file: a GGUF file in the folder or repository, to read instead (needs the gguf package). A `name` that
+            ends in .gguf means the same
+        options: passed on to transformers' `from_pretrained`, e.g. `dtype` or `device_map`
+
+    Raises:
+        ValueError: no such model, it is not whole (a weight is missing, a file cut short), it would need a pickle or
+            code from its repository, or its architecture cannot be opened by TransformerLens.
+    """
+    model, tokenizer, gate_bias = load_transformers(name, base=base, gguf_file=gguf_file, **options)
+    bridge = to_bridge(model, tokenizer)
+    return sparsify(bridge, gate_bias) if sparse and gate_bias is not None else bridge
+
+
+def load_transformers(
+    name: str | Path, *, base: str | Path | None = None, gguf_file: str | None = None, **options: Any
+) -> tuple[PreTrainedModel, Any, float | None]:
+    """The plain transformers model with eager attention and no gates, its tokenizer or None, its gate bias or None.
+
+    Arguments and errors are those of `load`.
+    """
+    place, file = split_gguf(name, gguf_file)
+    path = find(place, WEIGHTS_AND_WORDS if file is None else (file,))
+    if (path / adapters.CONFIG).exists():
+        return _load_adapter(path, str(name), base, options)
+    if base is not None:
+        raise ValueError(f"{name} holds no adapters (no {adapters.CONFIG}), so there is no base={str(base)!r} to it")
+    if file is None and not (path / "config.json").exists():
+        raise ValueError(f"{path} is not a model folder: it holds no config.json")
+    model = open_weights(path, str(name), file, options)
+    gate_bias = getattr(model.config, "gate_bias", None)
+    for attribute in ("gate_bias", "sparselens_dense_implementation"):
+        model.config.__dict__.pop(attribute, None)
+    model.config._name_or_path = place if file is None else f"{place}/{file}"  # not the path of somebody's cache
+    attend_both_ways(model)
+    return model.eval(), _tokenizer(path, file), None if gate_bias is None else finite_bias(gate_bias)
+
+
+def _load_adapter(
+    path: Path, name: str, base: str | Path | None, options: dict[str, Any]
+) -> tuple[PreTrainedModel, Any, float | None]:
+    """The base with the adapters merged in; the tokenizer is the base's where the adapters bring none."""
+    under = str(base or adapters.base_of(path))
+    if Path(under).resolve() == path.resolve():
+        raise ValueError(f"{path / adapters.CONFIG} names its own folder as the base of its adapters: pass base=...")
+    try:
+        model, tokenizer, _ = load_transformers(under, **options)
+    except ValueError as error:
+        raise ValueError(
+            f"{name} holds adapters of {under!r}, which cannot be opened: {error}. If you have that model elsewhere, "
+            "pass base=FOLDER_OR_ID; a hub id needs the network once"
+        ) from error
+    adapters.put_adapter(model, path)
+    model.config._name_or_path = name
+    gate_bias = json.loads((path / RECORD).read_text())["gate_bias"] if (path / RECORD).exists() else None
+    return model, _tokenizer(path) or tokenizer, None if gate_bias is None else finite_bias(gate_bias)
+
+
+def load_record(name: str | Path) -> dict[str, Any]:
+    """What `save` wrote down about a model; nothing about a model that another program saved."""
+    path = find(split_gguf(name, None)[0], WORDS) / RECORD
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def load_tokenizer(name: str | Path) -> Any:
+    """The tokenizer of a folder, a shipped model or a hub repository, of which nothing else is then downloaded.
+
+    Raises:
+        ValueError: there is none.
+    """
+    place, file = split_gguf(name, None)
+    path = find(place, WORDS if file is None else (file,))
+    tokenizer = _tokenizer(path, file)
+    if tokenizer is None and (path / adapters.CONFIG).exists():
+        return load_tokenizer(adapters.base_of(path))
+    if tokenizer is None:
+        raise ValueError(f"{name} holds no tokenizer")
+    return tokenizer
+
+
+def to_bridge(model: PreTrainedModel, tokenizer: Any = None) -> Any:
+    """The same weights as a TransformerBridge, which changes the transformers model in place."""
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    bridge = build_bridge_from_module(
+        model, type(model).__name__, hf_config=model.config, tokenizer=tokenizer, device=str(model.device)
+    )
+    return bridge.eval()
+
+
+def _tokenizer(path: Path, gguf_file: str | None = None) -> Any:
+    if any((path / file).exists() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    if gguf_file is not None and "tokenizer.ggml.tokens" in gguf_reader(path / gguf_file).fields:
+        return AutoTokenizer.from_pretrained(path, gguf_file=gguf_file, trust_remote_code=False)
+    return None
+
+
+def push_to_hub(
+    model: nn.Module, repo_id: str, *, private: bool = True, token: str | None = None, **record: Any
+) -> str:
+    """Save the model, with the keyword arguments of `save`, and upload the folder. Returns its address.
+
+    The only function that sends anything anywhere; it needs a token of the hub that may write to `repo_id`.
+
+    Raises:
+        ValueError: the model is adapters of a folder on this machine, which nobody else could open.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = save(model, Path(temporary) / "model", **record)
+        if (folder / adapters.CONFIG).exists() and is_local(base := adapters.base_of(folder)):
+            raise ValueError(
+                f"the base of these adapters is {base}, a folder of this machine: pass base_model=HUB_ID, or merge=True"
+            )
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Sparse-attention model")
+    return f"https://huggingface.co/{repo_id}"

@@ -1,0 +1,54 @@
+"""Where a model comes from and what it came to: what `sparselens.json` and the model card say. No local path."""
+
+import shlex
+import sys
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sparselens.gates.surgery import find_settings
+from sparselens.models.adapters import without_peft
+from sparselens.models.places import is_local
+from sparselens.training.evaluation import Evaluation
+from sparselens.training.result import PostTrainResult
+
+
+def record_of(
+    model: nn.Module,
+    base: str | None,
+    result: PostTrainResult | None,
+    test: tuple[Evaluation, Evaluation] | None,
+    command: str | None,
+) -> dict[str, Any]:
+    """What `sparselens.json` and the model card say; None for what is not known."""
+    settings = find_settings(model)
+    dense, sparse = test or ((result.dense, result.sparse) if result else (None, None))
+    return {
+        "base_model": Path(base).name if base and is_local(base) else base,
+        "gate_bias": None if settings is None else settings.gate_bias,
+        "target": None if result is None else result.target,
+        "feasible": None if result is None else result.feasible,
+        "step": None if result is None else result.step,
+        "dense": None if dense is None else asdict(dense),
+        "sparse": None if sparse is None else asdict(sparse),
+        "command": command or _command_line(),
+        "versions": {name: version(name) for name in ("sparselens", "torch", "transformers")},
+    }
+
+
+def origin(model: nn.Module) -> str | None:
+    """Where the model was loaded from, if it was."""
+    network: Any = without_peft(model)
+    config = getattr(getattr(network, "original_model", network), "config", None)
+    return getattr(config, "_name_or_path", None) or None
+
+
+def _command_line() -> str | None:
+    """The running command if it is sparselens; any other program's, a notebook's above all, tells nobody anything."""
+    program = Path(sys.argv[0])
+    if program.stem != "sparselens" and program.parts[-2:] != ("sparselens", "__main__.py"):
+        return None
+    return shlex.join(["sparselens", *sys.argv[1:]])

@@ -1,0 +1,86 @@
+"""Knowing what a model can do: accuracy and metric on a task's pairs, how sure they are, and where it fails."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from sparselens.prompts.intervals import Interval, mean_interval
+from sparselens.prompts.metrics import accuracy, find_metric
+from sparselens.prompts.pairs import PromptPair
+from sparselens.prompts.runs import answer_logits
+from sparselens.prompts.tokenized import NO_ANSWER, TokenizedPairs
+
+if TYPE_CHECKING:
+    from sparselens.prompts.task import Task
+
+
+@dataclass(frozen=True)
+class Capability:
+    """What a model made of a task's clean prompts."""
+
+    task: str
+    metric_name: str
+    pairs: TokenizedPairs
+    correct: Bool[Tensor, " batch"]  # does the right answer beat the wrong ones?
+    values: Float[Tensor, " batch"]  # the metric, per prompt
+    chance: float  # accuracy of guessing
+
+    @property
+    def accuracy(self) -> Interval:
+        """Share of the prompts that the model gets right, with its 95 % bootstrap interval."""
+        return mean_interval(self.correct.double())
+
+    @property
+    def metric(self) -> Interval:
+        """Mean of the metric, with its 95 % bootstrap interval."""
+        return mean_interval(self.values)
+
+    @property
+    def failures(self) -> tuple[PromptPair, ...]:
+        """The pairs that the model gets wrong."""
+        wrong = (~self.correct).nonzero().flatten().tolist()
+        return tuple(self.pairs.prompts[i] for i in wrong)
+
+
+def evaluate(
+    model: nn.Module,
+    task: "Task",
+    n: int = 200,
+    seed: int = 0,
+    *,
+    corruption: str | None = None,
+    metric: str | None = None,
+    tokenizer: Any = None,
+    bos: bool | None = None,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> Capability:
+    """Run a model, dense or sparse, on n clean prompts of a task in evaluation mode.
+
+    Args:
+        metric: name in `sparselens.prompts.metrics`. Default: the task's
+        tokenizer: default: the model's own (`model.tokenizer`)
+        bos: put the tokenizer's BOS first. Default: as the tokenizer itself does; a TransformerBridge has set it to
+
+    Raises:
+        ValueError: there is no tokenizer, or the task does not fit it (see `Task.tokenize`).
+    """
+    if metric == "kl_divergence":
+        raise ValueError("kl_divergence compares two runs, and only the clean prompts are run here: ask another metric")
+    tokenizer = tokenizer or getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        raise ValueError(f"this {type(model).__name__} has no tokenizer: pass tokenizer=...")
+    pairs = task.tokenize(tokenizer, n, seed, corruption, bos)
+    name = metric or task.metric
+    measure = find_metric(name)
+    at_end = answer_logits(model, pairs, batch_size=batch_size, progress=task.name if progress else None).cpu()
+    only_end = TokenizedPairs(pairs.clean[:, -1:], pairs.corrupted[:, -1:], pairs.answer, pairs.wrong_answer)
+    correct, values = (question(at_end[:, None], only_end) for question in (accuracy, measure))
+    return Capability(task.name, name, pairs, correct.bool(), values, _chance(pairs))
+
+
+def _chance(pairs: TokenizedPairs) -> float:
+    right, wrong = ((ids != NO_ANSWER).sum(-1).double() for ids in (pairs.answers, pairs.wrong_answers))
+    return float((right / (right + wrong)).mean())

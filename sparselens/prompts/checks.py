@@ -1,0 +1,75 @@
+"""Whether a model can read prompts: made with its vocabulary, every token id in its range, padding marked as such."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor
+
+from sparselens.prompts.fitting import vocabulary_of
+from sparselens.prompts.tokenized import TokenizedPairs
+
+
+def refuse_misfits(model: Any, pairs: TokenizedPairs) -> None:
+    """Raise a ValueError if pairs were tokenized with another vocabulary than the model's, or an id is out of range.
+
+    The vocabulary is not known, and so not compared, for pairs made from plain tensors and for models that carry no
+    tokenizer.
+    """
+    tokenizer = getattr(model, "tokenizer", None)
+    known = vocabulary_of(tokenizer) if pairs.vocabulary and tokenizer is not None else ""
+    if pairs.vocabulary and known not in ("", pairs.vocabulary):
+        raise ValueError(
+            f"these pairs were tokenized with another vocabulary than this {type(model).__name__}'s tokenizer has, so "
+            "their token ids mean other words to it: tokenize them with model.tokenizer"
+        )
+    sides = {"clean prompt": pairs.clean, "corrupted prompt": pairs.corrupted}
+    answers = {"answer": pairs.answers, "wrong answer": pairs.wrong_answers}
+    for name, ids in (sides | answers).items():
+        _refuse_out_of_range(model, name, ids, lowest=-1 if name in answers else 0)
+
+
+def refuse_unreadable(model: Any, tokens: Int[Tensor, "batch pos"], packed: bool = False) -> None:
+    """Raise a ValueError if rows of tokens that have no mask hold an id out of range, or padding.
+
+    Where the padding token also is the tokenizer's BOS, EOS or unknown token, it may be meant: then a row is refused
+    that ends with it, that opens with it twice, or that opens with it where other rows do not.
+
+    Args:
+        packed: rows are cut from running text, where an EOS may stand at either end by chance: only two are refused
+    """
+    _refuse_out_of_range(model, "prompt", tokens, lowest=0)
+    tokenizer = getattr(model, "tokenizer", None)
+    padding = getattr(tokenizer, "pad_token_id", None)
+    if tokenizer is None or padding is None or tokens.shape[1] < 2:
+        return
+    padded = tokens == padding
+    if padding in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id):
+        twice = padded[:, :2].all(-1) | padded[:, -2:].all(-1)
+        once = padded[:, -1] | (padded[:, 0] & ~padded[:, 0].all())
+        rows = (twice if packed else twice | once).nonzero()
+    else:
+        rows = padded.any(-1).nonzero()
+    if len(rows):
+        raise ValueError(
+            f"prompt {int(rows[0])} holds the padding token {padding} ({len(rows)} of {len(tokens)} prompts do), which "
+            "counts as text without a mask: pass TokenizedPairs, or rows of one length without padding"
+        )
+
+
+def _refuse_out_of_range(model: Any, name: str, ids: Int[Tensor, "batch pos"], lowest: int) -> None:
+    size = _vocabulary_size(model)
+    outside = ((ids < lowest) | (ids >= size)).nonzero() if size else []
+    if len(outside):
+        row, place = outside[0].tolist()
+        raise ValueError(f"token {int(ids[row, place])} of {name} {row}: this model has tokens 0 to {size - 1}")
+
+
+def _vocabulary_size(model: Any) -> int:
+    """How many tokens the model knows; 0 where it does not say."""
+    config = getattr(model, "cfg", None) or getattr(model, "config", None)
+    for name in ("d_vocab", "vocab_size"):
+        size = config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
+        if isinstance(size, int) and size > 0:
+            return size
+    return 0

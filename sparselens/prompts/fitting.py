@@ -1,0 +1,231 @@
+"""What a tokenizer makes of prompt pairs: which words and pairs fit it, and their token ids.
+
+A pair fits when every answer is a single token where it stands, positions lie on whole tokens, nothing is unknown to
+the tokenizer, and clean and corrupted prompt line up token by token. Loads no torch.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from sparselens.prompts.pairs import PromptPair, Span
+from sparselens.prompts.words import Continuation, Words
+
+_ANY_TEXT = "the"  # what a word has to continue as one token
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of one pair, special tokens at the beginning included."""
+
+    clean: list[int]
+    corrupted: list[int]
+    answers: list[int]
+    wrong_answers: list[int]
+    positions: dict[str, int]  # name -> index of the token that ends it, in the clean prompt
+    token_strings: tuple[str, ...]  # of the clean prompt; without the special tokens they join to the prompt
+
+
+class MisfitError(ValueError):
+    """Why a pair does not fit a tokenizer."""
+
+
+class Fit:
+    """A tokenizer as tasks need it.
+
+    Raises:
+        ValueError: the tokenizer cannot tell where its tokens lie, or has no BOS although `bos` asks for one.
+    """
+
+    def __init__(self, tokenizer: Any, bos: bool | None = None, equal_length: bool = True) -> None:
+        self._tokenizer, self._backend = tokenizer, _backend(tokenizer)
+        self._unknown = tokenizer.unk_token_id
+        self._first = _first_ids(tokenizer, bos)
+        self._first_strings: tuple[str, ...] = tuple(tokenizer.convert_ids_to_tokens(self._first))
+        self._equal_length = equal_length
+        self._known: dict[tuple[str, str], int | None] = {}  # (end of prompt, answer) -> token
+
+    @cached_property
+    def vocabulary(self) -> str:
+        """Names the tokenizer's vocabulary; see `vocabulary_of`."""
+        return vocabulary_of(self._tokenizer)
+
+    def keep(self, task: str, name: str, words: Words) -> Words:
+        """The entries whose strings are single tokens.
+
+        Raises:
+            ValueError: fewer than the task needs are left. Says which.
+        """
+        kept = [entry for entry in words.entries if all(map(self._is_one_token, words.one_token(entry)))]
+        if len(kept) < words.need:
+            shown = f": {', '.join(map(str, kept[:10]))}" if kept else ""
+            raise ValueError(
+                f"{task!r} needs {words.need} entries of its list {name!r} with single tokens where it asks for them; "
+                f"this tokenizer has {len(kept)} of {len(words.entries)}{shown}"
+            )
+        return Words(kept, words.one_token, words.need)
+
+    def single_tokens(self, prompt: str, answers: Iterable[str]) -> tuple[str, ...]:
+        """Those answers that continue the prompt as one token."""
+        (encoding,) = self._backend.encode_batch([prompt], add_special_tokens=False)
+        self._learn_answers([(prompt, answers)], [encoding])
+        return tuple(answer for answer in answers if self._known[_tail(prompt), answer] is not None)
+
+    def encode(self, pairs: Sequence[PromptPair]) -> list[Encoded]:
+        """Token ids of every pair.
+
+        Raises:
+            ValueError: a pair does not fit. Says which and why.
+        """
+        encoded: list[Encoded] = []
+        for number, (found, pair) in enumerate(zip(self.check(pairs), pairs, strict=True)):
+            if isinstance(found, MisfitError):
+                raise ValueError(f"pair {number} does not fit the tokenizer: {found} ({pair.clean!r}, {pair.answers})")
+            encoded.append(found)
+        return encoded
+
+    def check(self, pairs: Sequence[PromptPair]) -> Iterator[Encoded | MisfitError]:
+        """Token ids of every pair, or why it does not fit."""
+        cleans = self._backend.encode_batch([p.clean for p in pairs], add_special_tokens=False)
+        others = self._backend.encode_batch([p.corrupted for p in pairs], add_special_tokens=False)
+        self._learn_answers([(p.clean, (*p.answers, *p.wrong_answers)) for p in pairs], cleans)
+        for pair, clean, corrupted in zip(pairs, cleans, others, strict=True):
+            try:
+                yield self._encoded(pair, clean, corrupted)
+            except MisfitError as misfit:
+                yield misfit
+
+    def _encoded(self, pair: PromptPair, clean: Any, corrupted: Any) -> Encoded:
+        ids, other = clean.ids, corrupted.ids
+        if self._unknown is not None and self._unknown in ids + other:
+            raise MisfitError("a prompt holds what is unknown to the tokenizer")
+        positions = self._places(pair.clean, pair.positions, clean)
+        others = self._places(pair.corrupted, pair.corrupted_positions, corrupted)
+        if self._equal_length and len(ids) != len(other):
+            raise MisfitError("clean and corrupted prompt differ in number of tokens")
+        if self._equal_length and positions != others:
+            raise MisfitError("a position is not at the same token in clean and corrupted prompt")
+        right, wrong = (self._answer_ids(pair.clean, texts) for texts in (pair.answers, pair.wrong_answers))
+        if set(right) & set(wrong):
+            raise MisfitError("a right and a wrong answer are the same token")
+        strings = (*self._first_strings, *_strings(pair.clean, clean.offsets))
+        return Encoded(self._first + ids, self._first + other, right, wrong, positions, strings)
+
+    def _places(self, text: str, positions: Mapping[str, Span], encoding: Any) -> dict[str, int]:
+        return {name: self._place(name, text, span, encoding) for name, span in positions.items()}
+
+    def _place(self, name: str, text: str, span: Span, encoding: Any) -> int:
+        """The token that ends a position. It may begin with the space before the word, but with no other word."""
+        token = encoding.char_to_token(span[1] - 1)
+        if token is None:
+            raise MisfitError(f"position {name!r} lies on no token")
+        start, end = encoding.offsets[token]
+        if name != "END" and (end > span[1] or text[start : span[0]].strip()):
+            raise MisfitError(f"position {name!r} lies inside a longer token")
+        return len(self._first) + token
+
+    def _answer_ids(self, prompt: str, answers: Iterable[str]) -> list[int]:
+        tail = _tail(prompt)
+        found = [self._known[tail, answer] for answer in answers]
+        whole = [token for token in found if token is not None]
+        if len(whole) < len(found):
+            raise MisfitError("an answer is not a single token")
+        return whole
+
+    def _learn_answers(self, asked_of: Sequence[tuple[str, Iterable[str]]], encodings: Sequence[Any]) -> None:
+        """Tokens of answers not met before, each as it continues a prompt.
+
+        Tokens do not reach over a space into the word before, so what an answer becomes depends on the prompt's last
+        word alone, and one prompt stands for all with that ending.
+        """
+        asked = dict[tuple[str, str], tuple[str, list[int]]]()
+        for (prompt, answers), encoding in zip(asked_of, encodings, strict=True):
+            tail = _tail(prompt)
+            for answer in answers:
+                if (tail, answer) not in self._known:
+                    asked.setdefault((tail, answer), (prompt + answer, encoding.ids))
+        longer = self._backend.encode_batch([text for text, _ in asked.values()], add_special_tokens=False)
+        for key, (_, before), after in zip(asked, asked.values(), longer, strict=True):
+            self._known[key] = self._added(before, after.ids)
+
+    def _is_one_token(self, continuation: Continuation) -> bool:
+        before, word = ("", continuation) if isinstance(continuation, str) else continuation
+        texts = [_ANY_TEXT + before, _ANY_TEXT + before + word]
+        start, whole = self._backend.encode_batch(texts, add_special_tokens=False)
+        return self._added(start.ids, whole.ids) is not None
+
+    def _added(self, before: list[int], after: list[int]) -> int | None:
+        """The one token that `after` has more than `before`; None where there is no such."""
+        if len(after) != len(before) + 1 or after[:-1] != before or after[-1] == self._unknown:
+            return None
+        return after[-1]
+
+
+def _backend(tokenizer: Any) -> Any:
+    """The fast tokenizer inside, without padding or truncation: nothing is to be cut."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not hasattr(backend, "encode_batch"):
+        raise ValueError(
+            f"{type(tokenizer).__name__} cannot tell where its tokens lie in the text: want a fast tokenizer "
+            "(transformers.AutoTokenizer on a folder with tokenizer.json)"
+        )
+    if backend.padding is None and backend.truncation is None:
+        return backend
+    plain = type(backend).from_str(backend.to_str())
+    plain.no_padding()
+    plain.no_truncation()
+    return plain
+
+
+def vocabulary_of(tokenizer: Any) -> str:
+    """Names a vocabulary: all its tokens with their ids, but for those added to it later.
+
+    TransformerLens adds special tokens to a model's own copy, which changes no id. "" for slow tokenizers, which do not
+    tell the two apart.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return ""
+    # asked one by one: to sort all of them takes four times as long
+    tokens = list(map(backend.id_to_token, range(backend.get_vocab_size(with_added_tokens=False))))
+    return hashlib.sha256(repr(tokens).encode()).hexdigest()[:16]
+
+
+def _first_ids(tokenizer: Any, bos: bool | None) -> list[int]:
+    """Special tokens at the beginning: what the tokenizer puts there itself, or BOS, or none."""
+    if bos is None:
+        bare, dressed = (tokenizer(_ANY_TEXT, add_special_tokens=special)["input_ids"] for special in (False, True))
+        return next(list(dressed[:i]) for i in range(len(dressed) + 1) if dressed[i:][: len(bare)] == bare)
+    if not bos:
+        return []
+    if tokenizer.bos_token_id is None:
+        raise ValueError("bos=True, but the tokenizer has no BOS token")
+    return [tokenizer.bos_token_id]
+
+
+def _tail(prompt: str) -> str:
+    """The last word with the space before it."""
+    return prompt[max(0, prompt.rfind(" ", 0, len(prompt.rstrip()))) :]
+
+
+def _strings(text: str, offsets: Sequence[tuple[int, int]]) -> Iterator[str]:
+    """The text of every token; a space belongs to the token after it. Later pieces of one character are empty."""
+    done = 0
+    for _, end in offsets:
+        yield text[done:end]
+        done = max(done, end)
+
+
+def text_of(tokenizer: Any, token: int) -> str:
+    """What a token adds to a text, with its leading space.
+
+    Raises:
+        ValueError: the tokenizer has no such token.
+    """
+    if not 0 <= token < len(tokenizer):
+        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, none with the id {token}")
+    before = tokenizer(_ANY_TEXT, add_special_tokens=False)["input_ids"]
+    options = {"clean_up_tokenization_spaces": False}
+    return tokenizer.decode([*before, token], **options)[len(tokenizer.decode(before, **options)) :]

@@ -1,0 +1,86 @@
+"""Prompt pairs to and from files: parquet, and what EAP-IG, MIB and auto-circuit read and write.
+
+What a format cannot hold (positions, outside parquet) is not written, and a broken row is an error. Loads nothing heavy
+before it is needed.
+"""
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sparselens.files.whole import write_file
+from sparselens.prompts.formats import auto_circuit, eap_ig, mib, parquet
+from sparselens.prompts.pairs import PromptPair
+
+SUFFIXES = {"parquet": "parquet", "eap-ig": "csv", "mib": "jsonl", "auto-circuit": "json"}  # of each format
+
+
+def read_pairs(path: str | Path, format: str, tokenizer: Any = None) -> list[PromptPair]:  # noqa: A002 - the field's word
+    """The pairs in a file; `Task.from_records` makes a task of them.
+
+    Args:
+        format: parquet, eap-ig, mib or auto-circuit
+        tokenizer: of the model for which an eap-ig file was made: its answers are token ids
+
+    Raises:
+        ValueError: no such format, a missing column or key, a broken row, or no tokenizer where one is needed.
+    """
+    path = Path(path)
+    try:
+        return _read(path, _known(format), tokenizer)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _read(path: Path, name: str, tokenizer: Any) -> list[PromptPair]:
+    match name:
+        case "parquet":
+            return parquet.read(path)
+        case "eap-ig":
+            return eap_ig.read(path, tokenizer)
+        case "mib":
+            return mib.read(path)
+        case _:
+            return auto_circuit.read(path)
+
+
+def write_pairs(
+    pairs: Iterable[PromptPair],
+    path: str | Path,
+    format: str,  # noqa: A002 - the field's word
+    *,
+    tokenizer: Any = None,
+    hard: Sequence[PromptPair] | None = None,
+    name: str = "corrupted",
+) -> Path:
+    """Write pairs to a file, all of it or nothing; returns its path.
+
+    Args:
+        format: parquet, eap-ig, mib or auto-circuit
+        tokenizer: of the model for which an eap-ig file is made: its answers are token ids
+        hard: pairs with the same clean prompts and another corruption, for the column `corrupted_hard` of eap-ig
+        name: of the corruption in mib, of the dataset in parquet
+
+    Raises:
+        ValueError: no such format, no tokenizer where one is needed, or more answers than the format holds.
+    """
+    pairs = list(pairs)
+    if not pairs:
+        raise ValueError("there is no pair to write")
+    match _known(format):
+        case "parquet":
+            content = parquet.content(pairs, name)
+        case "eap-ig":
+            content = eap_ig.content(pairs, tokenizer, hard)
+        case "mib":
+            content = mib.content(pairs, name)
+        case _:
+            content = auto_circuit.content(pairs)
+    return write_file(Path(path), content)
+
+
+def _known(name: str) -> str:
+    if name not in SUFFIXES:
+        raise ValueError(f"no such format: {name!r} (want {', '.join(SUFFIXES)})")
+    return name

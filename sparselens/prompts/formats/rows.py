@@ -1,0 +1,39 @@
+"""What the formats share."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from sparselens.prompts.pairs import PromptPair
+
+Row = TypeVar("Row")
+
+
+def pairs_from(path: Path, rows: Iterable[tuple[int, Row]], make: Callable[[Row], PromptPair]) -> list[PromptPair]:
+    """A pair of every numbered row.
+
+    Raises:
+        ValueError: a row is broken, or there is none. Says where.
+    """
+    pairs: list[PromptPair] = []
+    for number, row in rows:
+        try:
+            pairs.append(make(row))
+        except KeyError as error:
+            raise ValueError(f"{path}, row {number} has no {error}") from error
+        except (ValueError, TypeError, IndexError, AttributeError, SyntaxError) as error:
+            raise ValueError(f"{path}, row {number}: {error}") from error
+    if not pairs:
+        raise ValueError(f"{path} holds no pair")
+    return pairs
+
+
+def only(answers: Sequence[str], pair: PromptPair) -> str:
+    """The one answer.
+
+    Raises:
+        ValueError: there are several.
+    """
+    if len(answers) != 1:
+        raise ValueError(f"this format holds one such answer, {pair.clean!r} has {len(answers)}: use another format")
+    return answers[0]

@@ -1,0 +1,102 @@
+"""What is asked of the logits at the answer's position, one number a prompt; the caller reduces.
+
+Every metric is a function of logits `batch pos d_vocab` and `TokenizedPairs`. Where a prompt has several right or wrong
+answers, logits are averaged over them and probabilities added.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sparselens.prompts.tokenized import NO_ANSWER, TokenizedPairs
+from sparselens.training.losses import Logits
+
+PerPrompt = Float[Tensor, " batch"]
+Metric = Callable[[Logits, TokenizedPairs], PerPrompt]
+
+
+def logit_difference(logits: Logits, pairs: TokenizedPairs) -> PerPrompt:
+    """Mean logit of the right answers minus mean logit of the wrong ones."""
+    at_end = end_logits(logits, pairs)
+    return _mean(at_end, pairs.answers) - _mean(at_end, pairs.wrong_answers)
+
+
+def probability_difference(logits: Logits, pairs: TokenizedPairs) -> PerPrompt:
+    """Probability of all right answers minus that of all wrong ones, between -1 and 1."""
+    probabilities = end_logits(logits, pairs).softmax(-1)
+    return _sum(probabilities, pairs.answers) - _sum(probabilities, pairs.wrong_answers)
+
+
+def answer_probability(logits: Logits, pairs: TokenizedPairs) -> PerPrompt:
+    """Probability of all right answers together."""
+    return _sum(end_logits(logits, pairs).softmax(-1), pairs.answers)
+
+
+def rank(logits: Logits, pairs: TokenizedPairs) -> PerPrompt:
+    """Place of the best right answer in the whole vocabulary; 1 is the model's first choice. Has no gradient."""
+    at_end = end_logits(logits, pairs)
+    return 1.0 + (at_end > _best(at_end, pairs.answers)[:, None]).sum(-1)
+
+
+def accuracy(logits: Logits, pairs: TokenizedPairs) -> PerPrompt:
+    """1 where the best right answer beats every wrong one, else 0; a tie is wrong. Has no gradient.
+
+    Guessing gets k / (k + k_wrong): a half with one answer of each kind.
+    """
+    at_end = end_logits(logits, pairs)
+    return (_best(at_end, pairs.answers) > _best(at_end, pairs.wrong_answers)).to(at_end.dtype)
+
+
+def kl_divergence(logits: Logits, pairs: TokenizedPairs) -> PerPrompt:
+    """KL(reference || logits) in nats at the answer's position; 0 where the clean run is unchanged.
+
+    Raises:
+        ValueError: the pairs carry no reference (`sparselens.with_reference`).
+    """
+    if pairs.reference is None:
+        raise ValueError("kl_divergence compares with the clean run: pass sparselens.with_reference(model, pairs)")
+    target = pairs.reference.to(logits.device)
+    return (target.exp() * (target - end_logits(logits, pairs).log_softmax(-1))).sum(-1)
+
+
+METRICS: Mapping[str, Metric] = {
+    metric.__name__: metric
+    for metric in (logit_difference, probability_difference, answer_probability, rank, accuracy, kl_divergence)
+}
+
+
+def find_metric(name: str) -> Metric:
+    """The metric of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in METRICS:
+        raise ValueError(f"no such metric: {name!r} (want {', '.join(METRICS)})")
+    return METRICS[name]
+
+
+def end_logits(logits: Logits, pairs: TokenizedPairs) -> Float[Tensor, "batch d_vocab"]:
+    """The logits at the answer's position, in float32 at least."""
+    rows = torch.arange(len(logits), device=logits.device)
+    at_end = logits[rows, pairs.end.to(logits.device)]
+    return at_end if at_end.dtype == torch.float64 else at_end.float()
+
+
+def _picked(values: Tensor, ids: Tensor, filling: float) -> Float[Tensor, "batch k"]:
+    ids = ids.to(values.device)
+    return values.gather(-1, ids.clamp_min(0)).masked_fill(ids == NO_ANSWER, filling)
+
+
+def _sum(values: Tensor, ids: Tensor) -> PerPrompt:
+    return _picked(values, ids, 0.0).sum(-1)
+
+
+def _mean(values: Tensor, ids: Tensor) -> PerPrompt:
+    return _sum(values, ids) / (ids != NO_ANSWER).sum(-1).to(values.device)
+
+
+def _best(values: Tensor, ids: Tensor) -> PerPrompt:
+    return _picked(values, ids, -torch.inf).amax(-1)

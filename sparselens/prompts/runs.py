@@ -1,0 +1,54 @@
+"""Runs a model, dense or sparse, on prompt pairs in evaluation mode and keeps the logits at the answer's position."""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from sparselens.prompts.checks import refuse_misfits
+from sparselens.prompts.metrics import end_logits
+from sparselens.prompts.tokenized import TokenizedPairs
+from sparselens.training.evaluation import evaluating
+from sparselens.training.losses import logits_of
+
+
+def answer_logits(
+    model: nn.Module,
+    pairs: TokenizedPairs,
+    corrupted: bool = False,
+    batch_size: int = 32,
+    progress: str | None = None,
+) -> Float[Tensor, "batch d_vocab"]:
+    """The logits from which the answer is read, for every clean (or corrupted) prompt, on the model's device.
+
+    Args:
+        progress: what the progress bar says; None: no bar
+
+    Raises:
+        ValueError: a logit is not finite. Says in which prompt.
+    """
+    refuse_misfits(model, pairs)
+    device = next(model.parameters()).device
+    found: Tensor | None = None
+    with evaluating(model), torch.no_grad():
+        bar = tqdm(total=len(pairs), desc=progress, unit="prompt", disable=progress is None, leave=False)
+        for rows, batch in pairs.batches(batch_size):
+            bar.update(len(rows))
+            moved = batch.to(device)
+            logits = end_logits(logits_of(model, moved.inputs(corrupted)), moved)
+            if not logits.isfinite().all():
+                row = int(rows[int((~logits.isfinite()).any(-1).nonzero()[0])])
+                raise ValueError(f"the model's logits are not finite in prompt {row}")
+            if found is None:
+                found = logits.new_empty(len(pairs), logits.shape[-1])
+            found[rows.to(device)] = logits
+        bar.close()
+    assert found is not None
+    return found
+
+
+def with_reference(model: nn.Module, pairs: TokenizedPairs, batch_size: int = 32) -> TokenizedPairs:
+    """The same pairs with the model's clean log-probabilities, which `metrics.kl_divergence` compares with."""
+    return replace(pairs, reference=answer_logits(model, pairs, batch_size=batch_size).log_softmax(-1))

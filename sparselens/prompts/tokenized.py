@@ -1,0 +1,206 @@
+"""Prompt pairs as a model reads them: token ids, answers and named positions. Plain tensors are enough to make one.
+
+pairs = sl.TokenizedPairs(clean, corrupted, answer, wrong_answer)
+for rows, batch in pairs.batches(32):       # prompts of one length each, so nothing is padded
+    values[rows] = metric(model(batch.clean), batch)
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sparselens.prompts.pairs import PromptPair
+from sparselens.training.losses import Batch
+
+NO_ANSWER = -1  # fills the places of a row that has fewer answers than another
+
+
+@dataclass(frozen=True)
+class TokenizedPairs:
+    """Clean and corrupted prompts of equal length, position by position, and the tokens that a metric compares.
+
+    Answers are one token a prompt or several (`batch k`; -1 where a prompt has fewer). Prompts of different lengths
+    are padded, on the side of your choice, with an `attention_mask`. The metric is read at the position `END`: the last
+    token, unless `positions` names another.
+
+    Raises:
+        ValueError: shapes disagree, a prompt has no answer, or a token is both right and wrong.
+    """
+
+    clean: Int[Tensor, "batch pos"]
+    corrupted: Int[Tensor, "batch pos"]
+    answer: Int[Tensor, " batch"] | Int[Tensor, "batch k"]
+    wrong_answer: Int[Tensor, " batch"] | Int[Tensor, "batch k_wrong"]
+    attention_mask: Int[Tensor, "batch pos"] | None = None  # 0: padding. None: there is none
+    corrupted_mask: Int[Tensor, "batch pos"] | None = None  # only where lengths differ within pairs
+    # in the clean prompt; those that every pair has
+    positions: Mapping[str, Int[Tensor, " batch"]] = field(default_factory=dict[str, Tensor])
+    reference: Float[Tensor, "batch d_vocab"] | None = None  # clean log-probabilities at END, for kl_divergence
+    prompts: tuple[PromptPair, ...] = ()  # the strings, where the pairs were made from strings
+    token_strings: tuple[tuple[str, ...], ...] = ()  # of the clean prompts, without padding
+    vocabulary: str = ""  # that the ids are of (`fitting.vocabulary_of`); "": not known
+
+    def __post_init__(self) -> None:
+        if self.clean.ndim != 2 or self.clean.shape != self.corrupted.shape:
+            raise ValueError(
+                f"clean is {_shape(self.clean)}, corrupted {_shape(self.corrupted)}: want both [batch, pos], alike"
+            )
+        batch, pos = self.clean.shape
+        if batch == 0 or pos == 0:
+            raise ValueError("there is no prompt, or prompts have no token")
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Tensor) and len(value) != batch:
+                raise ValueError(f"{item.name} is {_shape(value)} for {batch} prompts")
+        for name, mask in (("attention_mask", self.attention_mask), ("corrupted_mask", self.corrupted_mask)):
+            if mask is not None and mask.shape != self.clean.shape:
+                raise ValueError(f"{name} is {_shape(mask)}, the prompts are {_shape(self.clean)}")
+        for name, where in self.positions.items():
+            if where.shape != (batch,) or int(where.min()) < 0 or int(where.max()) >= pos:
+                raise ValueError(f"position {name!r} must be one index below {pos} for each of {batch} prompts")
+        _refuse_wrong_answers(self.answers, self.wrong_answers)
+
+    # -- what a metric reads
+
+    @property
+    def answers(self) -> Int[Tensor, "batch k"]:
+        """The right tokens, -1 where a prompt has fewer."""
+        return self.answer if self.answer.ndim == 2 else self.answer[:, None]
+
+    @property
+    def wrong_answers(self) -> Int[Tensor, "batch k_wrong"]:
+        """The wrong tokens, -1 where a prompt has fewer."""
+        return self.wrong_answer if self.wrong_answer.ndim == 2 else self.wrong_answer[:, None]
+
+    @property
+    def end(self) -> Int[Tensor, " batch"]:
+        """The position whose logits give the answer."""
+        if "END" in self.positions:
+            return self.positions["END"]
+        if self.attention_mask is None:
+            return torch.full_like(self.clean[:, 0], self.clean.shape[1] - 1)
+        places = torch.arange(self.clean.shape[1], device=self.clean.device)
+        return (places * self.attention_mask).argmax(-1)
+
+    def inputs(self, corrupted: bool = False) -> Batch:
+        """What `sparselens.training.losses.logits_of` runs a model on: tokens, with their mask if there is padding."""
+        tokens = self.corrupted if corrupted else self.clean
+        mask = self.attention_mask
+        if corrupted and self.corrupted_mask is not None:
+            mask = self.corrupted_mask
+        return tokens if mask is None else {"input_ids": tokens, "attention_mask": mask}
+
+    # -- parts
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> "TokenizedPairs":
+        """Some of the prompts, in the order asked for.
+
+        Raises:
+            ValueError: no row is left.
+        """
+        places = rows.cpu() if isinstance(rows, Tensor) else rows if isinstance(rows, (int, slice)) else list(rows)
+        chosen = torch.arange(len(self))[places].reshape(-1)
+        kept = self._map(lambda values: values[chosen.to(values.device)])
+        listed: dict[str, Any] = {
+            name: tuple(getattr(self, name)[i] for i in chosen.tolist()) if getattr(self, name) else ()
+            for name in ("prompts", "token_strings")
+        }
+        return replace(kept, **listed)
+
+    def to(self, device: torch.device | str) -> "TokenizedPairs":
+        """The same pairs on another device."""
+        return self._map(lambda values: values.to(device))
+
+    def batches(self, size: int) -> Iterator[tuple[Int[Tensor, " row"], "TokenizedPairs"]]:
+        """Batches of at most `size` prompts of one length, without padding, and the numbers of their rows.
+
+        Only where clean and corrupted prompts of a pair differ in length some padding stays.
+
+        Raises:
+            ValueError: `size` is not positive.
+        """
+        for rows in self.rows(size):
+            yield rows, self[rows]._without_padding()
+
+    def rows(self, size: int) -> Iterator[Int[Tensor, " row"]]:
+        """The numbers alone of the prompts in `batches`, for which no prompt is copied.
+
+        Raises:
+            ValueError: `size` is not positive.
+        """
+        if size < 1:
+            raise ValueError(f"a batch of {size} prompts: want at least 1")
+        lengths = torch.stack([_lengths(self.inputs(corrupted)) for corrupted in (False, True)], -1).cpu()
+        for length in lengths.unique(dim=0):
+            yield from (lengths == length).all(-1).nonzero().squeeze(-1).split(size)
+
+    def clean_rows(self) -> Iterator[tuple[Int[Tensor, " row"], Int[Tensor, " row"], Int[Tensor, "row _length"]]]:
+        """The clean prompts alone, as rows of one length without padding: their numbers, first columns and tokens.
+
+        Raises:
+            ValueError: there is padding inside a prompt.
+        """
+        mask = torch.ones_like(self.clean) if self.attention_mask is None else self.attention_mask
+        first, lengths = mask.argmax(-1), mask.sum(-1)
+        places = torch.arange(mask.shape[1], device=mask.device)
+        inside = (places >= first[:, None]) & (places < (first + lengths)[:, None])
+        broken = (inside != mask.bool()).any(-1).nonzero()
+        if len(broken):
+            raise ValueError(f"prompt {int(broken[0])} has padding inside")
+        for length in lengths.unique():
+            rows = (lengths == length).nonzero().squeeze(-1)
+            yield rows.cpu(), first[rows].cpu(), self.clean[rows][inside[rows]].view(len(rows), -1)
+
+    def _without_padding(self) -> "TokenizedPairs":
+        """Cut off the columns that are padding in every row of both prompts."""
+        if self.attention_mask is None and self.corrupted_mask is None:
+            return self
+        clean_mask = torch.ones_like(self.clean) if self.attention_mask is None else self.attention_mask
+        corrupted_mask = clean_mask if self.corrupted_mask is None else self.corrupted_mask
+        used = (clean_mask + corrupted_mask).any(0).nonzero()
+        columns = slice(int(used[0]), int(used[-1]) + 1)
+        clean_mask, corrupted_mask = clean_mask[:, columns], corrupted_mask[:, columns]
+        padded = not bool(clean_mask.all() and corrupted_mask.all())
+        return replace(
+            self,
+            clean=self.clean[:, columns],
+            corrupted=self.corrupted[:, columns],
+            attention_mask=clean_mask if padded else None,
+            corrupted_mask=corrupted_mask if padded else None,
+            positions={name: where - columns.start for name, where in self.positions.items()},
+        )
+
+    def _map(self, change: Any) -> "TokenizedPairs":
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        changed: dict[str, Any] = {name: change(values) for name, values in tensors.items()}
+        return replace(self, **changed, positions={name: change(where) for name, where in self.positions.items()})
+
+
+def _lengths(batch: Batch) -> Int[Tensor, " batch"]:
+    if isinstance(batch, Tensor):
+        return torch.full_like(batch[:, 0], batch.shape[1])
+    return batch["attention_mask"].sum(-1)
+
+
+def _refuse_wrong_answers(right: Tensor, wrong: Tensor) -> None:
+    for name, ids in (("answer", right), ("wrong answer", wrong)):
+        missing = (ids == NO_ANSWER).all(-1).nonzero()
+        if len(missing):
+            raise ValueError(f"prompt {int(missing[0])} has no {name}")
+    both = ((right[:, :, None] == wrong[:, None, :]) & (right[:, :, None] != NO_ANSWER)).flatten(1).any(-1).nonzero()
+    if len(both):
+        raise ValueError(
+            f"prompt {int(both[0])} has the same token as answer and wrong answer, so every metric would be zero "
+            f"({len(both)} of {len(right)} prompts do)"
+        )
+
+
+def _shape(values: Tensor) -> str:
+    return str(list(values.shape))

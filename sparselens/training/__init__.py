@@ -1,0 +1,1 @@
+"""Constrained post-training: as few open edges as the task loss allows."""

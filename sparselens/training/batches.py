@@ -1,0 +1,50 @@
+"""Batches on their way to the model: an endless stream, each process's rows of it, the device."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from sparselens.training.losses import Batch, tokens_of
+
+Batches = Callable[[int], Batch] | Iterable[Batch]
+
+
+def stream(batches: Batches, start: int) -> Iterator[Batch]:
+    """Batches from number `start` on, without end.
+
+    Raises:
+        ValueError: an iterable turns out to be empty, or could be gone through only once.
+    """
+    if callable(batches):
+        return map(batches, itertools.count(start))
+    return itertools.islice(_cycle(batches), start, None)
+
+
+def _cycle(batches: Iterable[Batch]) -> Iterator[Batch]:
+    while True:
+        batch = None
+        for batch in batches:
+            yield batch
+        if batch is None:
+            raise ValueError("there are no training batches (an iterator that can be gone through only once?)")
+
+
+def rows_of_process(batch: Batch, rank: int, world: int) -> tuple[Batch, int]:
+    """The rows of the global batch that one of `world` processes takes, and the number of the first.
+
+    Raises:
+        ValueError: the rows cannot be split evenly.
+    """
+    rows = len(tokens_of(batch))
+    if rows == 0 or rows % world:
+        raise ValueError(f"a batch of {rows} rows cannot be split evenly over {world} process(es)")
+    mine = slice(rank * rows // world, (rank + 1) * rows // world)
+    taken = batch[mine] if isinstance(batch, Tensor) else {name: value[mine] for name, value in batch.items()}
+    return taken, mine.start
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The same batch on another device."""
+    return batch.to(device) if isinstance(batch, Tensor) else {name: value.to(device) for name, value in batch.items()}

@@ -1,0 +1,55 @@
+"""The state that a run keeps: the sparsest that met the target; until one does, the one with the lowest loss."""
+
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+
+from sparselens.training.evaluation import Evaluation
+
+
+class Best:
+    """The best state so far. `state` is plain, for the checkpoint; None before the first is offered."""
+
+    def __init__(self, target: float, state: dict[str, Any] | None = None) -> None:
+        self._target = target
+        self.state = state
+
+    def offer(self, model: nn.Module, evaluation: Evaluation, *, step: int, multiplier: float) -> None:
+        """Keep the model's weights, copied to main memory, if this state is better."""
+        if self.state is None or evaluation.rank(self._target) < self.evaluation.rank(self._target):
+            weights = {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
+            self.state = dict[str, Any](model=weights, evaluation=asdict(evaluation), step=step, multiplier=multiplier)
+
+    def put_into(self, model: nn.Module) -> None:
+        """Give the model the kept weights."""
+        assert self.state is not None
+        model.load_state_dict(self.state["model"])
+
+    def raise_multiplier(self, factor: float) -> None:
+        """Go on from this state, next time, with a higher multiplier."""
+        assert self.state is not None
+        self.state["multiplier"] *= factor
+
+    @property
+    def step(self) -> int:
+        """After which step the state was kept."""
+        assert self.state is not None
+        return self.state["step"]
+
+    @property
+    def multiplier(self) -> float:
+        """The multiplier to go on with from this state."""
+        assert self.state is not None
+        return self.state["multiplier"]
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """What the kept state came to on held-out data."""
+        assert self.state is not None
+        return Evaluation(**self.state["evaluation"])
+
+    @property
+    def feasible(self) -> bool:
+        """Does the kept state meet the target?"""
+        return not self.evaluation.rank(self._target).misses

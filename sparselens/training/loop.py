@@ -1,0 +1,438 @@
+"""Constrained post-training: minimise the expected share of open attention edges while the task loss stays at target.
+
+    loss = expected share of visible pairs + multiplier * (task loss - target)          see geco.py
+1. The dense control finds a learning rate that leaves the model intact while every gate is open (control.py).
+2. Each step: one batch through the gated model with noise, one optimiser step.
+3. Every few steps the model is evaluated with hard gates on held-out data, and the multiplier follows the loss measured
+   there (geco.py). While the learning rate is high the target is allowed to be missed by `config.allowance`.
+4. The sparsest state that met the target is what is returned, or, where none did, the state with the lowest loss
+   (`result.feasible` tells).
+"""
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+
+from sparselens.files.locks import locked
+from sparselens.gates.gate import RowNoise, seed_from
+from sparselens.gates.statistics import record_gates
+from sparselens.gates.surgery import gate_settings
+from sparselens.models.adapters import adapters_off
+from sparselens.training.batches import Batches, rows_of_process, stream, to_device
+from sparselens.training.best import Best
+from sparselens.training.checkpoint import load_checkpoint, save_checkpoint
+from sparselens.training.config import PostTrainConfig
+from sparselens.training.control import Control, control, largest_that_holds
+from sparselens.training.evaluation import OPEN_BIAS, Evaluation, evaluate, open_gates
+from sparselens.training.losses import Batch, Loss, logits_of, next_token_loss, tokens_of, weight_of
+from sparselens.training.processes import accelerator_for
+from sparselens.training.progress import Journal
+from sparselens.training.result import PostTrainResult, notes_on
+from sparselens.training.stopping import StopRequest, stop_requests
+from sparselens.training.teacher import Teacher
+from sparselens.training.trained import trained_parameters
+
+
+def post_train(
+    model: nn.Module,
+    batches: Batches,
+    config: PostTrainConfig | None = None,
+    *,
+    held_out: Sequence[Batch],
+    loss: Loss = next_token_loss,
+    dense: nn.Module | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    on_evaluation: Callable[[list[dict[str, Any]]], None] | None = None,
+    accelerator: Accelerator | None = None,
+) -> PostTrainResult:
+    """Close as many gates of a gated model as the task loss allows; the model is changed in place.
+
+    Args:
+        model: a gated TransformerLens or transformers model, see `sparsify`
+        batches: a function from an index to a batch, or an iterable that is gone through again and again. In several
+            processes each batch is the global one, of which every process takes its rows
+        held_out: batches on which the target is set and checked
+        loss: mean nats per token from logits and batch. Over the batches and processes of a step, and over held-out
+            batches, one of ours is a mean over all tokens that count, whatever the padding; a caller's own is a mean
+            over rows. The expected share of edges is a mean over the batches and processes of a step
+        dense: the dense model that target and distillation refer to. Default: `model` itself with its gates open and
+            its adapters, if it has any, off; give it when `model` has been post-trained before
+        out: folder for the checkpoint and `log.jsonl`; not with FSDP. With it Ctrl-C and SIGTERM end the run after its
+            step, with a checkpoint
+        resume: go on from the checkpoint in `out`, given the same dense model and data; the result is that of the
+            uninterrupted run
+        progress: tell on standard error how the run goes
+        on_evaluation: called in the main process with the history so far, after every evaluation on held-out data; for
+            instance `analyses.live_training_figure()`
+        accelerator: default: one made for this run with the precision that `config` names
+
+    The model is left in evaluation mode, with its `.grad` cleared.
+
+    Raises:
+        ValueError: the model carries no gates, a loss or gradient is not finite (the model then holds the weights from
+            before that step), a parameter to be trained has half precision, `out` holds another run or another process
+            is at work in it, or the checkpoint is damaged; `out` was given with FSDP.
+        KeyboardInterrupt: the run was asked to stop. With `out`, `resume=True` goes on from there.
+    """
+    config = config or PostTrainConfig()
+    devices = range(torch.cuda.device_count())  # named, since torch warns where it has to guess among several
+    with torch.random.fork_rng(devices), locked(out) if out is not None else nullcontext():
+        run = _Run(model, config, loss, held_out, dense or model, out, accelerator)
+        try:
+            run.start(resume)
+            return run.go(batches, progress, on_evaluation)
+        finally:
+            run.close()
+
+
+_BROKEN = 10.0  # violation limits above what is allowed: more than an edge or two costs
+_MORE_CAREFUL = 3.0  # factor of the multiplier when a run goes back
+
+
+class _NotFiniteError(ValueError):
+    """A loss or a gradient is not finite."""
+
+
+class _Run:
+    """The moving parts of one run: what a checkpoint holds."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: PostTrainConfig,
+        loss: Loss,
+        held_out: Sequence[Batch],
+        dense: nn.Module,
+        out: str | Path | None,
+        accelerator: Accelerator | None,
+    ) -> None:
+        trained = trained_parameters(model)
+        self.settings = gate_settings(model)
+        self.before = self.settings.noise, self.settings.temperature  # given back at the end
+        self.config, self.loss, self.held_out = config, loss, held_out
+        self.accelerator = accelerator or accelerator_for(config.mixed_precision)
+        if out is not None and self.accelerator.distributed_type == DistributedType.FSDP:
+            raise ValueError("with FSDP no process holds the whole model to write it down: run without `out`")
+        self.checkpoint = None if out is None else Path(out) / "checkpoint.pt"
+        self.reference = dense.to(self.accelerator.device)
+        self.teacher = Teacher(dense, config.distillation) if config.distillation else None
+        optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.95), weight_decay=config.weight_decay)
+        self.plain, self.own_forward = model, "forward" in model.__dict__
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.journal: Journal | None = None
+        self.tell: Callable[[list[dict[str, Any]]], None] | None = None
+        self.step = 0
+        self.learning_rate = 0.0  # at its peak
+        self.controls: list[Control] = []
+        self.tokens = 0  # of the last step's batches
+        self.saved_at = 0.0
+        self.history: list[dict[str, Any]] = []
+
+    # -- one run, start to end
+
+    def start(self, resume: bool) -> None:
+        """Measure the dense model and set the target, or take both and all else from the checkpoint."""
+        if resume and not self.checkpoint:
+            raise ValueError("resume=True needs the `out` folder of the run")
+        found = self.checkpoint is not None and self.checkpoint.exists()
+        if found and not resume:
+            raise ValueError(f"{self.checkpoint} is of an earlier run: pass resume=True to go on, or another folder")
+        if found:
+            self._restore()
+            return
+        with open_gates(self.reference), adapters_off(self.reference):
+            dense = self._evaluate(self.reference)
+        self._aim(dense, dense.loss + self.config.margin if self.config.target is None else self.config.target)
+
+    def _aim(self, dense: Evaluation, target: float, best: dict[str, Any] | None = None) -> None:
+        self.dense, self.target, self.best = dense, target, Best(target, best)
+        self.geco = self.config.geco(target)
+
+    def go(
+        self, batches: Batches, progress: bool, tell: Callable[[list[dict[str, Any]]], None] | None
+    ) -> PostTrainResult:
+        main = self.accelerator.is_main_process
+        out = self.checkpoint.parent if self.checkpoint else None
+        self.journal = Journal(self.config, self.target, self.step, out=out, live=progress) if main else None
+        self.settings.temperature = self.config.noise_temperature
+        self.tell, self.saved_at = tell if main else None, time.monotonic()
+        with stop_requests(self.checkpoint is not None) as stop:
+            if not self.history:
+                self._choose_learning_rate(batches, stop)
+                self._check()
+                self._event(
+                    f"learning rate {self.learning_rate:g}{', from the dense control' if self.controls else ''}"
+                )
+            batch = stream(batches, self.step * self.config.accumulation)
+            while self.step < self.config.steps:
+                self._advance(batch)
+                self._pause(stop)
+        return self._finish()
+
+    def _advance(self, batch: Iterator[Batch]) -> None:
+        """One step, and the evaluation that is due after it."""
+        rate = self.learning_rate * self.config.rise_at(self.step) * self.config.fall_at(self.step)
+        task, share, edges = self._train_step(batch, self.step, rate)
+        self.step += 1
+        if self.journal:
+            self.journal.step(self.step, task, self.geco.multiplier, share, edges, self.tokens)
+        if self.step == self.config.steps or self.step % self.config.evaluate_every == 0:
+            self._check()
+
+    def _finish(self) -> PostTrainResult:
+        best, step = self.best, self.best.step
+        best.put_into(self.plain)
+        notes = notes_on(self.history, step, self.learning_rate)
+        return PostTrainResult(
+            self.dense,
+            best.evaluation,
+            step,
+            best.feasible,
+            self.target,
+            list(self.history),
+            list(self.controls),
+            notes,
+        )
+
+    def close(self) -> None:
+        """Take everything that belongs to the run off the model."""
+        self.optimizer.zero_grad()
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False).eval()
+        if not self.own_forward:  # mixed precision put one on the model
+            self.plain.__dict__.pop("forward", None)
+        self.settings.noise, self.settings.temperature = self.before
+        if self.journal:
+            self.journal.close()
+
+    # -- the dense control
+
+    def _choose_learning_rate(self, batches: Batches, stop: StopRequest) -> None:
+        asked, tenth = self.config.learning_rate, self.config.steps // 10
+        if asked == "auto":
+            steps = min(self.config.control_steps, max(10, tenth))
+            self.controls = largest_that_holds(lambda rate: self._control(rate, steps, batches, stop))
+            asked = self.controls[-1].learning_rate
+        elif asked and (steps := min(self.config.control_steps, tenth)):
+            self.controls = [self._control(float(asked), steps, batches, stop)]
+            if not self.controls[0].holds:
+                warnings.warn(
+                    f"the optimiser alone, with every gate open, wrecks the model: {self.controls[0]}, where the dense "
+                    f'model has {self.dense.loss:.4f}; lower learning_rate or make it "auto"',
+                    stacklevel=4,
+                )
+        self.learning_rate = float(asked)
+
+    def _control(self, rate: float, steps: int, batches: Batches, stop: StopRequest) -> Control:
+        """Train with every gate open, then put the weights back."""
+        trained = [(p, p.detach().clone()) for p in self.plain.parameters() if p.requires_grad]
+        gate_bias, self.settings.gate_bias = self.settings.gate_bias, OPEN_BIAS
+        batch, step = stream(batches, 0), 0
+
+        def train(more: int) -> float:
+            nonlocal step
+            try:
+                for _ in range(more):
+                    self._train_step(batch, step, rate * min(1.0, (step + 1) / 10))
+                    step += 1
+                    if self._is_asked(stop):
+                        raise KeyboardInterrupt("stopped in the dense control, before the first step")
+            except _NotFiniteError:
+                return math.inf
+            return self._evaluate(self.plain).loss
+
+        try:
+            return control(rate, self.dense.loss, steps, train)
+        finally:
+            self.settings.gate_bias = gate_bias
+            with torch.no_grad():
+                for parameter, value in trained:
+                    parameter.copy_(value)
+            self.optimizer.zero_grad()
+            self.optimizer.state.clear()
+
+    # -- one step
+
+    def _train_step(self, batches: Iterator[Batch], step: int, rate: float) -> tuple[float, float, float]:
+        """Returns task loss, expected share of visible pairs, expected edges per query and head: global means."""
+        self.model.train()
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        torch.manual_seed(seed_from(self.config.seed, step, rank))  # for dropout: nothing to keep for a resume
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        n = self.config.accumulation
+        means = torch.zeros(3, device=self.accelerator.device)
+        group = [next(batches) for _ in range(n)]
+        self.tokens = sum(tokens_of(batch).numel() for batch in group)
+        tokens = sum(weight_of(self.loss, batch) for batch in group)
+        rows = 0
+        for i, batch in enumerate(group):
+            mine, first = rows_of_process(batch, rank, world)
+            self.settings.noise = RowNoise(self.config.seed, step, rows + first)
+            # processes exchange gradients only with the last batch of a step
+            with nullcontext() if i == n - 1 else self.accelerator.no_sync(self.model):
+                means += self._backward(mine, n * world * weight_of(self.loss, mine) / max(1, tokens)) / n
+            rows += len(tokens_of(batch))
+        if world > 1:
+            means = cast("Tensor", self.accelerator.reduce(means, "mean"))
+        task, share, edges = means.tolist()
+        if not math.isfinite(task):
+            raise _NotFiniteError(f"the training loss is {task} at step {step + 1}: {self.cure}")
+        self._move_weights(step)
+        return task, share, edges
+
+    @property
+    def cure(self) -> str:
+        """What to do about a number that is not finite."""
+        return f"lower learning_rate (it is {self.optimizer.param_groups[0]['lr']:g}) or check the data"
+
+    def _move_weights(self, step: int) -> None:
+        norm = self.accelerator.clip_grad_norm_(self.plain.parameters(), self.config.clip_norm or math.inf)
+        if self.accelerator.scaler is None and not math.isfinite(float(norm)):  # type: ignore[arg-type]
+            raise _NotFiniteError(f"the gradient is not finite at step {step + 1}: {self.cure}")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def _backward(self, batch: Batch, weight: float) -> Tensor:
+        """`weight`: the tokens of this part of a step, as a multiple of an equal share of all."""
+        batch = to_device(batch, self.accelerator.device)
+        with record_gates(self.plain) as gates:
+            with self.accelerator.autocast():
+                logits = logits_of(self.model, batch)
+                task = self.loss(logits, batch)
+                fitted = self.teacher.blend(task, logits, batch, self.loss) if self.teacher else task
+            cost = gates.expected_share(self.config.layer_cost).to(task.dtype)
+            if not cost.requires_grad:
+                raise ValueError("the gates carry no gradient: use gradient checkpointing with use_reentrant=False")
+            total = self.geco.loss(cost, weight * fitted) / self.config.accumulation
+            self.accelerator.backward(total)
+        per_query = gates.expected.detach().sum() / gates.queries.sum()
+        share = gates.expected_share().detach()
+        return torch.stack([weight * task.detach().float(), share.float(), per_query.float()])
+
+    # -- evaluation and the state that is kept
+
+    def _evaluate(self, model: nn.Module) -> Evaluation:
+        with self.accelerator.autocast():
+            return evaluate(model, self.held_out, self.loss, self.accelerator, self.config.layer_cost)
+
+    def _check(self) -> None:
+        now = self._evaluate(self.plain)
+        if not math.isfinite(now.loss):
+            raise ValueError(f"the held-out loss is {now.loss} after step {self.step}: {self.cure}")
+        allowance = self.config.allowance * self.config.fall_at(self.step)
+        if self.step:
+            self.geco.update(now.loss, allowance)
+        record = self._record(now, allowance)
+        self.history.append(record)
+        self.best.offer(self.plain, now, step=self.step, multiplier=self.geco.multiplier)
+        if self.journal:
+            self.journal.evaluation(record)
+        if now.loss - self.target - allowance > _BROKEN * self.config.violation_limit:
+            self._go_back()
+        if self.tell:
+            self.tell(list(self.history))
+
+    def _go_back(self) -> None:
+        """Return to the sparsest state that met the target, with a higher multiplier each time.
+
+        A gate closed for good has no gradient left that could open it again, however high the multiplier climbs.
+        """
+        if not self.best.feasible or not self.best.step:
+            return  # there is nothing to go back to
+        self.best.put_into(self.plain)
+        self.optimizer.state.clear()
+        self.best.raise_multiplier(_MORE_CAREFUL)
+        self.geco.restart(self.best.multiplier)
+        self._event(f"back to step {self.best.step}, multiplier {self.geco.multiplier:.3g}")
+
+    def _record(self, now: Evaluation, allowance: float) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            **asdict(now),
+            "dense_loss": self.dense.loss,
+            "target": self.target,
+            "allowance": allowance,
+            "feasible": not now.rank(self.target).misses,
+            "multiplier": self.geco.multiplier,
+            "gate_bias": self.settings.gate_bias,
+            # of the last step; none has been taken before the first
+            "learning_rate": self.optimizer.param_groups[0]["lr"] if self.step else 0.0,
+        }
+
+    def _event(self, text: str) -> None:
+        """Say in the history, the log and on the screen which rule acts."""
+        record = self.history[-1]
+        record["event"] = f"{record['event']}; {text}" if "event" in record else text
+        if self.journal:
+            self.journal.event(self.step, text)
+
+    # -- checkpoint
+
+    def _pause(self, stop: StopRequest) -> None:
+        """Between two steps: write a checkpoint where one is due, and stop where that was asked."""
+        asked = self._is_asked(stop)
+        steps, minutes = self.config.checkpoint_every, (time.monotonic() - self.saved_at) / 60
+        due = self.step % steps == 0 or minutes >= self.config.checkpoint_minutes
+        if asked or due or self.step == self.config.steps:
+            self._save()
+        if asked:
+            raise KeyboardInterrupt(f"stopped after step {self.step}; resume=True goes on from {self.checkpoint}")
+
+    def _is_asked(self, stop: StopRequest) -> bool:
+        """The same answer in all processes, since one that stopped alone would leave the others waiting for it."""
+        if self.accelerator.num_processes == 1 or not self.checkpoint:
+            return stop.asked
+        asked = torch.tensor(float(stop.asked), device=self.accelerator.device)
+        return bool(cast("Tensor", self.accelerator.reduce(asked, "sum")))
+
+    def _save(self) -> None:
+        self.saved_at = time.monotonic()
+        if not self.checkpoint or not self.accelerator.is_main_process:
+            return
+        scaler = self.accelerator.scaler
+        save_checkpoint(
+            self.checkpoint,
+            {
+                "step": self.step,
+                "config": asdict(self.config),
+                "model": self.plain.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": None if scaler is None else scaler.state_dict(),
+                "geco": self.geco.state_dict(),
+                "learning_rate": self.learning_rate,
+                "controls": [asdict(control) for control in self.controls],
+                "dense": asdict(self.dense),
+                "target": self.target,
+                "best": self.best.state,
+                "history": self.history,
+            },
+        )
+
+    def _restore(self) -> None:
+        assert self.checkpoint is not None
+        state = load_checkpoint(self.checkpoint)
+        self.config.refuse_other(state["config"], self.checkpoint)
+        try:
+            self.plain.load_state_dict(state["model"])
+        except RuntimeError as error:  # torch's word for other names or shapes
+            raise ValueError(f"{self.checkpoint} is of another model: {error}") from error
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self._aim(Evaluation(**state["dense"]), state["target"], state["best"])
+        self.geco.load_state_dict(state["geco"])
+        self.controls = [Control(**found) for found in state["controls"]]
+        for name in ("step", "learning_rate", "history"):
+            setattr(self, name, state[name])

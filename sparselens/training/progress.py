@@ -1,0 +1,131 @@
+"""What a run tells while it runs: one live line or a few lasting ones, a JSON-lines log, and wandb where wanted."""
+
+import json
+import math
+import sys
+import time
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from sparselens.files.whole import write_file
+from sparselens.training.config import PostTrainConfig
+
+_LINES = 38  # evaluations told in a run without a terminal, besides the first and the last
+
+
+class Journal:
+    """Words go to standard error: in a terminal one live line, elsewhere (a file, a notebook) a line now and then.
+
+    The log goes to `out/log.jsonl`, one object per logged step, evaluation or event. In several processes only the main
+    one keeps a journal.
+    """
+
+    def __init__(
+        self, config: PostTrainConfig, target: float, step: int, *, out: Path | None, live: bool, every: int = 50
+    ) -> None:
+        self._every, self._target, self._live = every, target, live
+        terminal = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=config.steps, initial=step, disable=not (live and terminal), unit="step", dynamic_ncols=True
+        )
+        self._lines = _Lines(config.steps, step) if live and not terminal else None
+        self._file = None if out is None else _reopen(out / "log.jsonl", step)
+        self._wandb = None
+        if config.wandb:
+            import wandb
+
+            self._wandb = wandb.init(project=config.wandb, config=asdict(config), dir=out)
+
+    def step(self, step: int, task: float, multiplier: float, share: float, edges: float, tokens: int) -> None:
+        """One training step: the live line moves, and every so often the log grows."""
+        self._bar.set_postfix_str(
+            f"loss {task:.4f}, target {self._target:.4f}, multiplier {multiplier:.3g}, open {share:.2%}, "
+            f"edges/query {edges:.3f}",
+            refresh=False,
+        )
+        self._bar.update()
+        if self._lines:
+            self._lines.tokens += tokens
+        if step % self._every == 0:
+            self._write({"step": step, "loss": task, "multiplier": multiplier, "expected_share": share})
+
+    def evaluation(self, record: dict[str, Any]) -> None:
+        """One evaluation on held-out data."""
+        self._write({"evaluation": True, **record})
+        if self._lines and self._lines.due(record["step"]):
+            self._say(self._lines.about(record, self._target))
+
+    def event(self, step: int, text: str) -> None:
+        """Something that the run decided, such as to go back to an earlier state."""
+        self._write({"step": step, "event": text})
+        self._say(f"step {step}: {text}")
+
+    def _say(self, text: str) -> None:
+        if self._live:
+            tqdm.write(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stderr)
+            sys.stderr.flush()
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if self._file:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        if self._wandb:
+            self._wandb.log({k: v for k, v in record.items() if k != "step"}, step=record["step"])
+
+    def close(self) -> None:
+        """Finish the live line and the log."""
+        self._bar.close()
+        if self._file:
+            self._file.close()
+        if self._wandb:
+            self._wandb.finish()
+
+
+class _Lines:
+    """Which evaluations are told where there is no terminal, and in what words."""
+
+    def __init__(self, steps: int, first: int) -> None:
+        self._steps, self._first, self._start = steps, first, time.monotonic()
+        self._next: float = first
+        self.tokens = 0  # trained on since the program started
+
+    def due(self, step: int) -> bool:
+        """Time for another line? The first and the last evaluation always have one."""
+        if step < min(self._next, self._steps):
+            return False
+        self._next = step + self._steps / _LINES
+        return True
+
+    def about(self, record: dict[str, Any], target: float) -> str:
+        """Such as `step 500/6000  loss 1.7312 (target 1.7132)  open 12.30%  ...  0:41:10 left`."""
+        step = record["step"]
+        parts = [
+            f"step {step}/{self._steps}",
+            f"loss {record['loss']:.4f} (target {target:.4f})",
+            f"open {record['share_of_visible_pairs']:.2%}",
+            f"multiplier {record['multiplier']:.3g}",
+        ]
+        if step > self._first:
+            seconds = time.monotonic() - self._start
+            left = seconds / (step - self._first) * (self._steps - step)
+            parts += [f"{self.tokens / seconds:,.0f} tokens/s", f"{timedelta(seconds=round(left))} left"]
+        return "  ".join(parts)
+
+
+def _reopen(path: Path, step: int) -> Any:
+    """Append to the log of an interrupted run, without what it wrote after its last checkpoint."""
+    lines = path.read_text().splitlines() if step and path.exists() else []
+    kept = [line for line in lines if _step_of(line) <= step]
+    write_file(path, "".join(line + "\n" for line in kept).encode())
+    return path.open("a")
+
+
+def _step_of(line: str) -> int | float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return math.inf  # cut short by the interruption

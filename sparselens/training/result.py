@@ -1,0 +1,48 @@
+"""What a post-training run came to, and what is to be said of a run that came to nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sparselens.training.control import Control
+from sparselens.training.evaluation import Evaluation
+
+_LOST = 2.0  # nats above the dense model: no step towards sparsity costs as much
+
+
+@dataclass(frozen=True)
+class PostTrainResult:
+    """What a run came to. The model itself now holds the weights of `step`."""
+
+    dense: Evaluation  # the dense model on the held-out batches
+    sparse: Evaluation  # the returned state on the same batches
+    step: int  # after which the returned state was taken
+    feasible: bool  # did it meet the target? If not, it is the state with the lowest loss
+    target: float  # nats per token
+    history: list[dict[str, Any]]  # one record per evaluation
+    controls: list[Control] = field(default_factory=list[Control])  # learning rates tried with every gate open
+    notes: list[str] = field(default_factory=list[str])  # what went wrong, in words; empty if nothing did
+
+
+def notes_on(history: Sequence[dict[str, Any]], kept: int, learning_rate: float) -> list[str]:
+    """Why a run may have come to nothing; `kept` is the step of the state that it returns."""
+    start, *later = history
+    returned = next(record for record in history if record["step"] == kept)
+    notes: list[str] = []
+    if not kept:
+        notes.append("the returned state is the one before training (step 0): no later evaluation was better")
+    elif returned["open_edges"] >= start["open_edges"]:
+        before, after = (f"{record['open_edges']:.1f}" for record in (start, returned))
+        notes.append(f"no attention edge was closed: {before} open per example before training, {after} after it")
+    if not any(record["feasible"] for record in later):
+        best = min(later, key=lambda record: record["loss"])
+        notes.append(
+            f"the held-out loss never met the target of {best['target']:.4f} after step 0: "
+            f"{best['loss']:.4f} at best (step {best['step']})"
+        )
+    if all(record["loss"] > record["dense_loss"] + _LOST for record in later):
+        notes.append(
+            f"every evaluation after step 0 was more than {_LOST:g} nats above the dense loss "
+            f"({start['dense_loss']:.4f}): learning_rate={learning_rate:g} is too high, or the run too short"
+        )
+    return notes

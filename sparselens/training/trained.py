@@ -1,0 +1,108 @@
+"""Which parameters of a model are trained."""
+
+import re
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparselens.gates.hooked import is_hooked
+from sparselens.models.adapters import without_peft
+
+PARTS = ("attention", "qk", "all")
+_QUERY = re.compile(r"q(uery)?(_(?!key).*)?")  # q, q_proj, query, q_norm; not query_key_value
+_KEY = re.compile(r"k(ey)?(_(?!value).*)?")
+
+
+def choose_trained(model: nn.Module, part: str) -> None:
+    """Let training move only a part of a model, in place.
+
+    Args:
+        part: "attention": all that the attentions hold; "qk": what makes their queries and keys; "all": every parameter
+
+    Raises:
+        ValueError: the model has no such part. Says what was not found, and where.
+    """
+    refuse_unknown_part(part)
+    chosen = {id(parameter) for parameter in _parameters(model, part)}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in chosen)
+
+
+def refuse_unknown_part(part: str) -> None:
+    """Raise ValueError for a part that `choose_trained` does not know."""
+    if part not in PARTS:
+        raise ValueError(f"cannot train {part!r}: want {', '.join(PARTS)}")
+
+
+def _parameters(model: nn.Module, part: str) -> list[nn.Parameter]:
+    if part == "all":
+        return [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    chosen: list[nn.Parameter] = []
+    for name, attention in attentions(model).items():
+        held = dict(attention.named_parameters())
+        if part == "qk":
+            for word, pattern in (("query", _QUERY), ("key", _KEY)):
+                if not _matching(held, pattern):
+                    raise ValueError(
+                        f"cannot train queries and keys alone: {name} has no {word} weight of its own, only "
+                        f"{', '.join(_layers(attention))} (fused?); train the whole attention instead"
+                    )
+            held = _matching(held, _QUERY) | _matching(held, _KEY)
+        chosen += held.values()
+    return chosen
+
+
+def _matching(parameters: dict[str, nn.Parameter], pattern: re.Pattern[str]) -> dict[str, nn.Parameter]:
+    return {name: value for name, value in parameters.items() if any(map(pattern.fullmatch, name.split(".")))}
+
+
+def attentions(model: nn.Module) -> dict[str, nn.Module]:
+    """The attention of every block of a TransformerLens or transformers model, by name.
+
+    Of modules within each other it is the outermost: BERT keeps its output projection beside the attention proper.
+
+    Raises:
+        ValueError: there is none.
+    """
+    network = without_peft(model)
+    if is_hooked(network):
+        found = {f"blocks.{i}.attn": block.attn for i, block in enumerate(_blocks(network)) if hasattr(block, "attn")}
+    else:
+        named = {name: m for name, m in network.named_modules() if "Attention" in type(m).__name__}
+        outermost = {n: m for n, m in named.items() if not any(n.startswith(f"{other}.") for other in named)}
+        found = {n: m for n, m in outermost.items() if any(hasattr(inner, "layer_idx") for inner in m.modules())}
+    if not found:
+        raise ValueError(f"found no attention in this {type(network).__name__}: no module is named so and numbered")
+    return found
+
+
+def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers with weights inside the attentions, by their full name."""
+    return {f"{name}.{inner}": layer for name, m in attentions(model).items() for inner, layer in _layers(m).items()}
+
+
+def _layers(attention: nn.Module) -> dict[str, nn.Module]:
+    return {name: module for name, module in attention.named_modules() if name and module._parameters}
+
+
+def _blocks(model: Any) -> Any:
+    return model.blocks
+
+
+def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that an optimiser is to move.
+
+    Raises:
+        ValueError: there is none, or one has half precision, in which most steps of an optimiser round to nothing.
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not trained:
+        raise ValueError("every parameter of the model is frozen (requires_grad is False): there is nothing to train")
+    for name, parameter in trained.items():
+        if parameter.dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"{name} is in {str(parameter.dtype).removeprefix('torch.')}, too coarse for the steps of training: "
+                'call model.float(), and set mixed_precision="bf16" to compute in half precision'
+            )
+    return list(trained.values())

@@ -1,0 +1,97 @@
+"""`sparselens attribute`: what it writes, and that the parts agree."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from sparselens import cli
+from sparselens.analyses.attribution.edge_scores import EdgeScores
+from sparselens.circuits.circuit import load_circuit
+from sparselens.circuits.graph import Graph
+from sparselens.cli.attribute import _save
+
+
+def run(*arguments: object) -> dict:
+    result = CliRunner().invoke(cli.build_app(), ["attribute", *map(str, arguments), "--json"], catch_exceptions=False)
+    assert result.exit_code == 0
+    return json.loads(result.stdout.strip().split("\n")[-1])
+
+
+def test_addition(tmp_path: Path):
+    found = run("--model", "addition-sparse", "--task", "addition", "-n", 20, "--method", "eap-ig", "--out", tmp_path)
+    assert json.loads((tmp_path / "attribute.json").read_text()) == found
+    assert found["solved"] == found["pairs"] == 20
+    by_share, faithful, chance = found["circuits"].values()
+    assert faithful["faithfulness"] >= 0.8 and faithful["edges"] == chance["edges"] < found["edges"]
+    assert chance["faithfulness"] < 0.5
+    scores = load_file(tmp_path / "scores.safetensors")
+    for name, expected in (("share", by_share), ("faithful", faithful)):
+        circuit = load_circuit(tmp_path / f"{name}.json")
+        assert len(circuit) == expected["edges"]
+        assert (circuit.scores - scores["mean"])[circuit.graph.exists].abs().max() < 1e-6
+    assert scores["per_prompt"].shape == (20, *scores["mean"].shape)
+
+
+def test_a_killed_run_goes_on(tmp_path: Path):
+    asked = ("--model", "addition-sparse", "--task", "addition", "-n", 12, "--memory", 0.0005)
+    whole = run(*asked, "--out", tmp_path / "whole")
+    code = f"""
+import os, signal
+from sparselens.analyses.engine.resume import BatchLog
+from sparselens.cli import build_app
+once, calls = BatchLog.once, []
+def killed(*arguments):
+    calls.append(0)
+    if len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return once(*arguments)
+BatchLog.once = killed
+build_app()({["attribute", *map(str, asked), "--out", str(tmp_path / "killed")]!r})
+"""
+    killed = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL
+    left = {path.name for path in (tmp_path / "killed").iterdir()}
+    assert left == {"attribute.unfinished", "run.lock"}
+    with pytest.raises(ValueError, match="holds an interrupted run: pass --resume to go on"):
+        run(*asked, "--out", tmp_path / "killed")
+    with pytest.raises(ValueError, match="its method is 'eap-ig', not 'eap'"):
+        run(*asked, "--method", "eap", "--resume", "--out", tmp_path / "killed")
+    assert run(*asked, "--resume", "--out", tmp_path / "killed") == whole
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == names
+    scores, wanted = (load_file(tmp_path / folder / "scores.safetensors") for folder in ("killed", "whole"))
+    assert all(torch.equal(scores[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--task", "ioy"), "no such task"),
+        (("--method", "acdc"), "no such method: 'acdc'"),
+        (("--metric", "x"), "no such metric"),
+        (("--memory", "0.0000001"), "too small"),
+    ],
+)
+def test_mistakes_are_named_and_nothing_is_written(change: tuple[str, str], message: str, tmp_path: Path):
+    options = {"--model": "addition-sparse", "--task": "addition", "-n": "4", "--out": str(tmp_path)}
+    arguments = [part for option in (options | {change[0]: change[1]}).items() for part in option]
+    with pytest.raises(ValueError, match=message):
+        run(*arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_same_scores_are_the_same_bytes(tmp_path: Path):
+    graph = Graph.of_shape(1, 1)
+    each = torch.ones(1, *graph.exists.shape)
+    written: list[bytes] = []
+    for number in range(8):
+        _save(EdgeScores(graph, "eap", each[0].clone(), each, torch.ones(1), torch.ones(1)), tmp_path / f"{number}")
+        written.append((tmp_path / f"{number}").read_bytes())
+    assert len(set(written)) == 1

@@ -1,0 +1,143 @@
+"""The main job on the models that ship: what the README promises of them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparselens.analyses import load_comparison
+from sparselens.cli import addition
+from sparselens.cli.addition import HEADS, TASK, Problems, batch_of, measure, tokens_of
+from sparselens.cli.demo import demo
+from sparselens.gates.surgery import is_sparse
+from sparselens.models.folder import load
+from sparselens.models.places import MODELS, shipped_models
+
+KEYS = {
+    "exact_match",
+    "open_edges_per_example",
+    "open_edges_per_layer",
+    "share_of_visible_pairs",
+    "share_of_all_pairs",
+    "open_edges_by_kind",
+}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, dict[str, object]], Path]:
+    out = tmp_path_factory.mktemp("demo")
+    demo(out=out, json=True)
+    return json.loads((out / "demo.json").read_text()), out
+
+
+def test_demo_writes_its_table_figures_and_page(
+    table: tuple[dict[str, dict[str, object]], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbers, out = table
+    assert set(numbers) == {"dense", "sparse"}
+    assert set(numbers["dense"]) == set(numbers["sparse"]) == KEYS
+    assert {file.name for file in out.iterdir()} == {
+        "demo.json", "addition.pdf", "addition.svg", "addition.png", "addition.html", "numbers", "report.html",
+    }  # fmt: skip
+    assert (out / "addition.pdf").read_bytes().startswith(b"%PDF")
+    assert load_comparison(out / "numbers").about.task.startswith("addition")
+
+
+def test_the_shipped_sparse_model_adds_with_fewer_than_six_edges() -> None:
+    dense, sparse = measure(load("addition")), measure(load("addition-sparse"))
+    assert dense.exact_match == sparse.exact_match == 1.0
+    assert dense.open_edges_per_example == 4 * HEADS * 121
+    assert sparse.open_edges_per_example == pytest.approx(5.5017)
+    assert sparse.open_edges_per_layer == pytest.approx([4.0, 1.5017, 0.0, 0.0])
+    assert dense.share_of_visible_pairs == dense.share_of_all_pairs == 1.0
+
+
+def test_the_carry_is_visible_in_layer_one() -> None:
+    by_kind = measure(load("addition-sparse")).open_edges_by_kind
+    assert by_kind["no carry"][1] < by_kind["one carry"][1] < by_kind["propagated carry"][1]
+
+
+def test_measuring_leaves_a_dense_model_dense() -> None:
+    model = load("addition")
+    tokens = batch_of([(53, 21)])["input_ids"]
+    before = model(tokens)
+    measure(model)
+    assert torch.equal(model(tokens), before)
+    assert "blocks.0.attn.hook_gate" not in model.hook_dict
+
+
+def test_shipped_models_are_small() -> None:
+    def size(*names: str) -> int:
+        return sum(file.stat().st_size for name in names for file in (MODELS / name).iterdir())
+
+    assert {"addition", "addition-sparse", "stories260k", "stories260k-sparse"} <= set(shipped_models())
+    assert size("addition", "addition-sparse") < 2_000_000
+
+
+def test_training_batches_depend_only_on_seed_and_index() -> None:
+    assert torch.equal(Problems(3)(7)["input_ids"], Problems(3)(7)["input_ids"])
+    assert not torch.equal(Problems(3)(7)["input_ids"], Problems(4)(7)["input_ids"])
+    batch = Problems(0)(0)
+    answers = batch["labels"][:, list(TASK.answer_positions)]
+    assert answers.min() >= 0 and answers.max() <= 9
+
+
+def test_retraining_makes_both_models_and_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(addition, "DENSE_STEPS", 3)
+    monkeypatch.setattr(addition, "SPARSE", replace(addition.SPARSE, steps=2))
+    dense, sparse = addition.retrain_both(tmp_path, seed=0)
+    first = load(sparse).state_dict()
+    assert not is_sparse(load(dense))
+    assert is_sparse(load(sparse))
+    assert (tmp_path / "checkpoint.pt").exists()
+    addition.retrain_both(tmp_path, seed=0, resume=True)  # all is done: the same models again
+    again = load(sparse).state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+
+
+def test_which_edges_are_open_in_each_of_all_sums() -> None:
+    problems = TASK.problems()
+    model = load("addition-sparse")
+    with torch.no_grad():
+        _, cache = model.run_with_cache(tokens_of(problems), names_filter=lambda name: name.endswith("hook_gate"))
+    layers = [cache[f"blocks.{layer}.attn.hook_gate"].sum(1) > 0 for layer in range(4)]  # in either head
+    a_tens, a_units, b_tens, b_units = 0, 1, 3, 4
+    hundreds, tens, units = TASK.answer_positions[-3:]
+    always = [(hundreds, a_tens), (hundreds, b_tens), (units, a_units), (units, b_units)]
+
+    assert edges(layers[0].all(0)) == edges(layers[0].any(0)) == always
+    assert edges(layers[1].all(0)) == [(tens, hundreds)]
+    assert edges(layers[1].any(0)) == [(hundreds, units), (tens, hundreds), (tens, units)]
+    assert not layers[2].any() and not layers[3].any()
+
+    carry = torch.tensor([TASK.carries(a, b)[0] for a, b in problems])
+    column = torch.tensor([a // 10 + b // 10 for a, b in problems])
+    assert torch.equal(layers[1][:, tens, units], carry)
+    # the hundreds read the units where the carry ripples through a tens column of nine, and in 67 sums that need not
+    to_hundreds, ripples = layers[1][:, hundreds, units], carry & (column == 9)
+    assert ripples.sum() == 450 and to_hundreds[ripples].all()
+    idle = to_hundreds & ~ripples
+    assert idle.sum() == 67 and carry[idle].all() and (column[idle] == 10).all()
+
+
+def test_without_head_1_of_layer_1_exactly_the_sums_with_a_units_carry_go_wrong() -> None:
+    problems = TASK.problems()
+    batch = batch_of(problems)
+
+    def close(gate: torch.Tensor, hook: object) -> torch.Tensor:
+        return gate.clone().index_fill_(1, torch.tensor([1]), 0.0)
+
+    with torch.no_grad():
+        logits = load("addition-sparse").run_with_hooks(
+            batch["input_ids"], fwd_hooks=[("blocks.1.attn.hook_gate", close)]
+        )
+    places = list(TASK.answer_positions)
+    wrong = (logits[:, places].argmax(-1) != batch["labels"][:, places]).any(-1)
+    assert torch.equal(wrong, torch.tensor([TASK.carries(a, b)[0] for a, b in problems]))
+
+
+def edges(is_open: torch.Tensor) -> list[tuple[int, int]]:
+    """Which queries read which keys."""
+    return [(int(query), int(key)) for query, key in is_open.nonzero()]
