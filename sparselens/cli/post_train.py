@@ -64,6 +64,12 @@ def post_train(
     learning_rate: Annotated[
         str, typer.Option(help="At its peak. auto: the largest that leaves the model intact while every gate is open.")
     ] = "auto",
+    control_steps: Annotated[
+        int, typer.Option(help="Steps of the dense control, at most a tenth of --steps; 0 with a rate that is known.")
+    ] = 50,
+    layerwise_steps: Annotated[
+        int, typer.Option(help="Steps at the start that match the dense model's attention layer by layer: cheap.")
+    ] = 0,
     multiplier: Annotated[float, typer.Option(help="GECO's multiplier at the start.")] = 1.0,
     distillation: Annotated[float, typer.Option(help="Share of the dense model's distribution in the labels.")] = 0.5,
     sampled: Annotated[int, typer.Option(help="Tokens to sample from the dense model; half of each batch.")] = 0,
@@ -117,6 +123,8 @@ def post_train(
         learning_rate=_rate(learning_rate),
         accumulation=accumulation,
         mixed_precision=precision,
+        control_steps=control_steps,
+        layerwise_steps=layerwise_steps,
         multiplier=multiplier,
         distillation=distillation,
         evaluate_every=evaluate_every,

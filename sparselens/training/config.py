@@ -30,6 +30,9 @@ class PostTrainConfig:
     # Share of the dense model's own distribution in the labels, 0 to 1. None for tasks with one right answer; a half in
     # `sparselens post-train`: text has many, and a small corpus is soon learnt by heart.
     distillation: float = 0.0
+    # Steps, at the start, in which each attention learns to give what the dense model's gives, see layerwise.py
+    layerwise_steps: int = 0
+    layerwise_multiplier: float = 20.0  # of the relative error that gates make in the residual stream, in those steps
     noise_temperature: float = 0.3  # of the gates' noise; the paper's is 1, whose noise costs more loss than the gates
     multiplier: float = 1.0  # GECO's, at the start
     multiplier_range: float = 100.0  # the factor by which the multiplier can rise or fall over a whole run
@@ -56,7 +59,9 @@ class PostTrainConfig:
             raise ValueError(f"target must be a finite number of nats per token, not {self.target}")
         if not math.isfinite(self.margin):
             raise ValueError(f"margin must be a finite number of nats per token, not {self.margin}")
-        for name in ("layer_cost", "noise_temperature", "violation_limit"):
+        if not 0 <= self.layerwise_steps <= self.steps:
+            raise ValueError(f"layerwise_steps must be between 0 and steps={self.steps}, not {self.layerwise_steps}")
+        for name in ("layer_cost", "layerwise_multiplier", "noise_temperature", "violation_limit"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a finite number above 0, not {getattr(self, name)}")
         if not 1 <= self.multiplier_range < math.inf:

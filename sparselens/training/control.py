@@ -6,8 +6,11 @@
 A rate that does not hold wrecks a converged model whatever the gates do, so that nothing can be said about gates.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from sparselens.training.config import PostTrainConfig
 
 RATES = (2e-3, 1e-3, 5e-4, 2e-4, 1e-4, 5e-5, 2e-5, 1e-5)  # what "auto" tries, in this order
 TOLERANCE = 0.03  # nats per token above the dense model
@@ -54,3 +57,33 @@ def largest_that_holds(try_rate: Callable[[float], Control]) -> list[Control]:
         "with every gate open no learning rate holds the dense model's held-out loss: check that the data is what the "
         "model was trained for, or pass learning_rate. Tried: " + "; ".join(map(str, tried))
     )
+
+
+def choose_learning_rate(
+    config: PostTrainConfig, dense_loss: float, try_rate: Callable[[float, int], Control]
+) -> tuple[float, list[Control]]:
+    """The learning rate of a run at its peak, and the controls that decided it or warn of it.
+
+    Args:
+        try_rate: trains at a rate for a number of steps with every gate open, and puts the weights back
+
+    Raises:
+        ValueError: it was to be found, and not even the smallest holds.
+    """
+    tenth = config.steps // 10
+    if config.learning_rate == "auto":
+        steps = min(config.control_steps, max(10, tenth))
+        controls = largest_that_holds(lambda rate: try_rate(rate, steps))
+        return controls[-1].learning_rate, controls
+    rate = float(config.learning_rate)
+    steps = min(config.control_steps, tenth)
+    if not rate or not steps:
+        return rate, []
+    found = try_rate(rate, steps)
+    if not found.holds:
+        warnings.warn(
+            f"the optimiser alone, with every gate open, wrecks the model: {found}, where the dense model has "
+            f'{dense_loss:.4f}; lower learning_rate or make it "auto"',
+            stacklevel=6,
+        )
+    return rate, [found]

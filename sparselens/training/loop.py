@@ -11,7 +11,6 @@
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -24,23 +23,22 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from sparselens.files.locks import locked
-from sparselens.gates.gate import RowNoise, seed_from
-from sparselens.gates.statistics import record_gates
-from sparselens.gates.surgery import gate_settings
 from sparselens.models.adapters import adapters_off
-from sparselens.training.batches import Batches, rows_of_process, stream, to_device
+from sparselens.training.batches import Batches, stream
 from sparselens.training.best import Best
 from sparselens.training.checkpoint import load_checkpoint, save_checkpoint
 from sparselens.training.config import PostTrainConfig
-from sparselens.training.control import Control, control, largest_that_holds
+from sparselens.training.control import Control, choose_learning_rate, control
 from sparselens.training.evaluation import OPEN_BIAS, Evaluation, evaluate, open_gates
-from sparselens.training.losses import Batch, Loss, logits_of, next_token_loss, tokens_of, weight_of
+from sparselens.training.geco import Geco
+from sparselens.training.layerwise import layerwise_fit
+from sparselens.training.losses import Batch, Loss, next_token_loss
 from sparselens.training.processes import accelerator_for
 from sparselens.training.progress import Journal
 from sparselens.training.result import PostTrainResult, notes_on
+from sparselens.training.step import NotFiniteError, Objective, Stepper, task_fit
 from sparselens.training.stopping import StopRequest, stop_requests
 from sparselens.training.teacher import Teacher
-from sparselens.training.trained import trained_parameters
 
 
 def post_train(
@@ -101,10 +99,6 @@ _BROKEN = 10.0  # violation limits above what is allowed: more than an edge or t
 _MORE_CAREFUL = 3.0  # factor of the multiplier when a run goes back
 
 
-class _NotFiniteError(ValueError):
-    """A loss or a gradient is not finite."""
-
-
 class _Run:
     """The moving parts of one run: what a checkpoint holds."""
 
@@ -118,27 +112,32 @@ class _Run:
         out: str | Path | None,
         accelerator: Accelerator | None,
     ) -> None:
-        trained = trained_parameters(model)
-        self.settings = gate_settings(model)
-        self.before = self.settings.noise, self.settings.temperature  # given back at the end
         self.config, self.loss, self.held_out = config, loss, held_out
         self.accelerator = accelerator or accelerator_for(config.mixed_precision)
-        if out is not None and self.accelerator.distributed_type == DistributedType.FSDP:
-            raise ValueError("with FSDP no process holds the whole model to write it down: run without `out`")
+        self._refuse_processes(out)
         self.checkpoint = None if out is None else Path(out) / "checkpoint.pt"
         self.reference = dense.to(self.accelerator.device)
-        self.teacher = Teacher(dense, config.distillation) if config.distillation else None
-        optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.95), weight_decay=config.weight_decay)
-        self.plain, self.own_forward = model, "forward" in model.__dict__
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        layerwise = config.layerwise_steps > 0
+        teacher = Teacher(dense, config.distillation, layerwise) if config.distillation or layerwise else None
+        self.plain, self.stepper = model, Stepper(model, config, loss, self.accelerator)
+        self.fit = task_fit(self.stepper, loss, teacher)
+        self.layerwise = None
+        if teacher and layerwise:
+            alone = Geco(0.0, multiplier=config.layerwise_multiplier)
+            self.layerwise = Objective(layerwise_fit(model, teacher, loss), alone.loss)
         self.journal: Journal | None = None
         self.tell: Callable[[list[dict[str, Any]]], None] | None = None
         self.step = 0
         self.learning_rate = 0.0  # at its peak
         self.controls: list[Control] = []
-        self.tokens = 0  # of the last step's batches
         self.saved_at = 0.0
         self.history: list[dict[str, Any]] = []
+
+    def _refuse_processes(self, out: str | Path | None) -> None:
+        if out is not None and self.accelerator.distributed_type == DistributedType.FSDP:
+            raise ValueError("with FSDP no process holds the whole model to write it down: run without `out`")
+        if self.config.layerwise_steps and self.accelerator.num_processes > 1:
+            raise ValueError("layerwise_steps runs layers by themselves, past what splits a model over processes: 0")
 
     # -- one run, start to end
 
@@ -159,6 +158,7 @@ class _Run:
     def _aim(self, dense: Evaluation, target: float, best: dict[str, Any] | None = None) -> None:
         self.dense, self.target, self.best = dense, target, Best(target, best)
         self.geco = self.config.geco(target)
+        self.whole = Objective(self.fit, self.geco.loss)
 
     def go(
         self, batches: Batches, progress: bool, tell: Callable[[list[dict[str, Any]]], None] | None
@@ -166,11 +166,12 @@ class _Run:
         main = self.accelerator.is_main_process
         out = self.checkpoint.parent if self.checkpoint else None
         self.journal = Journal(self.config, self.target, self.step, out=out, live=progress) if main else None
-        self.settings.temperature = self.config.noise_temperature
         self.tell, self.saved_at = tell if main else None, time.monotonic()
         with stop_requests(self.checkpoint is not None) as stop:
             if not self.history:
-                self._choose_learning_rate(batches, stop)
+                self.learning_rate, self.controls = choose_learning_rate(
+                    self.config, self.dense.loss, lambda rate, steps: self._control(rate, steps, batches, stop)
+                )
                 self._check()
                 self._event(
                     f"learning rate {self.learning_rate:g}{', from the dense control' if self.controls else ''}"
@@ -184,12 +185,15 @@ class _Run:
     def _advance(self, batch: Iterator[Batch]) -> None:
         """One step, and the evaluation that is due after it."""
         rate = self.learning_rate * self.config.rise_at(self.step) * self.config.fall_at(self.step)
-        task, share, edges = self._train_step(batch, self.step, rate)
+        in_layers = self.layerwise if self.step < self.config.layerwise_steps else None
+        found = self.stepper(batch, self.step, rate, in_layers or self.whole)
         self.step += 1
         if self.journal:
-            self.journal.step(self.step, task, self.geco.multiplier, share, edges, self.tokens)
+            self.journal.step(self.step, found, self.geco.multiplier, self.stepper.tokens)
         if self.step == self.config.steps or self.step % self.config.evaluate_every == 0:
             self._check()
+        if self.step == self.config.layerwise_steps:
+            self._event("through the whole model from here on")
 
     def _finish(self) -> PostTrainResult:
         best, step = self.best, self.best.step
@@ -208,118 +212,39 @@ class _Run:
 
     def close(self) -> None:
         """Take everything that belongs to the run off the model."""
-        self.optimizer.zero_grad()
-        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False).eval()
-        if not self.own_forward:  # mixed precision put one on the model
-            self.plain.__dict__.pop("forward", None)
-        self.settings.noise, self.settings.temperature = self.before
+        self.stepper.close()
         if self.journal:
             self.journal.close()
 
     # -- the dense control
 
-    def _choose_learning_rate(self, batches: Batches, stop: StopRequest) -> None:
-        asked, tenth = self.config.learning_rate, self.config.steps // 10
-        if asked == "auto":
-            steps = min(self.config.control_steps, max(10, tenth))
-            self.controls = largest_that_holds(lambda rate: self._control(rate, steps, batches, stop))
-            asked = self.controls[-1].learning_rate
-        elif asked and (steps := min(self.config.control_steps, tenth)):
-            self.controls = [self._control(float(asked), steps, batches, stop)]
-            if not self.controls[0].holds:
-                warnings.warn(
-                    f"the optimiser alone, with every gate open, wrecks the model: {self.controls[0]}, where the dense "
-                    f'model has {self.dense.loss:.4f}; lower learning_rate or make it "auto"',
-                    stacklevel=4,
-                )
-        self.learning_rate = float(asked)
-
     def _control(self, rate: float, steps: int, batches: Batches, stop: StopRequest) -> Control:
         """Train with every gate open, then put the weights back."""
         trained = [(p, p.detach().clone()) for p in self.plain.parameters() if p.requires_grad]
-        gate_bias, self.settings.gate_bias = self.settings.gate_bias, OPEN_BIAS
+        settings = self.stepper.settings
+        gate_bias, settings.gate_bias = settings.gate_bias, OPEN_BIAS
         batch, step = stream(batches, 0), 0
 
         def train(more: int) -> float:
             nonlocal step
             try:
                 for _ in range(more):
-                    self._train_step(batch, step, rate * min(1.0, (step + 1) / 10))
+                    self.stepper(batch, step, rate * min(1.0, (step + 1) / 10), self.whole)
                     step += 1
                     if self._is_asked(stop):
                         raise KeyboardInterrupt("stopped in the dense control, before the first step")
-            except _NotFiniteError:
+            except NotFiniteError:
                 return math.inf
             return self._evaluate(self.plain).loss
 
         try:
             return control(rate, self.dense.loss, steps, train)
         finally:
-            self.settings.gate_bias = gate_bias
+            settings.gate_bias = gate_bias
             with torch.no_grad():
                 for parameter, value in trained:
                     parameter.copy_(value)
-            self.optimizer.zero_grad()
-            self.optimizer.state.clear()
-
-    # -- one step
-
-    def _train_step(self, batches: Iterator[Batch], step: int, rate: float) -> tuple[float, float, float]:
-        """Returns task loss, expected share of visible pairs, expected edges per query and head: global means."""
-        self.model.train()
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        torch.manual_seed(seed_from(self.config.seed, step, rank))  # for dropout: nothing to keep for a resume
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        n = self.config.accumulation
-        means = torch.zeros(3, device=self.accelerator.device)
-        group = [next(batches) for _ in range(n)]
-        self.tokens = sum(tokens_of(batch).numel() for batch in group)
-        tokens = sum(weight_of(self.loss, batch) for batch in group)
-        rows = 0
-        for i, batch in enumerate(group):
-            mine, first = rows_of_process(batch, rank, world)
-            self.settings.noise = RowNoise(self.config.seed, step, rows + first)
-            # processes exchange gradients only with the last batch of a step
-            with nullcontext() if i == n - 1 else self.accelerator.no_sync(self.model):
-                means += self._backward(mine, n * world * weight_of(self.loss, mine) / max(1, tokens)) / n
-            rows += len(tokens_of(batch))
-        if world > 1:
-            means = cast("Tensor", self.accelerator.reduce(means, "mean"))
-        task, share, edges = means.tolist()
-        if not math.isfinite(task):
-            raise _NotFiniteError(f"the training loss is {task} at step {step + 1}: {self.cure}")
-        self._move_weights(step)
-        return task, share, edges
-
-    @property
-    def cure(self) -> str:
-        """What to do about a number that is not finite."""
-        return f"lower learning_rate (it is {self.optimizer.param_groups[0]['lr']:g}) or check the data"
-
-    def _move_weights(self, step: int) -> None:
-        norm = self.accelerator.clip_grad_norm_(self.plain.parameters(), self.config.clip_norm or math.inf)
-        if self.accelerator.scaler is None and not math.isfinite(float(norm)):  # type: ignore[arg-type]
-            raise _NotFiniteError(f"the gradient is not finite at step {step + 1}: {self.cure}")
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def _backward(self, batch: Batch, weight: float) -> Tensor:
-        """`weight`: the tokens of this part of a step, as a multiple of an equal share of all."""
-        batch = to_device(batch, self.accelerator.device)
-        with record_gates(self.plain) as gates:
-            with self.accelerator.autocast():
-                logits = logits_of(self.model, batch)
-                task = self.loss(logits, batch)
-                fitted = self.teacher.blend(task, logits, batch, self.loss) if self.teacher else task
-            cost = gates.expected_share(self.config.layer_cost).to(task.dtype)
-            if not cost.requires_grad:
-                raise ValueError("the gates carry no gradient: use gradient checkpointing with use_reentrant=False")
-            total = self.geco.loss(cost, weight * fitted) / self.config.accumulation
-            self.accelerator.backward(total)
-        per_query = gates.expected.detach().sum() / gates.queries.sum()
-        share = gates.expected_share().detach()
-        return torch.stack([weight * task.detach().float(), share.float(), per_query.float()])
+            self.stepper.forget()
 
     # -- evaluation and the state that is kept
 
@@ -330,16 +255,17 @@ class _Run:
     def _check(self) -> None:
         now = self._evaluate(self.plain)
         if not math.isfinite(now.loss):
-            raise ValueError(f"the held-out loss is {now.loss} after step {self.step}: {self.cure}")
+            raise ValueError(f"the held-out loss is {now.loss} after step {self.step}: {self.stepper.cure}")
         allowance = self.config.allowance * self.config.fall_at(self.step)
-        if self.step:
+        in_layers = self.step < self.config.layerwise_steps
+        if self.step and not in_layers:
             self.geco.update(now.loss, allowance)
         record = self._record(now, allowance)
         self.history.append(record)
         self.best.offer(self.plain, now, step=self.step, multiplier=self.geco.multiplier)
         if self.journal:
             self.journal.evaluation(record)
-        if now.loss - self.target - allowance > _BROKEN * self.config.violation_limit:
+        if not in_layers and now.loss - self.target - allowance > _BROKEN * self.config.violation_limit:
             self._go_back()
         if self.tell:
             self.tell(list(self.history))
@@ -352,7 +278,7 @@ class _Run:
         if not self.best.feasible or not self.best.step:
             return  # there is nothing to go back to
         self.best.put_into(self.plain)
-        self.optimizer.state.clear()
+        self.stepper.forget()
         self.best.raise_multiplier(_MORE_CAREFUL)
         self.geco.restart(self.best.multiplier)
         self._event(f"back to step {self.best.step}, multiplier {self.geco.multiplier:.3g}")
@@ -366,9 +292,9 @@ class _Run:
             "allowance": allowance,
             "feasible": not now.rank(self.target).misses,
             "multiplier": self.geco.multiplier,
-            "gate_bias": self.settings.gate_bias,
+            "gate_bias": self.stepper.settings.gate_bias,
             # of the last step; none has been taken before the first
-            "learning_rate": self.optimizer.param_groups[0]["lr"] if self.step else 0.0,
+            "learning_rate": self.stepper.learning_rate if self.step else 0.0,
         }
 
     def _event(self, text: str) -> None:
@@ -408,7 +334,7 @@ class _Run:
                 "step": self.step,
                 "config": asdict(self.config),
                 "model": self.plain.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": self.stepper.optimizer.state_dict(),
                 "scaler": None if scaler is None else scaler.state_dict(),
                 "geco": self.geco.state_dict(),
                 "learning_rate": self.learning_rate,
@@ -428,7 +354,7 @@ class _Run:
             self.plain.load_state_dict(state["model"])
         except RuntimeError as error:  # torch's word for other names or shapes
             raise ValueError(f"{self.checkpoint} is of another model: {error}") from error
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.stepper.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self._aim(Evaluation(**state["dense"]), state["target"], state["best"])

@@ -80,8 +80,8 @@ def distillation_loss(
     return divergence.mean() if counted is None else (divergence * counted).sum() / counted.sum()
 
 
-def logits_of(model: nn.Module, batch: Batch) -> Logits:
-    """Run a TransformerLens or transformers model on a batch."""
+def logits_of(model: nn.Module, batch: Batch, **options: Any) -> Logits:
+    """Run a TransformerLens or transformers model on a batch; `options` go to its forward."""
     extra = {} if isinstance(batch, Tensor) else {k: v for k, v in batch.items() if k not in ("input_ids", "labels")}
-    output: Any = model(tokens_of(batch), **extra)
+    output: Any = model(tokens_of(batch), **extra, **options)
     return output if isinstance(output, Tensor) else output.logits

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from sparselens.files.whole import write_file
 from sparselens.training.config import PostTrainConfig
+from sparselens.training.step import StepMeans
 
 _LINES = 38  # evaluations told in a run without a terminal, besides the first and the last
 
@@ -40,18 +41,18 @@ class Journal:
 
             self._wandb = wandb.init(project=config.wandb, config=asdict(config), dir=out)
 
-    def step(self, step: int, task: float, multiplier: float, share: float, edges: float, tokens: int) -> None:
+    def step(self, step: int, means: StepMeans, multiplier: float, tokens: int) -> None:
         """One training step: the live line moves, and every so often the log grows."""
         self._bar.set_postfix_str(
-            f"loss {task:.4f}, target {self._target:.4f}, multiplier {multiplier:.3g}, open {share:.2%}, "
-            f"edges/query {edges:.3f}",
+            f"loss {means.fit:.4f}, target {self._target:.4f}, multiplier {multiplier:.3g}, open {means.share:.2%}, "
+            f"edges/query {means.edges:.3f}",
             refresh=False,
         )
         self._bar.update()
         if self._lines:
             self._lines.tokens += tokens
         if step % self._every == 0:
-            self._write({"step": step, "loss": task, "multiplier": multiplier, "expected_share": share})
+            self._write({"step": step, "loss": means.fit, "multiplier": multiplier, "expected_share": means.share})
 
     def evaluation(self, record: dict[str, Any]) -> None:
         """One evaluation on held-out data."""

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sparselens.gates.modes import evaluating
-from sparselens.gates.surgery import densify, find_settings, is_sparse
+from sparselens.gates.surgery import densify, find_settings, is_sparse, sparsify
 from sparselens.models.adapters import adapters_off, has_adapters, trained_besides_adapters
-from sparselens.training.evaluation import open_gates
+from sparselens.training.evaluation import OPEN_BIAS, open_gates
 from sparselens.training.losses import Batch, Logits, Loss, distillation_loss, distilled, logits_of
 
 
@@ -19,25 +19,41 @@ class Teacher:
     """The dense model as it was before training: a frozen copy.
 
     Where only adapters train it is no copy but the model itself, with its adapters off and its gates open.
+
+    Args:
+        weight: share of the dense model's own distribution in the labels, 0 to 1
+        gated: the copy keeps its attention's implementation, with every gate open, so that what its layers are called
+            with fits the model's own layers
     """
 
-    def __init__(self, model: nn.Module, weight: float) -> None:
+    def __init__(self, model: nn.Module, weight: float, gated: bool = False) -> None:
         self._weight = weight
         self._shared = has_adapters(model) and not trained_besides_adapters(model)
         if self._shared:
             self._model = model
             return
         dense = copy.deepcopy(model)
-        self._model = (densify(dense) if is_sparse(dense) else dense).eval().requires_grad_(False)
+        if gated:
+            sparsify(dense, OPEN_BIAS)
+        elif is_sparse(dense):
+            densify(dense)
+        self._model = dense.eval().requires_grad_(False)
+
+    @contextmanager
+    def at_work(self) -> Iterator[nn.Module]:
+        """The dense model, to be run inside the block."""
+        if not self._shared:
+            yield self._model
+            return
+        with adapters_off(self._model), _as_teacher(self._model):
+            yield self._model
 
     def blend(self, task: Float[Tensor, ""], logits: Logits, batch: Batch, loss: Loss) -> Float[Tensor, ""]:
         """(1 - weight) * task loss + weight * KL(dense || sparse), in nats per token."""
-        with torch.no_grad(), adapters_off(self._model):
-            if self._shared:
-                with _as_teacher(self._model):
-                    dense = logits_of(self._model, batch)
-            else:
-                dense = logits_of(self._model, batch)
+        if not self._weight:
+            return task
+        with torch.no_grad(), self.at_work() as model:
+            dense = logits_of(model, batch)
         return (1 - self._weight) * task + self._weight * distillation_loss(logits, dense, distilled(loss, batch))
 
 

@@ -18,8 +18,8 @@ import sparselens as sl
 from sparselens import cli
 from sparselens.analyses.engine.partial_runs import peak_bytes
 from sparselens.models.folder import load_transformers
-from sparselens.training import loop
 from sparselens.training.evaluation import evaluate
+from sparselens.training.step import Stepper
 from sparselens.training.text import Source, Split, rows, unseen_tokens
 from sparselens.training.text.tokens import mapped_tokens
 from tests.tiny_models import VOCABULARY, tiny_model, tiny_tokenizer
@@ -145,14 +145,14 @@ def test_ctrl_c_ends_in_a_checkpoint_and_exit_code_130(
 ):
     options = ("--json", "--learning-rate", "0.01")  # a rate that is named: so short a run has no dense control
     whole = invoke(inputs, tmp_path / "whole", *options)
-    second, step = itertools.count(1), loop._Run._train_step
+    second, step = itertools.count(1), Stepper.__call__
 
     def interrupted(self: Any, *given: Any) -> Any:
         if next(second) == 2:
             signal.raise_signal(signal.SIGTERM)
         return step(self, *given)
 
-    monkeypatch.setattr(loop._Run, "_train_step", interrupted)
+    monkeypatch.setattr(Stepper, "__call__", interrupted)
     stopped = invoke(inputs, tmp_path / "run", *options)
     assert stopped.exit_code == 130
     last = stopped.stderr.splitlines()[-1]

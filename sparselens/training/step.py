@@ -1,0 +1,151 @@
+"""One optimiser step: batches in, weights moved. It knows of gates and processes, not of targets or held-out data."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import NamedTuple, cast
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sparselens.gates.gate import RowNoise, seed_from
+from sparselens.gates.statistics import record_gates
+from sparselens.gates.surgery import gate_settings
+from sparselens.training.batches import rows_of_process, to_device
+from sparselens.training.config import PostTrainConfig
+from sparselens.training.losses import Batch, Loss, logits_of, tokens_of, weight_of
+from sparselens.training.teacher import Teacher
+from sparselens.training.trained import trained_parameters
+
+Scalar = Float[Tensor, ""]
+
+
+class Objective(NamedTuple):
+    """What a step minimises."""
+
+    fit: Callable[[Batch], tuple[Scalar, Scalar]]  # what weighs against the edges, and what of it is told
+    combine: Callable[[Scalar, Scalar], Scalar]  # edges and fit, as `Geco.loss` weighs them
+
+
+class StepMeans(NamedTuple):
+    """Means over the batches and processes of a step."""
+
+    fit: float  # nats per token, where it is a task loss
+    share: float  # expected open edges, of the visible pairs
+    edges: float  # expected open edges per query and head
+
+
+class NotFiniteError(ValueError):
+    """A loss or a gradient is not finite."""
+
+
+class Stepper:
+    """The optimiser of a gated model.
+
+    Raises:
+        ValueError: the model carries no gates, there is nothing to train, or it has half precision.
+    """
+
+    def __init__(self, model: nn.Module, config: PostTrainConfig, loss: Loss, accelerator: Accelerator) -> None:
+        trained = trained_parameters(model)
+        self.settings = gate_settings(model)
+        self._before = self.settings.noise, self.settings.temperature  # given back at the end
+        self._config, self._loss, self.accelerator = config, loss, accelerator
+        optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.95), weight_decay=config.weight_decay)
+        self.plain, self._own_forward = model, "forward" in model.__dict__
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.settings.temperature = config.noise_temperature
+        self.tokens = 0  # of the last step's batches
+
+    def logits(self, batch: Batch) -> Tensor:
+        """What the model says, in the form in which processes and precisions are at work."""
+        return logits_of(self.model, batch)
+
+    def __call__(self, batches: Iterator[Batch], step: int, rate: float, objective: Objective) -> StepMeans:
+        """Take the step with this number; noise and dropout depend on it and on the seed alone.
+
+        Raises:
+            NotFiniteError: the loss or the gradient is not finite; the weights are as they were.
+        """
+        self.model.train()
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        torch.manual_seed(seed_from(self._config.seed, step, rank))  # for dropout: nothing to keep for a resume
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        n = self._config.accumulation
+        means = torch.zeros(3, device=self.accelerator.device)
+        group = [next(batches) for _ in range(n)]
+        self.tokens = sum(tokens_of(batch).numel() for batch in group)
+        tokens = sum(weight_of(self._loss, batch) for batch in group)
+        rows = 0
+        for i, batch in enumerate(group):
+            mine, first = rows_of_process(batch, rank, world)
+            self.settings.noise = RowNoise(self._config.seed, step, rows + first)
+            # processes exchange gradients only with the last batch of a step
+            with nullcontext() if i == n - 1 else self.accelerator.no_sync(self.model):
+                means += self._backward(mine, n * world * weight_of(self._loss, mine) / max(1, tokens), objective) / n
+            rows += len(tokens_of(batch))
+        if world > 1:
+            means = cast("Tensor", self.accelerator.reduce(means, "mean"))
+        found = StepMeans(*means.tolist())
+        if not math.isfinite(found.fit):
+            raise NotFiniteError(f"the training loss is {found.fit} at step {step + 1}: {self.cure}")
+        self._move_weights(step)
+        return found
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the last step."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    @property
+    def cure(self) -> str:
+        """What to do about a number that is not finite."""
+        return f"lower learning_rate (it is {self.learning_rate:g}) or check the data"
+
+    def _move_weights(self, step: int) -> None:
+        norm = self.accelerator.clip_grad_norm_(self.plain.parameters(), self._config.clip_norm or math.inf)
+        if self.accelerator.scaler is None and not math.isfinite(float(norm)):  # type: ignore[arg-type]
+            raise NotFiniteError(f"the gradient is not finite at step {step + 1}: {self.cure}")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def _backward(self, batch: Batch, weight: float, objective: Objective) -> Float[Tensor, "3"]:
+        """`weight`: the tokens of this part of a step, as a multiple of an equal share of all."""
+        batch = to_device(batch, self.accelerator.device)
+        with record_gates(self.plain) as gates:
+            with self.accelerator.autocast():
+                fit, told = objective.fit(batch)
+            cost = gates.expected_share(self._config.layer_cost).to(fit.dtype)
+            if not cost.requires_grad:
+                raise ValueError("the gates carry no gradient: use gradient checkpointing with use_reentrant=False")
+            self.accelerator.backward(objective.combine(cost, weight * fit) / self._config.accumulation)
+        per_query = gates.expected.detach().sum() / gates.queries.sum()
+        share = gates.expected_share().detach()
+        return torch.stack([weight * told.detach().float(), share.float(), per_query.float()])
+
+    def forget(self) -> None:
+        """Start anew: no gradient, no moments."""
+        self.optimizer.zero_grad()
+        self.optimizer.state.clear()
+
+    def close(self) -> None:
+        """Take everything that belongs to the run off the model."""
+        self.optimizer.zero_grad()
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False).eval()
+        if not self._own_forward:  # mixed precision put one on the model
+            self.plain.__dict__.pop("forward", None)
+        self.settings.noise, self.settings.temperature = self._before
+
+
+def task_fit(stepper: Stepper, loss: Loss, teacher: Teacher | None) -> Callable[[Batch], tuple[Scalar, Scalar]]:
+    """The task loss, blended with distillation where there is a teacher; what is told is the loss alone."""
+
+    def fit(batch: Batch) -> tuple[Scalar, Scalar]:
+        logits = stepper.logits(batch)
+        task = loss(logits, batch)
+        return (teacher.blend(task, logits, batch, loss) if teacher else task), task
+
+    return fit

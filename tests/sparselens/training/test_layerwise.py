@@ -1,0 +1,147 @@
+"""The layer-by-layer start: its error, how far its gradient reaches, and what it does to real models."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import sparselens as sl
+from sparselens.gates.statistics import record_gates
+from sparselens.models.adapters import add_lora
+from sparselens.training.evaluation import OPEN_BIAS, evaluate
+from sparselens.training.layerwise import layerwise_fit
+from sparselens.training.losses import next_token_loss
+from sparselens.training.teacher import Teacher
+from sparselens.training.text import TokenBatches, read_documents, rows, tokenize
+from sparselens.training.trained import attentions
+from tests.tiny_models import bridge_of, tiny_model, tiny_tokens
+from tests.tiny_runs import gated, run
+
+KINDS = ["gpt2", "llama", "gemma2", "neox", "opt", "phi3", "olmo2"]
+
+
+def fit_of(model: nn.Module, dense: nn.Module | None = None) -> Any:
+    return layerwise_fit(model, Teacher(dense or model, 0.0, gated=True), next_token_loss)
+
+
+def made(family: str, kind: str) -> nn.Module:
+    network = tiny_model(family)
+    if kind == "lora":
+        add_lora(network, 2)
+    return sl.sparsify(bridge_of(network) if kind == "bridge" else network, gate_bias=0.0)
+
+
+@pytest.mark.parametrize("kind", ["transformers", "bridge", "lora"])
+@pytest.mark.parametrize("family", KINDS)
+def test_with_open_gates_there_is_no_error_and_with_closed_ones_there_is(family: str, kind: str):
+    model = made(family, kind)
+    fit = fit_of(model)
+    with record_gates(model):
+        closed = fit(tiny_tokens())[0].item()
+        sl.sparsify(model, OPEN_BIAS)
+        opened = fit(tiny_tokens())[0].item()
+    assert closed > 1e-6
+    assert opened < 1e-10
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_layers_error_is_what_its_attention_adds_to_the_dense_stream(family: str):
+    dense, model = tiny_model(family), gated(family=family)
+    with torch.no_grad():
+        model.get_parameter(next(name for name, _ in attentions(model).items()) + "." + _value(model)).mul_(1.5)
+    states: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for network in (dense, model):
+        mine: list[torch.Tensor] = []
+        first = next(iter(attentions(network).values()))
+        hook = first.register_forward_hook(lambda _, __, out, mine=mine: mine.append(out[0]))
+        stream = network(tiny_tokens(), output_hidden_states=True).hidden_states[0]
+        hook.remove()
+        states.append((stream, mine[0]))
+    (stream, wanted), (_, found) = states
+    error = ((found - wanted).pow(2).sum(-1) / (stream + wanted).pow(2).sum(-1)).mean()
+    only_first = _only_first(model, dense)
+    assert only_first == pytest.approx(float(error), rel=1e-4)
+
+
+def _value(model: nn.Module) -> str:
+    return "c_proj.weight" if type(model).__name__.startswith("GPT2") else "v_proj.weight"
+
+
+def _only_first(model: nn.Module, dense: nn.Module) -> float:
+    """Twice the mean over two layers, where the second layer's error is taken away."""
+    both = fit_of(model, dense)(tiny_tokens())[0].item()
+    restored = gated(family="gpt2" if type(model).__name__.startswith("GPT2") else "llama")
+    second = fit_of(restored, dense)(tiny_tokens())[0].item()
+    first_before = _first_error(restored, dense)
+    return 2 * both - (2 * second - first_before)
+
+
+def _first_error(model: nn.Module, dense: nn.Module) -> float:
+    found = []
+    for network in (dense, model):
+        first = next(iter(attentions(network).values()))
+        hook = first.register_forward_hook(lambda _, __, out, found=found: found.append(out[0]))
+        stream = network(tiny_tokens(), output_hidden_states=True).hidden_states[0]
+        hook.remove()
+    wanted, ours = found
+    return float(((ours - wanted).pow(2).sum(-1) / (stream + wanted).pow(2).sum(-1)).mean())
+
+
+def test_the_gradient_reaches_attentions_alone():
+    model = gated(family="llama")
+    with record_gates(model):
+        fit_of(model)(tiny_tokens())[0].backward()
+    own = {id(p) for attention in attentions(model).values() for p in attention.parameters()}
+    for parameter in model.parameters():
+        assert (parameter.grad is not None) == (id(parameter) in own)
+
+
+def test_the_cache_of_the_dense_pass_is_not_written_to_again():
+    model = gated(family="llama")
+    fit = fit_of(model)
+    assert fit(tiny_tokens())[0].item() == fit(tiny_tokens())[0].item()
+
+
+def test_a_few_steps_close_most_gates_of_a_real_model_at_little_loss():
+    model, tokenizer = sl.load("stories260k", sparse=False), sl.load("stories260k", sparse=False).tokenizer
+    text = tokenize(read_documents(Path(__file__).parents[4] / "shared/data/text/tinystories_sample_2M.txt"), tokenizer)
+    held_out = rows(text[-64 * 64 :], 64, 32)
+    sl.sparsify(model, 0.0)
+    before = evaluate(model, held_out)
+    config = sl.PostTrainConfig(
+        steps=40, layerwise_steps=40, learning_rate=1e-3, control_steps=0, warmup=1, evaluate_every=40, target=10.0
+    )
+    result = sl.post_train(model, TokenBatches(text[: -64 * 64], 64, 16), config, held_out=held_out, progress=False)
+    assert result.sparse.share_of_visible_pairs < before.share_of_visible_pairs / 2
+    assert result.sparse.loss < before.loss + 0.05
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path):
+    options = {"steps": 8, "layerwise_steps": 4, "evaluate_every": 2, "checkpoint_every": 3}
+    whole = gated()
+    run(whole, **options)
+    with pytest.raises(ValueError, match="stop here"):
+        run(gated(), out=tmp_path, batches=_until(4), **options)
+    again = gated()
+    result = run(again, out=tmp_path, resume=True, **options)
+    assert "through the whole model from here on" in result.history[2]["event"]
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, whole.state_dict()[name])
+
+
+def _until(last: int) -> Any:
+    from tests.tiny_runs import counting_rows
+
+    def batch(index: int) -> torch.Tensor:
+        if index > last:
+            raise ValueError("stop here")
+        return counting_rows(index)
+
+    return batch
+
+
+def test_more_layerwise_steps_than_steps_are_refused():
+    with pytest.raises(ValueError, match="layerwise_steps must be between 0 and steps=5, not 6"):
+        sl.PostTrainConfig(steps=5, layerwise_steps=6)
