@@ -7,7 +7,9 @@ has them merged into the base's weights, since TransformerLens reads weights as 
 
 import copy
 import json
+import math
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +22,8 @@ from transformers import PreTrainedModel
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+_SAMPLED = 256  # numbers
+_SAME = 0.01  # relative difference: half precision rounds by less, four bits by several times more
 _PREFIX = "base_model.model."  # peft writes the names that its own wrapping gives
 
 
@@ -176,8 +180,22 @@ def base_of(folder: Path) -> str:
     return base
 
 
-def put_adapter(network: PreTrainedModel, folder: Path) -> PreTrainedModel:
+def base_sample(model: nn.Module) -> list[float]:
+    """A few hundred of the weights that the adapters were put on, evenly spaced: by them the base is known again.
+
+    A name says little: the same hub id may be opened dequantised from four bits, or in its original precision.
+    """
+    bases = [part.get_base_layer() for part in _parts(model).values() if hasattr(part, "get_base_layer")]
+    weights = [base.weight.detach().flatten() for base in bases]
+    each = -(-_SAMPLED // max(1, len(weights)))
+    return [round(float(x), 6) for weight in weights for x in weight[:: -(-len(weight) // each)]]
+
+
+def put_adapter(network: PreTrainedModel, folder: Path, trained_on: list[float] | None = None) -> PreTrainedModel:
     """Read the adapters in a folder and merge them into their base, in place.
+
+    Args:
+        trained_on: the `base_sample` of the base that the adapters were trained on. Another base is warned of
 
     Raises:
         ValueError: the file is not whole, or the base asks for other tensors than it holds.
@@ -197,7 +215,21 @@ def put_adapter(network: PreTrainedModel, folder: Path) -> PreTrainedModel:
         set_peft_model_state_dict(network, state, low_cpu_mem_usage=True)
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         raise ValueError(f"the adapters in {folder} do not fit {network.config._name_or_path}: {error}") from error
+    if trained_on is not None:
+        _warn_of_other_base(base_sample(network), trained_on, folder)
     return merge(network)
+
+
+def _warn_of_other_base(found: list[float], wanted: list[float], folder: Path) -> None:
+    off = 1.0
+    if len(found) == len(wanted):
+        off = math.dist(found, wanted) / max(math.hypot(*wanted), 1e-12)
+    if off > _SAME:
+        warnings.warn(
+            f"the adapters in {folder} were trained on other weights: those of this base differ by {off:.1%} (another "
+            "quantisation?). Loss and open edges may not be those on record; base=... names the base to use",
+            stacklevel=5,
+        )
 
 
 def _parts(model: nn.Module) -> dict[str, Any]:

@@ -79,7 +79,10 @@ def save(
         raise ValueError(f"{folder} exists and is not a saved model: choose another folder")
     base = base_model or origin(model)
     record = record_of(model, base, result, test, command) | {"data": data}
-    write = _write_adapter if adapters.has_adapters(model) and not merge else _write_whole
+    alone = adapters.has_adapters(model) and not merge
+    if alone:
+        record["base_sample"] = adapters.base_sample(model)
+    write = _write_adapter if alone else _write_whole
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
@@ -212,9 +215,10 @@ def _load_adapter(
             f"{name} holds adapters of {under!r}, which cannot be opened: {error}. If you have that model elsewhere, "
             "pass base=FOLDER_OR_ID; a hub id needs the network once"
         ) from error
-    adapters.put_adapter(model, path)
+    record = json.loads((path / RECORD).read_text(encoding="utf-8")) if (path / RECORD).exists() else {}
+    adapters.put_adapter(model, path, record.get("base_sample"))
     model.config._name_or_path = name
-    gate_bias = json.loads((path / RECORD).read_text())["gate_bias"] if (path / RECORD).exists() else None
+    gate_bias = record.get("gate_bias")
     return model, _tokenizer(path) or tokenizer, None if gate_bias is None else finite_bias(gate_bias)
 
 

@@ -207,6 +207,19 @@ def test_base_that_moved_is_named_and_can_be_given(tmp_path: Path):
         sl.load(tmp_path / "saved", base=tmp_path / "saved")
 
 
+def test_a_base_with_other_weights_is_warned_of(tmp_path: Path):
+    sl.save(trained_adapters(tmp_path, "llama"), tmp_path / "saved")
+    for name, change in (("rounded", lambda x: x.bfloat16().float()), ("coarse", lambda x: (x * 8).round() / 8)):
+        other = tiny_model("llama")
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.copy_(change(parameter))
+        sl.save(other, tmp_path / name)
+    sl.load(tmp_path / "saved", base=tmp_path / "rounded")
+    with pytest.warns(UserWarning, match=r"trained on other weights: those of this base differ by \d"):
+        sl.load(tmp_path / "saved", base=tmp_path / "coarse")
+
+
 def test_adapters_that_do_not_fit_are_refused(tmp_path: Path):
     sl.save(trained_adapters(tmp_path), tmp_path / "saved")
     file = tmp_path / "saved" / "adapter_model.safetensors"
