@@ -3,9 +3,9 @@
     python tests/benchmarks/bench_language.py --data FOLDER --models stories260k stories260k-sparse
 
 FOLDER holds BLiMP.zip (Warstadt et al. 2020, as published) and lambada_test_openai.jsonl (Paperno et al. 2016, as
-OpenAI detokenised it). BLiMP: share of minimal pairs of which the acceptable sentence has the higher probability, mean over
-the 67 sets. LAMBADA: share of passages whose last word is the model's own choice, token by token. Both by the simple
-method: whole sentences after a start token, where the tokenizer has one. In brackets: two standard errors.
+OpenAI detokenised it). BLiMP: share of minimal pairs of which the acceptable sentence has the higher probability, mean
+over the 67 sets. LAMBADA: share of passages whose last word is the model's own choice, token by token. Both by the
+simple method: whole sentences after a start token, where the tokenizer has one. In brackets: two standard errors.
 """
 
 import argparse
