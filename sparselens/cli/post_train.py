@@ -70,7 +70,7 @@ def post_train(
     layerwise_steps: Annotated[
         int, typer.Option(help="Steps at the start that match the dense model's attention layer by layer: cheap.")
     ] = 0,
-    multiplier: Annotated[float, typer.Option(help="GECO's multiplier at the start.")] = 1.0,
+    multiplier: Annotated[float, typer.Option(help="GECO's multiplier at the start.")] = 10.0,
     distillation: Annotated[float, typer.Option(help="Share of the dense model's distribution in the labels.")] = 0.5,
     sampled: Annotated[int, typer.Option(help="Tokens to sample from the dense model; half of each batch.")] = 0,
     held_out: Annotated[float, typer.Option(help="Share of the documents kept out of training, at most.")] = 0.1,

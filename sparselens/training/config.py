@@ -32,14 +32,14 @@ class PostTrainConfig:
     distillation: float = 0.0
     # Steps, at the start, in which each attention learns to give what the dense model's gives, see layerwise.py
     layerwise_steps: int = 0
-    layerwise_multiplier: float = 20.0  # of the relative error that gates make in the residual stream, in those steps
+    layerwise_multiplier: float = 100.0  # of the relative error that gates make in the residual stream, in those steps
     noise_temperature: float = 0.3  # of the gates' noise; the paper's is 1, whose noise costs more loss than the gates
-    multiplier: float = 1.0  # GECO's, at the start
-    multiplier_range: float = 100.0  # the factor by which the multiplier can rise or fall over a whole run
+    multiplier: float = 10.0  # GECO's, at the start: half of the edges may cost 0.07 nats
+    multiplier_range: float = 1000.0  # the factor by which the multiplier can rise or fall over a whole run
     violation_limit: float = 0.02  # nats; more violation, or slack, moves the multiplier as much as this
     # Nats above the target that count as met at the full learning rate; falls to zero with the rate. Most of the loss
     # comes back by itself as the rate falls, and a multiplier that rises before that opens edges again.
-    allowance: float = 0.1
+    allowance: float = 0.05
     evaluate_every: int = 50  # steps; the multiplier moves after each evaluation
     checkpoint_every: int = 500  # steps; only with an `out` folder
     checkpoint_minutes: float = 10.0  # where steps are slow: no longer than this between two checkpoints

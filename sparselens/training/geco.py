@@ -1,17 +1,22 @@
 """GECO: minimise the number of attention edges subject to task loss <= target.
 
-    loss            = edges + multiplier * (task_loss - target)
+    loss            = log(edges) + multiplier * (task_loss - target)
     ema            <- smoothing * ema + (1 - smoothing) * (task_loss - target - allowance)
     log multiplier += rate * clip(ema / limit, -1, 1)          clamped at both ends
-Rezende & Viola 2018, "Taming VAEs", section 4, in the form public code uses. The allowance, by which a run may miss its
-target for now, and the limit are ours.
+Rezende & Viola 2018, "Taming VAEs", section 4, in the form public code uses. The logarithm, the limit and the allowance,
+by which a run may miss its target for now, are ours. With edges in place of log(edges) the same model is the best one,
+but the multiplier that belongs to it falls with the edges: from 1 at 30 % of them to 0.06 at 0.7 % in one run on
+stories260k. With the logarithm it says how many nats a share of the edges that are left may cost, and hardly moves.
 """
 
 import math
 from typing import TypedDict
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
+
+_FEW = 1e-9  # share of the edges: the logarithm of none at all stays finite
 
 
 class GecoState(TypedDict):
@@ -59,7 +64,7 @@ class Geco:
 
     def loss(self, edges: Float[Tensor, ""], task_loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """The Lagrangian divided by (1 + multiplier): the same direction, with gradients of one size throughout."""
-        return (edges + self.multiplier * (task_loss - self.target)) / (1 + self.multiplier)
+        return (torch.log(edges + _FEW) + self.multiplier * (task_loss - self.target)) / (1 + self.multiplier)
 
     def update(self, task_loss: float, allowance: float = 0.0) -> None:
         """One step of the multiplier after a measured task loss, which may exceed the target by `allowance` for now.

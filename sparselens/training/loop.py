@@ -1,6 +1,6 @@
 """Constrained post-training: minimise the expected share of open attention edges while the task loss stays at target.
 
-    loss = expected share of visible pairs + multiplier * (task loss - target)          see geco.py
+    loss = log(expected share of visible pairs) + multiplier * (task loss - target)     see geco.py
 1. The dense control finds a learning rate that leaves the model intact while every gate is open (control.py).
 2. Each step: one batch through the gated model with noise, one optimiser step.
 3. Every few steps the model is evaluated with hard gates on held-out data, and the multiplier follows the loss measured
