@@ -3,10 +3,10 @@
     loss            = log(edges) + multiplier * (task_loss - target)
     ema            <- smoothing * ema + (1 - smoothing) * (task_loss - target - allowance)
     log multiplier += rate * clip(ema / limit, -1, 1)          clamped at both ends
-Rezende & Viola 2018, "Taming VAEs", section 4, in the form public code uses. The logarithm, the limit and the allowance,
-by which a run may miss its target for now, are ours. With edges in place of log(edges) the same model is the best one,
-but the multiplier that belongs to it falls with the edges: from 1 at 30 % of them to 0.06 at 0.7 % in one run on
-stories260k. With the logarithm it says how many nats a share of the edges that are left may cost, and hardly moves.
+Rezende & Viola 2018, "Taming VAEs", section 4, in the form public code uses. The logarithm, the limit and the
+allowance, by which a run may miss its target for now, are ours. With edges in place of log(edges) the same model is the
+best one, but the multiplier that belongs to it falls with the edges: from 1 at 30 % of them to 0.06 at 0.7 % in one run
+on stories260k. With the logarithm it says how many nats a share of the edges that are left may cost, and hardly moves.
 """
 
 import math
