@@ -26,11 +26,6 @@ class Best:
         assert self.state is not None
         model.load_state_dict(self.state["model"])
 
-    def raise_multiplier(self, factor: float) -> None:
-        """Go on from this state, next time, with a higher multiplier."""
-        assert self.state is not None
-        self.state["multiplier"] *= factor
-
     @property
     def step(self) -> int:
         """After which step the state was kept."""
@@ -39,7 +34,7 @@ class Best:
 
     @property
     def multiplier(self) -> float:
-        """The multiplier to go on with from this state."""
+        """The multiplier with which the state was kept."""
         assert self.state is not None
         return self.state["multiplier"]
 

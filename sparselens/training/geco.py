@@ -1,22 +1,22 @@
 """GECO: minimise the number of attention edges subject to task loss <= target.
 
-    loss            = log(edges) + multiplier * (task_loss - target)
+    loss            = edges / edges_before + multiplier * (task_loss - target)
     ema            <- smoothing * ema + (1 - smoothing) * (task_loss - target - allowance)
     log multiplier += rate * clip(ema / limit, -1, 1)          clamped at both ends
-Rezende & Viola 2018, "Taming VAEs", section 4, in the form public code uses. The logarithm, the limit and the
-allowance, by which a run may miss its target for now, are ours. With edges in place of log(edges) the same model is the
-best one, but the multiplier that belongs to it falls with the edges: from 1 at 30 % of them to 0.06 at 0.7 % in one run
-on stories260k. With the logarithm it says how many nats a share of the edges that are left may cost, and hardly moves.
+Rezende & Viola 2018, "Taming VAEs", section 4, in the form public code uses. The limit, the allowance, by which a run
+may miss its target for now, and edges_before, the edges that were measured last, are ours. With edges_before = 1 the
+same model is the best one, but the multiplier that belongs to it falls with the edges: from 1 at 30 % of them to 0.06
+at 0.7 % in one run on stories260k. Relative to what is left, it says how many nats a share of that may cost, and hardly
+moves.
 """
 
 import math
 from typing import TypedDict
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_FEW = 1e-9  # share of the edges: the logarithm of none at all stays finite
+_FEW = 1e-5  # fewest edges, in whatever unit, that others are counted relative to
 
 
 class GecoState(TypedDict):
@@ -24,6 +24,7 @@ class GecoState(TypedDict):
 
     multiplier: float
     ema: float | None
+    edges: float
 
 
 class Geco:
@@ -61,10 +62,11 @@ class Geco:
         self.bounds = bounds
         self.multiplier = multiplier
         self.ema: float | None = None  # nats; starts at the first violation seen
+        self.edges = 1.0  # edges_before
 
     def loss(self, edges: Float[Tensor, ""], task_loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """The Lagrangian divided by (1 + multiplier): the same direction, with gradients of one size throughout."""
-        return (torch.log(edges + _FEW) + self.multiplier * (task_loss - self.target)) / (1 + self.multiplier)
+        return (edges / self.edges + self.multiplier * (task_loss - self.target)) / (1 + self.multiplier)
 
     def update(self, task_loss: float, allowance: float = 0.0) -> None:
         """One step of the multiplier after a measured task loss, which may exceed the target by `allowance` for now.
@@ -79,14 +81,18 @@ class Geco:
         step = self.rate * max(-1.0, min(1.0, self.ema / self.limit))
         self.multiplier = min(max(self.multiplier * math.exp(step), self.bounds[0]), self.bounds[1])
 
+    def relative_to(self, edges: float) -> None:
+        """Weigh edges, from now on, as multiples of so many: those that were measured last."""
+        self.edges = max(edges, _FEW)
+
     def restart(self, multiplier: float) -> None:
         """Go on from another state of the model, with the average forgotten."""
         self.multiplier, self.ema = min(max(multiplier, self.bounds[0]), self.bounds[1]), None
 
     def state_dict(self) -> GecoState:
         """What a resumed run needs besides the settings."""
-        return {"multiplier": self.multiplier, "ema": self.ema}
+        return {"multiplier": self.multiplier, "ema": self.ema, "edges": self.edges}
 
     def load_state_dict(self, state: GecoState) -> None:
         """Go on from what `state_dict` gave."""
-        self.multiplier, self.ema = state["multiplier"], state["ema"]
+        self.multiplier, self.ema, self.edges = state["multiplier"], state["ema"], state["edges"]

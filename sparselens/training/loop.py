@@ -1,8 +1,9 @@
 """Constrained post-training: minimise the expected share of open attention edges while the task loss stays at target.
 
-    loss = log(expected share of visible pairs) + multiplier * (task loss - target)     see geco.py
+    loss = edges / edges_before + multiplier * (task loss - target)     edges: expected share of visible pairs (geco.py)
 1. The dense control finds a learning rate that leaves the model intact while every gate is open (control.py).
-2. Each step: one batch through the gated model with noise, one optimiser step.
+2. Each step: one batch through the gated model with noise, one optimiser step (step.py). The first
+   `config.layerwise_steps` run layer by layer instead, against the dense model's own streams (layerwise.py).
 3. Every few steps the model is evaluated with hard gates on held-out data, and the multiplier follows the loss measured
    there (geco.py). While the learning rate is high the target is allowed to be missed by `config.allowance`.
 4. The sparsest state that met the target is what is returned, or, where none did, the state with the lowest loss
@@ -121,10 +122,7 @@ class _Run:
         teacher = Teacher(dense, config.distillation, layerwise) if config.distillation or layerwise else None
         self.plain, self.stepper = model, Stepper(model, config, loss, self.accelerator)
         self.fit = task_fit(self.stepper, loss, teacher)
-        self.layerwise = None
-        if teacher and layerwise:
-            alone = Geco(0.0, multiplier=config.layerwise_multiplier)
-            self.layerwise = Objective(layerwise_fit(model, teacher, loss), alone.loss)
+        self.layerwise = layerwise_fit(model, teacher, loss) if teacher and layerwise else None
         self.journal: Journal | None = None
         self.tell: Callable[[list[dict[str, Any]]], None] | None = None
         self.step = 0
@@ -185,8 +183,7 @@ class _Run:
     def _advance(self, batch: Iterator[Batch]) -> None:
         """One step, and the evaluation that is due after it."""
         rate = self.learning_rate * self.config.rise_at(self.step) * self.config.fall_at(self.step)
-        in_layers = self.layerwise if self.step < self.config.layerwise_steps else None
-        found = self.stepper(batch, self.step, rate, in_layers or self.whole)
+        found = self.stepper(batch, self.step, rate, self._objective())
         self.step += 1
         if self.journal:
             self.journal.step(self.step, found, self.geco.multiplier, self.stepper.tokens)
@@ -194,6 +191,13 @@ class _Run:
             self._check()
         if self.step == self.config.layerwise_steps:
             self._event("through the whole model from here on")
+
+    def _objective(self) -> Objective:
+        if not self.layerwise or self.step >= self.config.layerwise_steps:
+            return self.whole
+        alone = Geco(0.0, multiplier=self.config.layerwise_multiplier)
+        alone.relative_to(self.geco.edges)
+        return Objective(self.layerwise, alone.loss)
 
     def _finish(self) -> PostTrainResult:
         best, step = self.best, self.best.step
@@ -260,6 +264,7 @@ class _Run:
         in_layers = self.step < self.config.layerwise_steps
         if self.step and not in_layers:
             self.geco.update(now.loss, allowance)
+        self.geco.relative_to(now.cost)
         record = self._record(now, allowance)
         self.history.append(record)
         self.best.offer(self.plain, now, step=self.step, multiplier=self.geco.multiplier)
@@ -279,8 +284,8 @@ class _Run:
             return  # there is nothing to go back to
         self.best.put_into(self.plain)
         self.stepper.forget()
-        self.best.raise_multiplier(_MORE_CAREFUL)
-        self.geco.restart(self.best.multiplier)
+        self.geco.restart(_MORE_CAREFUL * max(self.best.multiplier, self.geco.multiplier))
+        self.geco.relative_to(self.best.evaluation.cost)
         self._event(f"back to step {self.best.step}, multiplier {self.geco.multiplier:.3g}")
 
     def _record(self, now: Evaluation, allowance: float) -> dict[str, Any]:

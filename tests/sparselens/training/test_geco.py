@@ -26,18 +26,23 @@ def test_allowance_counts_as_met():
 
 def test_loss_is_the_lagrangian_with_gradients_of_one_size():
     geco = sl.Geco(target=2.0, multiplier=3.0)
+    geco.relative_to(0.1)
     edges, task = torch.tensor(0.5, requires_grad=True), torch.tensor(2.2, requires_grad=True)
     loss = geco.loss(edges, task)
     loss.backward()
-    assert float(loss.detach()) == pytest.approx((math.log(0.5) + 3.0 * 0.2) / 4)
+    assert float(loss.detach()) == pytest.approx((0.5 / 0.1 + 3.0 * 0.2) / 4)
     assert edges.grad is not None and task.grad is not None
-    assert [float(edges.grad), float(task.grad)] == pytest.approx([1 / 0.5 / 4, 3 / 4])
+    assert [float(edges.grad), float(task.grad)] == pytest.approx([1 / 0.1 / 4, 3 / 4])
 
 
-def test_no_edge_at_all_is_finite():
-    edges = torch.tensor(0.0, requires_grad=True)
-    sl.Geco(target=2.0).loss(edges, torch.tensor(2.0)).backward()
-    assert edges.grad is not None and edges.grad.isfinite()
+def test_edges_are_relative_to_the_last_ones_and_to_one_at_first():
+    geco = sl.Geco(target=2.0, multiplier=1.0)
+    one, at_target = torch.tensor(1.0), torch.tensor(2.0)
+    assert geco.loss(one, at_target).item() == pytest.approx(1 / 2)
+    geco.relative_to(0.25)
+    assert geco.loss(one, at_target).item() == pytest.approx(4 / 2)
+    geco.relative_to(0.0)
+    assert geco.loss(one, at_target).isfinite()
 
 
 def test_one_bad_batch_counts_as_the_limit():
