@@ -126,6 +126,7 @@ class _Run:
         self.journal: Journal | None = None
         self.tell: Callable[[list[dict[str, Any]]], None] | None = None
         self.step = 0
+        self.restarted = 0  # the step at which the optimiser last began without moments
         self.learning_rate = 0.0  # at its peak
         self.controls: list[Control] = []
         self.saved_at = 0.0
@@ -182,7 +183,8 @@ class _Run:
 
     def _advance(self, batch: Iterator[Batch]) -> None:
         """One step, and the evaluation that is due after it."""
-        rate = self.learning_rate * self.config.rise_at(self.step) * self.config.fall_at(self.step)
+        rise = self.config.rise_at(self.step - self.restarted)
+        rate = self.learning_rate * rise * self.config.fall_at(self.step)
         found = self.stepper(batch, self.step, rate, self._objective())
         self.step += 1
         if self.journal:
@@ -284,6 +286,7 @@ class _Run:
             return  # there is nothing to go back to
         self.best.put_into(self.plain)
         self.stepper.forget()
+        self.restarted = self.step  # Adam's first steps move every weight by the whole rate: it has to rise again
         self.geco.restart(_MORE_CAREFUL * max(self.best.multiplier, self.geco.multiplier))
         self.geco.relative_to(self.best.evaluation.cost)
         self._event(f"back to step {self.best.step}, multiplier {self.geco.multiplier:.3g}")
@@ -337,6 +340,7 @@ class _Run:
             self.checkpoint,
             {
                 "step": self.step,
+                "restarted": self.restarted,
                 "config": asdict(self.config),
                 "model": self.plain.state_dict(),
                 "optimizer": self.stepper.optimizer.state_dict(),
@@ -365,5 +369,5 @@ class _Run:
         self._aim(Evaluation(**state["dense"]), state["target"], state["best"])
         self.geco.load_state_dict(state["geco"])
         self.controls = [Control(**found) for found in state["controls"]]
-        for name in ("step", "learning_rate", "history"):
+        for name in ("step", "restarted", "learning_rate", "history"):
             setattr(self, name, state[name])
