@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from sparselens.training.evaluation import Evaluation
+from sparselens.training.trained import put_trained_state, trained_state
 
 
 class Best:
@@ -16,15 +17,15 @@ class Best:
         self.state = state
 
     def offer(self, model: nn.Module, evaluation: Evaluation, *, step: int, multiplier: float) -> None:
-        """Keep the model's weights, copied to main memory, if this state is better."""
+        """Keep the trained weights, copied to main memory, if this state is better."""
         if self.state is None or evaluation.rank(self._target) < self.evaluation.rank(self._target):
-            weights = {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
+            weights = {name: value.to("cpu", copy=True) for name, value in trained_state(model).items()}
             self.state = dict[str, Any](model=weights, evaluation=asdict(evaluation), step=step, multiplier=multiplier)
 
     def put_into(self, model: nn.Module) -> None:
         """Give the model the kept weights."""
         assert self.state is not None
-        model.load_state_dict(self.state["model"])
+        put_trained_state(model, self.state["model"])
 
     @property
     def step(self) -> int:

@@ -40,6 +40,7 @@ from sparselens.training.result import PostTrainResult, notes_on
 from sparselens.training.step import NotFiniteError, Objective, Stepper, task_fit
 from sparselens.training.stopping import StopRequest, stop_requests
 from sparselens.training.teacher import Teacher
+from sparselens.training.trained import frozen_sample, put_trained_state, trained_state
 
 
 def post_train(
@@ -342,7 +343,8 @@ class _Run:
                 "step": self.step,
                 "restarted": self.restarted,
                 "config": asdict(self.config),
-                "model": self.plain.state_dict(),
+                "model": trained_state(self.plain),
+                "frozen": frozen_sample(self.plain),
                 "optimizer": self.stepper.optimizer.state_dict(),
                 "scaler": None if scaler is None else scaler.state_dict(),
                 "geco": self.geco.state_dict(),
@@ -360,9 +362,11 @@ class _Run:
         state = load_checkpoint(self.checkpoint)
         self.config.refuse_other(state["config"], self.checkpoint)
         try:
-            self.plain.load_state_dict(state["model"])
-        except RuntimeError as error:  # torch's word for other names or shapes
-            raise ValueError(f"{self.checkpoint} is of another model: {error}") from error
+            put_trained_state(self.plain, state["model"])
+        except ValueError as error:
+            raise ValueError(f"{self.checkpoint} is {error}") from error
+        if state["frozen"] != frozen_sample(self.plain):
+            raise ValueError(f"{self.checkpoint} is of another model: the frozen weights are not the same")
         self.stepper.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])

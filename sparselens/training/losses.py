@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 Batch = Int[Tensor, "_batch _pos"] | Mapping[str, Tensor]  # underscores: two batches may differ in size
 Logits = Float[Tensor, "batch pos d_vocab"]
 Loss = Callable[[Logits, Any], Float[Tensor, ""]]
 
 IGNORED = -100  # the label of a position that does not count, as in transformers
+_AT_ONCE = 2**26  # logits: 256 MiB in float32
 
 
 def tokens_of(batch: Batch) -> Int[Tensor, "batch pos"]:
@@ -32,8 +34,7 @@ class TokenLoss:
     def __call__(self, logits: Logits, batch: Batch) -> Float[Tensor, ""]:
         """Nats per token."""
         labels = self._labels(batch)
-        logits = logits[:, : labels.shape[1]]
-        return nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
+        return _summed(_nats, logits.flatten(0, 1), labels.flatten()) / (labels != IGNORED).sum()
 
     def count(self, batch: Batch) -> int:
         """How many tokens the mean is over."""
@@ -41,15 +42,16 @@ class TokenLoss:
 
     def counted(self, batch: Batch) -> Bool[Tensor, "batch pos"]:
         """At which positions the output counts."""
-        return nn.functional.pad(self._labels(batch) != IGNORED, (0, self.ahead))
+        return self._labels(batch) != IGNORED
 
-    def _labels(self, batch: Batch) -> Int[Tensor, "batch labelled"]:
+    def _labels(self, batch: Batch) -> Int[Tensor, "batch pos"]:
+        """What the output at each position is about."""
         labels = tokens_of(batch)
         if not isinstance(batch, Tensor):
             labels = batch.get("labels", labels) if self.ahead else batch["labels"]
             if "attention_mask" in batch:
                 labels = labels.masked_fill(batch["attention_mask"] == 0, IGNORED)
-        return labels[:, self.ahead :]
+        return nn.functional.pad(labels[:, self.ahead :], (0, self.ahead), value=IGNORED)
 
 
 next_token_loss = TokenLoss(ahead=1)  # labels, where given, are shifted here, as transformers does
@@ -74,10 +76,32 @@ def distillation_loss(
     logits: Logits, teacher: Logits, counted: Bool[Tensor, "batch pos"] | None = None
 ) -> Float[Tensor, ""]:
     """KL(teacher || model) in nats per token, over all positions or those that count."""
-    target = torch.log_softmax(teacher.float(), dim=-1)
-    model = torch.log_softmax(logits.float(), dim=-1)
-    divergence = nn.functional.kl_div(model, target, reduction="none", log_target=True).sum(-1)
-    return divergence.mean() if counted is None else (divergence * counted).sum() / counted.sum()
+    where = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device) if counted is None else counted
+    return _summed(_divergence, logits.flatten(0, 1), teacher.flatten(0, 1), where.flatten()) / where.sum()
+
+
+def _nats(logits: Float[Tensor, "token d_vocab"], labels: Int[Tensor, " token"]) -> Float[Tensor, ""]:
+    return nn.functional.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
+
+
+def _divergence(
+    logits: Float[Tensor, "token d_vocab"], teacher: Float[Tensor, "token d_vocab"], counted: Bool[Tensor, " token"]
+) -> Float[Tensor, ""]:
+    target, model = (torch.log_softmax(x.float(), dim=-1) for x in (teacher, logits))
+    return (nn.functional.kl_div(model, target, reduction="none", log_target=True).sum(-1) * counted).sum()
+
+
+def _summed(function: Callable[..., Float[Tensor, ""]], *by_token: Tensor) -> Float[Tensor, ""]:
+    """The sum over tokens, some at a time: what a token needs in float32 is several rows as long as the vocabulary.
+
+    The backward pass computes them again. Few tokens are done at once, and once.
+    """
+    logits = by_token[0]
+    some = max(1, _AT_ONCE // logits.shape[-1])
+    if len(logits) <= some:
+        return function(*by_token)
+    parts = zip(*(x.split(some) for x in by_token), strict=True)
+    return torch.stack([checkpoint(function, *part, use_reentrant=False) for part in parts]).sum()
 
 
 def logits_of(model: nn.Module, batch: Batch, **options: Any) -> Logits:

@@ -1,15 +1,17 @@
-"""Which parameters of a model are trained."""
+"""Which parameters of a model are trained, and the state that training can change."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparselens.gates.hooked import is_hooked
 from sparselens.models.adapters import without_peft
 
 PARTS = ("attention", "qk", "all")
+_OF_EACH = 4  # weights
 _QUERY = re.compile(r"q(uery)?(_(?!key).*)?")  # q, q_proj, query, q_norm; not query_key_value
 _KEY = re.compile(r"k(ey)?(_(?!value).*)?")
 
@@ -106,3 +108,42 @@ def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
                 'call model.float(), and set mixed_precision="bf16" to compute in half precision'
             )
     return list(trained.values())
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """What training can change: parameters that are not frozen, and buffers. Not copied."""
+    return {name: value.detach() for name, value in _entries(model).items() if not _is_frozen(value)}
+
+
+def put_trained_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give a model what `trained_state` took from it.
+
+    Raises:
+        ValueError: the names or shapes are those of another model, or other parameters are frozen.
+    """
+    wanted = trained_state(model)
+    other = sorted(wanted.keys() ^ state.keys())
+    if other:
+        raise ValueError(f"of another model, or trained in other parts: {other[0]} is in one of them alone")
+    for name, value in wanted.items():
+        if value.shape != state[name].shape:
+            raise ValueError(
+                f"of another model: {name} is {list(value.shape)} here and {list(state[name].shape)} there"
+            )
+    with torch.no_grad():
+        for name, value in wanted.items():
+            value.copy_(state[name])
+
+
+def frozen_sample(model: nn.Module) -> list[float]:
+    """Some of the frozen weights, of every one a few: by them a model is known again."""
+    frozen = [value.detach().flatten() for value in _entries(model).values() if _is_frozen(value)]
+    return [float(x) for values in frozen for x in values[:: -(-len(values) // _OF_EACH)]]
+
+
+def _entries(model: nn.Module) -> dict[str, Tensor]:
+    return model.state_dict(keep_vars=True)
+
+
+def _is_frozen(value: Tensor) -> bool:
+    return isinstance(value, nn.Parameter) and not value.requires_grad

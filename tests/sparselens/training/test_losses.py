@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sparselens.training import losses
 from sparselens.training.losses import (
     IGNORED,
     TokenLoss,
@@ -109,3 +110,43 @@ def test_both_kinds_of_model_are_run_on_both_kinds_of_batch(wrapped: bool):
     batch = {"input_ids": TOKENS, "attention_mask": mask, "labels": TOKENS}
     assert torch.equal(logits_of(model, batch), sure_of(TOKENS))
     assert model.more.keys() == {"attention_mask"}  # labels would make transformers compute its own loss too
+
+
+@pytest.mark.parametrize("kind", ["tokens", "labels"])
+def test_many_tokens_are_summed_some_at_a_time(monkeypatch: pytest.MonkeyPatch, kind: str):
+    logits, teacher = torch.randn(2, 3, 5, 7)
+    labels = torch.randint(7, (3, 5)).masked_fill(torch.rand(3, 5) < 0.3, losses.IGNORED)
+    batch = {"input_ids": labels.clamp_min(0), "labels": labels} if kind == "labels" else labels.clamp_min(0)
+    counted = losses.distilled(next_token_loss, batch)
+
+    def both() -> list[torch.Tensor]:
+        mine = logits.clone().requires_grad_()
+        loss = next_token_loss(mine, batch) + losses.distillation_loss(mine, teacher, counted)
+        loss.backward()
+        assert mine.grad is not None
+        return [loss.detach(), mine.grad]
+
+    at_once = both()
+    monkeypatch.setattr(losses, "_AT_ONCE", 2 * 7)
+    torch.testing.assert_close(both(), at_once)
+
+
+def test_memory_of_a_large_vocabulary_does_not_grow_with_the_tokens():
+    def held(tokens: int) -> int:
+        """Bytes that the backward pass of a distilled loss keeps beside the logits themselves."""
+        logits, kept = torch.randn(1, tokens, 2**15, requires_grad=True), 0
+        given = {logits.untyped_storage().data_ptr()}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal kept
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in given:
+                given.add(storage.data_ptr())
+                kept += storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            (next_token_loss(logits, torch.zeros(1, tokens, dtype=torch.long))).backward()
+        return kept
+
+    assert held(2**12 + 1) < held(2**11)

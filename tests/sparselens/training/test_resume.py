@@ -17,6 +17,7 @@ from sparselens.files.whole import whole_file, write_json
 from sparselens.training import checkpoint
 from sparselens.training.checkpoint import load_checkpoint, save_checkpoint
 from sparselens.training.losses import next_token_loss
+from sparselens.training.trained import choose_trained
 from tests.tiny_runs import gated, run
 
 ROOT = Path(__file__).parents[3]
@@ -179,3 +180,20 @@ def test_log_cut_short_is_mended(tmp_path: Path):
     log.write_text(whole + '{"step": 13, "lo')  # killed while writing, after the checkpoint
     run(gated(), out=tmp_path, resume=True)
     assert log.read_text() == whole
+
+
+def test_frozen_weights_are_left_out_and_known_again(tmp_path: Path):
+    def model(seed: int) -> Any:
+        found = gated(seed=seed)
+        choose_trained(found, "attention")
+        return found
+
+    trained = model(0)
+    run(trained, out=tmp_path)
+    state = checkpoint.load_checkpoint(tmp_path / "checkpoint.pt")
+    own = {name for name, value in trained.named_parameters() if value.requires_grad}
+    for kept in (state["model"], state["best"]["model"]):
+        assert own == {name for name in kept if name in dict(trained.named_parameters())}
+    run(model(0), out=tmp_path, resume=True)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is of another model: the frozen weights are not the same"):
+        run(model(1), out=tmp_path, resume=True)
