@@ -23,6 +23,8 @@ import transformers.masking_utils
 import transformers.modeling_utils
 import transformers.processing_utils  # noqa: F401
 
+import tests.quick_checks  # noqa: F401
+
 # HookedTransformer left TransformerLens with 4.0; its tests run in an environment of their own.
 collect_ignore = [] if version("transformer-lens").startswith("3.") else ["hooked"]
 
