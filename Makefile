@@ -8,16 +8,24 @@ VENV := .venv
 HOOKED := .venv-hooked
 TORCH := $(shell grep '^torch==' constraints.txt)
 PIP := python -m pip --disable-pip-version-check
+PACKAGES := import sysconfig; print(sysconfig.get_path('purelib'))
+
+# Whole files go to one process for each core, four at most: what the tests of a file share is made once.
+SPREAD := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test hooked lint wheel
+.PHONY: demo test coverage hooked lint wheel
 
 demo: $(VENV)/installed
 	$(VENV)/bin/sparselens demo --out demo
 
 test: $(VENV)/installed
-	$(VENV)/bin/python -m pytest --nbmake tests notebooks
+	$(VENV)/bin/python -m pytest $(SPREAD) --nbmake notebooks tests # notebooks first: they take longest
+
+# The same, and which lines and branches no test has run.
+coverage: $(VENV)/installed
+	$(VENV)/bin/python -m pytest $(SPREAD) --cov --cov-report term-missing:skip-covered tests
 
 # torch goes first and by itself, so that what it brings (CUDA libraries or none) is left to the machine's pip.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -28,13 +36,14 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 # The tests that need HookedTransformer, with the last TransformerLens that has it.
 hooked: $(HOOKED)/installed
-	$(HOOKED)/bin/python -m pytest tests/hooked
+	$(HOOKED)/bin/python -m pytest $(SPREAD) tests/hooked
 
-$(HOOKED)/installed: pyproject.toml constraints.txt constraints-hooked.txt
-	.ci/new-venv $(PYTHON) $(HOOKED)
-	grep -v '^transformer-lens==' constraints.txt | cat - constraints-hooked.txt > $(HOOKED)/constraints.txt
-	$(HOOKED)/bin/$(PIP) install $(TORCH)
-	$(HOOKED)/bin/$(PIP) install -c $(HOOKED)/constraints.txt -e . beartype pytest
+# Everything else is that of $(VENV), this project included: a .pth file puts its packages behind those installed here.
+$(HOOKED)/installed: $(VENV)/installed constraints-hooked.txt
+	.ci/new-venv $(VENV)/bin/python $(HOOKED)
+	$(HOOKED)/bin/$(PIP) install --no-deps -r constraints-hooked.txt
+	echo "import site; site.addsitedir('`$(VENV)/bin/python -c "$(PACKAGES)"`')" \
+		> `$(HOOKED)/bin/python -c "$(PACKAGES)"`/others.pth
 	touch $@
 
 lint: $(VENV)/installed

@@ -41,7 +41,7 @@ def main() -> None:
 def build() -> Path:
     for leftover in ("build", "dist"):  # setuptools would pack files that are no longer in the sources
         shutil.rmtree(ROOT / leftover, ignore_errors=True)
-    subprocess.run([sys.executable, "-m", "build", "--wheel", ROOT], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-m", "build", "--wheel", "--no-isolation", ROOT], check=True, stdout=subprocess.DEVNULL)
     (wheel,) = (ROOT / "dist").glob("*.whl")
     return wheel
 
@@ -62,9 +62,10 @@ def expected() -> set[str]:
 
 
 def install(wheel: Path) -> Path:
-    subprocess.run([sys.executable, "-m", "venv", "--clear", CLEAN], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--clear", "--without-pip", CLEAN], check=True)
     python = CLEAN / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", python]
+    subprocess.run([*pip, "install", "--quiet", "--no-deps", "--no-index", wheel], check=True)
     (site_packages,) = CLEAN.glob("lib/python*/site-packages")
     (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return python

@@ -9,9 +9,21 @@ import random
 from importlib.metadata import version
 from pathlib import Path
 
+# Large libraries first: what a module under jaxtyping's import hook is the first to import is compiled anew, since the
+# hook looks for bytecode of its own kind, also for the libraries. That took more than half of the start.
+import accelerate  # noqa: F401
+import beartype.vale  # noqa: F401
+import datasets  # noqa: F401
 import numpy as np
 import pytest
+import rich.table  # noqa: F401
 import torch
+import transformer_lens.model_bridge  # noqa: F401
+import transformers.masking_utils
+import transformers.modeling_utils
+import transformers.processing_utils  # noqa: F401
+
+import tests.quick_checks  # noqa: F401
 
 # HookedTransformer left TransformerLens with 4.0; its tests run in an environment of their own.
 collect_ignore = [] if version("transformer-lens").startswith("3.") else ["hooked"]

@@ -9,9 +9,13 @@ from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
+import torch
+from beartype.roar import BeartypeCallHintParamViolation
+from jaxtyping import TypeCheckError
 from packaging.requirements import Requirement
 
 import sparselens
+from sparselens.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {
@@ -54,6 +58,15 @@ def test_type_checkers_see_the_same_names():
 def test_public_names_are_not_hidden_by_modules():
     modules = {path.stem for path in (ROOT / "sparselens").iterdir()}
     assert not modules & set(PUBLIC)
+
+
+def test_types_and_shapes_are_checked_in_tests():
+    """By beartype alone, and by jaxtyping where there is a shape (`quick_checks`)."""
+    with pytest.raises(BeartypeCallHintParamViolation, match="'five'"):
+        TASKS["ioi"].pairs("five")
+    ones = torch.ones(2, 3, dtype=torch.long)
+    with pytest.raises(TypeCheckError, match=r"wrong_answer"):
+        sparselens.TokenizedPairs(ones, 2 * ones, ones[:, 0], ones.float())
 
 
 def test_an_unknown_name_is_an_attribute_error_that_lists_the_known_ones():

@@ -1,4 +1,7 @@
-"""Tiny post-training runs, also as a program of their own: to be killed, or to be one of several processes."""
+"""Tiny post-training runs, also as a program of their own: to be killed, or to be one of several processes.
+
+The program takes a list of runs, which follow each other.
+"""
 
 import json
 import sys
@@ -82,9 +85,7 @@ def sharding_accelerator() -> Any:
     return accelerator
 
 
-def _main() -> None:
-    torch.set_num_threads(1)
-    given = json.loads(sys.argv[1])
+def _run_given(given: dict[str, Any]) -> None:
     model = gated(given["kind"], given["family"], **given.get("model", {}))
     if "pause" in given:  # gives the one who kills this program time to choose the moment
         import time
@@ -111,4 +112,6 @@ def _main() -> None:
 
 
 if __name__ == "__main__":
-    _main()
+    torch.set_num_threads(1)
+    for _given in json.loads(sys.argv[1]):
+        _run_given(_given)

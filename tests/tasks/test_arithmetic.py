@@ -6,8 +6,8 @@ import pytest
 
 from sparselens.prompts.draw import Draw
 from sparselens.prompts.pairs import PromptPair
-from sparselens.tasks import TASKS
 from sparselens.tasks.arithmetic import KINDS, NUMBER_WORDS, draw
+from tests.tasks.drawn import thousand
 
 
 def total(text: str) -> int:
@@ -34,13 +34,13 @@ def test_the_reading_of_prompts_by_hand():
 
 @pytest.mark.parametrize("corruption", ["second", "both"])
 def test_both_answers_are_the_sums_of_their_prompts(corruption: str):
-    for pair in TASKS["arithmetic"].pairs(1000, corruption=corruption):
+    for pair in thousand("arithmetic", corruption):
         assert total(pair.clean) == number(pair.answers[0])
         assert total(pair.corrupted) == number(pair.wrong_answers[0])
 
 
 def test_one_to_three_digits_and_words():
-    clean = [pair.clean for pair in TASKS["arithmetic"].pairs(1000)]
+    clean = [pair.clean for pair in thousand("arithmetic")]
     for form in (r"^\d\+\d=", r"^\d\d\+\d\d=", r"^\d{3}\+\d{3}=", r"^\d{3} plus \d{3} is", r"^four plus \w+ is"):
         assert any(re.search(form, text) for text in clean), form
 
@@ -53,7 +53,7 @@ def test_words_need_not_be_of_every_kind():
 
 @pytest.mark.parametrize("corruption", ["second", "both"])
 def test_remainders(corruption: str):
-    for pair in TASKS["modular_addition"].pairs(1000, corruption=corruption):
+    for pair in thousand("modular_addition", corruption):
         assert remainder(pair, "clean") == int(pair.answers[0])
         assert remainder(pair, "corrupted") == int(pair.wrong_answers[0])
 

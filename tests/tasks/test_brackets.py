@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 
 from sparselens.prompts.draw import Draw
-from sparselens.tasks import TASKS
 from sparselens.tasks.brackets import balanced, is_balanced, rewritten
+from tests.tasks.drawn import thousand
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_rewritten_strings_differ_at_two_places_at_most():
 
 
 def test_prompts_hold_what_their_answers_say():
-    pairs = TASKS["brackets"].pairs(1000)
+    pairs = thousand("brackets")
     for pair in pairs:
         for text, answers in ((pair.clean, pair.answers), (pair.corrupted, pair.wrong_answers)):
             assert answers == (" yes" if is_balanced(asked(text)) else " no",)
@@ -41,7 +41,7 @@ def test_prompts_hold_what_their_answers_say():
 
 
 def test_counting_is_not_enough():
-    texts = [asked(text) for pair in TASKS["brackets"].pairs(1000) for text in (pair.clean, pair.corrupted)]
+    texts = [asked(text) for pair in thousand("brackets") for text in (pair.clean, pair.corrupted)]
     unbalanced = [text for text in texts if not is_balanced(text)]
     assert sum(text.count("(") == text.count(")") for text in unbalanced) > 100
 

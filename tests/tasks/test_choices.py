@@ -5,15 +5,15 @@ from collections import Counter
 
 import pytest
 
-from sparselens.tasks import TASKS
 from sparselens.tasks.fact_retrieval import facts
 from sparselens.tasks.fact_table import FACTS
 from sparselens.tasks.opposites import PAIRS
 from sparselens.tasks.successor import ROUND, STRAIGHT, kinds
+from tests.tasks.drawn import thousand
 
 
 def test_the_letter_stands_before_what_was_told():
-    for pair in TASKS["multiple_choice"].pairs(500):
+    for pair in thousand("multiple_choice"):
         for text, spans, letter in (
             (pair.clean, pair.positions, pair.answers[0]),
             (pair.corrupted, pair.corrupted_positions, None),
@@ -25,7 +25,7 @@ def test_the_letter_stands_before_what_was_told():
 
 
 def test_no_option_keeps_its_letter_when_they_turn():
-    pairs = TASKS["multiple_choice"].pairs(500, corruption="options")
+    pairs = thousand("multiple_choice", "options")
     for pair in pairs:
         for letter in "ABCD":
             clean, other = pair.positions[letter], pair.corrupted_positions[letter]
@@ -35,7 +35,7 @@ def test_no_option_keeps_its_letter_when_they_turn():
 
 @pytest.mark.parametrize("corruption", ["third", "words"])
 def test_acronyms_are_made_of_initials(corruption: str):
-    for pair in TASKS["acronyms"].pairs(500, corruption=corruption):
+    for pair in thousand("acronyms", corruption):
         words = [pair.clean[slice(*pair.positions[name])] for name in ("FIRST", "SECOND", "THIRD")]
         assert pair.clean.endswith("(" + words[0][0] + words[1][0]) and pair.answers == (words[2][0],)
         other = pair.corrupted[slice(*pair.corrupted_positions["THIRD"])]
@@ -57,7 +57,7 @@ def test_sequences_are_complete():
 
 
 def test_the_last_item_alone_changes():
-    for pair in TASKS["successor"].pairs(200, corruption="last"):
+    for pair in thousand("successor", "last"):
         clean, corrupted = re.findall(r"\w+", pair.clean), re.findall(r"\w+", pair.corrupted)
         (changed,) = [(a, b) for a, b in zip(clean, corrupted, strict=True) if a != b]
         assert changed[0] == pair.clean[slice(*pair.positions["THIRD"])]

@@ -8,11 +8,12 @@ import pytest
 import sparselens as sl
 from sparselens.tasks import TASKS
 from sparselens.tasks.ioi import ABBA, STORIES, swapped
+from tests.tasks.drawn import thousand
 
 
 @pytest.mark.parametrize(("name", "templates"), [("ioi", ABBA), ("ioi_stories", STORIES)])
 def test_every_template_appears_in_both_orders(name: str, templates: tuple[str, ...]):
-    prompts = [pair.clean for pair in TASKS[name].pairs(1000)]
+    prompts = [pair.clean for pair in thousand(name)]
     assert len(set(ABBA)) == 15
     for template in (*templates, *map(swapped, templates)):
         pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>\\w+)", re.escape(template))

@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-from sparselens.tasks import TASKS
 from sparselens.tasks.colored_objects import colored_objects
 from sparselens.tasks.greater_than import greater_than
 from sparselens.tasks.subject_verb_agreement import NOUNS, VERBS, subject_verb_agreement
+from tests.tasks.drawn import thousand
 
 TEMPLATES = {
     "greater_than": "greater_than.TEMPLATES",
@@ -25,7 +25,7 @@ TEMPLATES = {
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_every_template_appears(name: str):
     module, _, attribute = TEMPLATES[name].partition(".")
-    prompts = "\n\n".join(pair.clean for pair in TASKS[name].pairs(1000))
+    prompts = "\n\n".join(pair.clean for pair in thousand(name))
     for template in getattr(importlib.import_module(f"sparselens.tasks.{module}"), attribute):
         words = r"[\w ]+?".join(map(re.escape, re.split(r"{\w+}", template)))
         assert re.search(words, prompts), template

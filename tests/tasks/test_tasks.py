@@ -11,9 +11,10 @@ import transformers as tr
 
 from sparselens.prompts.pairs import PromptPair
 from sparselens.tasks import TASKS, find_task
+from tests.tasks.drawn import N, thousand
 
-N = 1000
 EVERY_CORRUPTION = [(name, corruption) for name, task in TASKS.items() for corruption in task.corruptions]
+HEAVY = {"torch", "numpy", "transformers", "transformer_lens", "datasets"}
 TOKENIZERS = {"gpt2": "tokenizers/gpt2", "stories3m": "models/stories3m", "stories260k": "models/stories260k"}
 # Tasks that a tokenizer cannot do, with what the refusal has to say.
 REFUSED: dict[tuple[str, str], str] = {
@@ -57,20 +58,17 @@ def test_it_says_what_it_is(name: str):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_pairs_repeat_and_share_a_prefix(name: str):
-    task, n = TASKS[name], N
-    pairs = task.pairs(n, seed=3)
-    assert len(pairs) == n == len({pair.key for pair in pairs})
-    assert task.pairs(min(n, 20), seed=3) == pairs[:20]
-    if n > 1:
-        assert task.pairs(n, seed=4) != pairs
+    pairs = thousand(name)
+    assert len(pairs) == N == len({pair.key for pair in pairs})
+    assert tuple(TASKS[name].pairs(20)) == pairs[:20]
+    assert tuple(TASKS[name].pairs(20, seed=4)) != pairs[:20]
 
 
 @pytest.mark.parametrize(("name", "corruption"), EVERY_CORRUPTION)
 def test_prompts_differ_where_they_should_and_only_there(name: str, corruption: str):
-    task = TASKS[name]
-    changed = task.corruptions[corruption]
+    changed = TASKS[name].corruptions[corruption]
     assert changed
-    for pair in task.pairs(N, corruption=corruption):
+    for pair in thousand(name, corruption):
         assert set(changed) <= set(pair.positions)
         clean, corrupted = (_without(pair, changed, side) for side in ("clean", "corrupted"))
         assert clean == corrupted
@@ -90,8 +88,7 @@ def _without(pair: PromptPair, names: tuple[str, ...], side: str) -> str:
 
 @pytest.mark.parametrize("name", [name for name in TASKS if name not in UNBALANCED])
 def test_no_constant_guess_does_well(name: str):
-    task = TASKS[name]
-    pairs = task.pairs(N)
+    pairs = thousand(name)
     right = Counter(answer for pair in pairs for answer in pair.answers)
     wrong = Counter(answer for pair in pairs for answer in pair.wrong_answers)
     for answer, times in right.most_common(5):
@@ -165,7 +162,7 @@ def test_mistakes_are_named(name: str):
 
 
 def test_importing_the_tasks_loads_nothing_heavy():
-    code = "import sys, sparselens.tasks; assert not {'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)"
+    code = f"import sys, sparselens.tasks; assert not {HEAVY} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

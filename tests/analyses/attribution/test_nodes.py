@@ -39,8 +39,9 @@ def test_scores_worked_out_by_hand():
 )
 def test_a_node_scores_what_its_edges_add_up_to(family: str, method: str):
     model, pairs = tiny_bridge(family), tiny_pairs()
-    nodes = attribute_nodes(model, pairs, logit_difference, method, **QUIET)
-    edges = attribute_edges(model, pairs, logit_difference, method, **QUIET)
+    nodes, edges = (
+        ask(model, pairs, logit_difference, method, 2, **QUIET) for ask in (attribute_nodes, attribute_edges)
+    )
     assert edges.per_prompt is not None
     sums = edges.per_prompt.sum(-1)
     torch.testing.assert_close(nodes.per_prompt, sums, rtol=1e-3, atol=2e-5)

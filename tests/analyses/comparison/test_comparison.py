@@ -179,8 +179,7 @@ def test_a_model_without_mlps(tmp_path: Path):
 
 
 def shown(found: Comparison, tmp_path: Path) -> Any:
-    """Everything that can be made of a comparison, then its table by question."""
-    found.figures(tmp_path / "figures", "png")
+    """Everything that can be made of a comparison (the report draws all figures), then its table by question."""
     found.save_html(tmp_path / "report.html")
     assert same(analyses.load_comparison(found.save(tmp_path / "numbers")), found)
     return found.table().droplevel(0)
@@ -289,13 +288,13 @@ def tiny_comparison(**options: Any) -> Comparison:
     return analyses.compare(*tiny_models(), tiny_pairs(), **(settings | options))
 
 
+def stop(*args: Any, **options: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def test_an_interrupted_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     out = tmp_path / "numbers"
     whole = tiny_comparison()
-
-    def stop(*args: Any, **options: Any) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
         patch.setattr(asking, "attribute_edges", stop)
         with pytest.raises(KeyboardInterrupt):
@@ -313,7 +312,7 @@ def test_an_interrupted_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_killed_comparison_loses_no_finished_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     out, made = tmp_path / "numbers", BatchLog.once
-    whole, batches = tiny_comparison(memory=3 * 10**5), list[str]()
+    batches, again = list[str](), list[str]()
 
     def killed(log: BatchLog, *arguments: Any) -> Any:
         batches.append("")
@@ -326,22 +325,25 @@ def test_a_killed_comparison_loses_no_finished_batch(tmp_path: Path, monkeypatch
         with pytest.raises(KeyboardInterrupt):
             tiny_comparison(out=out, memory=3 * 10**5)
     assert [path.name for path in out.glob("*.unfinished")] == ["dense.heads.unfinished"]
-    again = list[str]()
 
     def counted(log: BatchLog, batch: Any, make: Any) -> Any:
         return made(log, batch, lambda: again.append("") or make())
 
     monkeypatch.setattr(BatchLog, "once", counted)
-    assert same(tiny_comparison(out=out, memory=3 * 10**5), whole)
+    resumed = tiny_comparison(out=out, memory=3 * 10**5)
     assert list(out.glob("*.unfinished")) == []
     finished, n_made = len(batches) - 1, len(again)
     again.clear()
-    tiny_comparison(out=tmp_path / "other", memory=3 * 10**5)
+    assert same(resumed, tiny_comparison(out=tmp_path / "whole", memory=3 * 10**5))
     assert len(again) == n_made + finished
 
 
-def test_another_comparison_is_not_gone_on_with(models: tuple[Any, Any], comparison: Comparison, tmp_path: Path):
-    tiny_comparison(out=tmp_path / "a")
+def test_another_comparison_is_not_gone_on_with(
+    models: tuple[Any, Any], comparison: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(asking, "patch_activations", stop)
+        tiny_comparison(out=tmp_path / "a")
     with pytest.raises(ValueError, match=r"holds another comparison \(other settings\): choose another folder"):
         tiny_comparison(out=tmp_path / "a", share=0.5)
     saved = comparison.save(tmp_path / "b")

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.sparselens.test_gguf import write_gguf
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
@@ -22,6 +21,7 @@ from sparselens.training.evaluation import evaluate
 from sparselens.training.step import Stepper
 from sparselens.training.text import Source, Split, rows, unseen_tokens
 from sparselens.training.text.tokens import mapped_tokens
+from tests.sparselens.models.test_gguf import write_gguf
 from tests.tiny_models import VOCABULARY, tiny_model, tiny_tokenizer
 
 NUMBERS = {"loss", "share_of_visible_pairs", "share_of_all_pairs", "edges_per_query_per_head"}

@@ -24,9 +24,19 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def run_two(out: Path, kind: str, family: str, options: dict[str, Any], **more: Any) -> list[dict[str, Any]]:
-    """The states of both processes after a run in two."""
-    given = json.dumps({"kind": kind, "family": family, "out": str(out), "options": options, **more})
+RUNS: dict[str, dict[str, Any]] = {
+    "transformers": {"family": "llama", "options": {"accumulation": 2, "distillation": 0.5}},
+    "bridge": {"kind": "bridge", "family": "gpt2", "options": {"steps": 8}},
+    "of unequal rows": {"family": "llama", "options": {"distillation": 0.5, "steps": 8}, "hidden_by": "labels"},
+    "that share one model": {"family": "llama", "options": {"distillation": 0.5}, "fsdp": True},
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What two processes leave of every run; to start them takes longer than to run."""
+    outs = {name: tmp_path_factory.mktemp("run") for name in RUNS}
+    given = json.dumps([{"kind": "transformers", "out": str(outs[name]), **RUNS[name]} for name in RUNS])
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     shared |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     programs = [
@@ -41,42 +51,43 @@ def run_two(out: Path, kind: str, family: str, options: dict[str, Any], **more: 
     ]
     errors = [program.communicate(timeout=300)[1] for program in programs]
     assert [program.returncode for program in programs] == [0, 0], "\n".join(errors)
+    return outs
+
+
+def states(out: Path) -> list[dict[str, Any]]:
+    """Of both processes after a run."""
     return [torch.load(out / f"result-{rank}.pt") for rank in range(2)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "family", "options"),
-    [("transformers", "llama", {"accumulation": 2, "distillation": 0.5}), ("bridge", "gpt2", {"steps": 8})],
-)
-def test_two_processes_are_one_run(tmp_path: Path, kind: str, family: str, options: dict[str, Any]):
-    first, second = run_two(tmp_path, kind, family, options)
-    alone = gated(kind, family)
-    history = run(alone, **options).history
+@pytest.mark.parametrize("name", ["transformers", "bridge"])
+def test_two_processes_are_one_run(folders: dict[str, Path], name: str):
+    first, second = states(folders[name])
+    alone = gated(name, RUNS[name]["family"])
+    history = run(alone, **RUNS[name]["options"]).history
 
     assert first["history"] == second["history"]  # the multiplier is in it
     assert_histories_close(first["history"], history, rel=1e-5, by=1e-5)
-    for name, value in alone.state_dict().items():
-        assert torch.equal(first["model"][name], second["model"][name]), name
-        torch.testing.assert_close(first["model"][name], value, atol=1e-5, rtol=1e-4, msg=name)
-    assert (tmp_path / "log.jsonl").exists()
-    assert not list(tmp_path.glob(".*"))
+    for part, value in alone.state_dict().items():
+        assert torch.equal(first["model"][part], second["model"][part]), part
+        torch.testing.assert_close(first["model"][part], value, atol=1e-5, rtol=1e-4, msg=part)
+    assert (folders[name] / "log.jsonl").exists()
+    assert not list(folders[name].glob(".*"))
 
 
 @pytest.mark.slow
-def test_two_processes_weigh_their_tokens(tmp_path: Path):
-    options = {"distillation": 0.5, "steps": 8}
-    first, _ = run_two(tmp_path, "transformers", "llama", options, hidden_by="labels")
+def test_two_processes_weigh_their_tokens(folders: dict[str, Path]):
+    first, _ = states(folders["of unequal rows"])
     alone = gated("transformers", "llama")
-    history = run(alone, batches=ragged_rows, **options).history
+    history = run(alone, batches=ragged_rows, **RUNS["of unequal rows"]["options"]).history
     assert_histories_close(first["history"], history, rel=1e-4, by=1e-5)
 
 
 @pytest.mark.slow
-def test_two_processes_that_share_one_model_are_one_run(tmp_path: Path):
-    first, second = run_two(tmp_path, "transformers", "llama", {"distillation": 0.5}, fsdp=True)
+def test_two_processes_that_share_one_model_are_one_run(folders: dict[str, Path]):
+    first, second = states(folders["that share one model"])
     alone = gated("transformers", "llama")
-    history = run(alone, distillation=0.5, held_out=THREE).history
+    history = run(alone, held_out=THREE, **RUNS["that share one model"]["options"]).history
     assert first["history"] == second["history"]
     assert_histories_close(first["history"], history, rel=1e-5, by=1e-5)
     for name, value in alone.state_dict().items():

@@ -28,7 +28,7 @@ DROPOUT = {"resid_pdrop": 0.2, "attn_pdrop": 0.2}
 def start_program(out: Path, kind: str, family: str, model: dict[str, Any], pause: float) -> subprocess.Popen:
     given = {"kind": kind, "family": family, "model": model, "out": str(out), "options": {"checkpoint_every": 2}}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.tiny_runs", json.dumps({**given, "pause": pause})]
+    command = [sys.executable, "-m", "tests.tiny_runs", json.dumps([{**given, "pause": pause}])]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.sparselens.test_resume import AUTO, DROPOUT, log_steps
 from torch import Tensor
 
 from sparselens.training.checkpoint import load_checkpoint
 from sparselens.training.losses import next_token_loss
 from sparselens.training.stopping import stop_requests
+from tests.sparselens.training.test_resume import AUTO, DROPOUT, log_steps
 from tests.tiny_runs import counting_rows, gated, run
 
 

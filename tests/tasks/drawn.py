@@ -1,0 +1,18 @@
+"""A thousand pairs of a task, drawn once for all that is asked of them."""
+
+from functools import cache
+
+from sparselens.prompts.pairs import PromptPair
+from sparselens.tasks import TASKS
+
+N = 1000
+
+
+def thousand(name: str, corruption: str | None = None) -> tuple[PromptPair, ...]:
+    """The pairs of seed 0."""
+    return _thousand(name, TASKS[name].find_corruption(corruption))
+
+
+@cache
+def _thousand(name: str, corruption: str) -> tuple[PromptPair, ...]:
+    return tuple(TASKS[name].pairs(N, corruption=corruption))
