@@ -154,6 +154,7 @@ def addition_task(addition: Addition) -> Task:
         corruptions={"carry": ("A0",), "units": ("A0",)},
         source="Draye et al. 2025, arXiv 2512.05865, Fig. 1",
         circuit="layer 0 reads the digits of each column, layer 1 the carry (sparse model)",
+        version=2,
     )
 
 

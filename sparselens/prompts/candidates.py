@@ -13,8 +13,8 @@ from sparselens.prompts.pairs import PromptPair
 
 DrawOne = Callable[[Draw], PromptPair]
 
-RETRIES = 5  # rounds for clean prompts whose pairs did not fit: with another corrupted prompt they may
-_PATIENCE = 1000  # draws in a row without anything new, before one asks whether there is anything left
+RETRIES = 3  # rounds for clean prompts whose pairs did not fit: with another corrupted prompt they may
+_PATIENCE = 1000  # draws without anything new, before one asks what is left
 _MOST_CHOICES = 200  # of one pair; a draw that makes more may be one that never ends
 
 
@@ -25,7 +25,8 @@ class Candidates:
         self._draw, self._random = draw, Draw(seed)
         self._seen = set[Any]()  # keys of pairs
         self._barred: set[str] | None = set()  # clean prompts that may not come again; None: all may
-        self._kept, self._retries, self._misses = 0, 0, 0
+        self._kept, self._retries = 0, 0
+        self._misses, self._all_misses, self._ask_at = 0, 0, _PATIENCE  # in a row; in the last round
         self._rest: Iterator[PromptPair] | None = None  # everything that is left, once it is known
 
     def fresh(self, n: int) -> list[PromptPair]:
@@ -37,8 +38,7 @@ class Candidates:
                 found.append(self._taken(candidate))
             else:
                 self._misses += 1
-                if self._barred is None and self._misses == _PATIENCE:
-                    self._rest = self._everything_else()
+                self._ask_what_is_left()
         return found if self._rest is None else [*found, *islice(self._rest, n - len(found))]
 
     def next_round(self, kept: Collection[str]) -> bool:
@@ -72,13 +72,16 @@ class Candidates:
         self._misses = 0
         return pair
 
-    def _everything_else(self) -> Iterator[PromptPair] | None:
-        """All pairs not seen yet, in random order; None where there are too many choices to go through."""
-        pairs = every_pair(self._draw, self._patience())
-        if pairs is None:
-            return None
-        rest = {pair.key: pair for pair in pairs if pair.key not in self._seen}
-        return iter(self._random.shuffle(list(rest.values())))
+    def _ask_what_is_left(self) -> None:
+        """In the last round, now and then, go through all choices, if that takes no longer than what was drawn so far."""
+        self._all_misses += self._barred is None
+        if self._all_misses < self._ask_at:
+            return
+        self._ask_at *= 2
+        pairs = every_pair(self._draw, 2 * (self._all_misses + len(self._seen)))
+        if pairs is not None:
+            rest = {pair.key: pair for pair in pairs if pair.key not in self._seen}
+            self._rest = iter(self._random.shuffle(list(rest.values())))
 
 
 def every_pair(draw: DrawOne, most: int) -> list[PromptPair] | None:

@@ -77,7 +77,7 @@ class Task:
         """As `pairs`, but where there are fewer than n, all of them; there may be none that fits the tokenizer."""
         return self._draw(n, seed, corruption).pairs
 
-    def count_prompts(self, corruption: str | None = None, most: int = 10_000) -> int:
+    def count_prompts(self, corruption: str | None = None, most: int = 2000) -> int:
         """How many different clean prompts there are; `most` where there are more.
 
         Past that number pairs only ask them again with other corrupted prompts and wrong answers.
