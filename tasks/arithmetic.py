@@ -4,9 +4,10 @@
     second    three plus six is
     both      one plus eight is
     clean     3+4=                   -> "7", not "9"
+No number is zero: the sum would be one that can be copied.
 Source: asked of language models since Brown et al. 2020, arXiv 2005.14165. Known circuits: early MLPs encode the
 operands, attention moves them to END, late MLPs produce the result (Stolfo et al. 2023, arXiv 2305.15054), by a bag of
-heuristics (Nikankin et al. 2024, arXiv 2410.21272). No number is zero, so that no sum can be copied. The toy of one character per token is `addition`.
+heuristics (Nikankin et al. 2024, arXiv 2410.21272). The toy of one character per token is `addition`.
 """
 
 from sparselens.prompts.draw import Draw

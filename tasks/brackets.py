@@ -16,10 +16,12 @@ from sparselens.prompts.words import Words, spaced
 TEMPLATES = (
     "Are these brackets balanced? {before}{FIRST}{between}{SECOND}{after} Answer:",
     "Yes or no: is {before}{FIRST}{between}{SECOND}{after} balanced? Answer:",
+    "Question: Does every bracket close in {before}{FIRST}{between}{SECOND}{after} ? Answer:",
+    "Does every bracket in {before}{FIRST}{between}{SECOND}{after} have its partner? Answer:",
     "( ) is balanced: yes. ) ( is balanced: no. {before}{FIRST}{between}{SECOND}{after} is balanced:",
     "( ( is balanced: no. ( ) ( ) is balanced: yes. {before}{FIRST}{between}{SECOND}{after} is balanced:",
 )
-PAIRS = (3, 4, 5, 6, 7)  # of brackets in a string
+PAIRS = (4, 5, 6, 7, 8)  # of brackets in a string; of fewer there are too few balanced ones
 
 
 def is_balanced(brackets: str) -> bool:

@@ -2,9 +2,9 @@
 
     clean     The war lasted from the year 1743 to the year 17     -> "44", "45", ... "99", not "01", ... "43"
     year_01   The war lasted from the year 1701 to the year 17
-Where the prompt stops depends on how a tokenizer cuts a year. Into century and ending, as above (GPT-2): the few endings
-that it cuts otherwise in one of the CENTURIES are left out. Into single digits (Llama 2, Qwen, Gemma, SmolLM2): asked is
-the tens digit, and the year's own is neither right nor wrong. Into three digits and one (Llama 3): the last digit.
+Where the prompt stops depends on how a tokenizer cuts a year. Into century and ending, as above (GPT-2): the few
+endings that it cuts otherwise in one of the CENTURIES are left out. Into single digits (Llama 2, Qwen, Gemma, SmolLM2):
+asked is the tens digit, and the year's own is neither right nor wrong. Into three digits and one (Llama 3): the last.
     clean     The war lasted from the year 1743 to the year 17     -> "5", ... "9", not "0", ... "3"
     year_01   The war lasted from the year 1703 to the year 17
     clean     The war lasted from the year 1743 to the year 174    -> "4", ... "9", not "0", ... "3"

@@ -35,7 +35,7 @@ CLASSES = {
     "flower": "rose tulip daisy lily sunflower violet lotus",
     "tree": "pine maple willow birch cedar palm",
     "fruit": "banana grape strawberry melon blueberry pineapple raspberry lemon peach pear cherry mango plum",
-    "vegetable": "carrot potato cabbage broccoli radish cauliflower beet celery",
+    "vegetable": "carrot potato cabbage radish cauliflower beet turnip cucumber",
     "insect": "bee beetle fly butterfly wasp mosquito moth cricket ladybug",
     "tool": "hammer saw wrench shovel rake chisel drill screwdriver",
     "toy": "doll teddy puppet yo-yo",
@@ -53,6 +53,8 @@ CLASSES = {
     "dance": "waltz tango polka",
     "gem": "diamond ruby pearl sapphire",
 }
+
+
 def draw(random: Draw, words: Lists, corruption: str) -> PromptPair:  # noqa: ARG001 - of type DrawPair
     """One pair, of two classes."""
     (right, members), (wrong, others) = random.sample(usable_kinds(words, entries=1, kinds=2), 2)

@@ -52,7 +52,7 @@ PLACES = tuple("park house garden school lake store farm zoo market station".spl
 
 
 def draw(random: Draw, words: Lists, corruption: str) -> PromptPair:
-    """One pair; the repetition stops after its first word or later, and one word before the first round's end or more."""
+    """One pair; the repetition stops after its first word or later, and one word or more before its end."""
     *first, other = random.sample(words["word"], 1 + SHORTEST + random.below(LONGEST - SHORTEST + 1))
     asked = random.below(len(first) - 1)  # place of the last word of the prompt in the first round
     slots = {f"w{place}": word for place, word in enumerate(first)}
@@ -64,7 +64,7 @@ def draw(random: Draw, words: Lists, corruption: str) -> PromptPair:
 
 @cache
 def _template(length: int, asked: int) -> str:
-    """`{w0} {PREVIOUS} {NEXT} {w3} {w4} {w0} {w1}` for 5 words, the second of which is the last; BEFORE stands first."""
+    """`{w0} {PREVIOUS} {NEXT} {w3} {w4} {w0} {w1}` for 5 words, the second of which is the last."""
     slots = [f"w{place}" for place in range(length)]
     again = slots[: asked + 1]
     slots[asked : asked + 2] = ["PREVIOUS", "NEXT"]

@@ -2,8 +2,9 @@
 
     clean     (61+80) mod 113=    -> "28", not "5"
     second    (61+57) mod 113=
+Half of the clean sums wrap around the modulus, half stay below it.
 Source: Nanda et al. 2023, "Progress measures for grokking", arXiv 2301.05217, with modulus 113 and a token for every
-number; half of the clean sums wrap around, half are below the modulus. Known circuit (one-layer transformer trained on it): the embedding holds sines and cosines of a few frequencies,
+number. Known circuit (one-layer transformer trained on it): the embedding holds sines and cosines of a few frequencies,
 attention and MLP turn them into those of the sum. Here the modulus is part of the prompt, as text.
 """
 
@@ -37,7 +38,7 @@ def draw(random: Draw, words: Lists, corruption: str) -> PromptPair:
 
 
 def _usable(words: Lists) -> list[tuple[int, list[int]]]:
-    """Moduli with their remainders: from 2, the least sum of two numbers, to modulus - 2, the last that wraps around."""
+    """Moduli with their remainders: from 2, the least sum of two numbers, to modulus - 2, the last one to wrap around."""
     found = [(modulus, [r for r in words["residue"] if 2 <= r <= modulus - 2]) for modulus in words["modulus"]]
     usable = [(modulus, residues) for modulus, residues in found if len(residues) >= 2]
     if not usable:

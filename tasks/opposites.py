@@ -33,7 +33,7 @@ ASKED = (
     'Here are two opposites: "{WORD}" and',
 )
 QUOTED = tuple(f'{template} "' for template in ASKED)
-# Contrast in children's stories, which models of a few million parameters can follow. Of things, or of anything:
+# Contrast in children's stories, which models of a few million parameters can follow. Of things:
 STORIES = (
     "It was not {WORD}. It was",
     "Tom thought it was {WORD}, but it was not. It was",
@@ -48,13 +48,15 @@ STORIES = (
     "Some of them were {WORD}, and some of them were",
     "Is it {WORD}? No, it is not. It is",
 )
-# Of people, for the words of PERSONAL:
+# Of people:
 PEOPLE = (
     "Tom was {WORD}, but Lily was not. She was",
     "Lily was {WORD}, but Tom was not. He was",
     "One of the boys was {WORD}, and the other boy was",
     "One of her friends was {WORD}, and the other one was",
     "Anna was not {WORD}. She was",
+    "One of the sisters was {WORD}, and the other sister was",
+    "My brother is {WORD}, but my sister is not. She is",
 )
 # Both directions are asked. No two pairs are about the same thing (big, small and large, little): one answer is right.
 ADJECTIVES = """
@@ -82,10 +84,14 @@ float sink, freeze melt, borrow lend, guest host, hero villain, forward backward
 # Asked in this direction only: the answer has another opposite.
 ONE_WAY_ADJECTIVES = "difficult easy, blunt sharp, stale fresh, curved straight, ashamed proud"
 ONE_WAY = "from to, against for, here there, none all, this that, work play, shout whisper"
+# Said of people alone, and of people as well as of things.
 PERSONAL = frozenset(
+    "happy sad rich poor asleep awake sick healthy smart stupid polite rude kind cruel ashamed".split()
+)
+EITHER = frozenset(
     """
-happy sad old young good bad rich poor wet dry clean dirty early late strong weak loud quiet beautiful ugly tall short
-asleep awake big small sick healthy smart stupid polite rude kind cruel hot cold fast slow safe
+old young good bad wet dry clean dirty early late strong weak loud quiet beautiful ugly tall short big small hot cold
+fast slow safe
 """.split()
 )
 MANY = 20  # words: with fewer, next to no pairs line up
@@ -108,12 +114,20 @@ def in_quotes(entry: tuple[str, str]) -> tuple[Continuation, ...]:
 
 
 def draw(templates: Sequence[str], random: Draw, words: Lists, corruption: str) -> PromptPair:  # noqa: ARG001
-    """One pair of words that do not share their opposite."""
-    (word, right), (other, wrong) = random.sample(words["opposite"], 2)
-    fitting = (*templates, *PEOPLE) if templates is STORIES and {word, other} <= PERSONAL else templates
+    """One pair of words that do not share their opposite, and that can both be said of the same."""
+    fitting: Sequence[str] = ()
+    (word, right), (other, wrong) = ("", ""), ("", "")
+    while not fitting:
+        (word, right), (other, wrong) = random.sample(words["opposite"], 2)
+        fitting = _fitting({word, other}) if templates is STORIES else templates
     template = random.choice(fitting)
     before = "" if template.endswith('"') else " "
     return pair(template, {"WORD": word}, {"WORD": other}, before + right, before + wrong)
+
+
+def _fitting(words: set[str]) -> tuple[str, ...]:
+    """Templates of stories in which all of these words make sense."""
+    return (STORIES if not words & PERSONAL else ()) + (PEOPLE if words <= PERSONAL | EITHER else ())
 
 
 def _task(name: str, description: str, templates: Sequence[str], words: Words) -> Task:
