@@ -38,7 +38,7 @@ def draw(random: Draw, words: Lists, corruption: str) -> PromptPair:
 
 
 def _usable(words: Lists) -> list[tuple[int, list[int]]]:
-    """Moduli with their remainders: from 2, the least sum of two numbers, to modulus - 2, the last one to wrap around."""
+    """Moduli with their remainders: from 2, the least sum, to modulus - 2, the last one to wrap around."""
     found = [(modulus, [r for r in words["residue"] if 2 <= r <= modulus - 2]) for modulus in words["modulus"]]
     usable = [(modulus, residues) for modulus, residues in found if len(residues) >= 2]
     if not usable:

@@ -73,7 +73,7 @@ class Candidates:
         return pair
 
     def _ask_what_is_left(self) -> None:
-        """In the last round, now and then, go through all choices if that takes no longer than what was drawn so far."""
+        """In the last round, now and then, go through all choices, if that takes no longer than drawing did."""
         self._all_misses += self._barred is None
         if self._all_misses < self._ask_at:
             return

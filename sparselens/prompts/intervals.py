@@ -54,10 +54,10 @@ def proportion_interval(
 
     Of n prompts in G clusters it is Wilson's interval (Wilson 1927, JASA 22:209) for the effective sample size
         n / deff * (t(n - 1) / t(G - 1))^2
-    of Korn & Graubard (1998, Survey Methodology 24:193): deff, at least 1, is the variance of the share between
-    clusters over that of independent prompts, and t are quantiles of Student's distribution. Franco et al. (2019, J.
-    Surv. Stat. Methodol. 7:334) recommend it. When every prompt is a cluster it is Wilson's own. Where all prompts are
-    alike, and deff is 0 / 0, clusters count as if all of their prompts said the same.
+    of Korn & Graubard (1998, Survey Methodology 24:193): deff, at least 1, is the jackknife's variance of the share
+    over clusters, divided by that of independent prompts, and t are quantiles of Student's distribution. Franco et al.
+    (2019, J. Surv. Stat. Methodol. 7:334) recommend it. When every prompt is a cluster it is Wilson's own. Where all
+    prompts are alike, and deff is 0 / 0, clusters count as if all of their prompts said the same.
 
     Raises:
         ValueError: a value is neither 0 nor 1, or as `mean_interval`.
@@ -160,7 +160,7 @@ def _effective_size(sums: np.ndarray, sizes: np.ndarray, share: float, level: fl
     if n == 1:
         return 1.0
     if 0 < share < 1:
-        between = groups / (groups - 1) * ((sums - share * sizes) ** 2).sum() / n**2
+        between = (groups - 1) / groups * (((sums - share * sizes) / (n - sizes)) ** 2).sum()
         inflation = max(1.0, between * (n - 1) / (share * (1 - share)))
     else:
         inflation = float((sizes**2).sum()) / n
@@ -199,12 +199,12 @@ def _studentized(tops: np.ndarray, bottoms: np.ndarray, n: int, level: float, se
 
 
 def _ratio_and_error(tops: np.ndarray, bottoms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of every row, with the linearised standard error (Cochran 1977, Sampling Techniques, chapter 6)."""
+    """Of every row, with the jackknife's standard error: by how much the ratio changes without each group."""
     n, below = tops.shape[1], bottoms.sum(-1)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = tops.sum(-1) / below
-        left = tops - ratios[:, None] * bottoms
-        return ratios, np.sqrt((left**2).sum(-1) * n / (n - 1)) / np.abs(below)
+        changes = (tops - ratios[:, None] * bottoms) / (below[:, None] - bottoms)
+        return ratios, np.sqrt((changes**2).sum(-1) * (n - 1) / n)
 
 
 def _resampled(tops: np.ndarray, bottoms: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, bool]:

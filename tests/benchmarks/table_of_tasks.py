@@ -32,11 +32,11 @@ MANY = 1000  # clean prompts, to which they are counted
 CHECKED = ("gpt2", "model")  # the other tokenizers are told by rule
 HEAD = """# Tasks
 
-What there is to ask, made by [`table_of_tasks.py`](../tests/benchmarks/table_of_tasks.py). Under each tokenizer stands
-how many different clean prompts a task has (counted to {many:,}), or "no" where it does not fit; below the table is why.
-GPT-2 and {name} are checked pair by pair. **Llama 3, Gemma and Qwen are told by rule**: with GPT-2's words, cut as
-these tokenizers cut digits (up to three a token; one a token), and with "yes" for what fits then. Their vocabularies are
-larger, so that more words may fit than GPT-2's.
+What there is to ask, made by [`table_of_tasks.py`](../tests/benchmarks/table_of_tasks.py). Under each tokenizer
+stands how many different clean prompts a task has (counted to {many:,}), or "no" where it does not fit; below the table
+is why. GPT-2 and {name} are checked pair by pair. **Llama 3, Gemma and Qwen are told by rule**: with GPT-2's words, cut
+as these tokenizers cut digits (up to three a token; one a token), and with "yes" for what fits then. Their vocabularies
+are larger, so that more words may fit than GPT-2's.
 
 Accuracy: the right answer against the wrong ones, of {n} pairs (seed 0), in %, with Wilson's 95 % interval by clean
 prompt; bold where it lies above chance, which is that of guessing among the answers. {above} of the {asked} tasks that
