@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and completi
     from sparselens.prompts.formats import write_pairs as write_pairs
     from sparselens.prompts.intervals import Interval as Interval
     from sparselens.prompts.intervals import mean_interval as mean_interval
+    from sparselens.prompts.intervals import proportion_interval as proportion_interval
     from sparselens.prompts.intervals import ratio_interval as ratio_interval
     from sparselens.prompts.pairs import PromptPair as PromptPair
     from sparselens.prompts.pairs import pair as pair
@@ -65,7 +66,7 @@ _HOMES = {
     "models.nanogpt": ("load_nanogpt",),
     "prompts.capability": ("Capability", "evaluate"),
     "prompts.formats": ("read_pairs", "write_pairs"),
-    "prompts.intervals": ("Interval", "mean_interval", "ratio_interval"),
+    "prompts.intervals": ("Interval", "mean_interval", "proportion_interval", "ratio_interval"),
     "prompts.pairs": ("PromptPair", "pair"),
     "prompts.runs": ("answer_logits", "with_reference"),
     "prompts.task": ("Task",),

@@ -23,8 +23,8 @@ TEMPLATES = (
 )
 # Words that make a plausible name in any combination; short ones, for small vocabularies.
 FIRST = """
-Royal National Central Global Northern Southern Western Eastern United Young Open Big Little Happy Joint Old New
-Modern Local Junior Fine Light Free Kind Very Daily Great Main Pretty Upper Zurich
+Royal National Central Global Northern Southern Western Eastern United Young Open Big Happy Joint Old New Modern Local
+Junior Fine Free Daily Great Main Upper Zurich Little Kenya Victoria
 """
 SECOND = """
 Music Garden Dance Book Film Water Energy Insect Jazz Kite Language Nature Ocean Pet River Sun Train Village Youth
@@ -33,8 +33,8 @@ Art Bird Cat Dog Fire History Radio Peace Tree Animal Data Health Steel Zoo Vide
 # By their initial, so that each letter is the answer equally often. All have four letters: most small vocabularies have
 # as many tokens for one as for another. The initials are those that large vocabularies rarely join to others.
 THIRD = """
-Farm Fund Fire, Game Gang Girl, Hall Home Help, Jury Jazz, Kids Kite King, Mill Mine Mail, News Nest Note,
-View Vote Vets, Week Work Wave, Year Yard Yoga, Zone
+Farm Fund Firm, Game Gang Gala, Hall Home Hunt, Jury Jazz, Kids Kite Kits, Mill Mine Mail, News Nest Note,
+View Vote Vans, Week Walk Wave, Year Yard Yoga, Zone
 """
 CORRUPTIONS = {"third": ("THIRD",), "words": ("FIRST", "SECOND", "THIRD")}
 
@@ -69,4 +69,5 @@ acronyms = Task(
     corruptions=CORRUPTIONS,
     source="Garcia-Carrasco et al. 2024, arXiv 2405.04156",
     circuit="letter-mover heads copy the initial of the third word (GPT-2 small)",
+    version=2,
 )

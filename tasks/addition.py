@@ -131,7 +131,8 @@ def _pair(addition: Addition, a: int, other: int, b: int, place: int) -> PromptP
     clean, corrupted = (
         (addition.full if addition.causal else addition.prompt)(first, b)[:read] for first in (a, other)
     )
-    spans = {**_digits(addition), "END": (asked, asked + 1)}
+    place = {} if addition.causal else {f"S{len(str(place)) - 1}": (asked, asked + 1)}  # one token, or it is refused
+    spans = {**_digits(addition), **place, "END": (asked, asked + 1)}
     return PromptPair(clean, corrupted, (right,), (wrong,), spans, spans)
 
 
@@ -153,6 +154,7 @@ def addition_task(addition: Addition) -> Task:
         corruptions={"carry": ("A0",), "units": ("A0",)},
         source="Draye et al. 2025, arXiv 2512.05865, Fig. 1",
         circuit="layer 0 reads the digits of each column, layer 1 the carry (sparse model)",
+        version=2,
     )
 
 

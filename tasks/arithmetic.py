@@ -4,6 +4,7 @@
     second    three plus six is
     both      one plus eight is
     clean     3+4=                   -> "7", not "9"
+No number is zero: the sum would be one that can be copied.
 Source: asked of language models since Brown et al. 2020, arXiv 2005.14165. Known circuits: early MLPs encode the
 operands, attention moves them to END, late MLPs produce the result (Stolfo et al. 2023, arXiv 2305.15054), by a bag of
 heuristics (Nikankin et al. 2024, arXiv 2410.21272). The toy of one character per token is `addition`.
@@ -46,11 +47,11 @@ def _after_text(entry: Sum) -> tuple[Continuation, ...]:
 
 
 KINDS = {
-    "words": _kind(range(1, 21), words=True),
-    "small": _kind(range(1, 21)),
+    "words": _kind(range(2, 21), words=True),
+    "small": _kind(range(2, 21)),
     "two digits": _kind(range(21, 100)),
     "three digits": _kind(range(100, 1000)),
-    "bare small": _kind(range(1, 21), bare=True),
+    "bare small": _kind(range(2, 21), bare=True),
     "bare two digits": _kind(range(21, 100), bare=True),
     "bare three digits": _kind(range(100, 1000), bare=True),
 }
@@ -63,8 +64,8 @@ def draw(random: Draw, words: Lists, corruption: str) -> PromptPair:
     """
     kind, sums = random.choice(usable_kinds(words))
     (right, answer), (wrong, wrong_answer) = random.sample(sums, 2)
-    a = random.below(min(right, wrong) + 1)
-    fresh = random.below(wrong + 1)
+    a = 1 + random.below(min(right, wrong) - 1)
+    fresh = 1 + random.below(wrong - 1)
     other = fresh if corruption == "both" else a
     show = NUMBER_WORDS.__getitem__ if kind == "words" else str
     slots = {"A": show(a), "B": show(right - a)}
@@ -81,4 +82,5 @@ arithmetic = Task(
     corruptions={"second": ("B",), "both": ("A", "B")},
     source="Brown et al. 2020, arXiv 2005.14165",
     circuit="operands in early MLPs, moved to END by attention, the sum in late MLPs (arXiv 2305.15054)",
+    version=2,
 )

@@ -2,8 +2,8 @@
 
     clean      Are these brackets balanced? ( ( ) ) ( ) Answer:     -> " yes", not " no"
     rewritten  Are these brackets balanced? ( ( ) ) ( ( Answer:
-Half of the clean prompts are balanced, half are the rewritten ones. Where one bracket was changed, the numbers of
-opening and closing ones differ; where two were exchanged, only their order tells.
+Half of the clean prompts are balanced, half are the rewritten ones. Half of these have as many opening brackets as
+closing ones, exchanged in the middle, so that only their order tells; half differ in number, so that counting does.
 Source: the small model of Redwood Research that classifies such strings, taken apart in the ARENA course
 (learn.arena.education, chapter 1.5.1). Known circuit there: one head counts, another finds where the depth is negative.
 """
@@ -16,10 +16,12 @@ from sparselens.prompts.words import Words, spaced
 TEMPLATES = (
     "Are these brackets balanced? {before}{FIRST}{between}{SECOND}{after} Answer:",
     "Yes or no: is {before}{FIRST}{between}{SECOND}{after} balanced? Answer:",
+    "Question: Does every bracket close in {before}{FIRST}{between}{SECOND}{after} ? Answer:",
+    "Does every bracket in {before}{FIRST}{between}{SECOND}{after} have its partner? Answer:",
     "( ) is balanced: yes. ) ( is balanced: no. {before}{FIRST}{between}{SECOND}{after} is balanced:",
     "( ( is balanced: no. ( ) ( ) is balanced: yes. {before}{FIRST}{between}{SECOND}{after} is balanced:",
 )
-PAIRS = (2, 3, 4, 5, 6)  # of brackets in a string
+PAIRS = (4, 5, 6, 7, 8)  # of brackets in a string; of fewer there are too few balanced ones
 
 
 def is_balanced(brackets: str) -> bool:
@@ -45,28 +47,44 @@ def balanced(random: Draw, n: int) -> str:
     return brackets
 
 
-def rewritten(random: Draw, brackets: str) -> tuple[str, int, int]:
+def exchanged(brackets: str) -> list[tuple[int, int]]:
+    """Pairs of places whose brackets, exchanged, leave it unbalanced though neither counts nor ends give it away."""
+    inner = range(1, len(brackets) - 1)
+    places = [(i, j) for i in inner for j in inner if i < j and brackets[i] != brackets[j]]
+    return [(i, j) for i, j in places if not is_balanced(_with(brackets, {i: brackets[j], j: brackets[i]}))]
+
+
+def rewritten(random: Draw, brackets: str, counts: bool) -> tuple[str, int, int] | None:
     """The string with one or both of two brackets changed so that it is not balanced, and where the two are.
 
-    Half of the time two in the middle are exchanged, where that does it: then neither counts nor ends give it away.
+    Args:
+        counts: with another number of opening than closing brackets; if not, two in the middle are exchanged. None
+            where no exchange does it
     """
-    tries = 20 if random.flip() else 0
-    while True:
-        tries -= 1
+    if counts:
         first, second = sorted(random.sample(range(len(brackets)), 2))
-        changed = list(brackets)
-        changed[first], changed[second] = random.choice("()"), random.choice("()")
-        if tries > 0:
-            changed[first], changed[second] = brackets[second], brackets[first]
-        at_an_end = first == 0 or second == len(brackets) - 1
-        if not is_balanced("".join(changed)) and not (tries > 0 and at_an_end):
-            return "".join(changed), first, second
+        other = {"(": ")", ")": "("}
+        both = random.flip() and brackets[first] == brackets[second]
+        changed = (first, second) if both else (random.choice((first, second)),)
+        return _with(brackets, {place: other[brackets[place]] for place in changed}), first, second
+    places = exchanged(brackets)
+    if not places:
+        return None
+    first, second = random.choice(places)
+    return _with(brackets, {first: brackets[second], second: brackets[first]}), first, second
+
+
+def _with(brackets: str, changes: dict[int, str]) -> str:
+    return "".join(changes.get(place, bracket) for place, bracket in enumerate(brackets))
 
 
 def draw(random: Draw, words: Lists, corruption: str) -> PromptPair:  # noqa: ARG001 - of type DrawPair
     """One pair of a balanced string and one that is not, in either order."""
-    good = balanced(random, random.choice(PAIRS))
-    bad, first, second = rewritten(random, good)
+    counts, found, good = random.flip(), None, ""
+    while found is None:
+        good = balanced(random, random.choice(PAIRS))
+        found = rewritten(random, good, counts)
+    bad, first, second = found
     clean, corrupted = (good, bad) if random.flip() else (bad, good)
     right, wrong = (f" {words['answer'][is_balanced(text)]}" for text in (clean, corrupted))
     slots, changes = (_slots(text, first, second) for text in (clean, corrupted))
@@ -93,4 +111,5 @@ brackets = Task(
     corruptions={"rewritten": ("FIRST", "SECOND")},
     source="balanced brackets, Redwood Research; in the ARENA course",
     circuit="one head counts, another finds where the depth falls below zero (small model trained on it)",
+    version=2,
 )

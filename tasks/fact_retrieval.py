@@ -44,4 +44,5 @@ fact_retrieval = Task(
     corruptions={"other": ("SUBJECT",)},
     source="after Meng et al. 2022, arXiv 2202.05262",
     circuit="MLPs at the subject's last token, then attention heads that extract the attribute (GPT-J, GPT-2 XL)",
+    version=2,
 )

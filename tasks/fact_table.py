@@ -100,7 +100,7 @@ FACTS = {
         BODY,
     ),
     "place of work": (
-        ("The {SUBJECT} works in the", "A {SUBJECT} spends the day in the", "You can find a {SUBJECT} in the"),
+        ("The {SUBJECT} works in the", "A {SUBJECT} usually works in a", "You can find a {SUBJECT} in the"),
         "common knowledge; Wikipedia, the article on each occupation",
         WORKPLACES,
     ),

@@ -16,7 +16,7 @@ from sparselens.tasks.names import FEMALE, MALE
 # The first half are tag questions, as in the source; the second are in the plain English of children's stories.
 TEMPLATES = (
     "Everybody says that {NAME} is a {quality} dancer, isn't",
-    "Well, {NAME} is the most {quality} person here, isn't",
+    "Well, {NAME} is a very {quality} person, isn't",
     "As we know, {NAME} has always been {quality}, hasn't",
     "Yes, {NAME} was very {quality} at school, wasn't",
     "In the end, {NAME} became a {quality} person, didn't",
@@ -29,7 +29,7 @@ TEMPLATES = (
     "One day, {NAME} went to the {place} and played. Then",
 )
 QUALITIES = tuple("happy kind quiet careful famous busy proud funny lucky clever nice brave good sad tired".split())
-PLACES = tuple("park beach garden forest kitchen lake yard house school store".split())
+PLACES = tuple("park beach garden forest kitchen lake yard zoo school store".split())
 # Names of both genders, or short for one of either.
 UNCLEAR = ("Sam", "Max", "Kelly", "Ashley", "Tyler", "Jerry", "Kyle", "Carol", "Joan")
 
@@ -60,4 +60,5 @@ gendered_pronoun = Task(
     corruptions={"other_gender": ("NAME",)},
     source="Mathwin et al. 2023, Identifying a preliminary circuit for predicting gendered pronouns in GPT-2 small",
     circuit="early heads move the gender of the name to the words after it, late heads to the end (GPT-2 small)",
+    version=2,
 )

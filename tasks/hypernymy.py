@@ -14,11 +14,19 @@ from sparselens.tasks.kinds import usable_kinds
 
 TEMPLATES = (
     "A {THING} is a kind of",
-    "The {THING} is a kind of",
-    "Every {THING} is a kind of",
-    "Do you know what a {THING} is? It is a kind of",
+    "A {THING} is a type of",
     "A {THING} is one kind of",
+    "The {THING} is a kind of",
+    "As everyone knows, a {THING} is a kind of",
     "I know that a {THING} is a kind of",
+    "Do you know what a {THING} is? It is a kind of",
+    "Question: What is a {THING}? Answer: It is a kind of",
+    "My teacher says that a {THING} is a kind of",
+    "In the dictionary it says that a {THING} is a kind of",
+    'The word "{THING}" means a kind of',
+    "We learned today that a {THING} is a type of",
+    "If you have never seen a {THING}, it is a kind of",
+    "There was a picture of a {THING}, which is a kind of",
 )
 # No class contains another, and every member begins with a consonant: "A {THING}" is right for all.
 CLASSES = {
@@ -26,20 +34,24 @@ CLASSES = {
     "fish": "salmon trout tuna shark cod carp goldfish herring",
     "flower": "rose tulip daisy lily sunflower violet lotus",
     "tree": "pine maple willow birch cedar palm",
-    "fruit": "banana grape strawberry melon blueberry pineapple raspberry",
-    "vegetable": "carrot potato cabbage broccoli radish cauliflower beet celery",
+    "fruit": "banana grape strawberry melon blueberry pineapple raspberry lemon peach pear cherry mango plum",
+    "vegetable": "carrot potato cabbage radish cauliflower beet turnip cucumber",
     "insect": "bee beetle fly butterfly wasp mosquito moth cricket ladybug",
-    "tool": "hammer saw wrench shovel rake chisel drill",
-    "toy": "doll teddy puppet yo-yo balloon",
+    "tool": "hammer saw wrench shovel rake chisel drill screwdriver",
+    "toy": "doll teddy puppet yo-yo",
     "dog": "poodle terrier bulldog beagle hound",
     "coin": "penny dime nickel",
     "bag": "purse backpack suitcase handbag pouch",
     "weapon": "sword spear rifle pistol cannon gun",
     "instrument": "piano guitar violin flute trumpet drum harp",
     "hat": "beret helmet cap bonnet",
-    "boat": "canoe kayak ferry yacht raft ship",
-    "shoe": "sandal slipper boot",
+    "boat": "canoe kayak ferry yacht raft",
+    "shoe": "sandal slipper boot sneaker",
     "building": "castle school church hospital library museum hotel",
+    "snake": "python cobra viper rattlesnake",
+    "vehicle": "car truck bus van taxi motorcycle tractor",
+    "dance": "waltz tango polka",
+    "gem": "diamond ruby pearl sapphire",
 }
 
 
@@ -62,4 +74,5 @@ hypernymy = Task(
     words={name: _members(name, members) for name, members in CLASSES.items()},
     corruptions={"other": ("THING",)},
     source="after Hanna et al. 2024, arXiv 2403.17806",
+    version=2,
 )

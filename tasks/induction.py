@@ -1,12 +1,13 @@
 """Induction: what came after this word the last time?
 
-    clean     mom friend little day happy mom friend little     -> " day", not one of the other words
-    answer    mom friend little big happy mom friend little
-    previous  mom friend big day happy mom friend little
+    clean     Say it twice: mom friend little day happy mom friend little     -> " day", not one of the other words
+    answer    Say it twice: mom friend little big happy mom friend little
+    previous  Say it twice: mom friend big day happy mom friend little
+Every word has a space before it: without one, many tokenizers take the first for another token than its repetition.
 With names in prose (`induction_text`):
-    clean     Lily Brown and Tom Snow went to the park. Then somebody called Lily     -> " Brown", not " Snow"
-    surnames  Lily Snow and Tom Brown went to the park. Then somebody called Lily
-    name      Lily Brown and Tom Snow went to the park. Then somebody called Tom
+    clean     Yesterday Lily Brown and Tom Snow went to the park. Then somebody called Lily     -> " Brown", not " Snow"
+    surnames  Yesterday Lily Snow and Tom Brown went to the park. Then somebody called Lily
+    name      Yesterday Lily Brown and Tom Snow went to the park. Then somebody called Tom
 Source: Olsson et al. 2022, "In-context learning and induction heads", arXiv 2209.11895. Known circuit (two layers and
 more): previous-token heads write each word into the place after it, induction heads at END find it there and copy.
 """
@@ -27,6 +28,7 @@ window river road stone star moon night morning ship fire wind sea hill horse co
 up on with was very but once had said saw name so they one for
 """.split()
 )
+BEFORE = "Say it twice:"
 SHORTEST, LONGEST = 5, 8  # words before they begin again
 CORRUPTIONS = {"answer": ("NEXT",), "previous": ("PREVIOUS",)}
 
@@ -39,7 +41,7 @@ Bennett Foster Russell Griffin Hayes
 """.split()
 )
 TEXTS = (
-    "{FIRST} {LAST} and {FIRST2} {LAST2} went to the {place}. Then somebody called {END}",
+    "Yesterday {FIRST} {LAST} and {FIRST2} {LAST2} went to the {place}. Then somebody called {END}",
     "Once upon a time, {FIRST} {LAST} and {FIRST2} {LAST2} met at the {place}. One of them was sad. It was {END}",
     "Near the {place} lived {FIRST} {LAST}. Next door lived {FIRST2} {LAST2}. Everybody liked {END}",
     "One day, {FIRST} {LAST} saw {FIRST2} {LAST2} at the {place}. They played, and the first to go home was {END}",
@@ -50,12 +52,9 @@ PLACES = tuple("park house garden school lake store farm zoo market station".spl
 
 
 def draw(random: Draw, words: Lists, corruption: str) -> PromptPair:
-    """One pair; the repetition stops after its second word or later, and one word before the first round's end or more.
-
-    The first word of all is never asked for: some tokenizers take it for another token than the same after a space.
-    """
+    """One pair; the repetition stops after its first word or later, and one word or more before its end."""
     *first, other = random.sample(words["word"], 1 + SHORTEST + random.below(LONGEST - SHORTEST + 1))
-    asked = 1 + random.below(len(first) - 2)  # place of the last word of the prompt in the first round
+    asked = random.below(len(first) - 1)  # place of the last word of the prompt in the first round
     slots = {f"w{place}": word for place, word in enumerate(first)}
     slots |= {"PREVIOUS": first[asked], "NEXT": first[asked + 1]}
     wrong = tuple(f" {word}" for place, word in enumerate([*first, other]) if place != asked + 1)
@@ -65,11 +64,11 @@ def draw(random: Draw, words: Lists, corruption: str) -> PromptPair:
 
 @cache
 def _template(length: int, asked: int) -> str:
-    """`{w0} {PREVIOUS} {NEXT} {w3} {w4} {w0} {w1}` for 5 words, the second of which is the last of the prompt."""
+    """`{w0} {PREVIOUS} {NEXT} {w3} {w4} {w0} {w1}` for 5 words, the second of which is the last."""
     slots = [f"w{place}" for place in range(length)]
     again = slots[: asked + 1]
     slots[asked : asked + 2] = ["PREVIOUS", "NEXT"]
-    return " ".join(f"{{{slot}}}" for slot in (*slots, *again))
+    return " ".join((BEFORE, *(f"{{{slot}}}" for slot in (*slots, *again))))
 
 
 def draw_text(random: Draw, words: Lists, corruption: str) -> PromptPair:
@@ -93,6 +92,7 @@ induction = Task(
     corruptions=CORRUPTIONS,
     source=SOURCE,
     circuit=CIRCUIT,
+    version=2,
 )
 induction_text = Task(
     "induction_text",
@@ -102,4 +102,5 @@ induction_text = Task(
     corruptions={"surnames": ("LAST", "LAST2"), "name": ("END",)},
     source=SOURCE,
     circuit=CIRCUIT,
+    version=2,
 )

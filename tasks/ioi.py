@@ -32,7 +32,7 @@ ABBA = (
     "Last week {IO} and {S1} were seen at the {place}, where {S2} delivered a {object} to",
     "Before {IO} and {S1} left the {place}, {S2} had promised a {object} to",
     "As soon as {IO} and {S1} entered the {place}, {S2} sent the {object} over to",
-    "Since {IO} and {S1} knew the {place} well, {S2} explained the {object} to",
+    "Since {IO} and {S1} lived near the {place}, {S2} often brought the {object} to",
 )
 # In the plain English of stories for small children, which models of a few million parameters can follow.
 STORIES = (
@@ -76,7 +76,7 @@ def draw(templates: Sequence[str], random: Draw, words: Lists, corruption: str) 
     return pair(random.choice(templates), slots, changed[corruption], f" {io}", f" {s}", after=("S1",))
 
 
-def _task(name: str, description: str, templates: Sequence[str], **words: Sequence[str]) -> Task:
+def _task(name: str, description: str, templates: Sequence[str], version: int, **words: Sequence[str]) -> Task:
     both_orders = (*templates, *map(swapped, templates))
     return Task(
         name,
@@ -86,10 +86,11 @@ def _task(name: str, description: str, templates: Sequence[str], **words: Sequen
         corruptions=CORRUPTIONS,
         source="Wang et al. 2022, arXiv 2211.00593",
         circuit="duplicate-token, induction, S-inhibition and name-mover heads (GPT-2 small)",
+        version=version,
     )
 
 
-ioi = _task("ioi", "to whom is something given?", ABBA, place=PLACES, object=OBJECTS)
+ioi = _task("ioi", "to whom is something given?", ABBA, 2, place=PLACES, object=OBJECTS)
 ioi_stories = _task(
-    "ioi_stories", "the same, in words of children's stories", STORIES, place=STORY_PLACES, object=STORY_OBJECTS
+    "ioi_stories", "the same, in words of children's stories", STORIES, 1, place=STORY_PLACES, object=STORY_OBJECTS
 )

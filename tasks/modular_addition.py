@@ -2,12 +2,11 @@
 
     clean     (61+80) mod 113=    -> "28", not "5"
     second    (61+57) mod 113=
+Half of the clean sums wrap around the modulus, half stay below it.
 Source: Nanda et al. 2023, "Progress measures for grokking", arXiv 2301.05217, with modulus 113 and a token for every
 number. Known circuit (one-layer transformer trained on it): the embedding holds sines and cosines of a few frequencies,
 attention and MLP turn them into those of the sum. Here the modulus is part of the prompt, as text.
 """
-
-from bisect import bisect_left
 
 from sparselens.prompts.draw import Draw
 from sparselens.prompts.pairs import PromptPair, pair
@@ -25,24 +24,42 @@ def _after_equals(residue: int) -> tuple[Continuation, ...]:
 def draw(random: Draw, words: Lists, corruption: str) -> PromptPair:
     """One pair of different remainders, in which the second number differs or both do.
 
-    The remainders are drawn first: each is right as often as it is wrong.
+    The remainders are drawn first: each is right as often as it is wrong. So is, by a coin, whether the clean sum wraps
+    around. No number is zero or a remainder: nothing can be copied.
     """
-    modulus = random.choice(words["modulus"])
-    residues = words["residue"]  # ascending
-    right, wrong = random.sample(residues[: bisect_left(residues, modulus)], 2)
-    a, fresh = random.below(modulus), random.below(modulus)
+    modulus, residues = random.choice(_usable(words))
+    right, wrong = random.sample(residues, 2)
+    a = _addend(random, right, modulus, wraps=random.flip())
+    fresh = _addend(random, wrong, modulus, wraps=random.flip())
     other = fresh if corruption == "both" else a
     slots = {"A": str(a), "B": str((right - a) % modulus), "MODULUS": str(modulus)}
     changes = {"A": str(other), "B": str((wrong - other) % modulus)}
     return pair(random.choice(TEMPLATES), slots, changes, str(right), str(wrong))
 
 
+def _usable(words: Lists) -> list[tuple[int, list[int]]]:
+    """Moduli with their remainders: from 2, the least sum, to modulus - 2, the last one to wrap around."""
+    found = [(modulus, [r for r in words["residue"] if 2 <= r <= modulus - 2]) for modulus in words["modulus"]]
+    usable = [(modulus, residues) for modulus, residues in found if len(residues) >= 2]
+    if not usable:
+        raise ValueError("no modulus has two remainders that are single tokens")
+    return usable
+
+
+def _addend(random: Draw, remainder: int, modulus: int, wraps: bool) -> int:
+    """The first of two numbers whose sum leaves the remainder, and is above the modulus or below it."""
+    if wraps:
+        return remainder + 1 + random.below(modulus - remainder - 1)
+    return 1 + random.below(remainder - 1)
+
+
 modular_addition = Task(
     "modular_addition",
     "the remainder of a sum",
     draw,
-    words={"modulus": MODULI, "residue": Words(range(MODULI[-1]), _after_equals)},
+    words={"modulus": MODULI, "residue": Words(range(2, MODULI[-1] - 1), _after_equals)},
     corruptions={"second": ("B",), "both": ("A", "B")},
     source="Nanda et al. 2023, arXiv 2301.05217",
     circuit="Fourier features of the operands in the embedding, of the sum after the MLP (one-layer transformer)",
+    version=2,
 )

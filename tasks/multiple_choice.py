@@ -32,7 +32,7 @@ STORIES = {
         "The {FACT} took the {object}. Which animal took it?",
     ),
     "person": (
-        "{FACT} found the {object}. Who found it?",
+        "This morning {FACT} found the {object}. Who found it?",
         "The {object} belongs to {FACT}. Whose {object} is it?",
         "{who} gave the {object} to {FACT}. Who has the {object} now?",
     ),
@@ -75,4 +75,5 @@ multiple_choice = Task(
     corruptions={"fact": ("FACT",), "options": tuple(LETTERS)},
     source="Lieberum et al. 2023, arXiv 2307.09458",
     circuit="content gatherers and correct-letter heads (Chinchilla 70B)",
+    version=2,
 )

@@ -23,8 +23,8 @@ STARTS = (
     "Now the",
     "We know that the",
     "People say that the",
-    "In this story the",
-    "After lunch the",
+    "In this story, the",
+    "After lunch, the",
     "In the park, the",
     "I think that the",
     "Next to the river, the",
@@ -74,7 +74,7 @@ STORY_STARTS = (
     "She was happy that the",
     "He said that the",
 )
-STORY_QUALITIES = ("", "big ", "little ", "pretty ", "old ", "new ", "nice ", "good ", "red ", "small ", "other ")
+STORY_QUALITIES = ("", "big ", "little ", "pretty ", "old ", "new ", "nice ", "good ", "funny ", "small ", "other ")
 STORY_SUBJECTS = tuple(f"{quality}{{SUBJECT}}" for quality in STORY_QUALITIES)
 STORY_NOUNS = tuple(
     tuple(noun.split("/"))
@@ -117,6 +117,7 @@ def _task(name: str, description: str, draw: DrawPair, nouns: Sequence[Any], ver
         corruptions={"number": ("SUBJECT",)},
         source="Linzen et al. 2016, arXiv 1611.01368; Marks et al. 2024, arXiv 2403.19647",
         circuit="number of the subject, moved to the end past features of the clause between (Pythia 70M, Gemma 2 2B)",
+        version=2,
     )
 
 

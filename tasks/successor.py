@@ -74,4 +74,5 @@ successor = Task(
     corruptions=CORRUPTIONS,
     source="Gould et al. 2023, arXiv 2312.09230",
     circuit="MLP 0 and successor heads in the later half of the model",
+    version=2,
 )

@@ -25,7 +25,7 @@ from sparselens.circuits import circuit as selection
 from sparselens.circuits.circuit import Circuit
 from sparselens.circuits.graph import Graph
 from sparselens.prompts.checks import refuse_misfits
-from sparselens.prompts.intervals import Interval, ratio_interval
+from sparselens.prompts.intervals import Clusters, Interval, ratio_interval
 from sparselens.prompts.metrics import Metric
 from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.training.evaluation import evaluating
@@ -53,13 +53,13 @@ class Faithfulness:
         """Ratio of the means over prompts."""
         return float((self.circuit - self.ablated).mean() / (self.clean - self.ablated).mean())
 
-    def interval(self, level: float = 0.95) -> Interval:
+    def interval(self, level: float = 0.95, clusters: Clusters = None) -> Interval:
         """Ratio of the means, and how sure it is.
 
         Raises:
             ValueError: on average, nothing is as good as the whole model.
         """
-        return ratio_interval(self.circuit - self.ablated, self.clean - self.ablated, level)
+        return ratio_interval(self.circuit - self.ablated, self.clean - self.ablated, level, clusters=clusters)
 
 
 def faithfulness(

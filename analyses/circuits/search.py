@@ -42,8 +42,14 @@ def faithful_circuit(
         return search(runs, scores, goal, progress)
 
 
-def search(runs: Runs, scores: EdgeScores, goal: float, progress: bool) -> tuple[Circuit, Faithfulness]:
-    """As `faithful_circuit`, where circuits are run already."""
+def search(
+    runs: Runs, scores: EdgeScores, goal: float, progress: bool, kept: dict[int, Faithfulness] | None = None
+) -> tuple[Circuit, Faithfulness]:
+    """As `faithful_circuit`, where circuits are run already.
+
+    Args:
+        kept: is given what was found for every number of edges that was tried, and for twice the number in the end
+    """
     total, n_prompts = scores.graph.n_edges, len(runs.clean)
     most = 2 * math.ceil(math.log2(total)) + 1  # circuits to try
     options: dict[str, Any] = {"unit": "run", "delay": DELAY, "dynamic_ncols": True}
@@ -53,6 +59,8 @@ def search(runs: Runs, scores: EdgeScores, goal: float, progress: bool) -> tuple
             circuit = scores.top(n)
             (found,) = runs.alone([circuit], bar=bar)
             bar.set_postfix_str(f"{n} edges: {found.mean:.2f}", refresh=False)
+            if kept is not None:
+                kept[len(circuit)] = found
             return circuit, found
 
         too_few, enough = 0, 1
@@ -67,4 +75,7 @@ def search(runs: Runs, scores: EdgeScores, goal: float, progress: bool) -> tuple
                 enough, best = len(between[0]), between
             else:
                 too_few = len(between[0])
+        if kept is not None and 2 * len(best[0]) not in kept and len(best[0]) < total:
+            bar.total = bar.n + n_prompts
+            tried(min(2 * len(best[0]), total))
         return best

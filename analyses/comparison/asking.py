@@ -13,7 +13,7 @@ from sparselens.analyses.attribution.attention_edges import attention_edges
 from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.attribution.edges import attribute_edges
 from sparselens.analyses.circuits.baselines import random_circuit
-from sparselens.analyses.circuits.faithfulness import running_circuits
+from sparselens.analyses.circuits.faithfulness import Curve, Faithfulness, running_circuits
 from sparselens.analyses.circuits.search import search
 from sparselens.analyses.comparison.files import Parts
 from sparselens.analyses.comparison.results import SIDES, CircuitRuns, KeptComponents
@@ -126,7 +126,9 @@ def run_circuits(model: Any, own: EdgeScores, other: EdgeScores, pairs: Tokenize
     mine = own.smallest(asked.share)
     circuits = [mine, other.smallest(asked.share), random_circuit(own.graph, len(mine), asked.seed)]
     with running_circuits(model, own.graph, pairs, asked.metric, asked.ablation, asked.memory) as runs:
-        found, kept = search(runs, own, asked.goal, asked.progress)
+        sizes = dict[int, Faithfulness]()
+        found, kept = search(runs, own, asked.goal, asked.progress, sizes)
         alone, transferred, random = runs.alone(circuits, asked.progress)
     reached = len(found) if kept.mean >= asked.goal else None
-    return CircuitRuns(alone, transferred, random, kept, reached)
+    tried = Curve(tuple(sorted(sizes)), own.graph.n_edges, tuple(sizes[size] for size in sorted(sizes)))
+    return CircuitRuns(alone, transferred, random, kept, reached, tried)

@@ -188,7 +188,10 @@ def _solved(dense: Any, sparse: Any, pairs: TokenizedPairs, all_pairs: bool) -> 
         )
     n_right, n_wrong = ((ids != NO_ANSWER).sum(-1).double() for ids in (pairs.answers, pairs.wrong_answers))
     chance = float((n_right / (n_right + n_wrong)).mean())
-    return Solved(right, by_sparse, torch.ones_like(both) if all_pairs else both, chance)
+    clusters = pairs.clusters()
+    first = {label: number for number, label in reversed(list(enumerate(clusters)))}
+    prompt = torch.tensor([first[label] for label in clusters])
+    return Solved(right, by_sparse, torch.ones_like(both) if all_pairs else both, chance, prompt)
 
 
 def _correct(model: Any, pairs: TokenizedPairs) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from sparselens.analyses.attribution.attention_edges import AttentionEdges
 from sparselens.analyses.attribution.edge_scores import EdgeScores
-from sparselens.analyses.circuits.faithfulness import Faithfulness
+from sparselens.analyses.circuits.faithfulness import Curve, Faithfulness
 from sparselens.analyses.comparison.results import (
     SIDES,
     About,
@@ -44,7 +44,7 @@ KINDS: dict[str, type] = {
     "edges": EdgeScores,
     "circuits": CircuitRuns,
 }
-INSIDE = (Block, Faithfulness, Graph, Kept, LossPoint)
+INSIDE = (Block, Curve, Faithfulness, Graph, Kept, LossPoint)
 CARD = "comparison.json"
 
 Part = TypeVar("Part")

@@ -6,10 +6,9 @@ from typing import Any
 from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.comparison.results import Prompt, Solved
 from sparselens.gates.surgery import is_sparse
-from sparselens.prompts.intervals import mean_interval
+from sparselens.prompts.intervals import FEW, mean_interval, proportion_interval
 from sparselens.prompts.tokenized import TokenizedPairs
 
-FEW = 20  # pairs
 SHOWN = 4  # prompts whose attention is kept
 
 
@@ -41,14 +40,20 @@ def notes_on(
         notes.append("The sparse model has no gates.")
     n_asked = int(solved.asked.sum())
     if n_asked < FEW:
-        notes.append(f"Only {n_asked} pairs: intervals are wide, and may be too narrow still.")
+        notes.append(f"Only {n_asked} pairs: intervals are wide, and of skewed values they may be too narrow still.")
+    different = len(solved.clean_prompt[solved.asked].unique())
+    if different < n_asked:
+        notes.append(
+            f"The {n_asked} pairs have {different} different clean prompts, which are what intervals resample."
+        )
     for name, right in (("dense", solved.dense), ("sparse", solved.sparse)):
-        found = mean_interval(right.double())
+        found = proportion_interval(right.double(), clusters=solved.clean_prompt.tolist())
         if not found.low > solved.chance:  # nor where one pair leaves it unknown
             said = f"{found.mean:.0%} of {len(right)} right, chance {solved.chance:.0%}"
             notes.append(f"The {name} model does no better than chance on this task, or not surely so: {said}.")
+    asked = solved.clean_prompt[solved.asked].tolist()
     for name, model in scores.items():
-        if not mean_interval(model.clean - model.corrupted).low > 0:
+        if not mean_interval(model.clean - model.corrupted, clusters=asked).low > 0:
             notes.append(
                 f"In the {name} model clean prompts do not surely score above corrupted ones: shares of the metric and "
                 "faithfulness divide by that gap, and say little."

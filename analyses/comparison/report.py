@@ -27,11 +27,11 @@ CAPTIONS = {
 }
 WIDE = ("fig1_tokens", "fig2b_patterns", "fig3_kept", "fig3_kept_with_mlps", "fig4b_circuits")
 READING = (
-    "In brackets: 95 % bootstrap intervals over prompts, which are the same for both models. Faithfulness: "
-    "(metric of the circuit - metric of nothing) / (metric of the model - metric of nothing); random edges are "
-    "one draw. A share of attribution depends on scores alone; what a circuit does is told by its faithfulness, "
-    "so both are printed. Heads for 90 %: from how many on the mean over prompts stays above it, whether each "
-    "prompt has its own best heads or all have the same. Heads count as of a kind when at least 0.4 of their "
+    "In brackets: 95 % intervals over different clean prompts (Wilson's of shares, else bootstrap), which are the same "
+    "for both models. Faithfulness: (metric of the circuit - metric of nothing) / (metric of the model - metric of "
+    "nothing); random edges are one draw. A share of attribution depends on scores alone; what a circuit does is told "
+    "by its faithfulness, so both are printed. Heads for 90 %: from how many on the mean over prompts stays above it, "
+    "whether each prompt has its own best heads or all have the same. Heads count as of a kind when at least 0.4 of their "
     "attention on repeated random tokens is where that kind looks."
 )
 
@@ -61,10 +61,11 @@ def report_page(comparison: Comparison) -> str:
 def _description(comparison: Comparison) -> str:
     solved, about = comparison.solved, comparison.about
     asked = int(solved.asked.sum())
+    different = len(solved.clean_prompt[solved.asked].unique())
     chosen = "all" if asked == len(solved.asked) else "those that both models get right"
     return (
-        f"{asked} of {len(solved.asked)} prompt pairs ({chosen}), {about.metric.replace('_', ' ')}, "
-        f"{about.method} edge attribution, {about.ablation} ablation."
+        f"{asked} of {len(solved.asked)} prompt pairs ({chosen}), {different} clean prompts, "
+        f"{about.metric.replace('_', ' ')}, {about.method} edge attribution, {about.ablation} ablation."
     )
 
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparselens.analyses.attribution.attention_edges import AttentionEdges
 from sparselens.analyses.attribution.edge_scores import EdgeScores
-from sparselens.analyses.circuits.faithfulness import Faithfulness
+from sparselens.analyses.circuits.edges_for_goal import edges_for_goal, edges_reached
+from sparselens.analyses.circuits.faithfulness import Curve, Faithfulness
 from sparselens.analyses.circuits.stability import ShareCurves, Stability, edges_needed, share_curves, stability
 from sparselens.analyses.patching.activation_patching import Patched
 from sparselens.analyses.patching.top_components import Kept
@@ -64,6 +65,7 @@ class Solved:
     sparse: Bool[Tensor, " drawn"]
     asked: Bool[Tensor, " drawn"]  # those that everything else is about
     chance: float  # accuracy of guessing
+    clean_prompt: Int[Tensor, " drawn"]  # its number: equal for pairs that ask the same clean prompt
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +102,7 @@ class CircuitRuns:
     random: Faithfulness  # as many edges as in `own`, drawn from all alike
     faithful: Faithfulness  # the smallest circuit found to reach the goal
     faithful_edges: int | None  # None: not even all edges reach it, or nothing is as good as the model
+    tried: Curve  # all circuits that the search for it has run
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +127,19 @@ class Comparison:
     loss: LossPoints
     dense: Answers
     sparse: Answers
+
+    @property
+    def clusters(self) -> list[int]:
+        """The clean prompt of every pair that everything is about: in intervals, equal ones are one observation."""
+        return self.solved.clean_prompt[self.solved.asked].tolist()
+
+    def edges_for_goal(self, side: str) -> Interval | None:
+        """Edges of the smallest circuit that is as faithful as `about.goal`; None if none is.
+
+        Raises:
+            ValueError: nothing is as good as the whole model, at least in one resample of the prompts.
+        """
+        return edges_for_goal(self._side(side).circuits.tried, self.about.goal, clusters=self.clusters)
 
     def circuit(self, side: str) -> Circuit:
         """The circuit of the paper's rule in one of the two models."""
@@ -156,7 +172,7 @@ class Comparison:
 
     def fewer_edges(self) -> Interval:
         """Mean edges that a prompt needs, dense / sparse (Fig. 4a, solid)."""
-        return ratio_interval(self._needed("dense"), self._needed("sparse"))
+        return ratio_interval(self._needed("dense"), self._needed("sparse"), clusters=self.clusters)
 
     def fewer_edges_of_mean(self) -> Interval:
         """Edges that the mean scores need, dense / sparse (Fig. 4a, dotted)."""
@@ -174,6 +190,16 @@ class Comparison:
         if any(k is None or k.smallest(goal) is None for k in kept):
             return None
         return self._ratio(lambda side, weights: _counts(getattr(side.kept, part), goal, weights))
+
+    def fewer_edges_for_goal(self) -> Interval | None:
+        """Edges of the smallest circuits that are as faithful as `about.goal`, dense / sparse; None if one has none.
+
+        Raises:
+            ValueError: the ratio is not finite, at least in one resample of the prompts.
+        """
+        if None in (self.dense.circuits.faithful_edges, self.sparse.circuits.faithful_edges):
+            return None
+        return self._ratio(lambda side, weights: edges_reached(side.circuits.tried, self.about.goal, weights))
 
     # -- out
 
@@ -258,7 +284,7 @@ class Comparison:
             with np.errstate(divide="ignore", invalid="ignore"):  # refused as not finite
                 return size(self.dense, weights) / size(self.sparse, weights)
 
-        return bootstrap_interval(ratio, len(self.dense.edges.clean))
+        return bootstrap_interval(ratio, len(self.dense.edges.clean), clusters=self.clusters)
 
 
 Weights = Float[np.ndarray, "resample prompt"]

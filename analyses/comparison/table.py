@@ -13,7 +13,7 @@ from typing import Any
 
 from sparselens.analyses.comparison.results import SIDES, Answers, Comparison
 from sparselens.analyses.patching.top_components import Kept
-from sparselens.prompts.intervals import Interval, mean_interval
+from sparselens.prompts.intervals import Interval, mean_interval, proportion_interval
 
 GOAL = 0.9  # of the metric that kept components keep
 LABELLED = 0.4  # a head whose score is at least so high counts as of its kind
@@ -44,13 +44,17 @@ def rows_of(comparison: Comparison) -> list[Row]:
 def _behaviour(comparison: Comparison) -> list[Row]:
     solved, about = comparison.solved, comparison.about
     points = (comparison.loss.named("dense"), comparison.loss.named("sparse"))
-    right = mean_interval(solved.dense.double()), mean_interval(solved.sparse.double())
+    drawn = solved.clean_prompt.tolist()
+    right = tuple(proportion_interval(who.double(), clusters=drawn) for who in (solved.dense, solved.sparse))
     shares = points[0].share_of_visible_pairs, points[1].share_of_visible_pairs
     all_pairs = points[0].share_of_all_pairs, points[1].share_of_all_pairs
     per_query = points[0].edges_per_query_per_head, points[1].edges_per_query_per_head
+    mean_of = partial(
+        proportion_interval if about.metric == "accuracy" else mean_interval, clusters=comparison.clusters
+    )
     rows = [
-        Row("Model", "accuracy", right, percent=True),
-        Row("Model", about.metric.replace("_", " "), _both(comparison, lambda model: mean_interval(model.edges.clean))),
+        Row("Model", "accuracy", (right[0], right[1]), percent=True),
+        Row("Model", about.metric.replace("_", " "), _both(comparison, lambda model: mean_of(model.edges.clean))),
         Row("Model", f"loss of {about.loss}, nats", (points[0].interval(), points[1].interval()), digits=4),
         Row("Model", "open edges, of visible pairs", shares, _times(shares), percent=True),
         Row("Model", "open edges, of all pairs", all_pairs, percent=True),
@@ -82,23 +86,28 @@ def _edges(comparison: Comparison) -> list[Row]:
     about, share = comparison.about, percent(comparison.about.share)
     sizes = float(len(comparison.circuit("dense"))), float(len(comparison.circuit("sparse")))
     stable = comparison.stability("dense"), comparison.stability("sparse")
-    needed = stable[0].size_interval(), stable[1].size_interval()
+    needed = tuple(mean_interval(found.sizes.double(), clusters=comparison.clusters) for found in stable)
     overlaps = stable[0].mean_overlap, stable[1].mean_overlap
-    faithful = _both(comparison, lambda model: _edges_or_never(model.circuits.faithful_edges))
+    faithful = _edges_for_goal(comparison, "dense"), _edges_for_goal(comparison, "sparse")
     alike, ranked, shared = comparison.overlap, comparison.rank_correlation, float(comparison.shared_edges)
 
     def alone(which: str) -> Values:
-        return _both(comparison, lambda model: known(getattr(model.circuits, which).interval))
+        return _both(
+            comparison,
+            lambda model: known(partial(getattr(model.circuits, which).interval, clusters=comparison.clusters)),
+        )
 
     fewer, fewer_of_mean = known(comparison.fewer_edges), known(comparison.fewer_edges_of_mean)
     return [
-        Row("Edges", f"edges for {share} of attribution, per prompt", needed, fewer),
+        Row("Edges", f"edges for {share} of attribution, per prompt", (needed[0], needed[1]), fewer),
         Row("Edges", f"edges for {share} of attribution, mean scores", sizes, fewer_of_mean),
         Row("Edges", "overlap of two prompts (Jaccard)", overlaps),
         Row("Circuit", f"faithfulness, {share} circuit", alone("own")),
         Row("Circuit", "faithfulness, other model's circuit", alone("other")),
         Row("Circuit", "faithfulness, as many random edges", alone("random")),
-        Row("Circuit", f"edges for {percent(about.goal)} faithfulness", faithful, _times(faithful)),
+        Row(
+            "Circuit", f"edges for {percent(about.goal)} faithfulness", faithful, known(comparison.fewer_edges_for_goal)
+        ),
         Row("Circuit", "its faithfulness", alone("faithful")),
         Row("Circuit", f"edges in the {share} circuits of both", (shared, shared)),
         Row("Circuit", "overlap of the two models (Jaccard)", (alike, alike)),
@@ -118,8 +127,10 @@ def _both(comparison: Comparison, ask: Callable[[Answers], Value]) -> Values:
     return ask(comparison.dense), ask(comparison.sparse)
 
 
-def _edges_or_never(edges: int | None) -> float:
-    return NEVER if edges is None else float(edges)
+def _edges_for_goal(comparison: Comparison, side: str) -> Value:
+    edges = getattr(comparison, side).circuits.faithful_edges
+    found = None if edges is None else known(partial(comparison.edges_for_goal, side))
+    return NEVER if edges is None else found or float(edges)
 
 
 def known(ratio: Callable[[], Interval | None]) -> Interval | None:

@@ -31,6 +31,8 @@ class ListByDefault(TyperGroup):
 
 app = typer.Typer(help="What models are asked to do: list tasks, show, export, evaluate.", cls=ListByDefault)
 
+MANY = 2000  # clean prompts, to which they are counted
+
 Name = Annotated[str, typer.Argument(help="The task, as `sparselens tasks` lists it.")]
 Seed = Annotated[int, typer.Option(help="Of the choices.")]
 Corruption = Annotated[str | None, typer.Option(help="What the corrupted prompt changes. Default: the task's first.")]
@@ -69,10 +71,13 @@ def show(
     whole = find_task(name)
     task = _fitted(whole, tokenizer)
     pairs = task.pairs(n, seed, corruption)
-    print_table(f"{name}: {task.description}", ("", ""), [*_about_rows(task), *_words_left(whole, task)])
+    there = task.count_prompts(corruption, MANY)
+    counted = ("clean prompts", f"more than {MANY:,}" if there == MANY else f"{there:,}")
+    print_table(f"{name}: {task.description}", ("", ""), [*_about_rows(task), counted, *_words_left(whole, task)])
     for number, pair in enumerate(pairs, 1):
         print_table(f"pair {number}", ("", ""), _pair_rows(pair, task))
-    finish({"task": _about(task), "pairs": [_record(pair) for pair in pairs]}, json, out and out / f"{name}.json")
+    about = _about(task) | {"clean_prompts": there, "clean_prompts_counted_to": MANY}
+    finish({"task": about, "pairs": [_record(pair) for pair in pairs]}, json, out and out / f"{name}.json")
 
 
 @app.command()
@@ -106,8 +111,11 @@ def export(
     write_pairs(pairs, file, format, tokenizer=reader, hard=hard, name=title)
     rows: list[tuple[object, ...]] = [(f"{len(pairs)} pairs of {name}, {chosen}", file)]
     rows += [(f"{n} asked for", "no more found")] if len(pairs) < n else []
+    different = len({pair.clean for pair in pairs})
+    rows += [("different clean prompts", different)] if different < len(pairs) else []
     print_table("Written", ("what", "where"), rows)
-    finish({"file": str(file), "pairs": len(pairs), "asked": n, "corruption": chosen}, json)
+    counts = {"pairs": len(pairs), "clean_prompts": different, "asked": n}
+    finish({"file": str(file), **counts, "corruption": chosen}, json)
 
 
 @app.command()
@@ -118,10 +126,16 @@ def evaluate(
     seed: Seed = 0,
     corruption: Corruption = None,
     batch_size: Annotated[int, typer.Option(help="Prompts that the model reads at once.")] = 64,
+    cluster_by: Annotated[
+        str, typer.Option(help="Pairs that count as one observation: with the same clean prompt, or the same answer.")
+    ] = "prompt",
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Tell which tasks a model can do: accuracy and metric, with 95 % bootstrap intervals.
+    """Tell which tasks a model can do: accuracy and metric, with 95 % intervals.
+
+    Accuracies have Wilson's interval, metrics that of the studentized bootstrap; both count pairs with the same clean
+    prompt (or, on request, the same answer) as one observation.
 
     Example: `sparselens tasks evaluate --model stories260k --task ioi`
     """
@@ -135,18 +149,20 @@ def evaluate(
     for item in chosen:
         try:
             there = len(item.fitted(opened.tokenizer).at_most(n, seed, corruption))
-            found = run(opened, item, there or n, seed, corruption=corruption, batch_size=batch_size)
-            table[item.name] = _summary(found)
+            options: dict[str, Any] = {"corruption": corruption, "batch_size": batch_size, "cluster_by": cluster_by}
+            table[item.name] = _summary(run(opened, item, there or n, seed, **options))
         except ValueError as error:
             table[item.name] = {"refused": str(error)}
             refused.append((item.name, str(error)))
-    columns = ("task", "pairs", "accuracy, %", "chance", "metric")
+    columns = ("task", "pairs", "prompts", "accuracy, %", "chance", "metric")
     if len(refused) == len(chosen):
         raise ValueError("none of the tasks can be asked: " + "; ".join(why for _, why in refused[:3]))
-    print_table(f"{model}: means with 95 % bootstrap intervals", columns, _result_rows(table))
+    print_table(f"{model}: means with 95 % intervals, clustered by {cluster_by}", columns, _result_rows(table))
+    if cautions := [(name, row["caution"]) for name, row in table.items() if row.get("caution")]:
+        print_table("Intervals", ("task", "mind"), cautions)
     if refused:
         print_table("Not asked", ("task", "why"), refused)
-    finish({"model": model, "seed": seed, "tasks": table}, json, out and out / "tasks.json")
+    finish({"model": model, "seed": seed, "cluster_by": cluster_by, "tasks": table}, json, out and out / "tasks.json")
 
 
 def _fitted(task: "Task", tokenizer: str | None) -> "Task":
@@ -222,12 +238,14 @@ def _summary(found: "Capability") -> dict[str, Any]:
     accuracy, metric = found.accuracy, found.metric
     return {
         "pairs": accuracy.n,
+        "distinct_prompts": found.distinct_prompts,
         "accuracy": accuracy.mean,
         "accuracy_interval": _ends(accuracy),
         "chance": found.chance,
         "metric": found.metric_name,
         "mean": metric.mean,
         "interval": _ends(metric),
+        "caution": metric.caution,
     }
 
 
@@ -241,6 +259,7 @@ def _result_rows(table: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
         (
             name,
             str(row["pairs"]),
+            str(row["distinct_prompts"]),
             _mean(100 * row["accuracy"], [None if end is None else 100 * end for end in row["accuracy_interval"]], 1),
             f"{100 * row['chance']:.0f}",
             _mean(row["mean"], row["interval"], 2),

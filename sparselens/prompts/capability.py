@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sparselens.prompts.intervals import Interval, mean_interval
+from sparselens.prompts.intervals import Interval, mean_interval, proportion_interval
 from sparselens.prompts.metrics import accuracy, find_metric
 from sparselens.prompts.pairs import PromptPair
 from sparselens.prompts.runs import answer_logits
-from sparselens.prompts.tokenized import NO_ANSWER, TokenizedPairs
+from sparselens.prompts.tokenized import CLUSTER_BY, NO_ANSWER, TokenizedPairs
 
 if TYPE_CHECKING:
     from sparselens.prompts.task import Task
@@ -26,16 +26,24 @@ class Capability:
     correct: Bool[Tensor, " batch"]  # does the right answer beat the wrong ones?
     values: Float[Tensor, " batch"]  # the metric, per prompt
     chance: float  # accuracy of guessing
+    cluster_by: str = "prompt"  # which pairs count as one observation in the intervals (`TokenizedPairs.clusters`)
 
     @property
     def accuracy(self) -> Interval:
-        """Share of the prompts that the model gets right, with its 95 % bootstrap interval."""
-        return mean_interval(self.correct.double())
+        """Share of the prompts that the model gets right, with its 95 % interval: Wilson's, by clusters."""
+        return proportion_interval(self.correct.double(), clusters=self.pairs.clusters(self.cluster_by))
 
     @property
     def metric(self) -> Interval:
-        """Mean of the metric, with its 95 % bootstrap interval."""
-        return mean_interval(self.values)
+        """Mean of the metric, with its 95 % interval: the studentized bootstrap of clusters."""
+        if self.metric_name == "accuracy":
+            return self.accuracy
+        return mean_interval(self.values, clusters=self.pairs.clusters(self.cluster_by))
+
+    @property
+    def distinct_prompts(self) -> int:
+        """How many different clean prompts the model has read."""
+        return len(set(self.pairs.clusters()))
 
     @property
     def failures(self) -> tuple[PromptPair, ...]:
@@ -56,6 +64,7 @@ def evaluate(
     bos: bool | None = None,
     batch_size: int = 64,
     progress: bool = True,
+    cluster_by: str = "prompt",
 ) -> Capability:
     """Run a model, dense or sparse, on n clean prompts of a task in evaluation mode.
 
@@ -63,12 +72,15 @@ def evaluate(
         metric: name in `sparselens.prompts.metrics`. Default: the task's
         tokenizer: default: the model's own (`model.tokenizer`)
         bos: put the tokenizer's BOS first. Default: as the tokenizer itself does; a TransformerBridge has set it to
+        cluster_by: which pairs count as one observation: those with the same clean "prompt", or the same "answer"
 
     Raises:
         ValueError: there is no tokenizer, or the task does not fit it (see `Task.tokenize`).
     """
     if metric == "kl_divergence":
         raise ValueError("kl_divergence compares two runs, and only the clean prompts are run here: ask another metric")
+    if cluster_by not in CLUSTER_BY:
+        raise ValueError(f"cluster_by={cluster_by!r}: want {' or '.join(CLUSTER_BY)}")
     tokenizer = tokenizer or getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise ValueError(f"this {type(model).__name__} has no tokenizer: pass tokenizer=...")
@@ -78,7 +90,7 @@ def evaluate(
     at_end = answer_logits(model, pairs, batch_size=batch_size, progress=task.name if progress else None).cpu()
     only_end = TokenizedPairs(pairs.clean[:, -1:], pairs.corrupted[:, -1:], pairs.answer, pairs.wrong_answer)
     correct, values = (question(at_end[:, None], only_end) for question in (accuracy, measure))
-    return Capability(task.name, name, pairs, correct.bool(), values, _chance(pairs))
+    return Capability(task.name, name, pairs, correct.bool(), values, _chance(pairs), cluster_by)
 
 
 def _chance(pairs: TokenizedPairs) -> float:

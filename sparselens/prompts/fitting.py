@@ -117,12 +117,16 @@ class Fit:
         return {name: self._place(name, text, span, encoding) for name, span in positions.items()}
 
     def _place(self, name: str, text: str, span: Span, encoding: Any) -> int:
-        """The token that ends a position. It may begin with the space before the word, but with no other word."""
+        """The token that ends a position. It may begin with the space before the word, but with no other word.
+
+        Only the prompt's last character, from which the answer is read, may end a longer token.
+        """
         token = encoding.char_to_token(span[1] - 1)
         if token is None:
             raise MisfitError(f"position {name!r} lies on no token")
         start, end = encoding.offsets[token]
-        if name != "END" and (end > span[1] or text[start : span[0]].strip()):
+        last = name == "END" and span[1] == len(text)  # of the last token, any part
+        if not last and (end > span[1] or text[start : span[0]].strip()):
             raise MisfitError(f"position {name!r} lies inside a longer token")
         return len(self._first) + token
 

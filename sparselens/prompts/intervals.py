@@ -1,7 +1,13 @@
-"""How sure a mean over prompts is: standard error and percentile bootstrap (Efron & Tibshirani 1993, chapter 13)."""
+"""How sure a number over prompts is: 95 % intervals for proportions, means, ratios of means and any other statistic.
+
+Proportions: Wilson's interval. Means and ratios: the studentized bootstrap. Other statistics: BCa, by scipy.
+Prompts that were asked more than once, or that share an answer, are no independent draws: with `clusters` whole groups
+of prompts are resampled together. By default a task's pairs are grouped by clean prompt (`TokenizedPairs.clusters`).
+"""
 
 import math
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,14 +15,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 RESAMPLES = 2000
+FEW, SKEWED = 30, 1.5  # below so many groups of prompts, means of values this skewed are covered too seldom
 _AT_ONCE = 2**22  # numbers in memory
+
+Clusters = Sequence[Hashable] | None  # a label a prompt: equal ones are resampled together. None: each by itself
 
 
 @dataclass(frozen=True)
 class Interval:
     """A mean over prompts with the interval that holds it with probability `level`.
 
-    Of a single prompt, ends and standard error are NaN.
+    Of a single group of prompts, ends and standard error are NaN.
     """
 
     mean: float
@@ -25,28 +34,74 @@ class Interval:
     standard_error: float
     n: int  # prompts
     level: float = 0.95
+    groups: int = 0  # of prompts that were resampled together; 0: as many as prompts
+    caution: str = ""  # why the interval may be too narrow
+
+    @property
+    def distinct(self) -> int:
+        """How many independent observations there are: groups of prompts."""
+        return self.groups or self.n
 
     def __str__(self) -> str:
         known = math.isfinite(self.low) and math.isfinite(self.high)
         return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]" if known else f"{self.mean:.3g}"
 
 
-def mean_interval(values: Tensor | Sequence[float], level: float = 0.95, seed: int = 0) -> Interval:
-    """Mean of per-prompt values with its bootstrap interval. The same seed gives the same interval.
+def proportion_interval(
+    right: Tensor | Sequence[bool] | Sequence[float], level: float = 0.95, clusters: Clusters = None
+) -> Interval:
+    """Share of prompts for which something holds, with Wilson's interval: never empty, and always between 0 and 1.
+
+    Of n prompts in G clusters it is Wilson's interval (Wilson 1927, JASA 22:209) for the effective sample size
+        n / deff * (t(n - 1) / t(G - 1))^2
+    of Korn & Graubard (1998, Survey Methodology 24:193): deff, at least 1, is the jackknife's variance of the share
+    over clusters, divided by that of independent prompts, and t are quantiles of Student's distribution. Franco et al.
+    (2019, J. Surv. Stat. Methodol. 7:334) recommend it. When every prompt is a cluster it is Wilson's own. Where all
+    prompts are alike, and deff is 0 / 0, clusters count as if all of their prompts said the same.
 
     Raises:
-        ValueError: there is no value, one is not finite, or `level` is not between 0 and 1.
+        ValueError: a value is neither 0 nor 1, or as `mean_interval`.
+    """
+    numbers = _numbers(right)
+    _refuse_level(level)
+    if not np.isin(numbers, (0, 1)).all():
+        raise ValueError(f"a proportion is of values 0 and 1, not {numbers[~np.isin(numbers, (0, 1))][0]}")
+    sums, sizes = _grouped(numbers, clusters), _grouped(np.ones_like(numbers), clusters)
+    n, groups, share = len(numbers), len(sizes), float(numbers.mean())
+    if groups == 1 < n:
+        return Interval(share, math.nan, math.nan, math.nan, n, level, groups)
+    effective = _effective_size(sums, sizes, share, level)
+    error = math.sqrt(share * (1 - share) / max(effective - 1, 1)) if n > 1 else math.nan
+    low, high = _wilson(share, effective, level)
+    return Interval(share, low, high, error, n, level, groups)
+
+
+def mean_interval(
+    values: Tensor | Sequence[float], level: float = 0.95, seed: int = 0, clusters: Clusters = None
+) -> Interval:
+    """Mean of per-prompt values with its studentized bootstrap interval. The same seed gives the same interval.
+
+    The bootstrap-t of Efron & Tibshirani (1993, chapter 12.5), which follows skewed values as the percentile interval
+    does not: of 20 exponential values it holds the mean 94 to 96 times in a hundred, the percentile interval 90. Where
+    resamples have no spread, since most values are equal, it is BCa. For shares use `proportion_interval`.
+
+    Raises:
+        ValueError: there is no value, one is not finite, `level` is not between 0 and 1, or there is not one cluster
+            for each value.
     """
     numbers = _numbers(values)
-    means = _resampled_means(numbers[None], seed)[0]
-    error = float(numbers.std(ddof=1) / math.sqrt(len(numbers))) if len(numbers) > 1 else math.nan
-    return _interval(float(numbers.mean()), means, error, len(numbers), level)
+    sums, sizes = _grouped(numbers, clusters), _grouped(np.ones_like(numbers), clusters)
+    return _studentized(sums, sizes, len(numbers), level, seed)
 
 
 def ratio_interval(
-    numerator: Tensor | Sequence[float], denominator: Tensor | Sequence[float], level: float = 0.95, seed: int = 0
+    numerator: Tensor | Sequence[float],
+    denominator: Tensor | Sequence[float],
+    level: float = 0.95,
+    seed: int = 0,
+    clusters: Clusters = None,
 ) -> Interval:
-    """Ratio of two means over the same prompts: both are resampled together. Its standard error is the bootstrap's.
+    """Ratio of two means over the same prompts, as `mean_interval`: both are resampled together.
 
     Where resampled denominators are not all of one sign the ratio could be anything: ends and error are NaN.
 
@@ -56,12 +111,9 @@ def ratio_interval(
     above, below = _numbers(numerator), _numbers(denominator)
     if len(above) != len(below):
         raise ValueError(f"{len(above)} and {len(below)} values are not of the same prompts")
-    tops, bottoms = _resampled_means(np.stack([above, below]), seed)
     if not below.mean():
         raise ValueError("the denominator's mean is zero: the ratio says nothing")
-    one_sign = (bottoms > 0).all() or (bottoms < 0).all()
-    ratios = tops / bottoms if one_sign else np.full_like(tops, np.nan)
-    return _interval(float(above.mean() / below.mean()), ratios, float(ratios.std(ddof=1)), len(above), level)
+    return _studentized(_grouped(above, clusters), _grouped(below, clusters), len(above), level, seed)
 
 
 def bootstrap_interval(
@@ -70,19 +122,138 @@ def bootstrap_interval(
     level: float = 0.95,
     seed: int = 0,
     resamples: int = RESAMPLES,
+    clusters: Clusters = None,
 ) -> Interval:
-    """Of any statistic of n prompts, given as a function of weights that add up to one: 1/n each, or a resample's.
+    """Of any statistic of n prompts, given as a function of weights that add up to one: BCa, by scipy.stats.bootstrap.
 
     Raises:
         ValueError: the statistic is not finite, or `level` is not between 0 and 1.
     """
     if n < 1:
         raise ValueError(f"want at least one prompt, not {n}")
+    _refuse_level(level)
+    groups = _numbered(clusters, n)
+    sizes = np.bincount(groups)
     value = float(statistic(np.full((1, n), 1 / n))[0])
-    drawn = statistic(np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples) / n)
-    if not np.isfinite([value, *drawn]).all():
+
+    def of_groups(chosen: np.ndarray, axis: int = -1) -> np.ndarray:  # noqa: ARG001 - scipy names it
+        rows = chosen.reshape(-1, chosen.shape[-1]).astype(int)
+        times = np.stack([np.bincount(row, minlength=len(sizes)) for row in rows])
+        weights = times[:, groups] / (times @ sizes)[:, None]
+        return statistic(weights).reshape(chosen.shape[:-1])
+
+    if len(sizes) == 1:
+        return _alone(value, n, level)
+    samples, ends = _bca(of_groups, (np.arange(len(sizes)),), level, seed, resamples)
+    if not np.isfinite([value, *samples]).all():
         raise ValueError("the statistic is not finite, at least in one resample")
-    return _interval(value, drawn, float(drawn.std(ddof=1)), n, level)
+    return Interval(value, *ends, float(samples.std(ddof=1)), n, level, len(sizes))
+
+
+# -- proportions
+
+
+def _effective_size(sums: np.ndarray, sizes: np.ndarray, share: float, level: float) -> float:
+    from scipy import stats
+
+    n, groups = float(sizes.sum()), len(sizes)
+    if n == 1:
+        return 1.0
+    if 0 < share < 1:
+        between = (groups - 1) / groups * (((sums - share * sizes) / (n - sizes)) ** 2).sum()
+        inflation = max(1.0, between * (n - 1) / (share * (1 - share)))
+    else:
+        inflation = float((sizes**2).sum()) / n
+    wider, wide = stats.t.ppf((1 + level) / 2, [groups - 1, n - 1])
+    return n / inflation * float(wide / wider) ** 2
+
+
+def _wilson(share: float, n: float, level: float) -> tuple[float, float]:
+    from statistics import NormalDist
+
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half) if share else 0.0, min(1.0, middle + half) if share < 1 else 1.0
+
+
+# -- means and ratios
+
+
+def _studentized(tops: np.ndarray, bottoms: np.ndarray, n: int, level: float, seed: int) -> Interval:
+    """Ratio of two sums over groups of prompts; a mean is one whose denominators are the sizes of the groups."""
+    _refuse_level(level)
+    value, error = (float(x[0]) for x in _ratio_and_error(tops[None], bottoms[None]))
+    if len(tops) == 1:
+        return _alone(value, n, level)
+    ratios, errors, one_sign = _resampled(tops, bottoms, seed)
+    if not one_sign:
+        return Interval(value, math.nan, math.nan, math.nan, n, level, len(tops))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.nan_to_num((ratios - value) / errors, nan=0.0, posinf=np.inf, neginf=-np.inf)
+    low, high = np.quantile(t, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
+    ends = value - high * error, value - low * error
+    if not np.isfinite([low, high]).all():
+        _, ends = _bca(lambda a, b, axis: a.sum(axis) / b.sum(axis), (tops, bottoms), level, seed, RESAMPLES)
+    return Interval(value, float(ends[0]), float(ends[1]), error, n, level, len(tops), _caution(tops, bottoms, value))
+
+
+def _ratio_and_error(tops: np.ndarray, bottoms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of every row, with the jackknife's standard error: by how much the ratio changes without each group."""
+    n, below = tops.shape[1], bottoms.sum(-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = tops.sum(-1) / below
+        changes = (tops - ratios[:, None] * bottoms) / (below[:, None] - bottoms)
+        return ratios, np.sqrt((changes**2).sum(-1) * (n - 1) / n)
+
+
+def _resampled(tops: np.ndarray, bottoms: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Ratio and standard error of RESAMPLES draws of groups, and whether all denominators have one sign."""
+    generator, n = np.random.default_rng(seed), len(tops)
+    per_chunk = max(1, _AT_ONCE // n)
+    ratios, errors, signs = list[np.ndarray](), list[np.ndarray](), set[float]()
+    for start in range(0, RESAMPLES, per_chunk):
+        chosen = generator.integers(n, size=(min(per_chunk, RESAMPLES - start), n))
+        ratio, error = _ratio_and_error(tops[chosen], bottoms[chosen])
+        ratios.append(ratio)
+        errors.append(error)
+        signs |= set(np.sign(bottoms[chosen].sum(-1)).tolist())
+    return np.concatenate(ratios), np.concatenate(errors), signs in ({1.0}, {-1.0})
+
+
+def _caution(tops: np.ndarray, bottoms: np.ndarray, value: float) -> str:
+    left = tops - value * bottoms
+    spread = left.std()
+    skew = 0.0 if spread == 0 else float(((left - left.mean()) ** 3).mean() / spread**3)
+    if len(tops) >= FEW or abs(skew) <= SKEWED:
+        return ""
+    return f"{len(tops)} prompts with skewed values: the interval may be too narrow, want {FEW} or more"
+
+
+# -- what they share
+
+
+def _bca(
+    statistic: Callable[..., np.ndarray], data: tuple[np.ndarray, ...], level: float, seed: int, resamples: int
+) -> tuple[np.ndarray, tuple[float, float]]:
+    """All resampled values, and the ends of the BCa interval: the percentile one where BCa is not defined."""
+    from scipy import stats
+
+    options = {"paired": True, "vectorized": True, "confidence_level": level, "n_resamples": resamples}
+    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
+        warnings.simplefilter("ignore")  # of values that are all equal; they are no mistake here
+        generator, batch = np.random.default_rng(seed), max(1, _AT_ONCE // len(data[0]))
+        found = stats.bootstrap(data, statistic, method="BCa", rng=generator, batch=batch, **options)
+    samples = np.asarray(found.bootstrap_distribution)
+    ends = found.confidence_interval
+    if not np.isfinite(ends).all():
+        ends = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
+    return samples, (float(ends[0]), float(ends[1]))
+
+
+def _alone(value: float, n: int, level: float) -> Interval:
+    """Of a single group: all resamples are alike, which says nothing."""
+    return Interval(value, math.nan, math.nan, math.nan, n, level, 1)
 
 
 def _numbers(values: Tensor | Sequence[float]) -> np.ndarray:
@@ -95,22 +266,21 @@ def _numbers(values: Tensor | Sequence[float]) -> np.ndarray:
     return numbers
 
 
-def _resampled_means(numbers: np.ndarray, seed: int) -> np.ndarray:
-    """Means of RESAMPLES draws with replacement; every row of `numbers` is drawn alike."""
-    generator = np.random.default_rng(seed)
-    n = numbers.shape[1]
-    per_chunk = max(1, _AT_ONCE // n)
-    chunks: list[np.ndarray] = []
-    for start in range(0, RESAMPLES, per_chunk):
-        chosen = generator.integers(n, size=(min(per_chunk, RESAMPLES - start), n))
-        chunks.append(np.stack([row[chosen].mean(-1) for row in numbers]))
-    return np.concatenate(chunks, -1)
+def _grouped(numbers: np.ndarray, clusters: Clusters) -> np.ndarray:
+    """The sum of every group."""
+    return numbers if clusters is None else np.bincount(_numbered(clusters, len(numbers)), numbers)
 
 
-def _interval(value: float, samples: np.ndarray, error: float, n: int, level: float) -> Interval:
+def _numbered(clusters: Clusters, n: int) -> np.ndarray:
+    """The number of every prompt's group, in order of appearance."""
+    if clusters is None:
+        return np.arange(n)
+    if len(clusters) != n:
+        raise ValueError(f"{len(clusters)} clusters for {n} values: want one for each")
+    numbers = dict[Hashable, int]()
+    return np.array([numbers.setdefault(label, len(numbers)) for label in clusters])
+
+
+def _refuse_level(level: float) -> None:
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, not {level}")
-    if n == 1:  # all resamples are alike, which says nothing
-        return Interval(value, math.nan, math.nan, math.nan, n, level)
-    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value, float(low), float(high), error, n, level)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sparselens.prompts.candidates import Candidates
 from sparselens.prompts.draw import Draw
 from sparselens.prompts.fitting import Encoded, Fit, MisfitError
 from sparselens.prompts.pairs import PromptPair
@@ -64,6 +65,8 @@ class Task:
     def pairs(self, n: int, seed: int = 0, corruption: str | None = None) -> list[PromptPair]:
         """N different pairs. The same on every machine; with a smaller n, the first of them.
 
+        No clean prompt comes twice before all have come; a warning says where there are fewer than n.
+
         Raises:
             ValueError: n is not positive, above a million, or larger than the number of different pairs; no such
                 corruption.
@@ -73,6 +76,13 @@ class Task:
     def at_most(self, n: int, seed: int = 0, corruption: str | None = None) -> list[PromptPair]:
         """As `pairs`, but where there are fewer than n, all of them; there may be none that fits the tokenizer."""
         return self._draw(n, seed, corruption).pairs
+
+    def count_prompts(self, corruption: str | None = None, most: int = 2000) -> int:
+        """How many different clean prompts there are; `most` where there are more.
+
+        Past that number pairs only ask them again with other corrupted prompts and wrong answers.
+        """
+        return len(self._draw(most, 0, corruption, repeats=False).pairs)
 
     def dataset(self, n: int, seed: int = 0, corruption: str | None = None) -> "Dataset":
         """The pairs as a Hugging Face dataset with explicit features; its fingerprint names task, version, seed and n.
@@ -187,10 +197,26 @@ class Task:
             warnings.warn(
                 f"{drawn.misfits.total()} records do not fit this tokenizer and are left out: {why}", stacklevel=4
             )
+        self._tell_repeats(drawn.pairs)
         return drawn
 
-    def _draw(self, n: int, seed: int, corruption: str | None) -> "_Drawn":
-        """Up to n different pairs that fit, and why others do not; fewer when no further one turns up."""
+    def _tell_repeats(self, pairs: Sequence[PromptPair]) -> None:
+        """Warn where more pairs were asked for than there are clean prompts; of given pairs the user knows."""
+        different = len({pair.clean for pair in pairs})
+        if different < len(pairs) and self.draw is not _given:
+            here = " with this tokenizer" if self.fit else ""
+            warnings.warn(
+                f"{self.name!r} has {different} different clean prompts{here}: {len(pairs)} pairs ask some of them "
+                "again, with other wrong answers, and tell little more than those",
+                stacklevel=5,
+            )
+
+    def _draw(self, n: int, seed: int, corruption: str | None, repeats: bool = True) -> "_Drawn":
+        """Up to n different pairs that fit, and why others do not; fewer when no further one turns up.
+
+        Args:
+            repeats: let clean prompts come again, with another corrupted prompt, when all have come
+        """
         if not isinstance(n, Integral) or n < 1:
             raise ValueError(f"{n} pairs: want at least 1, a whole number")
         if n > MOST:
@@ -200,27 +226,16 @@ class Task:
             )
         corruption = self.find_corruption(corruption)
         lists = {name: _as_words(entries).entries for name, entries in self.words.items()}
-        random, seen, drawn = Draw(seed), set[Any](), _Drawn([], [], Counter())
+        candidates = Candidates(lambda random: self.draw(random, lists, corruption), seed)
+        drawn, asked = _Drawn([], [], Counter()), min(n, _AT_ONCE)
         while len(drawn.pairs) < n and drawn.misfits.total() <= 2000 + 50 * len(drawn.pairs):
-            fresh = self._fresh(random, lists, corruption, seen, min(n, _AT_ONCE))
-            if not fresh:
-                break
+            fresh = candidates.fresh(asked)
             drawn.take(fresh, self.fit)
+            if len(fresh) < asked and not candidates.next_round({pair.clean for pair in drawn.pairs}):
+                break
+            if candidates.repeats and not repeats:
+                break
         return _Drawn(drawn.pairs[:n], drawn.encoded[:n], drawn.misfits)
-
-    def _fresh(self, random: Draw, lists: Lists, corruption: str, seen: set[Any], n: int) -> list[PromptPair]:
-        """Up to n candidates not seen before; fewer when, as it seems, all have been."""
-        fresh: list[PromptPair] = []
-        repeats = 0
-        while len(fresh) < n and repeats < 1000 + 20 * len(seen):  # a pair not seen yet would have turned up by then
-            candidate = self.draw(random, lists, corruption)
-            if candidate.key in seen:
-                repeats += 1
-                continue
-            seen.add(candidate.key)
-            fresh.append(candidate)
-            repeats = 0
-        return fresh
 
     def _too_few(self, n: int, found: int, misfits: Counter[str]) -> str:
         if not misfits:

@@ -5,7 +5,7 @@ for rows, batch in pairs.batches(32):       # prompts of one length each, so not
     values[rows] = metric(model(batch.clean), batch)
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from sparselens.prompts.pairs import PromptPair
 from sparselens.training.losses import Batch
 
+CLUSTER_BY = ("prompt", "answer")
 NO_ANSWER = -1  # fills the places of a row that has fewer answers than another
 
 
@@ -93,6 +94,23 @@ class TokenizedPairs:
         if corrupted and self.corrupted_mask is not None:
             mask = self.corrupted_mask
         return tokens if mask is None else {"input_ids": tokens, "attention_mask": mask}
+
+    def clusters(self, by: str = "prompt") -> list[Hashable]:
+        """A label a pair, equal where pairs are no independent draws, for the intervals of `prompts.intervals`.
+
+        Args:
+            by: "prompt": pairs with the same clean prompt, which a model answers alike; or "answer": with the same
+                right answers, for which a model may have a liking
+
+        Raises:
+            ValueError: there is no such way.
+        """
+        if by not in CLUSTER_BY:
+            raise ValueError(f"clusters by {by!r}: want {' or '.join(CLUSTER_BY)}")
+        if by == "answer":
+            return [tuple(sorted(row)) for row in self.answers.tolist()]
+        mask = torch.ones_like(self.clean) if self.attention_mask is None else self.attention_mask
+        return [tuple(row) for row in torch.where(mask.bool(), self.clean, NO_ANSWER).tolist()]
 
     # -- parts
 

@@ -110,7 +110,7 @@ def test_pairs_ask_for_the_digit_that_the_change_decides():
 
 def test_more_digits_and_fewer():
     assert addition_task(Addition(1)).pairs(20)
-    assert set(addition_task(Addition(3)).pairs(1)[0].positions) == {"A2", "A1", "A0", "B2", "B1", "B0", "END"}
+    assert set(addition_task(Addition(3)).pairs(1)[0].positions) == {"A2", "A1", "A0", "B2", "B1", "B0", "S1", "END"}
 
 
 def test_the_shipped_models_do_it():

@@ -46,9 +46,9 @@ def test_one_to_three_digits_and_words():
 
 
 def test_words_need_not_be_of_every_kind():
-    lists = {"words": KINDS["words"].entries[:2]}  # one and two
+    lists = {"words": KINDS["words"].entries[:2]}  # two and three
     drawn = draw(Draw(0), lists, "second")
-    assert {drawn.answers[0], drawn.wrong_answers[0]} == {" one", " two"}
+    assert {drawn.answers[0], drawn.wrong_answers[0]} == {" two", " three"}
 
 
 @pytest.mark.parametrize("corruption", ["second", "both"])

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from sparselens.prompts.draw import Draw
-from sparselens.tasks.brackets import balanced, is_balanced, rewritten
+from sparselens.tasks.brackets import balanced, exchanged, is_balanced, rewritten
 from tests.tasks.drawn import thousand
 
 
@@ -23,13 +23,25 @@ def test_all_balanced_strings_of_three_pairs_turn_up():
     assert found == {"()()()", "(())()", "()(())", "(()())", "((()))"}
 
 
-def test_rewritten_strings_differ_at_two_places_at_most():
+@pytest.mark.parametrize("counts", [True, False])
+def test_rewritten_strings_differ_at_two_places_at_most(counts: bool):
     random = Draw(1)
     for _ in range(200):
         good = balanced(random, 4)
-        bad, first, second = rewritten(random, good)
+        found = rewritten(random, good, counts)
+        if found is None:
+            assert not counts and not exchanged(good)
+            continue
+        bad, first, second = found
         assert not is_balanced(bad) and first < second and good != bad
         assert all(good[i] == bad[i] for i in range(8) if i not in (first, second))
+        assert (bad.count("(") != 4) == counts
+
+
+def test_exchanges_by_hand():
+    assert exchanged("((()))") == []  # whatever is exchanged inside, it stays balanced
+    assert exchanged("()()()") == [(2, 3)]  # ())(() closes before it opens
+    assert exchanged("(())()") == [(1, 3)]  # ())(() again
 
 
 def test_prompts_hold_what_their_answers_say():
@@ -40,10 +52,11 @@ def test_prompts_hold_what_their_answers_say():
     assert Counter(pair.answers[0] for pair in pairs)[" yes"] == pytest.approx(500, abs=50)
 
 
-def test_counting_is_not_enough():
-    texts = [asked(text) for pair in thousand("brackets") for text in (pair.clean, pair.corrupted)]
-    unbalanced = [text for text in texts if not is_balanced(text)]
-    assert sum(text.count("(") == text.count(")") for text in unbalanced) > 100
+def test_counting_solves_half_of_those_that_are_not_balanced():
+    texts = [asked(pair.clean) for pair in thousand("brackets") if pair.answers == (" no",)]
+    alike = sum(text.count("(") == text.count(")") for text in texts)
+    assert alike / len(texts) == pytest.approx(0.5, abs=0.06)
+    assert all(text[0] == "(" and text[-1] == ")" for text in texts if text.count("(") == text.count(")"))
 
 
 def asked(prompt: str) -> str:

@@ -1,17 +1,16 @@
 """The induction tasks: the words before END stood once before, and the answer came after them."""
 
-from sparselens.tasks.induction import LONGEST, SHORTEST, induction, induction_text
+from sparselens.tasks.induction import BEFORE, LONGEST, SHORTEST, induction, induction_text
 
 
 def test_the_answer_came_after_the_last_word():
     lengths = set[int]()
     for pair in induction.pairs(200):
-        words = pair.clean.split()
+        words = pair.clean.removeprefix(BEFORE).split()
         place = words.index(words[-1])
         first = words[: len(words) - place - 1]
         assert words == [*first, *first[: place + 1]]
         assert len(set(first)) == len(first)
-        assert place >= 1
         assert pair.answers == (f" {first[place + 1]}",)
         assert {f" {word}" for word in first} < {*pair.answers, *pair.wrong_answers}
         lengths.add(len(first))
@@ -21,7 +20,7 @@ def test_the_answer_came_after_the_last_word():
 def test_the_new_word_stands_where_the_answer_or_the_word_before_it_stood():
     for corruption, offset in (("answer", 1), ("previous", 0)):
         for pair in induction.pairs(50, corruption=corruption):
-            clean, corrupted = pair.clean.split(), pair.corrupted.split()
+            clean, corrupted = (text.removeprefix(BEFORE).split() for text in (pair.clean, pair.corrupted))
             place = clean.index(clean[-1]) + offset
             assert [i for i, word in enumerate(clean) if word != corrupted[i]] == [place]
             assert corrupted[place] not in clean

@@ -22,8 +22,6 @@ REFUSED: dict[tuple[str, str], str] = {
     ("ioi_stories", "stories260k"): "corruption 'abc' needs more names than 2: use s2_io",
     ("addition", "gpt2"): "position 'A1' lies inside a longer token",
     ("addition_causal", "gpt2"): "position 'A1' lies inside a longer token",
-    ("greater_than", "stories3m"): "needs 3 entries of its list 'two-digit ending' .* has 0 of 99",
-    ("greater_than", "stories260k"): "needs 3 entries of its list 'two-digit ending' .* has 0 of 99",
     ("subject_verb_agreement", "stories260k"): "needs 2 entries of its list 'noun' .* has 0 of 39",
     ("subject_verb_agreement_stories", "stories260k"): "needs 2 entries of its list 'noun' .* has 0 of 40",
     ("induction_text", "stories260k"): "needs 2 entries of its list 'surname' .* has 0 of 58",
@@ -31,9 +29,9 @@ REFUSED: dict[tuple[str, str], str] = {
     ("country_capital", "stories3m"): "needs 2 entries of its list 'capital' .* has 0 of 72",
     ("country_capital", "stories260k"): "needs 2 entries of its list 'capital' .* has 0 of 72",
     ("hypernymy", "stories260k"): "want 1 or more words of 2 or more kinds; this tokenizer has them of 0",
-    ("opposites_stories", "stories260k"): "needs 20 entries of its list 'opposite' .* has 3 of 66",
-    ("opposites_quoted", "stories3m"): "needs 20 entries of its list 'opposite' .* has 14 of 129",
-    ("opposites_quoted", "stories260k"): "needs 20 entries of its list 'opposite' .* has 4 of 129",
+    ("opposites_stories", "stories260k"): "needs 20 entries of its list 'opposite' .* has 4 of 79",
+    ("opposites_quoted", "stories3m"): "needs 20 entries of its list 'opposite' .* has 14 of 217",
+    ("opposites_quoted", "stories260k"): "needs 20 entries of its list 'opposite' .* has 4 of 217",
     ("brackets", "stories260k"): "needs 2 entries of its list 'answer' .* has 0 of 2",
     ("fact_retrieval", "stories260k"): "want 2 or more words of 1 or more kinds; this tokenizer has them of 0",
 }
@@ -99,6 +97,7 @@ def test_no_constant_guess_does_well(name: str):
             assert share == pytest.approx(chance, abs=0.15), answer
 
 
+@pytest.mark.filterwarnings("ignore:.*different clean prompts")  # small vocabularies have few
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
 @pytest.mark.parametrize("name", TASKS)
 def test_tokens(name: str, tokenizer: str, tokenizers: dict[str, Any]):

@@ -1,0 +1,39 @@
+"""How sure the size of the smallest faithful circuit is: which of the sizes that were tried would other prompts need?
+
+In every resample of the prompts the smallest of them that reaches the goal is taken, as the search does.
+"""
+
+import numpy as np
+
+from sparselens.analyses.circuits.faithfulness import Curve
+from sparselens.prompts.intervals import Clusters, Interval, bootstrap_interval
+
+
+def edges_for_goal(
+    tried: Curve, goal: float, level: float = 0.95, seed: int = 0, clusters: Clusters = None
+) -> Interval | None:
+    """The smallest tried circuit that is at least so faithful, with the BCa interval of its number of edges.
+
+    A resample in which none is counts all edges of the graph. None if none is with the prompts as they are.
+
+    Raises:
+        ValueError: nothing is as good as the whole model, at least in one resample.
+    """
+    if tried.first_to_reach(goal) is None:
+        return None
+
+    def edges(weights: np.ndarray) -> np.ndarray:
+        return edges_reached(tried, goal, weights)
+
+    return bootstrap_interval(edges, len(tried.points[0].clean), level, seed, clusters=clusters)
+
+
+def edges_reached(tried: Curve, goal: float, weights: np.ndarray) -> np.ndarray:
+    """The smallest tried circuit that reaches the goal, for every row of weights of the prompts; NaN without a gap."""
+    whole, nothing = (getattr(tried.points[0], name).double().numpy() for name in ("clean", "ablated"))
+    alone = np.stack([point.circuit.double().numpy() for point in tried.points], 1)
+    gap = (weights @ (whole - nothing))[:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        reached = (weights @ (alone - nothing[:, None])) / gap >= goal
+    sizes = np.where(reached.any(1), np.array(tried.n_edges)[reached.argmax(1)], tried.total).astype(float)
+    return np.where(gap[:, 0] == 0, np.nan, sizes)
