@@ -4,7 +4,7 @@
     a0.h1, a0   a head, all heads of a layer: they write nothing
     m0          an MLP: it writes nothing
     p3          a token: no other position reads it, in any head
-An edge is cut by closing its gate, in a dense model by setting its weight to zero. The other weights are not renormalised.
+An edge is cut by closing its gate, in a dense model by setting its weight to zero; other weights stay as they are.
 """
 
 import re
@@ -106,8 +106,8 @@ class Cuts:
         Raises:
             ValueError: something is not the name of a part.
         """
-        edges = torch.zeros(shape.layer, shape.head, shape.pos, shape.pos, dtype=torch.bool)
-        cuts = cls(edges, torch.zeros(shape.layer, shape.head, dtype=torch.bool), torch.zeros(shape.mlp, dtype=torch.bool))
+        pairs = (shape.layer, shape.head, shape.pos, shape.pos)
+        cuts = cls(*(torch.zeros(size, dtype=torch.bool) for size in (pairs, pairs[:2], (shape.mlp,))))
         for cut in map(read_cut, names):
             if shape.has(cut):
                 cuts._add(**dict(cut.places))

@@ -1,7 +1,6 @@
 """`sparselens explore`: cut a model in the browser, and watch its answer move."""
 
 import webbrowser
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer

@@ -135,9 +135,9 @@ class Explorer {
     this.drawings.replaceChildren(...asked.map(model => drawingOf(this, model)), ...(asked.length ? [legendOf(this)] : []));
     this.patterns.replaceChildren(...asked.map(model => patternsOf(this, model)));
     [...this.root.querySelectorAll(".scroll")].forEach((box, i) => { box.scrollLeft = scrolled[i] || 0; });
-    if (key) this.root.querySelector(`[data-key="${CSS.escape(key)}"]`)?.focus({ preventScroll: true });
     this.tellStatus();
     this.hover(null);
+    if (key) this.root.querySelector(`[data-key="${CSS.escape(key)}"]`)?.focus({ preventScroll: true });
   }
 
   toolbar() {

@@ -7,7 +7,7 @@ Every change is a step, which can be undone. A step that fails changes nothing. 
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sparselens.analyses.figures.explore.page import framed, recorded_page
 from sparselens.analyses.figures.explore.reading import model_data
-from sparselens.analyses.figures.explore.steps import FORMAT, Note, Step, names_in, step_of, strict_json, text_in
+from sparselens.analyses.figures.explore.steps import Note, Step, names_in, step_of, strict_json, text_in
 from sparselens.analyses.figures.token_layout import printable
 from sparselens.analyses.patching.cuts import CutRun, Cuts, Shape, read_cut, refuse_unknown, run_with_cuts
 from sparselens.files.whole import write_file, write_json
@@ -61,8 +61,7 @@ class Exploration:
         with self._lock:
             shapes = self._shapes(len(self._tokens))
             return {
-                "sparselens": FORMAT,
-                **asdict(self.step),
+                **self.step.plain,
                 "tokens": [printable(token) for token in self._tokens],
                 "can": {"undo": self._at > 0, "redo": self._at + 1 < len(self._steps)},
                 "milliseconds": self._milliseconds,
@@ -75,7 +74,7 @@ class Exploration:
     @property
     def shared(self) -> dict[str, Any]:
         """The step as plain data, for others to `load`."""
-        return {"sparselens": FORMAT, "models": list(self._models), **asdict(self.step)}
+        return {**self.step.plain, "models": list(self._models)}
 
     # -- what can be done
 
@@ -171,7 +170,7 @@ class Exploration:
             from sparselens.analyses.figures.explore.widget import ExploreWidget
         except ImportError as error:
             raise ImportError(
-                "a live page in a notebook needs anywidget: pip install 'sparselens[notebook]', or use `sparselens explore`"
+                "a live notebook page needs anywidget (pip install 'sparselens[notebook]'); or run `sparselens explore`"
             ) from error
         return ExploreWidget(self)
 

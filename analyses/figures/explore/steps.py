@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 FORMAT = "exploration 1"
@@ -26,6 +26,12 @@ class Step:
     cuts: tuple[str, ...] = ()
     notes: Mapping[str, Note] = field(default_factory=dict)
 
+    @property
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        notes = {name: asdict(note) for name, note in self.notes.items()}
+        return {"sparselens": FORMAT, "prompt": self.prompt, "cuts": list(self.cuts), "notes": notes}
+
 
 def strict_json(text: str | bytes) -> Any:
     """Read JSON as its standard has it.
@@ -44,7 +50,7 @@ def strict_json(text: str | bytes) -> Any:
 
 
 def step_of(given: Mapping[str, Any]) -> Step:
-    """What `Exploration.shared` gave.
+    """What `Step.plain` gave.
 
     Raises:
         ValueError: it is something else. Says what.
@@ -58,7 +64,8 @@ def step_of(given: Mapping[str, Any]) -> Step:
 def _note_of(name: str, said: Any) -> Note:
     if not isinstance(said, dict) or not set(said) <= {one.name for one in fields(Note)}:
         raise ValueError(f"the note of {name!r} is {said!r:.100}: want label, group and pinned")
-    return Note(text_in("label", said.get("label", "")), text_in("group", said.get("group", "")), said.get("pinned") is True)
+    label, group = (text_in(what, said.get(what, "")) for what in ("label", "group"))
+    return Note(label, group, said.get("pinned") is True)
 
 
 def names_in(given: Any) -> tuple[str, ...]:
