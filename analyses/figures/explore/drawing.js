@@ -5,7 +5,7 @@ const MARKS = { [CUT]: "×", [CLOSED]: "−", [OPENED]: "+" };
 const LEFT = 64, FONT = 12, CHARACTER = 0.58 * FONT, LONGEST = 16, WIDEST = 84, NARROWEST = 20;
 
 function drawingOf(app, model) {
-  const plan = planOf(app, model), least = 1000 * app.threshold(model);
+  const plan = planOf(app, model), least = Math.round(1000 * app.threshold(model));
   const shown = model.list.filter(edge => app.isCut(edge.name) || Math.max(edge.before, edge.after) >= least);
   const faintFirst = [...shown].sort((a, b) => Math.max(a.before, a.after) - Math.max(b.before, b.after));
   const svg = draw("svg", { viewBox: `0 0 ${plan.width} ${plan.height}`, width: plan.width, height: plan.height, role: "group", "aria-label": `attention edges, ${model.name}` },
@@ -117,7 +117,7 @@ function captionOf(app, model, drawn) {
     ` ${count(model.edges.after, model.gated ? "open edge" : "edge")}${fates ? ` (${fates})` : ""}`,
     drawn < all ? `, ${drawn.toLocaleString("en")} drawn` : "",
     model.edges.left_out ? `; the ${all.toLocaleString("en")} strongest are in this page` : "",
-    make("label", { class: "controls" }, " weight ≥ ", make("input", {
+    make("label", {}, " weight ≥ ", make("input", {
       type: "range", min: 0, max: 100, value: Math.round(100 * Math.sqrt(app.threshold(model))), "data-key": `${model.name} threshold`,
       "aria-label": `smallest weight drawn of ${model.name}`,
       oninput: event => app.setThreshold(model, (Number(event.target.value) / 100) ** 2),
@@ -125,10 +125,10 @@ function captionOf(app, model, drawn) {
 }
 
 function legendOf(app) {
-  const heads = Math.min(8, Math.max(...app.state.models.map(model => model.head)));
+  const all = Math.max(...app.state.models.map(model => model.head)), heads = Math.min(8, all);
   const key = head => make("span", { class: "key" }, swatch(head), `head ${head}`);
   return make("p", { class: "legend" }, Array.from({ length: heads }, (_, head) => key(head)),
-    make("span", {}, "thicker: more attention"), app.state.cuts.length > 0 && make("span", {}, "× cut, − closed by the cuts, + opened by them"));
+    all > heads && make("span", {}, `the same again from head ${heads} on`), make("span", {}, "thicker: more attention"), app.state.cuts.length > 0 && make("span", {}, "× cut, − closed by the cuts, + opened by them"));
 }
 
 function swatch(head) {

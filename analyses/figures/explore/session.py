@@ -11,21 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
-
+from sparselens.analyses.figures.explore.models import Models
 from sparselens.analyses.figures.explore.page import framed, recorded_page
-from sparselens.analyses.figures.explore.reading import model_data
 from sparselens.analyses.figures.explore.steps import Note, Step, names_in, step_of, strict_json, text_in
 from sparselens.analyses.figures.token_layout import printable
-from sparselens.analyses.patching.cuts import CutRun, Cuts, Shape, read_cut, refuse_unknown, run_with_cuts
+from sparselens.analyses.patching.cuts import read_cut
 from sparselens.files.whole import write_file, write_json
 from sparselens.gates.hooked import is_hooked
 from sparselens.gates.surgery import is_sparse
-from sparselens.prompts.fitting import Fit, text_of, vocabulary_of
-
-LONGEST = 256  # tokens of a prompt; the drawing grows with their square
 
 
 class Exploration:
@@ -37,15 +30,10 @@ class Exploration:
 
     def __init__(self, models: Mapping[str, Any], title: str) -> None:
         self.title = title
-        self._models = dict(models)
-        tokenizer = _shared_tokenizer(self._models)
-        self._fit, self._tokenizer, self._texts = Fit(tokenizer), tokenizer, dict[int, str]()
+        self._models = Models(models)
         self._lock = threading.RLock()
         self._steps, self._at = [Step()], 0
-        self._tokens: tuple[str, ...] = ()
-        self._ids = torch.zeros(1, 0, dtype=torch.long)
-        self._before: dict[str, CutRun] = {}
-        self._data: dict[str, dict[str, Any]] = {}  # what each model does, for pages
+        self._data = self._models.read("", ())
         self._milliseconds = 0.0
 
     # -- what there is
@@ -59,22 +47,18 @@ class Exploration:
     def state(self) -> dict[str, Any]:
         """All that a page draws, as plain data."""
         with self._lock:
-            shapes = self._shapes(len(self._tokens))
             return {
                 **self.step.plain,
-                "tokens": [printable(token) for token in self._tokens],
+                "tokens": [printable(token) for token in self._models.tokens(self.step.prompt)],
                 "can": {"undo": self._at > 0, "redo": self._at + 1 < len(self._steps)},
                 "milliseconds": self._milliseconds,
-                "models": [
-                    {"name": name, "gated": is_sparse(model), **shapes[name]._asdict(), **self._data.get(name, {})}
-                    for name, model in self._models.items()
-                ],
+                "models": self._data,
             }
 
     @property
     def shared(self) -> dict[str, Any]:
         """The step as plain data, for others to `load`."""
-        return {**self.step.plain, "models": list(self._models)}
+        return {**self.step.plain, "models": [model["name"] for model in self._data]}
 
     # -- what can be done
 
@@ -245,46 +229,11 @@ class Exploration:
     def _show(self, step: Step) -> None:
         """Run the models as the step says, and keep what they do."""
         started = time.perf_counter()
-        tokens, ids, before = self._tokens, self._ids, self._before
-        if step.prompt != self.step.prompt:
-            tokens, ids = self._tokenized(step.prompt) if step.prompt else ((), ids[:, :0])
-            before = {}
-        shapes = self._shapes(len(tokens))
-        refuse_unknown((*step.cuts, *step.notes), list(shapes.values()))
-        data: dict[str, dict[str, Any]] = {}
-        if (step.prompt, step.cuts) == (self.step.prompt, self.step.cuts):
-            data = self._data  # only a note is new
-        elif tokens:
-            before = before or {name: self._run(name, ids) for name in self._models}
-            data = {name: self._compared(name, ids, step.cuts, before[name]) for name in self._models}
+        tokens = self._models.tokens(step.prompt)
+        self._models.refuse_unknown((*step.cuts, *step.notes), len(tokens))
+        if (step.prompt, step.cuts) != (self.step.prompt, self.step.cuts):  # else only a note is new
+            self._data = self._models.read(step.prompt, step.cuts)
             self._milliseconds = round(1000 * (time.perf_counter() - started), 1)
-        self._tokens, self._ids, self._before, self._data = tokens, ids, before, data
-
-    def _run(self, name: str, ids: Int[Tensor, "1 pos"], cuts: Cuts | None = None) -> CutRun:
-        model = self._models[name]
-        none = Cuts.of((), Shape.of(model, ids.shape[1]))
-        return run_with_cuts(model, ids.to(next(model.parameters()).device), cuts or none)
-
-    def _compared(self, name: str, ids: Int[Tensor, "1 pos"], names: tuple[str, ...], before: CutRun) -> dict[str, Any]:
-        cuts = Cuts.of(names, Shape.of(self._models[name], ids.shape[1]))
-        after = self._run(name, ids, cuts) if names else before
-        return model_data(before, after, cuts.cover(before.edges), self._text_of)
-
-    def _shapes(self, n_pos: int) -> dict[str, Shape]:
-        return {name: Shape.of(model, n_pos) for name, model in self._models.items()}
-
-    def _tokenized(self, prompt: str) -> tuple[tuple[str, ...], Int[Tensor, "1 pos"]]:
-        ids, strings = self._fit.prompt(prompt)
-        longest = min([LONGEST, *(getattr(model.cfg, "n_ctx", None) or LONGEST for model in self._models.values())])
-        if len(ids) > longest:
-            raise ValueError(f"the prompt has {len(ids)} tokens: want at most {longest}")
-        return strings, torch.tensor([ids])
-
-    def _text_of(self, token: int) -> str:
-        if token not in self._texts:
-            known = token < len(self._tokenizer)
-            self._texts[token] = printable(text_of(self._tokenizer, token)) if known else f"<{token}>"
-        return self._texts[token]
 
 
 def explore(model: Any, dense: Any = None, prompt: str = "", *, title: str = "") -> Exploration:
@@ -325,10 +274,3 @@ def _refuse_foreign(model: Any) -> None:
         )
     if getattr(model, "tokenizer", None) is None:
         raise ValueError("this model has no tokenizer to read prompts with: set model.tokenizer")
-
-
-def _shared_tokenizer(models: Mapping[str, Any]) -> Any:
-    tokenizers = [model.tokenizer for model in models.values()]
-    if len({vocabulary_of(tokenizer) for tokenizer in tokenizers}) > 1:
-        raise ValueError(f"{' and '.join(models)} have different tokenizers, so that no prompt is the same to both")
-    return tokenizers[0]

@@ -166,6 +166,14 @@ def test_the_recorded_page_shows_the_same_without_a_network(page: Page, sparse: 
     fresh(page)
     page.open(found.save_html(tmp_path / "page.html").as_uri())
     assert page.get("document.querySelectorAll('.mark.fate1').length") == found.state["models"][0]["edges"]["fates"][1]
+    page.get("""(() => {
+        const slider = document.querySelector("input[type=range]");
+        slider.value = 80;
+        slider.dispatchEvent(new Event("input"));
+    })()""")
+    before, after = found.state["models"][0]["edges"]["columns"][4:6]
+    strong = sum(max(pair) >= 640 for pair in zip(before, after, strict=True))
+    assert 0 < page.get("document.querySelectorAll('.edge').length") == strong < len(before)
     page.click(".said[data-position='2']")
     page.wait("document.querySelector('.answers h2').textContent.startsWith('After 2 ')")
     assert page.get("document.querySelector('.tools').textContent") == "Export state"
