@@ -43,6 +43,8 @@ if TYPE_CHECKING:  # the same names as in _HOMES, for type checkers and completi
     from sparselens.analyses.comparison.plots import kept_plot as kept_plot
     from sparselens.analyses.comparison.plots import loss_plot as loss_plot
     from sparselens.analyses.comparison.results import Comparison as Comparison
+    from sparselens.analyses.figures.explore.session import Exploration as Exploration
+    from sparselens.analyses.figures.explore.session import explore as explore
     from sparselens.analyses.figures.heat_maps import heat_map as heat_map
     from sparselens.analyses.figures.pattern_drawing import pattern_figure as pattern_figure
     from sparselens.analyses.figures.pattern_view import head_pattern as head_pattern
@@ -89,6 +91,7 @@ _HOMES = {
     "comparison.files": ("load_comparison",),
     "comparison.plots": ("edges_needed_plot", "kept_plot", "loss_plot"),
     "comparison.results": ("Comparison",),
+    "figures.explore.session": ("Exploration", "explore"),
     "figures.heat_maps": ("heat_map",),
     "figures.pattern_drawing": ("pattern_figure",),
     "figures.pattern_view": ("head_pattern",),

@@ -105,9 +105,24 @@ def _rows(model: Any, prompts: Any) -> Iterator[tuple[np.ndarray, np.ndarray, An
         yield rows.numpy(), first.numpy(), tokens.to(next(model.parameters()).device)
 
 
+def shows_edges(name: str) -> bool:
+    """Is this one of the hook points that `edges_of` reads?"""
+    return name.endswith((PATTERN, SCORES, GATE))
+
+
+def edges_of(model: Any, cache: Any, n_pos: int) -> AttentionEdges:
+    """The edges of one prompt of that many tokens, from the cache of a run that went on under hooks, say."""
+    n_heads, columns = _read(model, cache)
+    return AttentionEdges(1, model.cfg.n_layers, n_heads, n_pos, **columns)
+
+
 def _columns(model: Any, tokens: Any) -> tuple[int, dict[str, np.ndarray]]:
+    _, cache = model.run_with_cache(tokens, names_filter=shows_edges)
+    return _read(model, cache)
+
+
+def _read(model: Any, cache: Any) -> tuple[int, dict[str, np.ndarray]]:
     """How many heads there are, and the edges of some prompts, layer by layer."""
-    _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith((PATTERN, SCORES, GATE)))
     layers = [layer for layer in range(model.cfg.n_layers) if f"blocks.{layer}.{PATTERN}" in cache]
     if not layers:
         raise ValueError(f"{type(model).__name__} has no blocks.*.{PATTERN}: load it with eager attention")

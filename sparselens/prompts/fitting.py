@@ -52,6 +52,18 @@ class Fit:
         """Names the tokenizer's vocabulary; see `vocabulary_of`."""
         return vocabulary_of(self._tokenizer)
 
+    def prompt(self, text: str) -> tuple[list[int], tuple[str, ...]]:
+        """Token ids of one prompt, special tokens at the beginning included, and the string of each.
+
+        Raises:
+            ValueError: it holds what is unknown to the tokenizer. Says what.
+        """
+        (encoding,) = self._backend.encode_batch([text], add_special_tokens=False)
+        for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if token == self._unknown:
+                raise ValueError(f"the tokenizer does not know {text[start:end]!r} in the prompt {text!r}")
+        return self._first + encoding.ids, (*self._first_strings, *_strings(text, encoding.offsets))
+
     def keep(self, task: str, name: str, words: Words) -> Words:
         """The entries whose strings are single tokens.
 

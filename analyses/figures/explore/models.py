@@ -1,0 +1,85 @@
+"""The models that are explored: how they read a prompt, and what they do on it without the parts that are cut."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from sparselens.analyses.figures.explore.reading import model_data
+from sparselens.analyses.figures.token_layout import printable
+from sparselens.analyses.patching.cuts import CutRun, Cuts, Shape, refuse_unknown, run_with_cuts
+from sparselens.gates.surgery import is_sparse
+from sparselens.prompts.fitting import Fit, text_of, vocabulary_of
+
+LONGEST = 256  # tokens of a prompt; the drawing grows with their square
+
+
+class Models:
+    """One or two models with one vocabulary. What they do on the last prompt without cuts is remembered.
+
+    Raises:
+        ValueError: they have different tokenizers.
+    """
+
+    def __init__(self, models: Mapping[str, Any]) -> None:
+        self._models = dict(models)
+        tokenizers = [model.tokenizer for model in models.values()]
+        if len({vocabulary_of(tokenizer) for tokenizer in tokenizers}) > 1:
+            raise ValueError(f"{' and '.join(models)} have different tokenizers, so that no prompt is the same to both")
+        self._tokenizer, self._fit = tokenizers[0], Fit(tokenizers[0])
+        self._texts: dict[int, str] = {}
+        self._prompt, self._tokens, self._ids = "", (), torch.zeros(1, 0, dtype=torch.long)
+        self._whole: dict[str, CutRun] = {}
+
+    def tokens(self, prompt: str) -> Sequence[str]:
+        """The strings of a prompt's tokens; none of the empty prompt.
+
+        Raises:
+            ValueError: the prompt is too long, or holds what is unknown to the tokenizer.
+        """
+        if prompt != self._prompt:
+            ids, strings = self._fit.prompt(prompt) if prompt else ([], ())
+            longest = min([LONGEST, *(getattr(model.cfg, "n_ctx", None) or LONGEST for model in self._models.values())])
+            if len(ids) > longest:
+                raise ValueError(f"the prompt has {len(ids)} tokens: want at most {longest}")
+            self._prompt, self._tokens, self._ids = prompt, strings, torch.tensor([ids], dtype=torch.long)
+            self._whole = {}
+        return self._tokens
+
+    def refuse_unknown(self, names: Iterable[str], n_pos: int) -> None:
+        """Raise a ValueError if a name is not that of a part of at least one of the models."""
+        refuse_unknown(names, [Shape.of(model, n_pos) for model in self._models.values()])
+
+    def read(self, prompt: str, cuts: Sequence[str]) -> list[dict[str, Any]]:
+        """What each model is, and what it does on the prompt without cuts and with them, as plain numbers.
+
+        Raises:
+            ValueError: as `tokens`; or something cannot be cut.
+        """
+        n_pos = len(self.tokens(prompt))
+        return [
+            {
+                "name": name,
+                "gated": is_sparse(model),
+                **Shape.of(model, n_pos)._asdict(),
+                **(self._compared(name, model, cuts) if n_pos else {}),
+            }
+            for name, model in self._models.items()
+        ]
+
+    def _compared(self, name: str, model: Any, names: Sequence[str]) -> dict[str, Any]:
+        ids: Int[Tensor, "1 pos"] = self._ids.to(next(model.parameters()).device)
+        none, cuts = (Cuts.of(some, Shape.of(model, ids.shape[1])) for some in ((), names))
+        if name not in self._whole:
+            self._whole[name] = run_with_cuts(model, ids, none)
+        whole = self._whole[name]
+        after = run_with_cuts(model, ids, cuts) if names else whole
+        return model_data(whole, after, cuts.cover(whole.edges), self._text_of)
+
+    def _text_of(self, token: int) -> str:
+        if token not in self._texts:
+            known = token < len(self._tokenizer)
+            self._texts[token] = printable(text_of(self._tokenizer, token)) if known else f"<{token}>"
+        return self._texts[token]

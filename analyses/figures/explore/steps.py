@@ -1,0 +1,94 @@
+"""Steps of an exploration, and reading them from files and pages, which may hold anything."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+FORMAT = "exploration 1"
+LONGEST_TEXT = 10_000  # characters
+
+
+@dataclass(frozen=True)
+class Note:
+    """What somebody said of a part."""
+
+    label: str = ""
+    group: str = ""
+    pinned: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """All that can be shared, undone and done again."""
+
+    prompt: str = ""
+    cuts: tuple[str, ...] = ()
+    notes: Mapping[str, Note] = field(default_factory=dict)
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        notes = {name: asdict(note) for name, note in self.notes.items()}
+        return {"sparselens": FORMAT, "prompt": self.prompt, "cuts": list(self.cuts), "notes": notes}
+
+
+def strict_json(text: str | bytes) -> Any:
+    """Read JSON as its standard has it.
+
+    Raises:
+        ValueError: it is not JSON, or holds NaN or infinity, or is nested too deeply.
+    """
+
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except RecursionError as error:
+        raise ValueError("this JSON is nested too deeply") from error
+
+
+def step_of(given: Mapping[str, Any]) -> Step:
+    """What `Step.plain` gave.
+
+    Raises:
+        ValueError: it is something else. Says what.
+    """
+    if given.get("sparselens") != FORMAT or not isinstance(given.get("notes"), dict):
+        raise ValueError(f"this is not the state of an exploration: want sparselens = {FORMAT!r}, and notes")
+    notes = {name: _note_of(name, said) for name, said in given["notes"].items()}
+    return Step(text_in("prompt", given.get("prompt")), names_in(given.get("cuts")), notes)
+
+
+def _note_of(name: str, said: Any) -> Note:
+    if not isinstance(said, dict) or not set(said) <= {one.name for one in fields(Note)}:
+        raise ValueError(f"the note of {name!r} is {said!r:.100}: want label, group and pinned")
+    label, group = (text_in(what, said.get(what, "")) for what in ("label", "group"))
+    return Note(label, group, said.get("pinned") is True)
+
+
+def names_in(given: Any) -> tuple[str, ...]:
+    """A list of names, each once.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(given, (list, tuple)) or not all(isinstance(name, str) for name in given):
+        raise ValueError(f"parts are {given!r:.100}: want a list of names")
+    return tuple(dict.fromkeys(given))
+
+
+def text_in(what: str, given: Any) -> str:
+    """A text that can be written as UTF-8.
+
+    Raises:
+        ValueError: it is something else, or very long.
+    """
+    if not isinstance(given, str):
+        raise ValueError(f"{what} is {given!r:.100}: want a text")
+    if len(given) > LONGEST_TEXT:
+        raise ValueError(f"{what} has {len(given):,} characters: want at most {LONGEST_TEXT:,}")
+    if any("\ud800" <= character <= "\udfff" for character in given):
+        raise ValueError(f"{what} holds half a character (a lone surrogate)")
+    return given

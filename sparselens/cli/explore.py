@@ -1,0 +1,59 @@
+"""`sparselens explore`: cut a model in the browser, and watch its answer move."""
+
+import webbrowser
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sparselens.cli.options import Json, Out
+from sparselens.cli.table import finish, print_table
+
+if TYPE_CHECKING:
+    from sparselens.analyses.figures.explore.server import Server
+
+
+def explore(
+    model: Annotated[str, typer.Option(help="A folder, a shipped name (stories260k-sparse) or a hub id.")],
+    dense: Annotated[str | None, typer.Option(help="A second model, shown above; what is cut is cut in both.")] = None,
+    prompt: Annotated[str, typer.Option(help="To begin with; others can be typed into the page.")] = "",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1. Default: any that is free.")] = 0,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address.")] = False,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Cut attention edges, heads, MLPs and tokens of a model with a click, and see what it would say next.
+
+    Example: `sparselens explore --model stories260k-sparse --prompt "Lily saw a big dog. She was"`
+
+    Serves one page on this machine alone, until Ctrl-C. Whoever has the printed address can use it. With `--out DIR`
+    the last state is then written to `DIR/explore.json`, which the page imports, and `DIR/explore.html`, a page to
+    pass on.
+    """
+    from sparselens.analyses.figures.explore.server import Server
+
+    with Server(port) as server:
+        found = _open(model, dense, prompt)
+        print_table("Open this in a browser; Ctrl-C stops it", ("where",), [(server.address,)])
+        if not no_browser:
+            webbrowser.open(server.address)
+        _serve(server, found)
+    if out is not None:
+        print_table("Written", ("where",), [(found.save_html(out / "explore.html"),), (out / "explore.json",)])
+    finish(found.shared, json, None if out is None else out / "explore.json")
+
+
+def _open(model: str, dense: str | None, prompt: str) -> Any:
+    from sparselens.analyses.figures.explore.session import explore
+    from sparselens.models.folder import load
+
+    other = None if dense is None else load(dense)
+    title = model if dense is None else f"{model} and {dense}"
+    return explore(load(model), other, prompt, title=title)
+
+
+def _serve(server: "Server", found: Any) -> None:
+    """Until Ctrl-C, which is how this ends and no failure."""
+    try:
+        server.serve(found)
+    except KeyboardInterrupt:
+        return

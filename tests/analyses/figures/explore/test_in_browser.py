@@ -1,0 +1,214 @@
+"""The page as a person uses it: typed into, clicked, walked by keyboard, on narrow, dark and printed paper, offline."""
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sparselens as sl
+from sparselens import analyses
+from sparselens.analyses.figures.explore.page import script
+from sparselens.analyses.figures.explore.server import Server
+from tests.chromium import Page, browser, needs_chromium
+
+pytestmark = [pytest.mark.slow, needs_chromium]
+
+PROMPT = "Lily saw a big dog. She was"
+HOSTILE = "<img src=x onerror=window.broken=1><script>window.broken=1</script>"
+IDLE = "document.querySelector('#explore').getAttribute('aria-busy') === 'false'"
+CUTS = "[...document.querySelectorAll('.parts .cut')].map(button => button.textContent)"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with browser(tmp_path_factory.mktemp("profile")) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def sparse() -> Any:
+    return sl.load("stories260k-sparse")
+
+
+@contextmanager
+def served(found: Any) -> Iterator[str]:
+    with Server() as server:
+        thread = threading.Thread(target=server.serve, args=(found,))
+        thread.start()
+        try:
+            yield server.address
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def fresh(page: Page) -> None:
+    page.look(1400)
+    page.complaints.clear()
+    page.requests.clear()
+
+
+def test_clicks_cut_and_the_answer_moves(page: Page, sparse: Any):
+    found = analyses.explore(sparse)
+    with served(found) as address:
+        fresh(page)
+        page.open(address)
+        page.get("document.querySelector('textarea').focus()")
+        page.type(PROMPT)
+        page.press("Enter")
+        page.wait("document.querySelector('.answer') && " + IDLE)
+        assert (
+            page.get("document.querySelectorAll('.drawing .edge').length") == found.state["models"][0]["edges"]["after"]
+        )
+        assert page.get("document.querySelectorAll('.answer tbody tr').length") == 10
+        assert page.get("document.querySelectorAll('.said').length") == len(found.state["tokens"])
+
+        edge = page.get("document.querySelector('.edge').dataset.name")
+        for part in (
+            "g.part[data-name=p3]",
+            ".grid [data-name='a1.h1']",
+            "g.part[data-name=m2]",
+            "g.part[data-name=a4]",
+        ):
+            page.click(part)
+            page.wait(f"document.querySelector({json.dumps(part)}).getAttribute('aria-pressed') === 'true' && {IDLE}")
+        assert found.step.cuts == ("p3", "a1.h1", "m2", "a4")
+        answer = page.get("document.querySelector('.answer tbody tr').textContent")
+        token, before, after = found.state["models"][0]["answers"][-1]["top"][0]
+        assert answer.startswith(f"{token}{100 * before:.1f}→ {100 * after:.1f} %")
+
+        page.click("g.part[data-name=m2]")  # again restores
+        page.wait(f"!document.querySelector('.parts [data-name=m2]') && {IDLE}")
+        page.get(f"document.querySelector('.edge[data-name=\"{edge}\"]').focus()")
+        page.press("Enter")
+        page.wait(f"{CUTS}.length === 4 && {IDLE}")
+        assert found.step.cuts == ("p3", "a1.h1", "a4", edge)
+        assert page.get("document.activeElement.dataset.name") == edge  # the focus stays where it was
+        page.press("z", control=True)
+        page.wait(f"{CUTS}.length === 3 && {IDLE}")
+        page.click(".tools [data-key='tool Restore all']")
+        page.wait(f"{CUTS}.length === 0 && {IDLE}")
+        assert page.complaints == [] and all(request.startswith(address.split("?")[0]) for request in page.requests)
+
+
+def test_an_edge_is_cut_with_the_mouse_and_walked_with_arrows(page: Page, sparse: Any):
+    found = analyses.explore(sparse, prompt=PROMPT)
+    with served(found) as address:
+        fresh(page)
+        page.open(address)
+        names = page.get("[...document.querySelectorAll('.edge')].map(edge => edge.dataset.name)")
+        name = next(name for name in reversed(names) if re.fullmatch(r".*:(\d+)->\1", name))  # an upright line
+        page.click(f".edge[data-name='{name}']", x=0.5, y=0.3)
+        page.wait(f"{CUTS}.length === 1 && {IDLE}")
+        cut = found.step.cuts[0]
+        assert cut.split(".")[0] == name.split(".")[0]  # that one, or one that lies over it
+        assert page.get(f"document.querySelector('.edge[data-name=\"{cut}\"]').classList.contains('fate1')")
+        page.get(f"document.querySelector('.edge[data-name=\"{cut}\"]').focus()")
+        assert page.get("document.querySelector('.about').textContent").startswith(f"layer {cut[1]}, head {cut[4]}: ")
+        page.press("ArrowLeft")
+        assert page.get("document.activeElement.dataset.name") not in (None, cut)
+        page.press("p")
+        page.wait(f"document.querySelector('.pin[aria-pressed=true]') && {IDLE}")
+        assert page.complaints == []
+
+
+def test_it_says_that_it_computes_and_mistakes_stay(page: Page, sparse: Any, monkeypatch: pytest.MonkeyPatch):
+    found, go = analyses.explore(sparse, prompt=PROMPT), threading.Event()
+    obey: Callable[[Any], dict[str, Any]] = found.obey
+    monkeypatch.setattr(found, "obey", lambda command: obey(command) if go.wait(60) else {})
+    with served(found) as address:
+        fresh(page)
+        page.open(address)
+        page.click("g.part[data-name=m1]")
+        page.wait("document.querySelector('.status').textContent === 'computing…'")
+        go.set()
+        page.wait(f"{CUTS}.length === 1 && {IDLE}")
+        page.get("document.querySelector('[data-key=\"part by name\"]').focus()")
+        page.type("a9.h9")
+        page.press("Enter")
+        page.wait("document.querySelector('.errors').textContent.includes(\"no such part: 'a9.h9'\")")
+        page.click("g.part[data-name=m1]")
+        page.wait(f"{CUTS}.length === 0 && {IDLE}")
+        assert "a9.h9" in page.get("document.querySelector('.errors').textContent")
+    page.click("g.part[data-name=m1]")  # the server has gone
+    page.wait("document.querySelector('.errors').textContent.includes('the server has stopped')")
+
+
+def test_no_string_runs(page: Page, sparse: Any, tmp_path: Path):
+    found = analyses.explore(sparse, prompt=f"Lily {HOSTILE}", title=HOSTILE)
+    found.note("a0.h1", HOSTILE, HOSTILE)
+    found.note("p2", HOSTILE)
+    edge = found.state["models"][0]["edges"]["columns"]
+    found.note(f"a{edge[0][0]}.h{edge[1][0]}:{edge[2][0]}->{edge[3][0]}", HOSTILE)
+    found.obey({"do": "cut", "names": ["p2"]})
+    with served(found) as address:
+        for where in (address, found.save_html(tmp_path / "page.html").as_uri()):
+            fresh(page)
+            page.open(where)
+            page.wait("document.querySelector('.edge')")
+            page.get("document.querySelector('.edge').focus()")
+            assert page.get("window.broken") is None and page.get("document.querySelectorAll('img').length") == 0
+            assert page.get("document.title") == HOSTILE and HOSTILE in page.get(
+                "document.querySelector('h1').textContent"
+            )
+            assert page.get("document.querySelector('.parts h3').firstChild.data") == HOSTILE
+            assert page.complaints == []
+
+
+def test_the_recorded_page_shows_the_same_without_a_network(page: Page, sparse: Any, tmp_path: Path):
+    found = analyses.explore(sparse, prompt=PROMPT)
+    found.cut("a1.h1", "p3")
+    fresh(page)
+    page.open(found.save_html(tmp_path / "page.html").as_uri())
+    assert page.get("document.querySelectorAll('.mark.fate1').length") == found.state["models"][0]["edges"]["fates"][1]
+    page.get("""(() => {
+        const slider = document.querySelector("input[type=range]");
+        slider.value = 80;
+        slider.dispatchEvent(new Event("input"));
+    })()""")
+    before, after = found.state["models"][0]["edges"]["columns"][4:6]
+    strong = sum(max(pair) >= 640 for pair in zip(before, after, strict=True))
+    assert 0 < page.get("document.querySelectorAll('.edge').length") == strong < len(before)
+    page.click(".said[data-position='2']")
+    page.wait("document.querySelector('.answers h2').textContent.startsWith('After 2 ')")
+    assert page.get("document.querySelector('.tools').textContent") == "Export state"
+    page.click("g.part[data-name=m1]")
+    page.wait("document.querySelector('.errors').textContent.includes('This page is recorded')")
+    page.look(700)
+    page.wait("document.documentElement.scrollWidth <= 700")  # nothing sticks out
+    paper = "getComputedStyle(document.querySelector('.explore')).backgroundColor"
+    assert page.get(paper) == "rgb(255, 255, 255)"
+    page.look(700, dark=True)
+    assert page.get(paper) == "rgb(22, 24, 27)"
+    page.look(700, dark=True, paper=True)
+    assert page.get(paper) == "rgb(255, 255, 255)" and page.get("document.querySelector('.about').offsetHeight") == 0
+    assert page.requests == [(tmp_path / "page.html").as_uri()] and page.complaints == []
+
+
+def test_the_widget_draws_and_carries_messages(page: Page, sparse: Any):
+    found = analyses.explore(sparse, prompt=PROMPT)
+    data = {"title": "t", "state": found.state, "view": {}, "note": ""}
+    after = found.obey({"do": "cut", "names": ["m0"]})
+    code = script("export default { render: startWidget };")
+    fresh(page)
+    page.open("data:text/html,<div id=cell></div>")
+    page.get(f"""(async () => {{
+        const module = await import(URL.createObjectURL(new Blob([{json.dumps(code)}], {{ type: "text/javascript" }})));
+        let hear; window.sent = [];
+        const send = message => {{
+            sent.push(message);
+            setTimeout(() => hear({{ id: message.id, ...{json.dumps(after)} }}), 10);
+        }};
+        const model = {{ get: () => ({json.dumps(data)}), on: (_, call) => {{ hear = call; }}, send }};
+        module.default.render({{ model, el: document.getElementById("cell") }});
+    }})()""")
+    page.wait("document.querySelector('.edge')")
+    page.click("g.part[data-name=m0]")
+    page.wait(f"{CUTS}.includes('m0')")
+    assert page.get("sent") == [{"id": 1, "command": {"do": "cut", "names": ["m0"]}}]
+    assert page.complaints == []
