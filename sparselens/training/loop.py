@@ -273,17 +273,18 @@ class _Run:
         self.best.offer(self.plain, now, step=self.step, multiplier=self.geco.multiplier)
         if self.journal:
             self.journal.evaluation(record)
-        if not in_layers and now.loss - self.target - allowance > _BROKEN * self.config.violation_limit:
+        met = self.target + allowance
+        if not in_layers and self.best.evaluation.loss <= met < now.loss - _BROKEN * self.config.violation_limit:
             self._go_back()
         if self.tell:
             self.tell(list(self.history))
 
     def _go_back(self) -> None:
-        """Return to the sparsest state that met the target, with a higher multiplier each time.
+        """Return to the best state, with a higher multiplier each time.
 
         A gate closed for good has no gradient left that could open it again, however high the multiplier climbs.
         """
-        if not self.best.feasible or not self.best.step:
+        if not self.best.step:
             return  # there is nothing to go back to
         self.best.put_into(self.plain)
         self.stepper.forget()
