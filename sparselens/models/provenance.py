@@ -27,7 +27,7 @@ def record_of(
     settings = find_settings(model)
     dense, sparse = test or ((result.dense, result.sparse) if result else (None, None))
     return {
-        "base_model": Path(base).name if base and is_local(base) else base,
+        "base_model": without_path(base),
         "gate_bias": None if settings is None else settings.gate_bias,
         "target": None if result is None else result.target,
         "feasible": None if result is None else result.feasible,
@@ -44,6 +44,11 @@ def origin(model: nn.Module) -> str | None:
     network: Any = without_peft(model)
     config = getattr(getattr(network, "original_model", network), "config", None)
     return getattr(config, "_name_or_path", None) or None
+
+
+def without_path(place: str | None) -> str | None:
+    """What may be told of where a model is: of a folder on this machine its name only."""
+    return Path(place).name if place and is_local(place) else place
 
 
 def _command_line() -> str | None:

@@ -19,6 +19,7 @@ from sparselens.analyses.patching.cuts import read_cut
 from sparselens.files.whole import write_file, write_json
 from sparselens.gates.hooked import is_hooked
 from sparselens.gates.surgery import is_sparse
+from sparselens.models.provenance import origin, without_path
 
 
 class Exploration:
@@ -258,7 +259,7 @@ def explore(model: Any, dense: Any = None, prompt: str = "", *, title: str = "")
         _refuse_foreign(given)
     kind = "sparse" if is_sparse(model) else "model"
     models = {kind: model} if dense is None else {"dense": dense, kind: model}
-    found = Exploration(models, title or str(getattr(model.cfg, "model_name", "") or kind))
+    found = Exploration(models, title or without_path(origin(model)) or kind)
     if prompt:
         found.ask(prompt)
     return found
