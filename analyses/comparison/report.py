@@ -30,9 +30,9 @@ READING = (
     "In brackets: 95 % intervals over different clean prompts (Wilson's of shares, else bootstrap), which are the same "
     "for both models. Faithfulness: (metric of the circuit - metric of nothing) / (metric of the model - metric of "
     "nothing); random edges are one draw. A share of attribution depends on scores alone; what a circuit does is told "
-    "by its faithfulness, so both are printed. Heads for 90 %: from how many on the mean over prompts stays above it, whether each "
-    "prompt has its own best heads or all have the same. Heads count as of a kind when at least 0.4 of their "
-    "attention on repeated random tokens is where that kind looks."
+    "by its faithfulness, so both are printed. Heads for 90 %: from how many on the mean over prompts stays above it, "
+    "whether each prompt has its own best heads or all have the same. Heads count as of a kind when at least 0.4 of "
+    "their attention on repeated random tokens is where that kind looks."
 )
 
 

@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -239,7 +240,7 @@ def _bca(
     """All resampled values, and the ends of the BCa interval: the percentile one where BCa is not defined."""
     from scipy import stats
 
-    options = {"paired": True, "vectorized": True, "confidence_level": level, "n_resamples": resamples}
+    options: Any = {"paired": True, "vectorized": True, "confidence_level": level, "n_resamples": resamples}
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
         warnings.simplefilter("ignore")  # of values that are all equal; they are no mistake here
         generator, batch = np.random.default_rng(seed), max(1, _AT_ONCE // len(data[0]))
