@@ -131,8 +131,10 @@ def _pair(addition: Addition, a: int, other: int, b: int, place: int) -> PromptP
     clean, corrupted = (
         (addition.full if addition.causal else addition.prompt)(first, b)[:read] for first in (a, other)
     )
-    named = {} if addition.causal else {f"S{len(str(place)) - 1}": (asked, asked + 1)}  # one token, or it is refused
-    spans = {**_digits(addition), **named, "END": (asked, asked + 1)}
+    spans = _digits(addition)
+    if not addition.causal:
+        spans[f"S{len(str(place)) - 1}"] = (asked, asked + 1)  # the place of the sum: one token, or it is refused
+    spans["END"] = (asked, asked + 1)
     return PromptPair(clean, corrupted, (right,), (wrong,), spans, spans)
 
 

@@ -57,6 +57,13 @@ def test_show():
     assert "| Tim|" in result.stdout and "IO=" in result.stdout
 
 
+def test_show_says_how_many_clean_prompts_there_are(monkeypatch: pytest.MonkeyPatch):
+    few = Task.from_records("few", [*TASKS["ioi"].pairs(3), *TASKS["ioi"].pairs(3, corruption="s2_io")])
+    monkeypatch.setattr(cli_tasks, "find_task", lambda name: few)
+    result = invoke("show", "few", "-n", 6, "--json")
+    assert last_line(result)["task"]["clean_prompts"] == 3 and "clean prompts" in result.stdout
+
+
 @pytest.mark.parametrize("kind", ["parquet", "mib", "auto-circuit"])
 def test_export(kind: str, tmp_path: Path):
     found = last_line(invoke("export", "ioi", "-n", 25, "--format", kind, "--out", tmp_path, "--seed", 3, "--json"))
@@ -98,21 +105,29 @@ def test_more_than_memory_holds_is_refused_at_once(command: tuple[str, ...], tmp
         TASKS["gendered_pronoun"].tokenize(load_tokenizer("stories260k"), 10**7)
 
 
-def test_a_single_pair_is_evaluated_without_an_interval():
+def test_a_single_pair_is_evaluated_without_an_interval_of_its_metric():
     options = ("--task", "gendered_pronoun", "-n", 1, "--json")
     result = invoke("evaluate", "--model", "stories260k", *options)
     measured = last_line(result)["tasks"]["gendered_pronoun"]
-    assert measured["pairs"] == 1 and measured["interval"] == measured["accuracy_interval"] == [None, None]
+    assert measured["pairs"] == 1 and measured["interval"] == [None, None]
+    assert measured["accuracy_interval"][1] - measured["accuracy_interval"][0] == pytest.approx(
+        0.793, abs=1e-3
+    )  # Wilson
     assert "nan" not in result.stdout
 
 
 def test_evaluate(tmp_path: Path):
-    options = ("--task", "gendered_pronoun", "--task", "greater_than", "-n", 40, "--out", tmp_path, "--json")
+    options = ("--task", "gendered_pronoun", "--task", "country_capital", "-n", 40, "--out", tmp_path, "--json")
     table = last_line(invoke("evaluate", "--model", "stories260k", *options))["tasks"]
     measured = table["gendered_pronoun"]
+    assert measured["distinct_prompts"] == measured["pairs"]
+    only = ("evaluate", "--model", "stories260k", "--task", "gendered_pronoun", "-n", 40, "--json")
+    by_answer = last_line(invoke(*only, "--cluster-by", "answer"))
+    ends, wider = measured["accuracy_interval"], by_answer["tasks"]["gendered_pronoun"]["accuracy_interval"]
+    assert wider[1] - wider[0] > ends[1] - ends[0]  # two answers: he and she
     low, high = measured["accuracy_interval"]
     assert 0 <= low <= measured["accuracy"] <= high <= 1 and measured["pairs"] <= 40
-    assert "two-digit ending" in table["greater_than"]["refused"]
+    assert "'capital'" in table["country_capital"]["refused"]
     assert json.loads((tmp_path / "tasks.json").read_text())["tasks"] == table
 
 
