@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
+from sparselens.gates.fused import IMPLEMENTATIONS, Attended, Call, fused, resolve, why_eager
 from sparselens.gates.gate import (
     GatedPattern,
     GateSettings,
@@ -25,7 +26,6 @@ from sparselens.gates.gate import (
     finite_bias,
     gated_softmax,
 )
-from sparselens.gates.fused import IMPLEMENTATIONS, Attended, Call, fused, resolve, why_eager
 from sparselens.gates.modes import evaluating
 from sparselens.gates.noise import words_of
 from sparselens.gates.spans import Spans, all_visible, spans_mask
@@ -77,38 +77,55 @@ def gated_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     implementation = resolve(settings.implementation, query.device)
     if implementation != "eager":
-        reason = why_eager(implementation, module, query, value, mask, dropout, options)
+        asked = bool(options.get("output_attentions"))
+        reason = why_eager(
+            implementation, module, query, value, mask, sinks=s_aux, dropout=dropout, output_attentions=asked
+        )
         if not reason:
             spans = all_visible(query.shape[2], keys, query.device) if mask is None else mask
             call = Call(spans, scale, settings.gate_bias, settings.temperature, softcap, sinks=s_aux)
             return _fused(implementation, settings, module, query, key, value, call), None
         _tell(settings, implementation, reason)
-    if isinstance(mask, Spans):
-        mask = mask.mask()
     groups = query.shape[1] // key.shape[1]
     scores = query @ _per_query_head(key, groups).mT * scale
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    if mask is not None:
-        scores = _masked(scores, mask[..., :keys])
-    gated = _gate(settings, module, scores, s_aux)
-    if settings.recording:
-        settings.record(getattr(module, "layer_idx", 0), gated.expected, gated.opened, _mask_of(scores, mask))
-    pattern = nn.functional.dropout(gated.pattern.to(value.dtype), dropout, module.training)
+    pattern = _eager_pattern(settings, module, scores, mask.mask() if isinstance(mask, Spans) else mask, s_aux)
+    pattern = nn.functional.dropout(pattern.to(value.dtype), dropout, module.training)
     return (pattern @ _per_query_head(value, groups)).transpose(1, 2).contiguous(), pattern
 
 
+def _eager_pattern(
+    settings: GateSettings, module: nn.Module, scores: Tensor, mask: Tensor | None, sinks: Tensor | None
+) -> Float[Tensor, "batch head query_pos key_pos"]:
+    if mask is not None:
+        scores = _masked(scores, mask[..., : scores.shape[-1]])
+    gated = _gate(settings, module, scores, sinks)
+    if settings.recording:
+        settings.record(getattr(module, "layer_idx", 0), gated.expected, gated.opened, _mask_of(scores, mask))
+    return gated.pattern
+
+
 def _fused(
-    implementation: str, settings: GateSettings, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, call: Call
+    implementation: str,
+    settings: GateSettings,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    call: Call,
 ) -> Float[Tensor, "batch query_pos head d_value"]:
-    layer, recording = getattr(module, "layer_idx", 0), settings.recording
+    layer, recording, kind = getattr(module, "layer_idx", 0), settings.recording, query.device.type
     if module.training:
         shape = torch.Size([*query.shape[:3], key.shape[2]])
         call = call._replace(words=words_of(settings.noise, layer, shape, query.device))
-    attended: Attended = fused(implementation)(query, key, value, call._replace(recorded=recording))
+    mixed = torch.is_autocast_enabled(kind)  # matrix products would be cast then, one by one
+    given = (t.to(torch.get_autocast_dtype(kind) if mixed else query.dtype) for t in (query, key, value))
+    attended: Attended = fused(implementation)(*given, call._replace(recorded=recording))
     if recording:
         settings.record(layer, attended.expected, attended.opened, call.spans)
-    return attended.output.transpose(1, 2).contiguous()
+    output = attended.output.transpose(1, 2).contiguous()
+    return output if mixed else output.to(value.dtype)
 
 
 def _tell(settings: GateSettings, implementation: str, reason: str) -> None:

@@ -9,6 +9,7 @@ anew for new lengths; so one code decides in training and in evaluation whether 
 short texts, which are what a CPU trains on, are fastest so, and nothing has to be compiled.
 """
 
+import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple, get_args
@@ -55,9 +56,7 @@ def why_no_triton(device: torch.device) -> str:
     """Why the kernel cannot run on this device; empty if it can."""
     if find_spec("triton") is None:
         return "the triton package is missing: pip install 'sparselens[gpu]'"
-    import triton
-
-    if device.type == "cuda" or triton.knobs.runtime.interpret:
+    if device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1":  # Triton's own word for a trial on a CPU
         return ""
     return f"the kernel runs on an NVIDIA GPU, not on {device.type}: move the model there first"
 
@@ -78,11 +77,18 @@ def resolve(implementation: str, device: torch.device) -> str:
 
 
 def why_eager(
-    implementation: str, module: nn.Module, query: Queries, value: Keys, mask: Any, dropout: float, options: Any
+    implementation: str,
+    module: nn.Module,
+    query: Queries,
+    value: Float[Tensor, "batch kv_head key_pos d_value"],
+    mask: Any,
+    *,
+    sinks: Float[Tensor, " head"] | None = None,
+    dropout: float = 0.0,
+    output_attentions: bool = False,
 ) -> str:
     """Why a call has to run eagerly though another implementation was chosen; empty if it need not."""
-    config = getattr(module, "config", None)
-    if options.get("output_attentions") or getattr(config, "output_attentions", False):
+    if output_attentions or getattr(getattr(module, "config", None), "output_attentions", False):
         return "attention weights were asked for"
     if not isinstance(mask, Spans | None):
         return "the mask is not one run of keys per query"
@@ -93,11 +99,13 @@ def why_eager(
             return f"the kernel does not know {query.dtype}"
         if query.shape[-1] > 256 or query.shape[-1] != value.shape[-1]:
             return f"the kernel wants heads of one size up to 256, not {query.shape[-1]} and {value.shape[-1]}"
-    if implementation == "flex" and query.device.type == "cpu":
-        if torch.is_grad_enabled() and any(t.requires_grad for t in (query, value)):
-            return "FlexAttention has no backward pass on a CPU"
+    if implementation == "flex":
         if query.dtype == torch.float64:
-            return "FlexAttention does not know torch.float64 on a CPU"
+            return "compiled FlexAttention does not know torch.float64"
+        if torch.is_grad_enabled() and query.device.type == "cpu" and (query.requires_grad or value.requires_grad):
+            return "FlexAttention has no backward pass on a CPU"
+        if torch.is_grad_enabled() and sinks is not None and sinks.requires_grad:
+            return "FlexAttention gives no gradient to attention sinks"
     return ""
 
 

@@ -60,7 +60,7 @@ class RowNoise:
 
 
 def words_of(noise: Noise, layer: int, shape: torch.Size, device: torch.device) -> Words:
-    """What fused attention makes its noise of. Noise that knows no rows gives it a fresh seed from torch's generator."""
+    """What fused attention makes its noise of. Noise that knows no rows gives a fresh seed from torch's generator."""
     if isinstance(noise, RowNoise):
         return row_words(seed_from(noise.seed, noise.step, layer), noise.first_row, shape, device)
     return row_words(int(torch.randint(2**32, ())), 0, shape, device)  # drawn on the CPU: nobody waits for a GPU
@@ -77,7 +77,7 @@ def row_words(seed: int, first_row: int, shape: torch.Size, device: torch.device
 
 
 def uniform_at(word: Tensor, other: Tensor, key: Tensor) -> Tensor:
-    """The numbers of a row with these two words at these keys; all three broadcast. 23 bits, the middles of 2**23 steps.
+    """The numbers of a row with these two words at these keys; all three broadcast. The middles of 2**23 equal steps.
 
     The second word enters between two rounds, so that no two rows have the same numbers in another order.
     """

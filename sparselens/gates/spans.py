@@ -50,7 +50,7 @@ def spans_mask(batch_size: int, q_length: int, kv_length: int, **options: Any) -
     options |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
     parts: list[Tensor] = []
     for start in range(0, q_length, rows):
-        part = options | {"q_offset": offset + start, "q_length": min(rows, q_length - start)}
+        part: dict[str, Any] = options | {"q_offset": offset + start, "q_length": min(rows, q_length - start)}
         parts.append(_runs(sdpa_mask(batch_size=batch_size, kv_length=kv_length, **part)))
     first, last, seen = torch.cat(parts, dim=-1)
     if bool((last - first == seen).all()):

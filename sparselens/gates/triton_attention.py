@@ -1,4 +1,4 @@
-"""The Triton kernel as a function with a gradient: what it is launched with, and what it keeps for the backward pass."""
+"""The Triton kernel as a function with a gradient: how it is launched, and what it keeps for the backward pass."""
 
 from typing import Any, NamedTuple
 
@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sparselens.gates import triton_kernel as kernel
+from sparselens.gates import triton_kernel
 from sparselens.gates.fused import Attended, Call, Keys, Queries
 from sparselens.gates.spans import Spans
 
-
 _PACKED = torch.contiguous_format
+_kernel: Any = triton_kernel  # whose functions are launched, not called
 
 
 class Tiles(NamedTuple):
@@ -46,13 +46,14 @@ class _GatedAttention(torch.autograd.Function):
         batch, heads, n, width = query.shape
         # as transformers wants it: the heads of a query side by side
         output = torch.empty(batch, n, heads, width, dtype=query.dtype, device=query.device).transpose(1, 2)
-        lse, expected, opened = torch.empty(3, batch, heads, n, device=query.device)
+        lse, expected, opened = torch.empty(3, batch, heads, n, dtype=torch.float32, device=query.device)
         launch = _Launch(query, key, value, output, call)
         given = query if sinks is None else sinks  # a pointer that nothing follows has to be given all the same
-        kernel.forward[launch.over_queries](
-            *launch.tensors, given, output, lse, expected, opened, *launch.numbers,
-            HAS_SINKS=sinks is not None, **launch.options,
-        )  # fmt: skip
+        with torch.cuda.device_of(query):  # of several, the one that Triton launches on; on a CPU, nothing
+            _kernel.forward[launch.over_queries](
+                *launch.tensors, given, output, lse, expected, opened, *launch.numbers,
+                HAS_SINKS=sinks is not None, **launch.options,
+            )  # fmt: skip
         ctx.save_for_backward(query, key, value, sinks, output, lse, *call.spans[:2], call.words)
         ctx.call = call._replace(sinks=None, words=None, spans=None)  # which would escape gradient checkpointing
         ctx.keys = call.spans.keys
@@ -72,9 +73,10 @@ class _GatedAttention(torch.autograd.Function):
         launch = _Launch(query, key, value, d_output, call)
         given = (*launch.tensors, d_output, lse, inner, d_expected.float().contiguous())
         d_query, d_key, d_value = (torch.empty_like(t, memory_format=_PACKED) for t in (query, key, value))
-        kernel.backward_queries[launch.over_queries](*given, d_query, *launch.numbers, **launch.options)
         who = _queries_of_blocks(call.spans, launch.tiles.columns)
-        kernel.backward_keys[launch.over_keys](*given, *who, d_key, d_value, *launch.numbers, **launch.options)
+        with torch.cuda.device_of(query):
+            _kernel.backward_queries[launch.over_queries](*given, d_query, *launch.numbers, **launch.options)
+            _kernel.backward_keys[launch.over_keys](*given, *who, d_key, d_value, *launch.numbers, **launch.options)
         d_sinks = None
         if sinks is not None:  # the softmax weight of a sink, times what an edge that writes nothing gets
             d_sinks = -(torch.exp(sinks.float()[:, None] - lse) * inner).sum((0, 2)).to(sinks.dtype)

@@ -1,13 +1,17 @@
 """The fused kernel of gated attention: one pass over the keys forward, two backward, no atomics.
 
-forward    the running maximum m and denominator l are those of all visible scores, the output takes the open edges only:
+forward    the running maximum m and denominator l are those of all visible scores, the output is that of open edges:
            out_i = sum_j open_ij exp(s_ij - m_i) v_j / l_i;  kept for the backward pass: lse_i = m_i + log l_i
-backward   with p = exp(s - lse), z = gate_logit / t, soft = sigmoid(z + noise), g_ij = dOut_i . v_j, o_i = dOut_i . out_i
+backward   with p = exp(s - lse), z = gate_logit / t, soft = sigmoid(z + noise), g_ij = dOut_i v_j, o_i = dOut_i out_i
            ds_ij = p_ij ((soft (1 - soft) / t + open_ij) g_ij - o_i) + dExpected sigmoid'(z_ij) / t
            dq_i = scale sum_j ds_ij k_j;  dk_j = scale sum_i ds_ij q_i;  dv_j = sum_i p_ij open_ij dOut_i
 Noise is made where it is needed, of two words per row (`noise.uniform_at`), the same in all three kernels.
-An edge is open under the noise where sigmoid(z) > 1 - u: no logarithm.
+An edge is open under the noise where sigmoid(z) > 1 - u: no logarithm. Capitals are pointers and constants, as is
+Triton's custom.
 """
+
+# pyright: basic
+# Triton's language has no types that a checker knows.
 
 from typing import no_type_check  # of functions that are source for a compiler, not Python that runs
 
@@ -45,10 +49,10 @@ def _scores(query, key, scale, softcap, HAS_CAP: tl.constexpr, PRECISION: tl.con
 @triton.jit
 @no_type_check
 def _is_open(score, prob, uniform, visible, bias, NOISY: tl.constexpr):
+    wanted = score + bias > 0
     if NOISY:
-        return visible & (prob > 1 - uniform)
-    else:
-        return visible & (score + bias > 0)
+        wanted = prob > 1 - uniform
+    return visible & wanted
 
 
 @triton.jit
@@ -213,8 +217,7 @@ def backward_keys(
 ):  # fmt: skip
     """The gradients of one block of keys and values: over the heads that share them, and the queries that see them.
 
-    BEGIN and END (span batch, block of keys) say which queries those are. D_K and D_V are laid out (batch, kv_head, key,
-    HEAD).
+    BEGIN and END (span batch, block of keys) say which queries those are. D_K, D_V: (batch, kv_head, key, HEAD).
     """
     KV_HEADS: tl.constexpr = HEADS // GROUP
     batch = (tl.program_id(1) // KV_HEADS).to(tl.int64)
