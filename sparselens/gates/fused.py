@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers.utils import output_capturing
 
 from sparselens.gates.noise import Words
 from sparselens.gates.spans import Spans
@@ -88,7 +89,8 @@ def why_eager(
     output_attentions: bool = False,
 ) -> str:
     """Why a call has to run eagerly though another implementation was chosen; empty if it need not."""
-    if output_attentions or getattr(getattr(module, "config", None), "output_attentions", False):
+    collected = getattr(output_capturing, "_active_collector", None)  # where transformers notes what it was asked for
+    if output_attentions or "attentions" in ((collected and collected.get()) or ()):
         return "attention weights were asked for"
     if not isinstance(mask, Spans | None):
         return "the mask is not one run of keys per query"

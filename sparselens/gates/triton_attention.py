@@ -23,13 +23,16 @@ class Tiles(NamedTuple):
     stages: int  # tiles of keys that are on their way
 
 
-def tiles(width: int, itemsize: int) -> Tiles:
-    """By the width of a head and the bytes of a number: what fits into registers and shared memory."""
+def tiles(width: int, itemsize: int, backward: bool) -> Tiles:
+    """By the width of a head and the bytes of a number: what the compiler fits into registers and shared memory.
+
+    `tests/benchmarks/gpu.py` tells how well. Not yet tuned on a GPU.
+    """
     if itemsize > 2:
         return Tiles(32, 32, 4 if width <= 128 else 8, 1)
-    if width <= 64:
-        return Tiles(64, 64, 4, 2)
-    return Tiles(64, 64, 8, 2) if width <= 128 else Tiles(64, 32, 8, 1)
+    if width > 128:
+        return Tiles(32, 32, 8, 1) if backward else Tiles(64, 32, 8, 1)
+    return Tiles(64, 64, 8 if backward or width > 64 else 4, 2)
 
 
 def triton_attend(query: Queries, key: Keys, value: Keys, call: Call) -> Attended:
@@ -47,7 +50,7 @@ class _GatedAttention(torch.autograd.Function):
         # as transformers wants it: the heads of a query side by side
         output = torch.empty(batch, n, heads, width, dtype=query.dtype, device=query.device).transpose(1, 2)
         lse, expected, opened = torch.empty(3, batch, heads, n, dtype=torch.float32, device=query.device)
-        launch = _Launch(query, key, value, output, call)
+        launch = _Launch(query, key, value, output, call, backward=False)
         given = query if sinks is None else sinks  # a pointer that nothing follows has to be given all the same
         with torch.cuda.device_of(query):  # of several, the one that Triton launches on; on a CPU, nothing
             _kernel.forward[launch.over_queries](
@@ -70,7 +73,7 @@ class _GatedAttention(torch.autograd.Function):
         call: Call = ctx.call._replace(spans=Spans(first, last, ctx.keys), words=words)
         d_output = _rows_whole(d_output)
         inner = (d_output.float() * output.float()).sum(-1).contiguous()
-        launch = _Launch(query, key, value, d_output, call)
+        launch = _Launch(query, key, value, d_output, call, backward=True)
         given = (*launch.tensors, d_output, lse, inner, d_expected.float().contiguous())
         d_query, d_key, d_value = (torch.empty_like(t, memory_format=_PACKED) for t in (query, key, value))
         who = _queries_of_blocks(call.spans, launch.tiles.columns)
@@ -86,13 +89,13 @@ class _GatedAttention(torch.autograd.Function):
 class _Launch:
     """The arguments that the three kernels share, in their order."""
 
-    def __init__(self, query: Tensor, key: Tensor, value: Tensor, output: Tensor, call: Call) -> None:
+    def __init__(self, query: Tensor, key: Tensor, value: Tensor, output: Tensor, call: Call, backward: bool) -> None:
         batch, heads, queries, head = query.shape
         kv_heads, keys = key.shape[1:3]
         first, last = (t.int().contiguous() for t in call.spans[:2])
         words = first if call.words is None else call.words.int().contiguous()  # the same 32 bits
         width = max(16, 1 << (head - 1).bit_length())  # the least that a matrix product takes
-        self.tiles = tiles(width, query.element_size())
+        self.tiles = tiles(width, query.element_size(), backward)
         self.tensors = (query, key, value, first, last, words)
         strides = [t.stride(axis) for t in (query, key, value, output) for axis in range(3)]
         self.numbers = (

@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from sparselens.training.losses import logits_of, next_token_loss
 from tests.benchmarks.bench_attention import D_HEAD, HEADS, KV_HEADS, Attention, inputs
 
 LENGTHS = [256, 1024, 2048, 4096, 8192]
+SHAPES = ((64, "bf16"), (80, "bf16"), (128, "bf16"), (256, "bf16"), (64, "fp32"))  # width of a head, numbers
 GIB = 2**30
 Row = tuple[str, ...]
 
@@ -140,7 +141,7 @@ def training_rows(length: int, rows: int, steps: int = 10) -> Iterator[Row]:
         del model, optimizer
 
 
-def compiled_rows() -> Iterator[Row]:
+def compiled_rows(shapes: Sequence[tuple[int, str]] = SHAPES, generations: Sequence[int] = (80, 90)) -> Iterator[Row]:
     """The kernels, compiled for GPUs that need not be here: registers, spills, shared memory."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -151,15 +152,15 @@ def compiled_rows() -> Iterator[Row]:
 
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     for kernel in (triton_kernel.forward, triton_kernel.backward_queries, triton_kernel.backward_keys):
-        for head, number in ((64, "bf16"), (80, "bf16"), (128, "bf16"), (256, "bf16"), (64, "fp32")):
+        for head, number in shapes:
             width = 1 << (head - 1).bit_length()
-            cut = tiles(width, 2 if number == "bf16" else 4)
+            cut = tiles(width, 2 if number == "bf16" else 4, kernel is not triton_kernel.forward)
             fixed = {"HEADS": 32, "GROUP": 4, "HEAD": head, "WIDTH": width, "ROWS": cut.rows, "COLUMNS": cut.columns}
             fixed |= {"NOISY": True, "HAS_CAP": False, "HAS_SINKS": False, "PRECISION": "tf32"}
             fixed = {name: value for name, value in fixed.items() if name in kernel.arg_names}
             types = {name: _type_of(name, number) for name in kernel.arg_names}
             source = ASTSource(kernel, types | dict.fromkeys(fixed, "constexpr"), fixed)
-            for generation in (80, 90):
+            for generation in generations:
                 options = {"num_warps": cut.warps, "num_stages": cut.stages}
                 built = triton.compile(source, target=GPUTarget("cuda", generation, 32), options=options)
                 with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

@@ -37,7 +37,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_attention, "tiles", lambda *_: triton_attention.Tiles(16, 16, 4, 1))
 
 
-def spans_of(mask: str, batch: int, queries: int, keys: int) -> Spans:
+def spans_of(mask: str, queries: int, keys: int) -> Spans:
     """What the queries see; they are the last of the positions."""
     number = torch.arange(queries) + keys - queries
     first, last = torch.zeros(queries, dtype=torch.int32), (number + 1).int()
@@ -51,19 +51,20 @@ def spans_of(mask: str, batch: int, queries: int, keys: int) -> Spans:
     return Spans(first[None], last[None], keys)
 
 
-def inputs(case: dict[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
+def inputs(case: dict[str, Any], dtype: torch.dtype, device: torch.device = CPU) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(case["seed"])
     batch, heads, kv_heads = case["batch"], case["heads"], case["kv_heads"]
     queries, keys, width = case["queries"], case["keys"], case["width"]
     shapes = {"query": (batch, heads, queries, width), "key": (batch, kv_heads, keys, width)}
     shapes |= {"value": (batch, kv_heads, keys, width)} | ({"sinks": (heads,)} if case["sinks"] else {})
-    return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
+    return {name: torch.randn(shape, generator=generator).to(device, dtype) for name, shape in shapes.items()}
 
 
-def call_of(case: dict[str, Any], sinks: Tensor | None) -> Call:
+def call_of(case: dict[str, Any], sinks: Tensor | None, device: torch.device = CPU) -> Call:
     shape = torch.Size([case["batch"], case["heads"], case["queries"], case["keys"]])
-    words = words_of(RowNoise(1, 2, first_row=3), 4, shape, CPU) if case["noisy"] else None
-    spans = spans_of(case["mask"], case["batch"], case["queries"], case["keys"])
+    words = words_of(RowNoise(1, 2, first_row=3), 4, shape, device) if case["noisy"] else None
+    first, last, keys = spans_of(case["mask"], case["queries"], case["keys"])
+    spans = Spans(first.to(device), last.to(device), keys)
     return Call(spans, 1.5 * case["width"] ** -0.5, case["bias"], case["temperature"], case["softcap"], words, sinks)
 
 
@@ -84,13 +85,13 @@ def reference(query: Tensor, key: Tensor, value: Tensor, call: Call) -> tuple[Te
     return (softmax * gates.gate) @ value, gates.probs.sum((-2, -1)), count_open(gates.gate)
 
 
-def results(function: Any, case: dict[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
+def results(function: Any, case: dict[str, Any], dtype: torch.dtype, device: torch.device = CPU) -> dict[str, Tensor]:
     """Values, and the gradients of a sum with fixed weights."""
-    given = {name: t.requires_grad_() for name, t in inputs(case, dtype).items()}
-    call = call_of(case, given.get("sinks"))
+    given = {name: t.requires_grad_() for name, t in inputs(case, dtype, device).items()}
+    call = call_of(case, given.get("sinks"), device)
     output, expected, opened = function(given["query"], given["key"], given["value"], call)
     generator = torch.Generator().manual_seed(5)
-    weights, cost = torch.randn(output.shape, generator=generator), torch.randn(expected.shape, generator=generator)
+    weights, cost = (torch.randn(t.shape, generator=generator).to(device) for t in (output, expected))
     ((output.float() * weights).sum() + (expected * cost).sum()).backward()
     found = {"output": output, "expected": expected, "opened": opened}
     return {k: t.detach() for k, t in found.items()} | {f"d_{name}": t.grad for name, t in given.items()}  # type: ignore[misc]
@@ -120,16 +121,18 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+def same(ours: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
+    for key, value in wanted.items():
+        scale = max(1.0, float(value.abs().max()))
+        ours_, where = ours[key].double(), f"{key}: "
+        torch.testing.assert_close(ours_, value, atol=tolerance * scale, rtol=tolerance, msg=lambda m, w=where: w + m)
+
+
 @needs_triton
 @pytest.mark.parametrize("name", CASES)
 def test_the_kernel_is_the_reference(name: str, small_tiles: None) -> None:
     case = PLAIN | CASES[name]
-    ours, wanted = results(fused("triton"), case, torch.float32), results(reference, case, torch.float64)
-    for key, value in wanted.items():
-        scale = max(1.0, float(value.abs().max()))
-        torch.testing.assert_close(
-            ours[key].double(), value, atol=2e-5 * scale, rtol=2e-5, msg=lambda m, k=key: f"{k}: {m}"
-        )
+    same(results(fused("triton"), case, torch.float32), results(reference, case, torch.float64), 2e-5)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -137,18 +140,36 @@ def test_flex_is_the_reference(name: str, plain_flex: None) -> None:
     case = PLAIN | CASES[name]
     ours, wanted = results(fused("flex"), case, torch.float64), results(reference, case, torch.float64)
     wanted.pop("d_sinks", None)  # the one gradient that it lacks: such a call is not given to it
-    for key, value in wanted.items():
-        torch.testing.assert_close(ours[key].double(), value, atol=1e-6, rtol=1e-6, msg=lambda m, k=key: f"{k}: {m}")
+    same(ours, wanted, 1e-6)
+
+
+def rough(dtype: torch.dtype, width: int = 16, device: torch.device = CPU, length: int = 21) -> None:
+    """Without noise and with most gates open: in half precision some may flip."""
+    case = PLAIN | {"noisy": False, "bias": 5.0, "width": width, "queries": length, "keys": length}
+    ours = results(fused("triton"), case, dtype, device)
+    wanted = results(reference, case, torch.float64, device)
+    assert ours["output"].dtype == ours["d_query"].dtype == dtype
+    for key in ("output", "expected", "d_value"):
+        torch.testing.assert_close(ours[key].double(), wanted[key], atol=16 * torch.finfo(dtype).eps, rtol=0.02)
 
 
 @needs_triton
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_the_kernel_in_half_precision(dtype: torch.dtype, small_tiles: None) -> None:
-    case = PLAIN | {"noisy": False, "bias": 2.0}
-    ours, wanted = results(fused("triton"), case, dtype), results(reference, case, torch.float64)
-    assert ours["output"].dtype == ours["d_query"].dtype == dtype
-    for key in ("output", "expected", "d_value"):
-        torch.testing.assert_close(ours[key].double(), wanted[key], atol=8 * torch.finfo(dtype).eps, rtol=0.02)
+def test_the_kernel_in_half_precision(small_tiles: None) -> None:
+    rough(torch.float16)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])  # Triton's interpreter does not know bfloat16
+@pytest.mark.parametrize("width", [64, 80, 128, 256])
+def test_the_kernel_in_half_precision_on_a_gpu(dtype: torch.dtype, width: int) -> None:
+    rough(dtype, width, torch.device("cuda"), length=300)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", CASES)
+def test_the_kernel_is_the_reference_on_a_gpu(name: str) -> None:
+    case, cuda = PLAIN | CASES[name], torch.device("cuda")
+    same(results(fused("triton"), case, torch.float32, cuda), results(reference, case, torch.float64, cuda), 2e-5)
 
 
 @needs_triton
@@ -173,7 +194,8 @@ def test_hashed_noise_depends_on_the_place_alone() -> None:
     longer = hashed_uniform(words_of(RowNoise(1, 2), 0, torch.Size([4, 3, 9, 11]), CPU), 11)
     assert torch.equal(longer[:, :, :5, :7], whole)  # nor on the length
     for noise, layer in ((RowNoise(2, 2), 0), (RowNoise(1, 3), 0), (RowNoise(1, 2), 1)):
-        assert not torch.isclose(hashed_uniform(words_of(noise, layer, shape, CPU), 7), whole).any()
+        other = hashed_uniform(words_of(noise, layer, shape, CPU), 7)
+        assert (other == whole).float().mean() < 0.01
 
 
 def test_hashed_noise_is_uniform_and_independent() -> None:
