@@ -82,7 +82,7 @@ def gated_attention(
             implementation, module, query, value, mask, sinks=s_aux, dropout=dropout, output_attentions=asked
         )
         if not reason:
-            spans = all_visible(query.shape[2], keys, query.device) if mask is None else mask
+            spans = mask if isinstance(mask, Spans) else all_visible(query.shape[2], keys, query.device)
             call = Call(spans, scale, settings.gate_bias, settings.temperature, softcap, sinks=s_aux)
             return _fused(implementation, settings, module, query, key, value, call), None
         _tell(settings, implementation, reason)
@@ -120,12 +120,13 @@ def _fused(
         shape = torch.Size([*query.shape[:3], key.shape[2]])
         call = call._replace(words=words_of(settings.noise, layer, shape, query.device))
     mixed = torch.is_autocast_enabled(kind)  # matrix products would be cast then, one by one
-    given = (t.to(torch.get_autocast_dtype(kind) if mixed else query.dtype) for t in (query, key, value))
-    attended: Attended = fused(implementation)(*given, call._replace(recorded=recording))
+    dtype, values = torch.get_autocast_dtype(kind) if mixed else query.dtype, value.dtype
+    query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
+    attended: Attended = fused(implementation)(query, key, value, call._replace(recorded=recording))
     if recording:
         settings.record(layer, attended.expected, attended.opened, call.spans)
     output = attended.output.transpose(1, 2).contiguous()
-    return output if mixed else output.to(value.dtype)
+    return output if mixed else output.to(values)
 
 
 def _tell(settings: GateSettings, implementation: str, reason: str) -> None:
