@@ -25,6 +25,9 @@ import transformers.processing_utils  # noqa: F401
 
 import tests.quick_checks  # noqa: F401
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported: kernels run on the CPU
+
 # HookedTransformer left TransformerLens with 4.0; its tests run in an environment of their own.
 collect_ignore = [] if version("transformer-lens").startswith("3.") else ["hooked"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import trange
 
-from sparselens.gates.gate import seed_from
+from sparselens.gates.noise import seed_from
 from sparselens.gates.statistics import record_gates
 from sparselens.gates.surgery import is_sparse, sparsify
 from sparselens.models.character_model import character_model, character_tokenizer

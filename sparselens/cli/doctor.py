@@ -44,6 +44,7 @@ class Surroundings:
     devices: list[str]
     models: list[str]  # the model classes that TransformerLens offers here
     hub: list[str]
+    attention: list[str]  # the implementations of gated attention that can run here
 
 
 def doctor(out: Out = None, json: Json = False) -> None:
@@ -123,6 +124,7 @@ def examine_surroundings() -> Surroundings:
         devices=_or_nothing(devices),
         models=[name for name, module in classes.items() if not import_error(module, name)],
         hub=_or_nothing(hub),
+        attention=_or_nothing(attention),
     )
 
 
@@ -146,6 +148,19 @@ def hub() -> list[str]:
     state = "offline (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else "online"
     kept = Path(constants.HF_HUB_CACHE)
     return [state, f"cache {kept}" if kept.is_dir() else f"cache {kept} (not there yet)"]
+
+
+def attention() -> list[str]:
+    """Which implementations of gated attention can run here, which "auto" takes, and why others cannot."""
+    import torch
+
+    from sparselens.gates.fused import resolve, why_no_triton
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    missing = why_no_triton(device)
+    found = ["eager", "flex" if device.type == "cuda" else "flex (evaluation)"]
+    found.append(f"no triton: {missing}" if missing else "triton")
+    return [*found, f"auto is {resolve('auto', device)} on {device.type}"]
 
 
 def _or_nothing(question: Callable[[], list[str]]) -> list[str]:

@@ -2,8 +2,11 @@
 
 For training at size: PEFT, accelerate, FSDP and gradient checkpointing see an ordinary transformers model. Works for
 every architecture that calls transformers' attention interface; `sparselens.sparsify` refuses the others by name.
+`attn_implementation` also says how (`fused.IMPLEMENTATIONS`): "sparselens_flex" and so on; "sparselens" is "auto".
 """
 
+import warnings
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
+from sparselens.gates.fused import IMPLEMENTATIONS, Attended, Call, fused, resolve, why_eager
 from sparselens.gates.gate import (
     GatedPattern,
     GateSettings,
@@ -23,51 +27,113 @@ from sparselens.gates.gate import (
     gated_softmax,
 )
 from sparselens.gates.modes import evaluating
+from sparselens.gates.noise import words_of
+from sparselens.gates.spans import Spans, all_visible, spans_mask
 
 IMPLEMENTATION = "sparselens"
+NAMES = {which: IMPLEMENTATION if which == "auto" else f"{IMPLEMENTATION}_{which}" for which in IMPLEMENTATIONS}
 _SETTINGS = "_sparselens_gate"  # attribute of a transformers attention module
 
 
 def register_attention() -> None:
     """Make `attn_implementation="sparselens"` known to transformers. Harmless when repeated."""
-    AttentionInterface.register(IMPLEMENTATION, gated_attention)
-    AttentionMaskInterface.register(IMPLEMENTATION, eager_mask)
+    for implementation, name in NAMES.items():
+        AttentionInterface.register(name, gated_attention)
+        AttentionMaskInterface.register(name, partial(_mask_for, implementation))
+
+
+def _mask_for(implementation: str, *sizes: Any, **options: Any) -> Spans | Tensor | None:
+    """The mask in the form that an implementation takes, on the device of the call."""
+    device = torch.device(options.get("device", "cpu"))
+    return (eager_mask if resolve(implementation, device) == "eager" else spans_mask)(*sizes, **options)
 
 
 def gated_attention(
     module: nn.Module,
     query: Float[Tensor, "batch head query_pos d_head"],
     key: Float[Tensor, "batch kv_head key_pos d_head"],
-    value: Float[Tensor, "batch kv_head key_pos d_head"],
-    attention_mask: Tensor | None,
+    value: Float[Tensor, "batch kv_head key_pos d_value"],
+    attention_mask: Tensor | Spans | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
     s_aux: Float[Tensor, " head"] | None = None,
-    **_: Any,
-) -> tuple[Float[Tensor, "batch query_pos head d_head"], Float[Tensor, "batch head query_pos key_pos"]]:
+    **options: Any,
+) -> tuple[Float[Tensor, "batch query_pos head d_value"], Float[Tensor, "batch head query_pos key_pos"] | None]:
     """Attention with a hard gate on every edge; the signature is that of transformers' attention interface.
+
+    The pattern is returned where attention is eager; elsewhere there is none.
 
     Raises:
         ValueError: a causal call arrived without a mask (transformers gives one unless the mask function was replaced),
             or the model's config has no `gate_bias`.
     """
-    settings = _settings_of(module)
-    groups = query.shape[1] // key.shape[1]
-    scores = query @ _per_query_head(key, groups).mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    if attention_mask is not None:
-        scores = _masked(scores, attention_mask[..., : scores.shape[-1]])
-    elif getattr(module, "is_causal", False) and query.shape[2] > 1:
+    settings, keys = _settings_of(module), key.shape[2]
+    if attention_mask is None and getattr(module, "is_causal", False) and query.shape[2] > 1:
         raise ValueError(
             f"{type(module).__name__} asked for causal attention without a mask: call register_attention()"
         )
-    gated = _gate(settings, module, scores, s_aux)
-    if settings.recording:
-        settings.record(getattr(module, "layer_idx", 0), gated.expected, gated.opened, _mask_of(scores, attention_mask))
-    pattern = nn.functional.dropout(gated.pattern.to(value.dtype), dropout, module.training)
+    mask = attention_mask.cut(keys) if isinstance(attention_mask, Spans) else attention_mask
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    implementation = resolve(settings.implementation, query.device)
+    if implementation != "eager":
+        asked = bool(options.get("output_attentions"))
+        reason = why_eager(
+            implementation, module, query, value, mask, sinks=s_aux, dropout=dropout, output_attentions=asked
+        )
+        if not reason:
+            spans = mask if isinstance(mask, Spans) else all_visible(query.shape[2], keys, query.device)
+            call = Call(spans, scale, settings.gate_bias, settings.temperature, softcap, sinks=s_aux)
+            return _fused(implementation, settings, module, query, key, value, call), None
+        _tell(settings, implementation, reason)
+    groups = query.shape[1] // key.shape[1]
+    scores = query @ _per_query_head(key, groups).mT * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    pattern = _eager_pattern(settings, module, scores, mask.mask() if isinstance(mask, Spans) else mask, s_aux)
+    pattern = nn.functional.dropout(pattern.to(value.dtype), dropout, module.training)
     return (pattern @ _per_query_head(value, groups)).transpose(1, 2).contiguous(), pattern
+
+
+def _eager_pattern(
+    settings: GateSettings, module: nn.Module, scores: Tensor, mask: Tensor | None, sinks: Tensor | None
+) -> Float[Tensor, "batch head query_pos key_pos"]:
+    if mask is not None:
+        scores = _masked(scores, mask[..., : scores.shape[-1]])
+    gated = _gate(settings, module, scores, sinks)
+    if settings.recording:
+        settings.record(getattr(module, "layer_idx", 0), gated.expected, gated.opened, _mask_of(scores, mask))
+    return gated.pattern
+
+
+def _fused(
+    implementation: str,
+    settings: GateSettings,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    call: Call,
+) -> Float[Tensor, "batch query_pos head d_value"]:
+    layer, recording, kind = getattr(module, "layer_idx", 0), settings.recording, query.device.type
+    if module.training:
+        shape = torch.Size([*query.shape[:3], key.shape[2]])
+        call = call._replace(words=words_of(settings.noise, layer, shape, query.device))
+    mixed = torch.is_autocast_enabled(kind)  # matrix products would be cast then, one by one
+    dtype, values = torch.get_autocast_dtype(kind) if mixed else query.dtype, value.dtype
+    query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
+    attended: Attended = fused(implementation)(query, key, value, call._replace(recorded=recording))
+    if recording:
+        settings.record(layer, attended.expected, attended.opened, call.spans)
+    output = attended.output.transpose(1, 2).contiguous()
+    return output if mixed else output.to(values)
+
+
+def _tell(settings: GateSettings, implementation: str, reason: str) -> None:
+    """Keep why a call ran eagerly, and say it once to who had asked for something else."""
+    if settings.implementation != "auto" and reason != settings.eager_because:
+        warnings.warn(f"implementation={implementation!r} runs eagerly here: {reason}", stacklevel=3)
+    settings.eager_because = reason
 
 
 def _per_query_head(
@@ -107,30 +173,39 @@ def _settings_of(module: nn.Module) -> GateSettings:
         gate_bias = getattr(module.config, "gate_bias", None)
         if gate_bias is None:
             raise ValueError("config.gate_bias is missing: call sparselens.sparsify(model, gate_bias=...)")
-        settings = GateSettings(finite_bias(gate_bias))
+        settings = GateSettings(finite_bias(gate_bias), implementation=_implementation_of(module.config) or "auto")
         setattr(module, _SETTINGS, settings)
     return settings
+
+
+def _implementation_of(config: Any) -> str | None:
+    """How the gates of a model with this config run; None if it has none."""
+    name = getattr(config, "_attn_implementation", None)
+    return next((which for which, known in NAMES.items() if known == name), None)
 
 
 def gate_transformers(model: PreTrainedModel, settings: GateSettings) -> None:
     """Switch a transformers model to gated attention, in place.
 
     Raises:
-        ValueError: some layer does not call transformers' attention interface. The model is left as it was.
+        ValueError: some layer does not call transformers' attention interface, or the implementation that the settings
+            name cannot run on the model's device. The model is left as it was.
     """
     register_attention()
+    resolve(settings.implementation, model.device)
+    name = NAMES[settings.implementation]
     config = model.config.get_text_config()
     settings.n_layers = config.num_hidden_layers
     before = model.config._attn_implementation
-    model.set_attn_implementation(IMPLEMENTATION)
+    model.set_attn_implementation(name)
     try:
-        if model.config._attn_implementation != IMPLEMENTATION:
+        if model.config._attn_implementation != name:
             raise ValueError(f"{type(model).__name__} does not use transformers' attention interface in any layer")
         _adopt(model, settings)
     except Exception:
         ungate_transformers(model, before)
         raise
-    model.config.sparselens_dense_implementation = "eager" if before == IMPLEMENTATION else before
+    model.config.sparselens_dense_implementation = "eager" if before in NAMES.values() else before
     for owner in {id(c): c for c in (model.config, config)}.values():
         owner.gate_bias = settings.gate_bias
 
@@ -143,11 +218,13 @@ def _adopt(model: PreTrainedModel, settings: GateSettings) -> None:
     seen: set[int] = set()
     noted = _CallNote(seen)
     settings.recorders.append(noted)
+    implementation, settings.implementation = settings.implementation, "eager"  # nothing is compiled for a proof
     try:
         with torch.no_grad(), evaluating(model):
             model(torch.zeros(1, 2, dtype=torch.long, device=model.device))
     finally:
         settings.recorders.remove(noted)
+        settings.implementation = implementation
     missing = sorted(set(range(settings.n_layers)) - seen)
     if missing:
         raise ValueError(
@@ -164,6 +241,17 @@ class _CallNote:
 
     def add(self, layer: int, *_: Any) -> None:
         self._layers.add(layer)
+
+
+def choose_implementation(model: PreTrainedModel, settings: GateSettings, implementation: str) -> None:
+    """Let a gated model run otherwise from now on.
+
+    Raises:
+        ValueError: it cannot run there; nothing has changed.
+    """
+    resolve(implementation, model.device)
+    model.set_attn_implementation(NAMES[implementation])
+    settings.implementation, settings.eager_because = implementation, ""
 
 
 def ungate_transformers(model: PreTrainedModel, implementation: str | None = None) -> None:
@@ -197,15 +285,18 @@ def transformers_settings(model: nn.Module) -> GateSettings | None:
 
 
 def settings_asked_for(model: nn.Module) -> GateSettings | None:
-    """The settings with which a model runs that was loaded with `attn_implementation="sparselens"`; else None.
+    """The settings with which a model runs that was loaded with such an `attn_implementation`; else None.
 
     Raises:
         ValueError: its config has no `gate_bias`, or none that can be used.
     """
     config: Any = getattr(model, "config", None)
-    if getattr(config, "_attn_implementation", None) != IMPLEMENTATION:
+    implementation = _implementation_of(config)
+    if implementation is None:
         return None
     gate_bias = getattr(config, "gate_bias", None)
     if gate_bias is None:
-        raise ValueError('loaded with attn_implementation="sparselens", but config.gate_bias is missing: set it first')
-    return GateSettings(finite_bias(gate_bias))
+        raise ValueError(
+            f"loaded with attn_implementation={NAMES[implementation]!r}, but config.gate_bias is missing: set it first"
+        )
+    return GateSettings(finite_bias(gate_bias), implementation=implementation)

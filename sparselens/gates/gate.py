@@ -8,24 +8,22 @@ In training the gate's gradient is that of sigmoid(gate_logit / t + noise) (stra
 none. The temperature t of the noise is 1 in the paper; `post_train` lowers it (`PostTrainConfig.noise_temperature`).
 """
 
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from sparselens.gates.noise import Noise, uniform_noise
+from sparselens.gates.spans import Spans
+
 Scores = Float[Tensor, "batch head query_pos key_pos"]
 Mask = Shaped[Tensor, "_batch _heads query_pos key_pos"]  # boolean (True: visible) or additive; batch, heads may be one
-Noise = Callable[[int, torch.Size, torch.device], Float[Tensor, "batch head query_pos key_pos"]]
 EditPoint = Callable[[str, Tensor], Tensor]
-
-_SMALLEST = 2.0**-25  # half a step of float32's torch.rand: keeps log(u) and u / (u + ...) finite
 
 
 class Gates(NamedTuple):
@@ -42,53 +40,6 @@ class GatedPattern(NamedTuple):
     pattern: Scores
     expected: Float[Tensor, "batch head"]  # edges; carries the gradient
     opened: Float[Tensor, "batch head"]  # edges; how many gates are open
-
-
-def uniform_noise(layer: int, shape: torch.Size, device: torch.device) -> Scores:  # noqa: ARG001 - of type Noise
-    """Fresh uniform numbers in (0, 1) from the device's default generator, as dropout draws them."""
-    return torch.rand(shape, device=device).clamp_min_(_SMALLEST)
-
-
-def seed_from(*parts: int) -> int:
-    """One seed from several numbers, without patterns between neighbours. 32 bits: CPU generators ignore the rest."""
-    key = "/".join(map(str, parts)).encode()
-    return int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "big")
-
-
-@dataclass(frozen=True)
-class RowNoise:
-    """Uniform numbers in (0, 1) that depend only on (seed, step, layer, row of the global batch).
-
-    However the rows are split over processes, micro-batches or a checkpointed recomputation, a row meets the same
-    noise; so a resumed run, a run in two processes and a run in one are the same run.
-    """
-
-    seed: int
-    step: int
-    first_row: int = 0
-
-    def __call__(self, layer: int, shape: torch.Size, device: torch.device) -> Scores:
-        """The numbers of one layer for `shape[0]` rows from `first_row` on."""
-        if device.type == "cpu":
-            return _uniform_on_cpu(seed_from(self.seed, self.step, layer), self.first_row, shape)
-        noise = torch.empty(shape, device=device)
-        generator = torch.Generator(device)
-        for number, row in enumerate(noise, self.first_row):
-            row.uniform_(generator=generator.manual_seed(seed_from(self.seed, self.step, layer, number)))
-        return noise.clamp_min_(_SMALLEST)
-
-
-def _uniform_on_cpu(seed: int, first_row: int, shape: torch.Size) -> Tensor:
-    """Every row at its place in one stream of NumPy's PCG64, which can jump there and is far faster than torch's.
-
-    16 random bits each, since drawing them is what noise costs: the middles of 2**16 equal steps. So a gate opens with
-    its stated probability to within 2**-17, and the logistic noise that the numbers stand for ends at +-11.8.
-    """
-    numbers = math.prod(shape[1:])
-    draws = (numbers + 3) // 4  # 64 bits each
-    bits = np.random.PCG64(seed).advance(first_row * draws).random_raw(shape[0] * draws).view(np.int16)
-    uniform = torch.from_numpy(bits).float().add_(2.0**15 + 0.5).mul_(2.0**-16)
-    return uniform.view(shape[0], -1)[:, :numbers].reshape(shape)
 
 
 def finite_bias(value: Any) -> float:
@@ -111,13 +62,15 @@ class GateSettings:
     noise: Noise = uniform_noise
     temperature: float = 1.0  # of the training noise, in units of the scores
     recorders: list[Any] = field(default_factory=list[Any])  # open `record_gates` contexts
+    implementation: str = "auto"  # of `fused.IMPLEMENTATIONS`; TransformerLens models are always "eager"
+    eager_because: str = ""  # why the last call that was to be fused was not
 
     def record(
         self,
         layer: int,
         expected: Float[Tensor, "batch head"],
         opened: Float[Tensor, "batch head"],
-        mask: Mask,
+        mask: Mask | Spans,
     ) -> None:
         """Tell every open `record_gates` block of one attention call."""
         for recorder in self.recorders:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sparselens.gates.gate import GateSettings, Mask, is_visible
+from sparselens.gates.spans import Spans
 from sparselens.gates.surgery import gate_settings
 
 
@@ -28,20 +29,21 @@ class GateStatistics:
         self._expected: dict[int, Tensor] = {}
         self._counts: dict[int, Tensor] = {}
         self._examples: dict[int, int] = {}
-        self._mask: Tensor | None = None
+        self._mask: Tensor | Spans | None = None
 
     def add(
         self,
         layer: int,
         expected: Float[Tensor, "batch head"],
         opened: Float[Tensor, "batch head"],
-        mask: Mask,
+        mask: Mask | Spans,
     ) -> None:
         """One attention call."""
         batch, heads = opened.shape
         if mask is not self._mask:  # layers share it as a rule
-            self._mask, self._pairs = mask, _count_pairs(mask)
-        pairs = (self._pairs * (batch // len(mask))).expand(-1, heads)
+            self._mask, self._pairs = mask, _count_spans(mask) if isinstance(mask, Spans) else _count_pairs(mask)
+        rows = len(mask.first if isinstance(mask, Spans) else mask)
+        pairs = (self._pairs * (batch // rows)).expand(-1, heads)
         counts = torch.cat([opened.detach().sum(0, keepdim=True, dtype=torch.float64), pairs])
         self._examples[layer] = self._examples.get(layer, 0) + batch
         self._expected[layer] = self._expected[layer] + expected.sum(0) if layer in self._expected else expected.sum(0)
@@ -120,6 +122,13 @@ def _count_pairs(mask: Mask) -> Float[Tensor, "count heads"]:
     keys = visible.sum(-1)
     every = torch.full_like(keys, mask.shape[-1])
     return torch.stack([keys, keys > 0, every]).sum((1, 3)).double()
+
+
+def _count_spans(spans: Spans) -> Float[Tensor, "count 1"]:
+    """The same of spans."""
+    keys = spans.last - spans.first
+    every = torch.full_like(keys, spans.keys)
+    return torch.stack([keys, keys > 0, every]).sum((1, 2)).double()[:, None]
 
 
 @contextmanager

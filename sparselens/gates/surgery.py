@@ -6,6 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sparselens.gates import attention, hooked
+from sparselens.gates.fused import Implementation
 from sparselens.gates.gate import GateSettings, finite_bias
 from sparselens.models.adapters import without_peft
 
@@ -14,11 +15,11 @@ Model = TypeVar("Model", bound=nn.Module)
 DEFAULT_GATE_BIAS = 0.0  # the rule of the authors' released kernel: an edge is open where its score is positive
 
 
-def sparsify(model: Model, gate_bias: float | None = None) -> Model:
+def sparsify(model: Model, gate_bias: float | None = None, *, implementation: Implementation | None = None) -> Model:
     """Put a hard 0/1 gate on every attention edge of `model`, in place, and return it.
 
     No parameter is added. With a large `gate_bias` all gates are open and the model computes what it computed before;
-    post-training (`post_train`) then closes them. On a model that already carries gates only the bias is changed.
+    post-training (`post_train`) then closes them. On a model that already carries gates only what is given is changed.
     A TransformerLens model (TransformerBridge, HookedTransformer) gets the hook points `hook_gate_logits`,
     `hook_gate_probs` and `hook_gate` in every attention; a transformers model gets `attn_implementation="sparselens"`,
     also inside a PeftModel.
@@ -26,12 +27,18 @@ def sparsify(model: Model, gate_bias: float | None = None) -> Model:
     Args:
         gate_bias: added to the attention scores in the gate only. Default: the model's own (`config.gate_bias`, as
             `save` writes it), else 0.
+        implementation: how the gates of a transformers model run: "eager" makes a tensor of all query-key pairs, in
+            which TransformerLens models show them to hooks; "flex" (FlexAttention, long evaluation) and "triton" (our
+            kernel, training and evaluation on an NVIDIA GPU) need memory only in proportion to the length. Default:
+            "auto", which is "triton" where it can run, else "eager".
 
     Raises:
         ValueError: a layer cannot be gated. The message says which and why, and the model is left as it was.
     """
     settings = _installed(model)
     if settings is not None:
+        if implementation is not None:
+            _choose(model, settings, implementation)
         settings.gate_bias = settings.gate_bias if gate_bias is None else finite_bias(gate_bias)
         _tell_config(model, settings.gate_bias)
         return model
@@ -40,8 +47,10 @@ def sparsify(model: Model, gate_bias: float | None = None) -> Model:
         gate_bias = getattr(getattr(network, "config", None), "gate_bias", None)
     settings = GateSettings(finite_bias(DEFAULT_GATE_BIAS if gate_bias is None else gate_bias))
     if isinstance(network, PreTrainedModel):
+        settings.implementation = implementation or "auto"
         attention.gate_transformers(network, settings)
     elif hooked.is_hooked(model):
+        _choose(model, settings, implementation or "auto")
         hooked.gate_hooked(model, settings)
     else:
         raise ValueError(
@@ -100,6 +109,19 @@ def _installed(model: nn.Module) -> GateSettings | None:
     if settings is not None and isinstance(network, PreTrainedModel) and not settings.n_layers:
         attention.gate_transformers(network, settings)
     return settings
+
+
+def _choose(model: nn.Module, settings: GateSettings, implementation: Implementation) -> None:
+    network = without_peft(model)
+    if isinstance(network, PreTrainedModel):
+        attention.choose_implementation(network, settings, implementation)
+    elif implementation not in ("auto", "eager"):
+        raise ValueError(
+            f"a {type(model).__name__} shows its gates to hooks, so it runs eagerly: implementation={implementation!r} "
+            "is for transformers models (want 'auto' or 'eager')"
+        )
+    else:
+        settings.implementation = "eager"
 
 
 def _tell_config(model: nn.Module, gate_bias: float) -> None:

@@ -68,7 +68,7 @@ def evaluate(
     with evaluating(model), torch.no_grad():
         for first in range(0, len(batches), world):  # each process as often: with FSDP they wait for each other
             mine = first + rank
-            found = _sums(model, to_device(batches[min(mine, len(batches) - 1)], device), loss)
+            found = _sums(model, batches[min(mine, len(batches) - 1)], loss, device)
             sums += found if mine < len(batches) else 0
     if accelerator and world > 1:
         sums = cast("Tensor", accelerator.reduce(sums, "sum"))
@@ -87,14 +87,19 @@ def evaluate(
     )
 
 
-def _sums(model: nn.Module, batch: Batch, loss: Loss) -> Tensor:
-    """Tokens, nats and rows; then open edges, visible pairs, all pairs and queries, each of every layer."""
+def _sums(model: nn.Module, batch: Batch, loss: Loss, device: torch.device) -> Tensor:
+    """Tokens, nats and rows; then open edges, visible pairs, all pairs and queries, each of every layer.
+
+    Nothing here waits for a GPU but the copying of the batch, which is counted before it goes there.
+    """
+    rows, tokens = len(tokens_of(batch)), weight_of(loss, batch)
+    batch = to_device(batch, device)
     with record_gates(model) as gates:
         nats = loss(logits_of(model, batch), batch)
-    rows, tokens = len(tokens_of(batch)), weight_of(loss, batch)
-    whole = torch.tensor([tokens, tokens * float(nats) if tokens else 0.0, rows], dtype=torch.float64)
+    weight, examples = (torch.full((), n, dtype=torch.float64, device=device) for n in (tokens, rows))
+    told = torch.stack([weight, weight * nats.double() if tokens else weight, examples])
     counts = [rows * x.sum(-1) for x in (gates.open, gates.visible_pairs, gates.all_pairs, gates.queries)]
-    return torch.cat([whole.to(nats.device), *(count.to(nats.device) for count in counts)])
+    return torch.cat([told, *(count.to(device) for count in counts)])
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sparselens.gates.gate import RowNoise, seed_from
+from sparselens.gates.noise import RowNoise, seed_from
 from sparselens.gates.statistics import record_gates
 from sparselens.gates.surgery import gate_settings
 from sparselens.training.batches import rows_of_process, to_device

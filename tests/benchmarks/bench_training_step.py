@@ -18,7 +18,7 @@ import transformers as tr
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import sparselens as sl
-from sparselens.gates.gate import RowNoise
+from sparselens.gates.noise import RowNoise
 from sparselens.gates.surgery import gate_settings
 from sparselens.training.losses import logits_of, next_token_loss
 from tests.tiny_models import bridge_of

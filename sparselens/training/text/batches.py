@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sparselens.gates.gate import seed_from
+from sparselens.gates.noise import seed_from
 from sparselens.training.text.tokens import Tokens
 
 Rows = Int[Tensor, "_batch _pos"]  # underscores: the last of a list may be shorter

@@ -100,6 +100,8 @@ def test_doctor_reports_a_healthy_installation(tmp_path: Path):
     assert "TransformerBridge" in report["models"]
     assert report["devices"][0].startswith("cpu")
     assert report["hub"][0].startswith("offline")
+    assert report["attention"][0] == "eager"
+    assert report["attention"][-1].startswith("auto is ")
     torch = next(package for package in report["packages"] if package["name"] == "torch")
     assert torch["wanted"] == ">=2.6"
     assert torch["problem"] == ""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparselens.gates.gate import RowNoise
+from sparselens.gates.noise import RowNoise
 from sparselens.gates.statistics import record_gates
 from sparselens.gates.surgery import densify, gate_settings, is_sparse, sparsify
 from tests.tiny_models import FAMILIES, LENGTH, bridge_of, tiny_bridge, tiny_model, tiny_tokens

@@ -9,13 +9,12 @@ from torch import Tensor
 
 from sparselens.gates.gate import (
     GateSettings,
-    RowNoise,
     attention_gates,
     count_open,
     gated_softmax,
     is_visible,
-    uniform_noise,
 )
+from sparselens.gates.noise import RowNoise, uniform_noise
 
 BIAS = 0.4
 SHAPE = torch.Size([2, 3, 5, 5])

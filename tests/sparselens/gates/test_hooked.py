@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparselens.gates.gate import RowNoise
+from sparselens.gates.noise import RowNoise
 from sparselens.gates.statistics import record_gates
 from sparselens.gates.surgery import densify, gate_settings, sparsify
 from tests.tiny_models import VOCABULARY, bridge_of, checkpoint_activations, tiny_bridge, tiny_model, tiny_tokens

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import sparselens as sl
 from sparselens.analyses.engine.partial_runs import peak_bytes
-from sparselens.gates.gate import RowNoise
+from sparselens.gates.noise import RowNoise
 from sparselens.gates.statistics import GateStatistics, record_gates
 from sparselens.gates.surgery import gate_settings
 from sparselens.training.control import RATES, TOLERANCE

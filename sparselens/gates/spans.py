@@ -1,0 +1,68 @@
+"""What each query sees, as one run of keys: two numbers per query instead of a mask of all pairs.
+
+Causal attention, sliding windows, chunks, padding at either end, packed documents and images within text are all of
+this form. Masks come from transformers as functions of positions; a mask with holes stays the tensor that eager
+attention takes.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers.masking_utils import causal_mask_function, eager_mask, sdpa_mask
+
+_AT_ONCE = 2**24  # pairs; of a longer mask a part of the queries at a time
+
+
+class Spans(NamedTuple):
+    """The keys that each query sees: from `first` on, up to and without `last`."""
+
+    first: Int[Tensor, "batch query_pos"]  # batch may be one
+    last: Int[Tensor, "batch query_pos"]  # equal to `first` where a query sees nothing
+    keys: int
+
+    def mask(self) -> Bool[Tensor, "batch 1 query_pos key_pos"]:
+        """As the tensor of all pairs that eager attention takes; True: visible."""
+        key = torch.arange(self.keys, device=self.first.device)
+        return ((key >= self.first[..., None]) & (key < self.last[..., None]))[:, None]
+
+    def cut(self, keys: int) -> "Spans":
+        """Only the first of the keys: a cache may be longer than what is in it."""
+        return self if keys == self.keys else Spans(self.first.clamp(max=keys), self.last.clamp(max=keys), keys)
+
+
+def all_visible(queries: int, keys: int, device: torch.device) -> Spans:
+    """Every query sees every key."""
+    first = torch.zeros(1, queries, dtype=torch.int32, device=device)
+    return Spans(first, first + keys, keys)
+
+
+def spans_mask(batch_size: int, q_length: int, kv_length: int, **options: Any) -> Spans | Tensor:
+    """A mask function for transformers: spans, or the eager mask of one that has holes."""
+    device = torch.device(options.get("device", "cpu"))
+    offset, behind = options.get("q_offset", 0), options.get("kv_offset", 0)
+    unpadded = options.get("attention_mask") is None
+    if unpadded and options.get("mask_function") is causal_mask_function:  # without a look at any pair
+        last = (torch.arange(1, q_length + 1, dtype=torch.int32, device=device) + (offset - behind)).clamp(0, kv_length)
+        return Spans(torch.zeros_like(last)[None], last[None], kv_length)
+    rows = max(1, _AT_ONCE // (batch_size * kv_length))
+    options |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    parts: list[Tensor] = []
+    for start in range(0, q_length, rows):
+        part: dict[str, Any] = options | {"q_offset": offset + start, "q_length": min(rows, q_length - start)}
+        parts.append(_runs(sdpa_mask(batch_size=batch_size, kv_length=kv_length, **part)))
+    first, last, seen = torch.cat(parts, dim=-1)
+    if bool((last - first == seen).all()):
+        return Spans(first, last, kv_length)
+    return eager_mask(batch_size=batch_size, q_length=q_length, kv_length=kv_length, **options)
+
+
+def _runs(visible: Any) -> Int[Tensor, "3 batch query_pos"]:
+    """First visible key, the one after the last, and how many are visible."""
+    visible = visible[:, 0]
+    numbers = torch.arange(1, visible.shape[-1] + 1, dtype=torch.int32, device=visible.device)
+    seen = visible.sum(-1, dtype=torch.int32)
+    last = (visible * numbers).amax(-1)
+    first = torch.where(seen > 0, visible.int().argmax(-1).int(), last)
+    return torch.stack([first, last, seen])

@@ -1,0 +1,142 @@
+"""The Triton kernel as a function with a gradient: how it is launched, and what it keeps for the backward pass."""
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from sparselens.gates import triton_kernel
+from sparselens.gates.fused import Attended, Call, Keys, Queries
+from sparselens.gates.spans import Spans
+
+_PACKED = torch.contiguous_format
+_kernel: Any = triton_kernel  # whose functions are launched, not called
+
+
+class Tiles(NamedTuple):
+    """How a kernel cuts its work."""
+
+    rows: int  # queries of a tile
+    columns: int  # keys of a tile
+    warps: int
+    stages: int  # tiles of keys that are on their way
+
+
+def tiles(width: int, itemsize: int, backward: bool) -> Tiles:
+    """By the width of a head and the bytes of a number: what the compiler fits into registers and shared memory.
+
+    `tests/benchmarks/gpu.py` tells how well. Not yet tuned on a GPU.
+    """
+    if itemsize > 2:
+        return Tiles(32, 32, 4 if width <= 128 else 8, 1)
+    if width > 128:
+        return Tiles(32, 32, 8, 1) if backward else Tiles(64, 32, 8, 1)
+    return Tiles(64, 64, 8 if backward or width > 64 else 4, 2)
+
+
+def triton_attend(query: Queries, key: Keys, value: Keys, call: Call) -> Attended:
+    """Output and counts, with the gradient of `gate.gated_softmax`."""
+    return Attended(*_GatedAttention.apply(query, key, value, call.sinks, call))  # pyright: ignore
+
+
+class _GatedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None, call: Call
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = (_rows_whole(t) for t in (query, key, value))
+        batch, heads, n, width = query.shape
+        # as transformers wants it: the heads of a query side by side
+        output = torch.empty(batch, n, heads, width, dtype=query.dtype, device=query.device).transpose(1, 2)
+        lse, expected, opened = torch.empty(3, batch, heads, n, dtype=torch.float32, device=query.device)
+        launch = _Launch(query, key, value, output, call, backward=False)
+        given = query if sinks is None else sinks  # a pointer that nothing follows has to be given all the same
+        with torch.cuda.device_of(query):  # of several, the one that Triton launches on; on a CPU, nothing
+            _kernel.forward[launch.over_queries](
+                *launch.tensors, given, output, lse, expected, opened, *launch.numbers,
+                HAS_SINKS=sinks is not None, **launch.options,
+            )  # fmt: skip
+        ctx.save_for_backward(query, key, value, sinks, output, lse, *call.spans[:2], call.words)
+        ctx.call = call._replace(sinks=None, words=None, spans=None)  # which would escape gradient checkpointing
+        ctx.keys = call.spans.keys
+        opened = opened.sum(-1)
+        ctx.mark_non_differentiable(opened)
+        return output, expected.sum(-1), opened
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, d_output: Tensor, d_expected: Tensor, _: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, None]:
+        query, key, value, sinks, output, lse, first, last, words = ctx.saved_tensors
+        call: Call = ctx.call._replace(spans=Spans(first, last, ctx.keys), words=words)
+        d_output = _rows_whole(d_output)
+        inner = (d_output.float() * output.float()).sum(-1).contiguous()
+        launch = _Launch(query, key, value, d_output, call, backward=True)
+        given = (*launch.tensors, d_output, lse, inner, d_expected.float().contiguous())
+        d_query, d_key, d_value = (torch.empty_like(t, memory_format=_PACKED) for t in (query, key, value))
+        who = _queries_of_blocks(call.spans, launch.tiles.columns)
+        with torch.cuda.device_of(query):
+            _kernel.backward_queries[launch.over_queries](*given, d_query, *launch.numbers, **launch.options)
+            _kernel.backward_keys[launch.over_keys](*given, *who, d_key, d_value, *launch.numbers, **launch.options)
+        d_sinks = None
+        if sinks is not None:  # the softmax weight of a sink, times what an edge that writes nothing gets
+            d_sinks = -(torch.exp(sinks.float()[:, None] - lse) * inner).sum((0, 2)).to(sinks.dtype)
+        return d_query, d_key, d_value, d_sinks, None
+
+
+class _Launch:
+    """The arguments that the three kernels share, in their order."""
+
+    def __init__(self, query: Tensor, key: Tensor, value: Tensor, output: Tensor, call: Call, backward: bool) -> None:
+        batch, heads, queries, head = query.shape
+        kv_heads, keys = key.shape[1:3]
+        first, last = (t.int().contiguous() for t in call.spans[:2])
+        words = first if call.words is None else call.words.int().contiguous()  # the same 32 bits
+        width = max(16, 1 << (head - 1).bit_length())  # the least that a matrix product takes
+        self.tiles = tiles(width, query.element_size(), backward)
+        self.tensors = (query, key, value, first, last, words)
+        strides = [t.stride(axis) for t in (query, key, value, output) for axis in range(3)]
+        self.numbers = (
+            *strides,
+            0 if len(first) == 1 else queries,
+            float(call.scale),
+            float(call.gate_bias),
+            1 / call.temperature,
+            float(call.softcap or 1.0),
+            queries,
+            keys,
+            batch * heads * queries,
+        )
+        self.options = {
+            "HEADS": heads,
+            "GROUP": heads // kv_heads,
+            "HEAD": head,
+            "WIDTH": width,
+            "ROWS": self.tiles.rows,
+            "COLUMNS": self.tiles.columns,
+            "NOISY": call.words is not None,
+            "HAS_CAP": call.softcap is not None,
+            # as torch multiplies matrices of float32: `torch.set_float32_matmul_precision`
+            "PRECISION": "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
+            "num_warps": self.tiles.warps,
+            "num_stages": self.tiles.stages,
+        }
+        self.over_queries = (-(-queries // self.tiles.rows), batch * heads)
+        self.over_keys = (-(-keys // self.tiles.columns), batch * kv_heads)
+
+
+def _rows_whole(tensor: Tensor) -> Tensor:
+    """The numbers of one head and position side by side, as the kernels read them."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _queries_of_blocks(spans: Spans, columns: int) -> tuple[Int[Tensor, "batch block"], Int[Tensor, "batch block"]]:
+    """From where to where there are queries that see something of each block of keys."""
+    block = torch.arange(0, spans.keys, columns, device=spans.first.device)[:, None]
+    seeing = (spans.first[:, None] < block + columns) & (spans.last[:, None] > block)
+    seeing &= (spans.first < spans.last)[:, None]
+    number = torch.arange(spans.first.shape[1], device=block.device, dtype=torch.int32)
+    begin = torch.where(seeing, number, len(number)).amin(-1).int()
+    return begin.contiguous(), torch.where(seeing, number + 1, 0).amax(-1).int().contiguous()
