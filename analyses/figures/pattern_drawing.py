@@ -29,7 +29,7 @@ class PatternFigure:
     names: tuple[str, str]
 
     def save(self, path: str | Path, width: float = 6.75, dpi: int = 300) -> Path:
-        """Write a .pdf, .svg or .png of `width` inches; whole or not at all."""
+        """Write a .pdf, .svg or .png of `width` inches, completely or not at all."""
         path = Path(path)
         form = form_of(path)
         with style():

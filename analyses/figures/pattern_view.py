@@ -32,7 +32,7 @@ class HeadPattern:
     html: str
 
     def save_html(self, path: str | Path) -> Path:
-        """Write the page: one file of 1.3 MB, which asks the network for nothing."""
+        """Write the page: one file of 1.3 MB, which needs no network."""
         return write_file(Path(path), self.html.encode())
 
     def show(self) -> None:

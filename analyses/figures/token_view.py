@@ -41,12 +41,12 @@ class TokenView:
     title: str
 
     def save(self, path: str | FilePath, dpi: int = 300) -> FilePath:
-        """Write a .pdf, .svg or .png of 6.75 inches width; whole or not at all."""
+        """Write a .pdf, .svg or .png of 6.75 inches width, completely or not at all."""
         path = FilePath(path)
         return write_file(path, self._drawn(form_of(path), dpi))
 
     def save_html(self, path: str | FilePath) -> FilePath:
-        """Write the interactive page: one file, which asks the network for nothing."""
+        """Write the interactive page: one file that needs no network."""
         return write_file(FilePath(path), self.html.encode())
 
     @cached_property

@@ -20,7 +20,7 @@ class TrainingFigure:
     step: int | None = None  # of the state that the run returned
 
     def save(self, path: str | Path, width: float = 6.75, dpi: int = 300) -> Path:
-        """Write a .pdf, .svg or .png of `width` inches; whole or not at all."""
+        """Write a .pdf, .svg or .png of `width` inches, completely or not at all."""
         path = Path(path)
         form = form_of(path)
         return write_file(path, self._encoded(form, width, dpi))

@@ -57,12 +57,12 @@ class Viewer:
         return lay_out_circuits(self.circuits, self.names, width)
 
     def save(self, path: str | Path, view: View = "circuit", width: float = PAGE, dpi: int = 300) -> Path:
-        """Write a .pdf, .svg or .png; whole or not at all. A difference is one panel of 3.25 inches."""
+        """Write a .pdf, .svg or .png, completely or not at all. A difference is one panel of 3.25 inches."""
         path = Path(path)
         return write_file(path, self._drawn(self.layout(view, width), form_of(path), dpi))
 
     def save_html(self, path: str | Path) -> Path:
-        """Write the interactive page: one file, which asks the network for nothing."""
+        """Write the interactive page: one file that needs no network."""
         return write_file(Path(path), self.html.encode())
 
     def show(self) -> None:
