@@ -17,7 +17,9 @@ def tokenize_pairs(
 ) -> TokenizedPairs:
     """Token ids of prompt pairs; prompts of different lengths are padded on the left, with a mask.
 
-    Positions that only some of the pairs name are left out: a table has a token for every pair.
+    Positions that only some pairs name are left out.
+
+    >>> tokenize_pairs(task.pairs(100), model.tokenizer).clean.shape  # [batch pos]
 
     Args:
         tokenizer: a fast transformers tokenizer; a TransformerLens model's own is `model.tokenizer`
@@ -35,10 +37,10 @@ def tokenize_pairs(
 
 
 def stack(pairs: Sequence[PromptPair], encoded: Sequence[Encoded], vocabulary: str) -> TokenizedPairs:
-    """The token ids of each pair as one table, padded on the left where lengths differ.
+    """The token ids of all pairs as one table, padded on the left where lengths differ.
 
     Args:
-        vocabulary: of the tokenizer, by name (`Fit.vocabulary`)
+        vocabulary: digest of the tokenizer's vocabulary (`Fit.vocabulary`)
     """
     width = max(len(ids) for item in encoded for ids in (item.clean, item.corrupted))
     clean, corrupted = (torch.tensor([_left(ids, width) for ids in side]) for side in _sides(encoded))
@@ -63,7 +65,7 @@ def _sides(encoded: Sequence[Encoded]) -> tuple[list[list[int]], list[list[int]]
 
 
 def _left(ids: list[int], width: int) -> list[int]:
-    return [0] * (width - len(ids)) + ids  # which token fills is all the same: it is masked
+    return [0] * (width - len(ids)) + ids  # any token will do: it is masked
 
 
 def _mask(ids: list[int], width: int) -> list[int]:
@@ -71,13 +73,13 @@ def _mask(ids: list[int], width: int) -> list[int]:
 
 
 def _positions(encoded: Sequence[Encoded], width: int) -> dict[str, Int[Tensor, " batch"]]:
-    """The positions that all pairs name, counted from the left edge of the padded table."""
+    """The positions that all pairs name, as columns of the padded table."""
     names = [name for name in encoded[0].positions if all(name in item.positions for item in encoded)]
     return {name: torch.tensor([width - len(item.clean) + item.positions[name] for item in encoded]) for name in names}
 
 
 def _table(rows: Sequence[Sequence[int]]) -> Int[Tensor, " batch"] | Int[Tensor, "batch k"]:
-    """One column, or as many as the longest row has, filled up."""
+    """One column, or as many as the longest row has, filled with NO_ANSWER."""
     width = max(map(len, rows))
     table = torch.tensor([[*row, *[NO_ANSWER] * (width - len(row))] for row in rows])
     return table.squeeze(-1) if width == 1 else table

@@ -1,7 +1,7 @@
-"""Prompt pairs to and from files: parquet, and what EAP-IG, MIB and auto-circuit read and write.
+"""Prompt pairs to and from files: parquet, and the formats of EAP-IG, MIB and auto-circuit.
 
-What a format cannot hold (positions, outside parquet) is not written, and a broken row is an error. Loads nothing heavy
-before it is needed.
+What a format cannot hold (positions, except in parquet) is not written; a broken row is an error. Loads nothing heavy
+until it is needed.
 """
 
 import csv
@@ -21,7 +21,7 @@ def read_pairs(path: str | Path, format: str, tokenizer: Any = None) -> list[Pro
 
     Args:
         format: parquet, eap-ig, mib or auto-circuit
-        tokenizer: of the model for which an eap-ig file was made: its answers are token ids
+        tokenizer: that of an eap-ig file's model, since its answers are token ids
 
     Raises:
         ValueError: no such format, a missing column or key, a broken row, or no tokenizer where one is needed.
@@ -54,11 +54,11 @@ def write_pairs(
     hard: Sequence[PromptPair] | None = None,
     name: str = "corrupted",
 ) -> Path:
-    """Write pairs to a file, all of it or nothing; returns its path.
+    """Write pairs to a file, completely or not at all; returns its path.
 
     Args:
         format: parquet, eap-ig, mib or auto-circuit
-        tokenizer: of the model for which an eap-ig file is made: its answers are token ids
+        tokenizer: that of an eap-ig file's model, since its answers are token ids
         hard: pairs with the same clean prompts and another corruption, for the column `corrupted_hard` of eap-ig
         name: of the corruption in mib, of the dataset in parquet
 
