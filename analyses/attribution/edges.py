@@ -25,7 +25,7 @@ from sparselens.analyses.attribution.integration import DEFAULT, Method, Score, 
 from sparselens.analyses.engine.edge_products import differences, edge_products
 from sparselens.analyses.engine.gradients import gradients
 from sparselens.analyses.engine.partial_runs import Activations
-from sparselens.analyses.engine.request import Request, open_request, refuse_several_lengths
+from sparselens.analyses.engine.request import open_request, refuse_several_lengths
 from sparselens.analyses.engine.residual_stream import Reading
 from sparselens.analyses.engine.resume import batch_log
 from sparselens.models.hooked_model import HookedModel
@@ -74,18 +74,11 @@ def attribute_edges(
             (`residual_stream.read_model`), or `out` belongs to another call.
     """
     with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
-        return edge_scores(request, method, steps, per_prompt, out)
-
-
-def edge_scores(
-    request: Request, method: str = DEFAULT, steps: int = 5, per_prompt: bool = True, out: str | Path | None = None
-) -> EdgeScores:
-    """As `attribute_edges`, of an open request."""
-    if method == "exact":
-        scores = exact_scores(request, None, out)
-        return scores if per_prompt else replace(scores, per_prompt=None)
-    log = batch_log(out, request, **{"method": method, "steps": steps, "per prompt": per_prompt})
-    found = attribute(request, method, steps, gradients, _edges, per_prompt=per_prompt, log=log)
+        if method == "exact":
+            scores = exact_scores(request, None, out)
+            return scores if per_prompt else replace(scores, per_prompt=None)
+        log = batch_log(out, request, **{"method": method, "steps": steps, "per prompt": per_prompt})
+        found = attribute(request, method, steps, gradients, _edges, per_prompt=per_prompt, log=log)
     return EdgeScores(request.reading.graph, method, found.mean, found.per_prompt, found.clean, found.corrupted)
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparselens.analyses.attribution.edge_scores import EdgeScores
-from sparselens.analyses.engine.batching import batch_sizes, longest, progress_bar
+from sparselens.analyses.engine.batching import longest, progress_bar
 from sparselens.analyses.engine.edge_products import Writes, differences
 from sparselens.analyses.engine.gradients import written
 from sparselens.analyses.engine.partial_runs import Hook, Projections, holding, keeping_projections, starting_at
@@ -111,13 +111,7 @@ def _chosen(
 def _batches(request: Request) -> Iterator[tuple[Request, int]]:
     """Prompts in batches, and how many rows (an edge on a prompt) run at once. Each step gets half of the memory."""
     one, any_edge = request.batch(longest(request.pairs)), torch.zeros(1, 2, dtype=torch.long)
-    (n_prompts, rows), _ = batch_sizes(
-        request.budget,
-        request.model,
-        one.pairs.clean.shape[1],
-        lambda _: _base(one)[0],
-        lambda base: _patched(base, any_edge),
-    )
+    (n_prompts, rows), _ = one.sizes(lambda _: _base(one)[0], lambda base: _patched(base, any_edge))
     for some in request.pairs.rows(min(rows, n_prompts)):
         yield request.batch(some), rows
 
@@ -163,7 +157,8 @@ def _patched(base: _Base, edges: Edges) -> Float[Tensor, "edge batch"]:
         residual = _without(base, residual, edges).to(residual.dtype)
     rows = torch.arange(len(base.batch)).repeat(count)
     projections = base.projections[start] if start < len(reading.layers) else {}
-    with starting_at(reading.model, start, residual.flatten(0, 1), reading.as_tuple), holding(projections, rows):
+    residual, as_tuple = residual.flatten(0, 1), base.batch.opened.as_tuple
+    with starting_at(reading.model, start, residual, as_tuple), holding(projections, rows):
         into_last_mlp = start == len(reading.layers) - 1 and name.startswith("m")
         return base.batch.repeated(count).measure(hooks, trim_mlp=not into_last_mlp).unflatten(0, (count, -1))
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from sparselens.analyses.engine.batching import in_batches
 from sparselens.analyses.engine.gradients import Gradients, written
-from sparselens.analyses.engine.partial_runs import Activations, Hook
-from sparselens.analyses.engine.request import PerPrompt, Request, Run, refuse_unless_finite
+from sparselens.analyses.engine.partial_runs import Activations, Hook, refuse_unless_finite
+from sparselens.analyses.engine.request import PerPrompt, Request, Run
 from sparselens.analyses.engine.residual_stream import Reading
 from sparselens.analyses.engine.resume import BatchLog
 
@@ -55,9 +55,6 @@ def attribute(
     Args:
         also: hook points that `scoring` needs beside the sources' writes
         log: where finished batches are kept
-
-    Raises:
-        ValueError: as `attribute_edges`.
     """
     if method not in BY_GRADIENT:
         raise ValueError(f"no such method: {method!r} (want {', '.join(BY_GRADIENT)})")

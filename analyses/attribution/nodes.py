@@ -67,9 +67,6 @@ def attribute_nodes(
 
     Args:
         method: one of `attribute_edges`' except "exact" (`patch_heads` and `patch_activations` are exact)
-
-    Raises:
-        ValueError: as `attribute_edges`.
     """
     with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
         found = attribute(request, method, steps, _node_gradients, _nodes)

@@ -95,7 +95,7 @@ def run_circuit(
     copies = max(block.n_heads // (block.n_kv_heads or block.n_heads) for block in reading.graph.blocks)
     run = _CircuitRun(reading, kept.to(ablated.writes), ablated, torch.zeros_like(ablated.writes), copies)
     run.changes[0] = start.to(ablated.writes) - ablated.writes[0]
-    with skipping(reading.model, run.needless(), reading.as_tuple):
+    with skipping(batch.model, run.needless(), batch.opened.as_tuple):
         return batch.repeated(copies).measure(run.hooks())[: len(batch)]
 
 

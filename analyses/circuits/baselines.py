@@ -20,9 +20,6 @@ def random_circuit(graph: Graph, n: int, seed: int = 0) -> Circuit:
 
     >>> len(random_circuit(Graph.of_model(model), 50))
     50
-
-    Raises:
-        ValueError: the graph has fewer edges.
     """
     if not 0 <= n <= graph.n_edges:
         raise ValueError(f"n = {n}: the graph has {graph.n_edges} edges")
@@ -48,9 +45,6 @@ def score_by_magnitude(
     Sign convention: scores are Euclidean norms over positions and d_model, and so never negative.
 
     Scope: attribution without gradients; it knows nothing of the metric, which is recorded only for the baselines.
-
-    Raises:
-        ValueError: as `attribute_edges`.
     """
 
     def norms(batch: Request) -> tuple[Tensor, PerPrompt, PerPrompt]:

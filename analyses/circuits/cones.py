@@ -19,10 +19,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparselens.analyses.attribution.attention_edges import PATTERN, AttentionEdges, attention_edges
-from sparselens.analyses.engine.batching import batch_sizes, progress_bar
+from sparselens.analyses.engine.batching import progress_bar
+from sparselens.analyses.engine.budget import Budget
 from sparselens.analyses.engine.partial_runs import Activations, Hook, recording, run
 from sparselens.analyses.engine.renamed import renamed_argument, warn
-from sparselens.analyses.engine.request import Budget
 from sparselens.analyses.patching.patch_sites import SITES, shows_only_copies
 from sparselens.models.hooked_model import HookedModel
 from sparselens.prompts.tokenized import TokenizedPairs
@@ -54,9 +54,7 @@ class DependencyCone:
 
 @renamed_argument("answers", "positions")
 def dependency_cone(
-    model: HookedModel,
-    prompts: TokenizedPairs | Int[Tensor, "batch pos"],
-    positions: Sequence[int] | None = None,
+    model: HookedModel, prompts: TokenizedPairs | Int[Tensor, "batch pos"], positions: Sequence[int] | None = None
 ) -> DependencyCone:
     """The states that the logits at the answer can depend on, and the attention edges among them.
 
@@ -167,12 +165,8 @@ def cut_effects(
         return _moved(opened, cone, torch.from_numpy(part.prompt), [], cut=part).float().cpu()
 
     budget = Budget(batch_size, memory)
-    with (
-        evaluating(opened),
-        torch.no_grad(),
-        progress_bar(len(found), "cuts", "edge", progress) as bar,
-    ):
-        (size,), _ = batch_sizes(budget, opened, cone.tokens.shape[1], lambda _: cut(torch.arange(1)))
+    with evaluating(opened), torch.no_grad(), progress_bar(len(found), "cuts", "edge", progress) as bar:
+        (size,), _ = budget.sizes(opened, cone.tokens.shape[1], lambda _: cut(torch.arange(1)))
         for some in torch.arange(len(found)).split(size):
             found[some] = cut(some)
             bar.update(len(some))

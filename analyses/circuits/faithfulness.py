@@ -16,7 +16,8 @@ from torch import Tensor
 
 from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.circuits.ablated_run import Ablated, ablated_by, run_circuit, writes_of
-from sparselens.analyses.engine.batching import MEMORY, batch_sizes, in_batches, longest, progress_bar
+from sparselens.analyses.engine.batching import in_batches, longest, progress_bar
+from sparselens.analyses.engine.budget import MEMORY
 from sparselens.analyses.engine.edge_products import Writes
 from sparselens.analyses.engine.gradients import written
 from sparselens.analyses.engine.renamed import pairs_first
@@ -216,11 +217,7 @@ class _Baselines:
 
 
 class CircuitRunner:
-    """Runs circuits of one graph on an open request; the runs that all of them share are made once.
-
-    Raises:
-        ValueError: as `faithfulness`.
-    """
+    """Runs circuits of one graph on an open request; the runs that all of them share are made once."""
 
     def __init__(self, request: Request, graph: Graph, ablation: str) -> None:
         if ablation not in get_args(Ablation):
@@ -245,17 +242,12 @@ class CircuitRunner:
     def _plan(self) -> tuple[list[Int[Tensor, " row"]], bool]:
         """The prompts that run together, and whether what circuits share is kept for all prompts."""
         request, graph = self._request, self._request.reading.graph
-        one, first = Circuit(graph, graph.exists), longest(request.pairs)
-        n_pos = request.batch(first).pairs.clean.shape[1]
-
-        def trial(_: Any) -> bool:
-            self._run(self._baselines(first), one)
-            return True
-
-        (at_once,), measured = batch_sizes(request.budget, request.model, n_pos, trial)
+        whole, first = Circuit(graph, graph.exists), longest(request.pairs)
+        one = request.batch(first)
+        (at_once,), measured = one.sizes(lambda _: [self._run(self._baselines(first), whole)])
         memory = request.budget.memory or MEMORY
         shared = 1 + len(graph.sources) + sum(1 + block.mlp for block in graph.blocks) + 1  # start, writes and streams
-        kept = 4 * shared * n_pos * request.model.cfg.d_model * len(request)  # bytes
+        kept = 4 * shared * one.pairs.clean.shape[1] * request.model.cfg.d_model * len(request)  # bytes
         fewer = at_once * (memory - kept) // memory if measured else at_once
         keep = 2 * kept <= memory and fewer > 0
         return list(request.pairs.rows(fewer if keep else at_once)), keep

@@ -85,9 +85,6 @@ def share_curves(scores: EdgeScores) -> ShareCurves:
 
     >>> curves = share_curves(attribute_edges(model, pairs))
     >>> curves.per_prompt.shape, curves.mean, curves.of_mean  # [batch edge], solid line, dotted line
-
-    Raises:
-        ValueError: only mean scores were kept.
     """
     curves = [_cumulative(own.mean[scores.exists]) for own in _prompts(scores)]
     return ShareCurves(torch.stack(curves), _cumulative(scores.mean[scores.exists]))

@@ -7,7 +7,6 @@
 """
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -21,10 +20,10 @@ from sparselens.analyses.attribution.integration import DEFAULT, Method
 from sparselens.analyses.circuits.faithfulness import Ablation
 from sparselens.analyses.comparison.caveats import caveats, first_of_one_length, prompts_of
 from sparselens.analyses.comparison.files import Parts
-from sparselens.analyses.comparison.one_model import Progress, Settings, analyse, run_circuits
+from sparselens.analyses.comparison.one_model import Settings, analyse, run_circuits
 from sparselens.analyses.comparison.results import SIDES, About, Comparison, LossPoints, ModelResults, Solved
 from sparselens.analyses.engine.fingerprints import of_pairs, of_tensors
-from sparselens.analyses.engine.request import OpenModel, open_request
+from sparselens.analyses.engine.request import OpenModel
 from sparselens.analyses.engine.resume import unique_name
 from sparselens.analyses.sparsity.loss_curve import loss_points, measure_loss
 from sparselens.gates.surgery import is_sparse
@@ -101,7 +100,8 @@ def compare(
     _refuse_metric(measure, method, pairs, opened["dense"])
     name = name_of(measure) if out is None else unique_name(measure)
     rows = [text] if isinstance(text, Tensor) else text
-    settings = Settings(method, steps, share, goal, ablation, seed)
+    run: dict[str, Any] = {"memory": memory, "batch_size": batch_size, "progress": progress}
+    settings = Settings(measure, method, steps, share, goal, ablation, seed, run)
     request: dict[str, Any] = {
         "models": [opened[side].fingerprint for side in SIDES],
         "control": None if other is None else other.fingerprint,
@@ -110,23 +110,16 @@ def compare(
         "task": fingerprint,
         "settings": [name, method, steps, share, goal, ablation, seed, all_pairs],
     }
-    folder = Parts(None if out is None else Path(out), request)
-    parts = Progress(folder, progress)
+    parts = Parts(None if out is None else Path(out), request, progress)
     solved = parts.get("solved", lambda: _solved(dense, sparse, pairs, all_pairs))
     pairs = pairs[solved.kept.nonzero().flatten()]
     shown = first_of_one_length(pairs)
     loss = parts.get("loss", lambda: _losses(dense, sparse, control, pairs if rows is None else list(rows), progress))
-    options: dict[str, Any] = {"memory": memory, "batch_size": batch_size, "progress": progress}
-    with ExitStack() as stack:
-        requests = {
-            side: stack.enter_context(open_request(model, pairs, measure, **options)) for side, model in opened.items()
-        }
-        found = {side: analyse(side, requests[side], shown, settings, parts) for side in SIDES}
-        scores = {side: found[side]["edges"] for side in SIDES}
-        for side, another in (SIDES, SIDES[::-1]):
-            run = partial(run_circuits, requests[side], scores[side], scores[another], settings)
-            found[side]["circuits"] = parts.get(f"{side}.circuits", run)
-    parts.close()
+    found = {side: analyse(side, opened[side], pairs, shown, settings, parts) for side in SIDES}
+    scores = {side: found[side]["edges"] for side in SIDES}
+    for side, another in (SIDES, SIDES[::-1]):
+        circuits = partial(run_circuits, opened[side], pairs, scores[side], scores[another], settings)
+        found[side]["circuits"] = parts.get(f"{side}.circuits", circuits)
     about = About(
         task=fingerprint,
         description=description,
@@ -143,7 +136,7 @@ def compare(
         notes=(*notes, *caveats(dense, sparse, solved, request["models"], scores)),
         command=command,
     )
-    folder.finish(about, request)
+    parts.finish(about, request)
     results = [ModelResults(**found[side], share=share) for side in SIDES]
     return Comparison(about, solved, loss, *results)
 

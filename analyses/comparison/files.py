@@ -4,11 +4,14 @@ A comparison that is still running writes the same files one by one, and resumes
 """
 
 import json
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
+
+from tqdm import tqdm
 
 from sparselens.analyses.attribution.attention_edges import AttentionEdges
 from sparselens.analyses.attribution.edge_scores import EdgeScores
@@ -52,25 +55,31 @@ Part = TypeVar("Part")
 
 
 class Parts:
-    """The parts that are there already; all are kept, in a folder if there is one."""
+    """The parts that are there already, kept in a folder if there is one, under a bar that counts them."""
 
-    def __init__(self, folder: Path | None, request: dict[str, Any]) -> None:
+    def __init__(self, folder: Path | None, request: dict[str, Any], progress: bool = False) -> None:
         self._folder = folder
         if folder is not None:
             _refuse_other(folder, request)
             if _card(folder) is None:  # a complete one stays so, whatever becomes of this run
                 write_json(folder / CARD, {"request": request})
+        total = 2 + len(SIDES) * len(OF_A_MODEL)
+        self._bar = tqdm(total=total, disable=not progress, unit="part", dynamic_ncols=True, file=sys.stderr)
 
     def get(self, name: str, compute: Callable[[], Part]) -> Part:
         """The part called `name`, such as "loss" or "dense.heads": read if it is there, else computed and written."""
+        self._bar.set_description_str(name)
         if self._folder is None:
-            return compute()
-        path = self._folder / f"{name}.safetensors"
-        if not path.exists():
-            save_record(path, compute())
-        for log in self._folder.glob(f"{name}*.unfinished"):
-            log.unlink()
-        return load_record(path, KINDS[name.rpartition(".")[2]], INSIDE)
+            part = compute()
+        else:
+            path = self._folder / f"{name}.safetensors"
+            if not path.exists():
+                save_record(path, compute())
+            for log in self._folder.glob(f"{name}*.unfinished"):
+                log.unlink()
+            part = load_record(path, KINDS[name.rpartition(".")[2]], INSIDE)
+        self._bar.update()
+        return part
 
     def log(self, name: str) -> Path | None:
         """The file of a part's finished batches until it is whole; its name begins with the part's."""
@@ -78,6 +87,8 @@ class Parts:
 
     def finish(self, about: About, request: dict[str, Any]) -> None:
         """Mark the comparison as complete."""
+        self._bar.set_description_str("compared")
+        self._bar.close()
         if self._folder is not None:
             write_json(self._folder / CARD, {"request": request, "about": asdict(about)})
 

@@ -1,32 +1,30 @@
-"""What is computed for one model of a comparison, on one request, so that model and prompts are read once.
+"""What is computed for one model of a comparison; what is found out about the model is shared by its analyses.
 
 1. Attention of a few prompts, and what heads are known for.
 2. Activation patching of heads and MLPs, and the metric when only the top ones act.
 3. Edge scores; then the faithfulness of circuits, once the other model's scores are there.
 """
 
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from sparselens.analyses.attribution.attention_edges import attention_edges
+from sparselens.analyses.attribution.attention_edges import AttentionEdges, attention_edges
 from sparselens.analyses.attribution.edge_scores import EdgeScores
-from sparselens.analyses.attribution.edges import edge_scores
+from sparselens.analyses.attribution.edges import attribute_edges
 from sparselens.analyses.circuits.baselines import random_circuit
 from sparselens.analyses.circuits.faithfulness import CircuitRunner
 from sparselens.analyses.circuits.search import search
 from sparselens.analyses.comparison.files import Parts
-from sparselens.analyses.comparison.results import SIDES, CircuitRuns, ComponentCurves
-from sparselens.analyses.engine.request import Request
-from sparselens.analyses.patching.activation_patching import PatchingResult, patch
-from sparselens.analyses.patching.top_components import ComponentCurve, component_curve
+from sparselens.analyses.comparison.results import CircuitRuns, ComponentCurves
+from sparselens.analyses.engine.request import OpenModel, open_request
+from sparselens.analyses.patching.activation_patching import PatchingResult, patch_activations
+from sparselens.analyses.patching.top_components import ComponentCurve, keep_top
 from sparselens.analyses.sparsity.head_labels import label_heads
+from sparselens.prompts.metrics import Metric
 from sparselens.prompts.tokenized import TokenizedPairs
+from sparselens.training.evaluation import evaluating
 
 COUNTS = 40  # numbers of components that are tried at most
 
@@ -35,56 +33,35 @@ COUNTS = 40  # numbers of components that are tried at most
 class Settings:
     """What is the same for both models."""
 
+    metric: Metric
     method: str
     steps: int
     share: float
     goal: float
     ablation: str
     seed: int
+    run: dict[str, Any]  # memory, batch_size, progress
 
 
-class Progress:
-    """A bar over the parts of a comparison, above the bars of the analyses themselves."""
-
-    def __init__(self, parts: Parts, progress: bool) -> None:
-        total = 2 + len(SIDES) * 7
-        self._parts = parts
-        self._bar = tqdm(total=total, disable=not progress, unit="part", dynamic_ncols=True, file=sys.stderr)
-
-    def get(self, name: str, compute: Callable[[], Any]) -> Any:
-        """One part; see `Parts.get`."""
-        self._bar.set_description_str(name)
-        part = self._parts.get(name, compute)
-        self._bar.update()
-        return part
-
-    def log(self, name: str) -> Path | None:
-        """See `Parts.log`."""
-        return self._parts.log(name)
-
-    def close(self) -> None:
-        """End the bar."""
-        self._bar.set_description_str("compared")
-        self._bar.close()
-
-
-def analyse(side: str, request: Request, shown: TokenizedPairs, settings: Settings, parts: Progress) -> dict[str, Any]:
+def analyse(
+    side: str, opened: OpenModel, pairs: TokenizedPairs, shown: TokenizedPairs, settings: Settings, parts: Parts
+) -> dict[str, Any]:
     """The results of one model that do not depend on the other."""
+    model: Any = opened
 
-    def log(name: str) -> Path | None:
-        return parts.log(f"{side}.{name}")
+    def options(name: str) -> dict[str, Any]:
+        return {**settings.run, "out": parts.log(f"{side}.{name}")}
 
     def patched(name: str) -> PatchingResult:
-        return patch(request, name, ablation=settings.ablation, out=log(name))
+        return patch_activations(model, pairs, settings.metric, name, ablation=settings.ablation, **options(name))
 
     def curve(name: str, rank_by: str, *scores: PatchingResult | None) -> ComponentCurve | None:
         known = [score for score in scores if score is not None]
         if len(known) < len(scores):
             return None
-        counts = _counts(sum(score.mean.numel() for score in known))
-        return component_curve(
-            request, known, counts=counts, rank_by=rank_by, ablation=settings.ablation, out=log(f"kept.{name}")
-        )
+        chosen = {"counts": _counts(sum(score.mean.numel() for score in known)), "rank_by": rank_by}
+        how = {"ablation": settings.ablation, **chosen, **options(f"kept.{name}")}
+        return keep_top(model, pairs, known, settings.metric, **how)
 
     def curves() -> ComponentCurves:
         heads, mlps = found["heads"], found["mlps"]
@@ -94,18 +71,23 @@ def analyse(side: str, request: Request, shown: TokenizedPairs, settings: Settin
         return ComponentCurves(alone, alone_once, both, both_once)
 
     def edges() -> EdgeScores:
-        return edge_scores(request, settings.method, settings.steps, out=log("edges"))
+        return attribute_edges(model, pairs, settings.metric, settings.method, settings.steps, **options("edges"))
 
-    has_mlps = all(block.mlp for block in request.reading.graph.blocks)
+    has_mlps = all(block.mlp for block in opened.reading.graph.blocks)
     found: dict[str, Any] = {
-        "attention": parts.get(f"{side}.attention", lambda: attention_edges(request.model, shown)),
-        "labels": parts.get(f"{side}.labels", lambda: label_heads(request.model)),
+        "attention": parts.get(f"{side}.attention", lambda: _attention(opened.model, shown)),
+        "labels": parts.get(f"{side}.labels", lambda: label_heads(opened.model)),
         "heads": parts.get(f"{side}.heads", lambda: patched("heads")),
         "mlps": parts.get(f"{side}.mlps", lambda: patched("mlps")) if has_mlps else None,
     }
     found["kept"] = parts.get(f"{side}.kept", curves)
     found["edges"] = parts.get(f"{side}.edges", edges)
     return found
+
+
+def _attention(model: Any, shown: TokenizedPairs) -> AttentionEdges:
+    with evaluating(model), torch.no_grad():
+        return attention_edges(model, shown)
 
 
 def _counts(total: int) -> list[int]:
@@ -116,12 +98,15 @@ def _counts(total: int) -> list[int]:
     return sorted({0, *range(1, 11), *spread.tolist()})
 
 
-def run_circuits(request: Request, own: EdgeScores, other: EdgeScores, settings: Settings) -> CircuitRuns:
+def run_circuits(
+    opened: OpenModel, pairs: TokenizedPairs, own: EdgeScores, other: EdgeScores, settings: Settings
+) -> CircuitRuns:
     """Faithfulness in this model of its circuit, the other model's, random edges and the smallest faithful circuit."""
     mine = own.smallest(settings.share)
     circuits = [mine, other.smallest(settings.share), random_circuit(own.graph, len(mine), settings.seed)]
-    runner = CircuitRunner(request, own.graph, settings.ablation)
-    circuit, faithful = search(runner, own, settings.goal, request.progress)
-    alone, transferred, random = runner.run(circuits)
+    with open_request(opened, pairs, settings.metric, **settings.run) as request:
+        runner = CircuitRunner(request, own.graph, settings.ablation)
+        circuit, faithful = search(runner, own, settings.goal, request.progress)
+        alone, transferred, random = runner.run(circuits)
     reached = len(circuit) if faithful.mean >= settings.goal else None
     return CircuitRuns(alone, transferred, random, faithful, reached)

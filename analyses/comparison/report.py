@@ -27,14 +27,6 @@ CAPTIONS = {
     "fig4b_difference": "Edges in one circuit only, and in both.",
 }
 WIDE = ("fig1_tokens", "fig2b_patterns", "fig3_kept", "fig3_kept_with_mlps", "fig4b_circuits")
-READING = (
-    "In brackets: 95 % bootstrap confidence intervals over prompts, which are the same for both models. Faithfulness: "
-    "(metric of the circuit - metric of nothing) / (metric of the model - metric of nothing); random edges: one draw. "
-    "The share of attribution is a property of the scores, faithfulness of the circuit's behaviour, so both are given. "
-    "Heads for 90 % of the metric: the number from which on the mean over prompts stays above 90 %, with heads ranked "
-    "for every prompt or once for all. A head counts as of a kind when at least 0.4 of its attention on repeated "
-    "random tokens goes where that kind attends."
-)
 
 
 def save_report(comparison: Comparison, path: str | Path) -> Path:
@@ -50,7 +42,6 @@ def report_page(comparison: Comparison) -> str:
         "description": _safe(_description(comparison)),
         "notes": "".join(f'<p class="note">{_safe(note)}</p>' for note in about.notes),
         "table": comparison.table("html"),
-        "reading": _safe(READING),
         "viewer": _safe(viewer.html),
         "figures": "".join(_figures(comparison, viewer)),
         "made": _made(comparison),

@@ -8,7 +8,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -153,14 +153,6 @@ class Comparison:
         """The circuit of the paper's rule in one of the two models: `comparison.sparse.circuit`."""
         return self._side(side).circuit
 
-    def curves(self, side: str) -> ShareCurves:
-        """Share of attribution over the number of edges: `comparison.sparse.curves`."""
-        return self._side(side).curves
-
-    def stability(self, side: str) -> Stability:
-        """How much the prompts' own circuits differ: `comparison.sparse.stability`."""
-        return self._side(side).stability
-
     @property
     def overlap(self) -> float:
         """Jaccard index of the two circuits."""
@@ -209,43 +201,37 @@ class Comparison:
         """
         from sparselens.analyses.comparison.table import in_form
 
-        this: Any = self  # type checkers meet this class under two names
-        return in_form(this, form)
+        return in_form(cast(Any, self), form)
 
     def save(self, folder: Any) -> Any:
         """Write everything into a folder, from which `load_comparison` reads it without a model."""
         from sparselens.analyses.comparison.files import save_comparison
 
-        this: Any = self
-        return save_comparison(this, folder)
+        return save_comparison(cast(Any, self), folder)
 
     def save_circuits(self, folder: Any) -> list[Any]:
         """Write both circuits in the formats of EAP-IG and MIB, and of Neuronpedia."""
         from sparselens.analyses.comparison.files import save_circuits
 
-        this: Any = self
-        return save_circuits(this, folder)
+        return save_circuits(cast(Any, self), folder)
 
     def figures(self, folder: Any, form: str = "pdf") -> list[Any]:
         """Draw all figures of the paper into a folder."""
         from sparselens.analyses.comparison.figures import draw_all
 
-        this: Any = self
-        return draw_all(this, folder, form)
+        return draw_all(cast(Any, self), folder, form)
 
     def viewer(self) -> Any:
         """Both circuits, linked, to explore in a notebook or in one HTML file."""
         from sparselens.analyses.comparison.figures import view
 
-        this: Any = self
-        return view(this)
+        return view(cast(Any, self))
 
     def save_html(self, path: Any) -> Any:
         """Write the report: tables, figures and viewer in one file that needs no network."""
         from sparselens.analyses.comparison.report import save_report
 
-        this: Any = self
-        return save_report(this, path)
+        return save_report(cast(Any, self), path)
 
     def _repr_html_(self) -> str:
         return self.table("html")

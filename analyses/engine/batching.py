@@ -1,59 +1,15 @@
-"""How many rows run at once: a fixed number where a small model leaves no doubt, else what fits a measured budget.
-
-1. `batch_size=` is taken as it is.
-2. Without `memory=`, a model that surely needs less than `MEMORY` for `BATCH_SIZE` prompts gets `BATCH_SIZE`. A trial
-   run would take longer than it saves.
-3. Else each step is tried on one prompt, the bytes of its tensors are counted, and the steps share the budget equally.
-"""
+"""Results batch by batch, under a progress bar; finished batches are kept in a log."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
 from tqdm import tqdm
 
-from sparselens.analyses.engine.partial_runs import peak_bytes
-from sparselens.analyses.engine.request import Budget, Request
+from sparselens.analyses.engine.request import Request
 from sparselens.analyses.engine.resume import BatchLog, Tensors
 from sparselens.prompts.tokenized import TokenizedPairs
-
-MEMORY = 2**30  # bytes that an analysis allocates beside the model, unless told otherwise
-BATCH_SIZE = 64  # rows
-
-
-def batch_sizes(budget: Budget, model: Any, n_pos: int, *steps: Callable[[Any], Any]) -> tuple[list[int], Any]:
-    """Rows of each step that can run at once, and the last step's result on one prompt (None if nothing was tried).
-
-    Args:
-        n_pos: tokens of the longest prompt
-        steps: each on one prompt, given the result of the step before it
-
-    Raises:
-        ValueError: the memory is too small for one prompt.
-    """
-    if budget.batch_size is not None:
-        return [budget.batch_size] * len(steps), None
-    if budget.memory is None and BATCH_SIZE * _most_bytes(model, n_pos) <= MEMORY:
-        return [BATCH_SIZE] * len(steps), None
-    memory = MEMORY if budget.memory is None else budget.memory
-    result, costs = None, list[int]()
-    for step in steps:
-        result, cost = peak_bytes(partial(step, result))
-        costs.append(cost)
-    needed = len(steps) * max(costs)
-    if needed > memory:
-        raise ValueError(f"memory = {memory} bytes is too small: one prompt takes {needed}")
-    return [memory // len(steps) // cost for cost in costs], result
-
-
-def _most_bytes(model: Any, n_pos: int) -> int:
-    """A generous bound on what one prompt takes in any analysis: all activations, writes and gradients in float64."""
-    cfg = model.cfg
-    d_mlp = getattr(cfg, "d_mlp", None) or 4 * cfg.d_model
-    per_layer = cfg.d_model * (20 + 8 * cfg.n_heads) + 4 * d_mlp + 6 * cfg.n_heads * n_pos
-    return 8 * n_pos * (cfg.n_layers * per_layer + 3 * cfg.d_vocab)
 
 
 def in_batches(
@@ -68,7 +24,7 @@ def in_batches(
     """
     log, first = log or BatchLog(), longest(request.pairs)
     one = request.batch(first)
-    (size,), result = batch_sizes(request.budget, request.model, one.pairs.clean.shape[1], lambda _: call(one))
+    (size,), result = one.sizes(lambda _: call(one))
     with progress_bar(len(request), label, "prompt", request.progress) as bar:
         if result is not None:
             bar.update(1)

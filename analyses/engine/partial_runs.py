@@ -52,13 +52,26 @@ def _replace_first(call: Callable[[Tensor], Tensor | None], _module: Any, args: 
     return None if changed is None else (changed, *args[1:])
 
 
-def recording(recorded: Activations, names: Sequence[str]) -> list[Hook]:
-    """Hooks that copy activations into `recorded`: some families go on to add to them in place."""
+def recording(recorded: Activations, names: Sequence[str], prompts: Int[Tensor, " batch"] | None = None) -> list[Hook]:
+    """Hooks that copy activations into `recorded`: some families go on to add to them in place.
+
+    Args:
+        prompts: their numbers; an activation that is not finite is refused with the number of its prompt
+    """
 
     def record(name: str, activation: Tensor) -> None:
+        if prompts is not None:
+            refuse_unless_finite(name, activation, prompts)
         recorded[name] = activation.detach().clone()
 
     return [(name, partial(record, name)) for name in dict.fromkeys(names)]
+
+
+def refuse_unless_finite(what: str, values: Float[Tensor, "batch *axes"], prompts: Int[Tensor, " batch"]) -> None:
+    """Raise a ValueError that names the first prompt with a value that is not finite."""
+    if not bool(values.isfinite().all()):
+        bad = (~values.isfinite()).reshape(len(values), -1).any(1)
+        raise ValueError(f"{what} is not finite in prompt {int(prompts[int(bad.nonzero()[0])])}")
 
 
 def returns_tuple(model: Any, tokens: Int[Tensor, "batch pos"]) -> bool:

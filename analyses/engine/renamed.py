@@ -48,5 +48,5 @@ def pairs_first(call: Function) -> Function:
 
 
 def warn(message: str, stacklevel: int) -> None:
-    """A DeprecationWarning that names the release in which the old form stops working."""
+    """Warn that an old form goes."""
     warnings.warn(f"{message}; the old form goes in sparselens 0.2", DeprecationWarning, stacklevel=stacklevel + 1)

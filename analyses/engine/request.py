@@ -6,7 +6,7 @@
 3. `Request.measure` is the metric of a run under hooks; `Request.record` keeps activations of the run as well.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,8 +16,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparselens.analyses.engine.fingerprints import of_model, of_pairs
-from sparselens.analyses.engine.partial_runs import Activations, Hook, only_at, recording, returns_tuple, run
+from sparselens.analyses.engine.budget import Budget
+from sparselens.analyses.engine.fingerprints import of_model
+from sparselens.analyses.engine.partial_runs import (
+    Activations,
+    Hook,
+    only_at,
+    recording,
+    refuse_unless_finite,
+    returns_tuple,
+    run,
+)
 from sparselens.analyses.engine.residual_stream import Reading, read_model
 from sparselens.models.hooked_model import HookedModel
 from sparselens.prompts.checks import refuse_misfits
@@ -53,21 +62,6 @@ class OpenModel:
 
 
 @dataclass(frozen=True)
-class Budget:
-    """How much runs at once: `batch_size` rows, or as many as fit into `memory` bytes beside the model.
-
-    With neither, see `batching.batch_sizes`.
-    """
-
-    batch_size: int | None = None
-    memory: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"batch_size = {self.batch_size}: want 1 or more")
-
-
-@dataclass(frozen=True)
 class Run:
     """One forward pass: the metric of every prompt, and the activations recorded in it."""
 
@@ -97,13 +91,12 @@ class Request:
         """How the model's blocks read and write the residual stream."""
         return self.opened.reading
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """A digest of the pairs."""
-        return of_pairs(self.pairs)
-
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def sizes(self, *steps: Callable[[Any], Any]) -> tuple[list[int], Any]:
+        """How many rows like this batch's can run at once; see `Budget.sizes`."""
+        return self.budget.sizes(self.model, self.pairs.clean.shape[1], *steps)
 
     def batch(self, rows: Int[Tensor, " row"]) -> "Request":
         """Some prompts of one length, without padding, on the model's device."""
@@ -154,11 +147,10 @@ class Request:
         """
         recorded: Activations = {}
         with torch.no_grad():
-            metric = self.measure([*hooks, *recording(recorded, names)], corrupted, trim_mlp)
-        for name in names:
-            if name not in recorded:
-                raise ValueError(f"{name} was not called in a run of this {type(self.model).__name__}")
-            refuse_unless_finite(name, recorded[name], self.prompts)
+            metric = self.measure([*hooks, *recording(recorded, names, self.prompts)], corrupted, trim_mlp)
+        silent = [name for name in names if name not in recorded]
+        if silent:
+            raise ValueError(f"{silent[0]} was not called in a run of this {type(self.model).__name__}")
         return Run(metric, recorded)
 
 
@@ -175,7 +167,7 @@ def open_request(
     """Inside, the request's runs can be made: in evaluation mode, and without gradients unless one is asked for.
 
     Args:
-        model: or one that is open already, to share what has been found out about it
+        model: an `OpenModel` goes wherever a model does; what has been found out about it is shared
         metric: function or name in `sparselens.prompts.metrics`
         memory: bytes to work in beside the model; a trial run is measured
         batch_size: rows (prompts, or patched prompts) per run; nothing is measured
@@ -217,10 +209,3 @@ def refuse_several_lengths(pairs: TokenizedPairs, what: str) -> None:
     lengths = sorted({batch.clean.shape[1] for _, batch in pairs.batches(len(pairs))})
     if len(lengths) > 1:
         raise ValueError(f"prompts have lengths {lengths[0]} to {lengths[-1]}: {what} need one length for all")
-
-
-def refuse_unless_finite(what: str, values: Float[Tensor, "batch *axes"], prompts: Int[Tensor, " batch"]) -> None:
-    """Raise a ValueError that names the first prompt with a value that is not finite."""
-    if not bool(values.isfinite().all()):
-        bad = (~values.isfinite()).reshape(len(values), -1).any(1)
-        raise ValueError(f"{what} is not finite in prompt {int(prompts[int(bad.nonzero()[0])])}")

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparselens.analyses.engine.norms import Norm, read_norm
-from sparselens.analyses.engine.partial_runs import Activations, recording, returns_tuple, run
+from sparselens.analyses.engine.partial_runs import Activations, recording, run
 from sparselens.circuits.graph import RECEIVERS, Block, Graph
 from sparselens.gates.probe import refuse_broken_weights
 
@@ -48,7 +48,6 @@ class Reading:
     model: Any
     graph: Graph
     layers: tuple[Layer, ...]
-    as_tuple: bool  # whether its blocks return tuples
 
     @property
     def end(self) -> str:
@@ -135,15 +134,14 @@ def read_model(model: Any) -> Reading:
     layers = [_outline(model, number, block) for number, block in enumerate(graph.blocks)]
     recorded: Activations = {}
     with torch.no_grad():
-        outline = Reading(model, graph, tuple(layers), False)
+        outline = Reading(model, graph, tuple(layers))
         names = [name for layer in layers for name in _names(layer)]
         run(model, tokens, recording(recorded, [*names, outline.end]))
         for name, activation in recorded.items():
             if not activation.isfinite().all():
                 refuse_broken_weights(model)
                 raise ValueError(f"{name} is not finite on tokens {tokens.tolist()}")
-        layers = [_verified(outline, layer, recorded) for layer in layers]
-        return Reading(model, graph, tuple(layers), returns_tuple(model, tokens))
+        return Reading(model, graph, tuple(_verified(outline, layer, recorded) for layer in layers))
 
 
 def _outline(model: Any, number: int, block: Block) -> Layer:

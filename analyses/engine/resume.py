@@ -18,6 +18,7 @@ from typing import Any
 from safetensors.torch import load, save
 from torch import Tensor
 
+from sparselens.analyses.engine.fingerprints import of_pairs
 from sparselens.analyses.engine.request import Request
 from sparselens.gates.surgery import find_settings
 from sparselens.prompts.metrics import METRICS, Metric
@@ -30,8 +31,8 @@ _HEAD = 2 * _DIGEST + _LENGTH
 class BatchLog:
     """Finished batches in a file, which is made with the first of them; without a path, nothing is kept."""
 
-    def __init__(self, path: Path | None = None, question: Mapping[str, Any] | None = None) -> None:
-        self._path, self._question = path, json.dumps(question).encode() + b"\n"
+    def __init__(self, path: Path | None = None, request: Mapping[str, Any] | None = None) -> None:
+        self._path, self._request = path, json.dumps(request).encode() + b"\n"
         self._places: dict[bytes, tuple[int, int]] = {}  # first byte and length of every record's content
         if path is not None and path.exists():
             os.truncate(path, self._find_records(path))
@@ -65,7 +66,7 @@ class BatchLog:
     def _append(self, path: Path, key: bytes, record: bytes) -> tuple[int, int]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
-            file.write(b"" if file.tell() else self._question)
+            file.write(b"" if file.tell() else self._request)
             file.write(key + hashlib.sha256(record).digest() + len(record).to_bytes(_LENGTH, "little") + record)
             file.flush()
             os.fsync(file.fileno())
@@ -76,8 +77,8 @@ class BatchLog:
         size = path.stat().st_size
         with path.open("rb") as file:
             line = file.readline()
-            if line != self._question:
-                _refuse_another(path, line, self._question)
+            if line != self._request:
+                _refuse_another(path, line, self._request)
                 return 0
             end = file.tell()
             while len(head := file.read(_HEAD)) == _HEAD:
@@ -100,8 +101,15 @@ def batch_log(out: str | Path | None, request: Request, **settings: Any) -> Batc
     """
     if out is None:
         return BatchLog()
+    gates = find_settings(request.model)
+    identity = {
+        "metric": unique_name(request.metric),
+        "prompts": of_pairs(request.pairs),
+        "gate bias": None if gates is None else gates.gate_bias,  # in the model's fingerprint too, but says more
+        "model": request.opened.fingerprint,
+    }
     told = {n: _digest([value]).hexdigest() if isinstance(value, Tensor) else value for n, value in settings.items()}
-    return BatchLog(Path(out), _identity(request) | told)
+    return BatchLog(Path(out), identity | told)
 
 
 def _refuse_another(path: Path, line: bytes, wanted: bytes) -> None:
@@ -110,26 +118,16 @@ def _refuse_another(path: Path, line: bytes, wanted: bytes) -> None:
         raise ValueError(f"{path} {_difference(line, json.loads(wanted))}. Choose another file, or delete it")
 
 
-def _difference(line: bytes, question: dict[str, Any]) -> str:
+def _difference(line: bytes, request: dict[str, Any]) -> str:
     try:
-        asked = dict(json.loads(line))
+        there = dict(json.loads(line))
     except (ValueError, TypeError):
         return "is no log of batches"
-    differing = [name for name in (*question, *asked) if asked.get(name) != question.get(name)]
+    differing = [name for name in (*request, *there) if there.get(name) != request.get(name)]
     if not differing:
         return "was written by another version"
     name = differing[0]
-    return f"answers another question: its {name} is {asked.get(name)!r}, not {question.get(name)!r}"
-
-
-def _identity(request: Request) -> dict[str, Any]:
-    settings = find_settings(request.model)
-    return {
-        "metric": unique_name(request.metric),
-        "prompts": request.fingerprint,
-        "gate bias": None if settings is None else settings.gate_bias,  # in the model's name too, but says more
-        "model": request.opened.fingerprint,
-    }
+    return f"belongs to another call: its {name} is {there.get(name)!r}, not {request.get(name)!r}"
 
 
 def unique_name(metric: Metric) -> str:

@@ -23,8 +23,8 @@ def page(name: str, title: str, data: Any, **filling: str) -> str:
     Args:
         filling: further places of the template
     """
-    inlined = {"title": html.escape(title), "style": _read(f"{name}.css"), "script": script(name)}
-    return filled(_read(f"{name}.html"), {**inlined, "data": script_json(data), **filling})
+    inlined = {"title": html.escape(title), "style": read(f"{name}.css"), "script": script(name)}
+    return filled(read(f"{name}.html"), {**inlined, "data": script_json(data), **filling})
 
 
 def filled(template: str, filling: Mapping[str, str]) -> str:
@@ -40,7 +40,7 @@ def script(name: str) -> str:
 def _modules(name: str, seen: set[str]) -> list[str]:
     """The texts of a module and of what it imports, each after what it needs; modules may import each other."""
     seen.add(name)
-    text = _read(f"{name}.js")
+    text = read(f"{name}.js")
     before = [part for other in _IMPORT.findall(text) if other not in seen for part in _modules(other, seen)]
     return [*before, _EXPORT.sub("", _IMPORT.sub("", text))]
 
@@ -53,5 +53,6 @@ def script_json(data: Any) -> str:
     return text
 
 
-def _read(name: str) -> str:
+def read(name: str) -> str:
+    """A file of `pages/`."""
     return FOLDER.joinpath(name).read_text(encoding="utf-8")

@@ -11,12 +11,13 @@ Source: Vig et al. 2020; Meng et al. 2022; Heimersheim and Nanda 2024 for noisin
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sparselens.analyses.engine.batching import batch_sizes, progress_bar
+from sparselens.analyses.engine.batching import progress_bar
 from sparselens.analyses.engine.partial_runs import holding, starting_at
 from sparselens.analyses.engine.renamed import renamed_argument
 from sparselens.analyses.engine.request import Request, open_request
@@ -65,11 +66,7 @@ class PatchingResult:
         return (self.values - self._along_batch(self.corrupted)) / gap.masked_fill(gap == 0, torch.nan)
 
     def interval(self, *cell: int, level: float = 0.95) -> Interval:
-        """Mean metric under one patch, indexed by layer and the rest of `axes`, with its bootstrap confidence interval.
-
-        Raises:
-            ValueError: there is no such patch.
-        """
+        """Mean metric under one patch, indexed as `axes` after batch, with its bootstrap confidence interval."""
         return mean_interval(self._cell(cell), level)
 
     def normalised_interval(self, *cell: int, level: float = 0.95) -> Interval:
@@ -90,38 +87,16 @@ class PatchingResult:
 
 @renamed_argument("source", "ablation")
 def patch_heads(
-    model: HookedModel,
-    pairs: TokenizedPairs,
-    metric: Metric | str = logit_difference,
-    *,
-    base: str = "clean",
-    ablation: str = "corrupted",
-    by_position: bool = False,
-    memory: int | None = None,
-    batch_size: int | None = None,
-    progress: bool = True,
-    out: str | Path | None = None,
+    model: HookedModel, pairs: TokenizedPairs, metric: Metric | str = logit_difference, **options: Any
 ) -> PatchingResult:
     """Patch the output of every attention head, at all positions together or one by one.
 
-    >>> result = patch_heads(model, pairs, "logit_difference")
-    >>> result.values.shape, result.effects.mean(0)  # [batch layer head], Float["layer head"]
+    >>> result = patch_heads(model, pairs, "logit_difference", by_position=True)
+    >>> result.values.shape, result.effects.mean(0)  # [batch layer head pos], Float["layer head pos"]
 
     Options, sign convention and scope are those of `patch_activations`, which patches other sites, too.
     """
-    return patch_activations(
-        model,
-        pairs,
-        metric,
-        "heads",
-        base=base,
-        ablation=ablation,
-        by_position=by_position,
-        memory=memory,
-        batch_size=batch_size,
-        progress=progress,
-        out=out,
-    )
+    return patch_activations(model, pairs, metric, "heads", **options)
 
 
 @renamed_argument("source", "ablation")
@@ -172,43 +147,29 @@ def patch_activations(
             one finite number per prompt, or `out` belongs to another call.
     """
     with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
-        return patch(request, site, base=base, ablation=ablation, by_position=by_position, only=only, out=out)
-
-
-def patch(
-    request: Request,
-    site: str = "heads",
-    *,
-    base: str = "clean",
-    ablation: str = "corrupted",
-    by_position: bool = False,
-    only: Sequence[Sequence[int]] | None = None,
-    out: str | Path | None = None,
-) -> PatchingResult:
-    """As `patch_activations`, of an open request."""
-    place, model, n = find_site(request.model, site, by_position), request.model, len(request)
-    axes = ("batch", "layer", *place.cell)
-    dtype = torch.promote_types(request.opened.dtype, torch.float32)
-    shape = (n, model.cfg.n_layers, *place.sizes(model, request.pairs.clean.shape[1]))
-    values, baselines = torch.full(shape, torch.nan, dtype=dtype), torch.zeros(2, n, dtype=dtype)
-    chosen = _chosen(only, axes[1:], shape[1:])
-    log = batch_log(out, request, site=site, axes=axes, base=base, ablation=ablation, only=chosen)
-    per_prompt = int(chosen.sum())
-    with (
-        patching(request, [place], base, ablation) as setup,
-        progress_bar(n * per_prompt, site, "patch", request.progress) as bar,
-    ):
-        for group in _groups(setup):
-            prompts = group.batch.prompts
-            baselines[:, prompts] = torch.stack([group.recorded.clean, group.recorded.corrupted]).to(baselines)
-            todo = _settle(setup, group, values, chosen)
-            bar.update(len(prompts) * per_prompt - int(todo.sum()))
-            for layer, cells in _batches(todo, group.at_once):
-                where = (prompts[cells[:, 0]], torch.full_like(cells[:, 0], layer), *cells.T[1:])
-                (found,) = log.once(where, lambda: (_patched(setup, group, layer, cells),))  # noqa: B023
-                values[where] = found.to(values)
-                bar.update(len(cells))
-    return PatchingResult(site, axes, base, ablation, values, *baselines)
+        place, model, n = find_site(request.model, site, by_position), request.model, len(request)
+        axes = ("batch", "layer", *place.cell)
+        dtype = torch.promote_types(request.opened.dtype, torch.float32)
+        shape = (n, model.cfg.n_layers, *place.sizes(model, request.pairs.clean.shape[1]))
+        values, baselines = torch.full(shape, torch.nan, dtype=dtype), torch.zeros(2, n, dtype=dtype)
+        chosen = _chosen(only, axes[1:], shape[1:])
+        log = batch_log(out, request, site=site, axes=axes, base=base, ablation=ablation, only=chosen)
+        per_prompt = int(chosen.sum())
+        with (
+            patching(request, [place], base, ablation) as setup,
+            progress_bar(n * per_prompt, site, "patch", request.progress) as bar,
+        ):
+            for group in _groups(setup):
+                prompts = group.batch.prompts
+                baselines[:, prompts] = torch.stack([group.recorded.clean, group.recorded.corrupted]).to(baselines)
+                todo = _settle(setup, group, values, chosen)
+                bar.update(len(prompts) * per_prompt - int(todo.sum()))
+                for layer, cells in _batches(todo, group.at_once):
+                    where = (prompts[cells[:, 0]], torch.full_like(cells[:, 0], layer), *cells.T[1:])
+                    (found,) = log.once(where, lambda: (_patched(setup, group, layer, cells),))  # noqa: B023
+                    values[where] = found.to(values)
+                    bar.update(len(cells))
+        return PatchingResult(site, axes, base, ablation, values, *baselines)
 
 
 def _chosen(only: Sequence[Sequence[int]] | None, axes: Sequence[str], shape: Sequence[int]) -> Bool[Tensor, "*cell"]:
@@ -241,10 +202,7 @@ def _groups(setup: Patching) -> Iterator[_Group]:
     first_cell = torch.zeros(1, 1 + len(site.cell), dtype=torch.long)
     for rows in request.pairs.rows(len(request)):
         window, one = _window(request.pairs, rows, site.cell, request.model.cfg.n_heads), request.batch(rows[:1])
-        (n_prompts, at_once), _ = batch_sizes(
-            request.budget,
-            request.model,
-            one.pairs.clean.shape[1],
+        (n_prompts, at_once), _ = one.sizes(
             lambda _: record(trial, one),  # noqa: B023 - called at once
             lambda recorded: _patched(trial, _Group(one, recorded, window, 1), 0, first_cell),  # noqa: B023
         )

@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sparselens.analyses.engine.batching import batch_sizes, progress_bar
+from sparselens.analyses.engine.batching import progress_bar
 from sparselens.analyses.engine.renamed import renamed_argument
 from sparselens.analyses.engine.request import Request, open_request
-from sparselens.analyses.engine.resume import batch_log
+from sparselens.analyses.engine.resume import BatchLog, batch_log
 from sparselens.analyses.patching.activation_patching import PatchingResult
 from sparselens.analyses.patching.patch_runs import Patching, Recorded, patching, record, with_means
 from sparselens.analyses.patching.patch_sites import find_site, replacing
@@ -107,23 +107,9 @@ def keep_top(
     Raises:
         ValueError: scores are of other prompts, by position, incomplete, or of other sites; or as `patch_activations`.
     """
-    with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
-        return component_curve(request, scores, counts=counts, rank_by=rank_by, ablation=ablation, out=out)
-
-
-def component_curve(
-    request: Request,
-    scores: Sequence[PatchingResult],
-    *,
-    counts: Sequence[int] | None = None,
-    rank_by: str = "prompt",
-    ablation: str = "corrupted",
-    out: str | Path | None = None,
-) -> ComponentCurve:
-    """As `keep_top`, of an open request."""
     if rank_by not in RANKINGS:
         raise ValueError(f"no such ranking: rank_by = {rank_by!r} (want {', '.join(RANKINGS)})")
-    _refuse_scores(scores, len(request))
+    _refuse_scores(scores, len(pairs))
     order = _order(scores, rank_by)
     n_components = order.shape[1]
     counts = tuple(range(n_components + 1)) if counts is None else tuple(sorted(set(counts)))
@@ -131,14 +117,25 @@ def component_curve(
     if wrong:
         raise ValueError(f"count = {wrong[0]}: there are {n_components} components")
     tried = counts if ablation == "corrupted" else tuple(sorted({0, *counts}))
+    with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
+        log = batch_log(
+            out, request, sites=[score.site for score in scores], order=order, counts=tried, ablation=ablation
+        )
+        sites = [find_site(request.model, score.site) for score in scores]
+        with patching(request, sites, "clean", ablation) as setup:
+            values, clean, corrupted = _run(setup, order, tried, log)
+    ablated = corrupted if ablation == "corrupted" else values[:, 0]
+    return ComponentCurve(counts, rank_by, values[:, [tried.index(n) for n in counts]], clean, corrupted, ablated)
+
+
+def _run(
+    setup: Patching, order: Int[Tensor, "batch component"], tried: Sequence[int], log: BatchLog
+) -> tuple[Float[Tensor, "batch count"], Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    """The metric with the first components of the order acting, as many as `tried` says, and that of the baselines."""
+    request = setup.request
     dtype = torch.promote_types(request.opened.dtype, torch.float32)
     values, baselines = torch.zeros(len(request), len(tried), dtype=dtype), torch.zeros(2, len(request), dtype=dtype)
-    sites = [find_site(request.model, score.site) for score in scores]
-    log = batch_log(out, request, sites=[site.name for site in sites], order=order, counts=tried, ablation=ablation)
-    with (
-        patching(request, sites, "clean", ablation) as setup,
-        progress_bar(values.numel(), "top components", "run", request.progress) as bar,
-    ):
+    with progress_bar(values.numel(), "top components", "run", request.progress) as bar:
         for batch, recorded, at_once in _groups(setup):
             prompts = batch.prompts
             baselines[:, prompts] = torch.stack([recorded.clean, recorded.corrupted]).to(baselines)
@@ -148,9 +145,7 @@ def component_curve(
                 (found,) = log.once(where, lambda: (_ablated(setup, batch, recorded, rows, acting),))  # noqa: B023
                 values[where] = found.to(values)
                 bar.update(len(rows))
-    clean, corrupted = baselines
-    ablated = corrupted if ablation == "corrupted" else values[:, 0]
-    return ComponentCurve(counts, rank_by, values[:, [tried.index(n) for n in counts]], clean, corrupted, ablated)
+    return values, *baselines
 
 
 def _refuse_scores(scores: Sequence[PatchingResult], n_prompts: int) -> None:
@@ -180,10 +175,7 @@ def _groups(setup: Patching) -> Iterator[tuple[Request, Recorded, int]]:
     nothing = torch.zeros(1, n_components, dtype=torch.bool)
     for rows in request.pairs.rows(len(request)):
         one = request.batch(rows[:1])
-        (n_prompts, at_once), _ = batch_sizes(
-            request.budget,
-            request.model,
-            one.pairs.clean.shape[1],
+        (n_prompts, at_once), _ = one.sizes(
             lambda _: record(trial, one),  # noqa: B023 - called at once
             lambda recorded: _ablated(trial, one, recorded, one_row, nothing),  # noqa: B023
         )

@@ -7,8 +7,8 @@
 All are run on the same rows in evaluation mode, and edges are counted by their gates.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -119,7 +119,8 @@ def measure_loss(
     _refuse_misfits(model, batches)
     if row_losses is None:
         row_losses = answer_losses if isinstance(batches, TokenizedPairs) else text_losses
-    with _with_gates(model), evaluating(model), torch.no_grad(), record_gates(model) as gates:
+    gated = nullcontext() if is_sparse(model) else open_gates(model)
+    with gated, evaluating(model), torch.no_grad(), record_gates(model) as gates:
         losses = _losses(model, batches, row_losses, batch_size)
     return LossPoint(
         name,
@@ -138,12 +139,6 @@ def _refuse_misfits(model: nn.Module, batches: Rows) -> None:
     for batch in listed(batches):
         if isinstance(batch, Tensor) or "attention_mask" not in batch:
             refuse_unreadable(model, tokens_of(batch), packed=True)
-
-
-@contextmanager
-def _with_gates(model: nn.Module) -> Iterator[None]:
-    with nullcontext() if is_sparse(model) else open_gates(model):
-        yield
 
 
 def _losses(model: nn.Module, batches: Rows, row_losses: RowLoss, batch_size: int) -> RowLosses:

@@ -139,21 +139,13 @@ class Circuit:
         return replace(self, kept=kept & _led_to(self.graph, kept, INPUT) if from_input else kept)
 
     def jaccard(self, other: "Circuit") -> float:
-        """Edges in both circuits, as a share of those in either; 1 if both are empty.
-
-        Raises:
-            ValueError: the circuits are of differently shaped models.
-        """
+        """Edges in both circuits, as a share of those in either; 1 if both are empty."""
         _refuse_unlike(self, other)
         either = int((self.kept | other.kept).sum())
         return int((self.kept & other.kept).sum()) / either if either else 1.0
 
     def rank_correlation(self, other: "Circuit") -> float:
-        """Spearman's correlation of |score| over all edges; ties share their mean rank.
-
-        Raises:
-            ValueError: the circuits are of differently shaped models.
-        """
+        """Spearman's correlation of |score| over all edges; ties share their mean rank."""
         _refuse_unlike(self, other)
         ranks = [_ranks(_sizes(c.graph, c.scores)[c.graph.exists]) for c in (self, other)]
         return float(torch.corrcoef(torch.stack(ranks))[0, 1])
@@ -187,21 +179,13 @@ def edges_to_reach(scores: Float[Tensor, " edge"], share: float) -> int:
 
 
 def top(graph: Graph, scores: Scores, n: int) -> Circuit:
-    """The `n` edges of largest |score|.
-
-    Raises:
-        ValueError: the graph has fewer edges.
-    """
+    """The `n` edges of largest |score|."""
     _refuse_too_many(graph, n)
     return _largest(graph, scores, n)
 
 
 def greedy(graph: Graph, scores: Scores, n: int) -> Circuit:
-    """From the logits upward, `n` times the edge of largest |score| into a node of the circuit.
-
-    Raises:
-        ValueError: the graph has fewer edges.
-    """
+    """From the logits upward, `n` times the edge of largest |score| into a node of the circuit."""
     _refuse_too_many(graph, n)
     sizes, kept = _sizes(graph, scores), torch.zeros_like(graph.exists)
     frontier: list[tuple[float, int, int]] = []
@@ -256,16 +240,10 @@ def _refuse_unlike(first: Circuit, second: Circuit) -> None:
 
 def _led_to(graph: Graph, kept: Bool[Tensor, "source destination"], goal: str) -> Bool[Tensor, "source destination"]:
     """Edges joined to the goal by kept edges: from their destination to LOGITS, or from INPUT to their source."""
-    receivers = graph.receivers.to(kept.device).float()
-    edges = kept.float()
-    if goal == INPUT:
-        found = torch.zeros(len(receivers), device=kept.device)
-        found[0] = 1.0
-        for _ in graph.blocks * 2:  # a path passes at most two nodes of a block
-            found = ((receivers @ (edges.T @ found > 0).float() > 0) | (found > 0)).float()
-        return (found > 0)[:, None].expand_as(kept)
-    found = torch.zeros(edges.shape[1], device=kept.device)
-    found[-1] = 1.0
-    for _ in graph.blocks * 2:
-        found = ((receivers.T @ (edges @ found > 0).float() > 0) | (found > 0)).float()
-    return (found > 0)[None].expand_as(kept)
+    receivers, edges, from_input = graph.receivers.to(kept.device).float(), kept.float(), goal == INPUT
+    to_next, to_nodes = (receivers, edges.T) if from_input else (receivers.T, edges)
+    found = torch.zeros(len(to_next), device=kept.device)
+    found[0 if from_input else -1] = 1.0
+    for _ in graph.blocks * 2:  # a path passes at most two nodes of a block
+        found = ((to_next @ (to_nodes @ found > 0).float() > 0) | (found > 0)).float()
+    return (found[:, None] if from_input else found[None]).bool().expand_as(kept)

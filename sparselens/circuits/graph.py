@@ -159,21 +159,13 @@ class Graph:
         return {name: index for index, name in enumerate(self.destinations)}
 
     def source(self, name: str) -> int:
-        """The row of a source.
-
-        Raises:
-            ValueError: there is no such source.
-        """
+        """The row of a source."""
         if name not in self._source_of:
             raise ValueError(f"no such source: {name!r} (want input, m0, a0.h1 within {self})")
         return self._source_of[name]
 
     def destination(self, name: str) -> int:
-        """The column of a destination.
-
-        Raises:
-            ValueError: there is no such destination.
-        """
+        """The column of a destination."""
         if name not in self._destination_of:
             raise ValueError(f"no such destination: {name!r} (want m0, a0.h1<q>, <k> or <v>, or logits within {self})")
         return self._destination_of[name]
@@ -198,11 +190,7 @@ class Graph:
         return [f"{self.sources[source]}->{self.destinations[destination]}" for source, destination in pairs]
 
     def matrix(self, edges: Sequence[str]) -> Bool[Tensor, "source destination"]:
-        """The named edges as a mask.
-
-        Raises:
-            ValueError: there is no such edge.
-        """
+        """The named edges as a mask."""
         chosen = torch.zeros_like(self.exists)
         for name in edges:
             chosen[self.edge(name)] = True

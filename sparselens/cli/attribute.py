@@ -8,20 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparselens.cli.options import (
-    Ablation,
-    BatchSize,
-    Corruption,
-    Goal,
-    Json,
-    Memory,
-    Method,
-    Metric,
-    Seed,
-    Share,
-    Steps,
-    alone_in_out,
-)
+from sparselens.cli import options
+from sparselens.cli.options import Json, alone_in_out
 from sparselens.cli.table import finish, print_table
 
 if TYPE_CHECKING:
@@ -30,7 +18,6 @@ if TYPE_CHECKING:
     from sparselens.circuits.circuit import Circuit
 
 SHOWN = 15  # edges in the table
-GIB = 2**30
 
 
 @alone_in_out
@@ -38,18 +25,18 @@ def attribute(
     model: Annotated[str, typer.Option(help="A folder, a shipped name (stories260k-sparse) or a hub id.")],
     task: Annotated[str, typer.Option(help="As `sparselens tasks` lists it.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the circuit and the scores.")],
-    method: Method = "eap-ig",
-    steps: Steps = 5,
+    method: options.Method = "eap-ig",
+    steps: options.Steps = 5,
     n: Annotated[int, typer.Option("-n", help="Pairs to draw; those that the model solves are used.")] = 100,
     all_pairs: Annotated[bool, typer.Option("--all", help="Use also the pairs that the model gets wrong.")] = False,
-    seed: Seed = 0,
-    corruption: Corruption = None,
-    metric: Metric = None,
-    share: Share = 0.9,
-    goal: Goal = 0.8,
-    ablation: Ablation = "corrupted",
-    batch_size: BatchSize = None,
-    memory: Memory = None,
+    seed: options.Seed = 0,
+    corruption: options.Corruption = None,
+    metric: options.Metric = None,
+    share: options.Share = 0.9,
+    goal: options.Goal = 0.8,
+    ablation: options.Ablation = "corrupted",
+    batch_size: options.BatchSize = None,
+    memory: options.Memory = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run in --out.")] = False,
     json: Json = False,
 ) -> None:
@@ -61,11 +48,10 @@ def attribute(
     (every prompt's) and `attribute.json` (what is printed). Until then finished batches of prompts are in
     `attribute.unfinished`, from which the same command resumes with `--resume`.
     """
-    from sparselens.analyses import random_circuit
-    from sparselens.analyses.attribution.edges import edge_scores
+    from sparselens.analyses import attribute_edges, random_circuit
     from sparselens.analyses.circuits.faithfulness import CircuitRunner
     from sparselens.analyses.circuits.search import search
-    from sparselens.analyses.engine.request import open_request
+    from sparselens.analyses.engine.request import OpenModel, open_request
     from sparselens.models.folder import load
     from sparselens.prompts.capability import evaluate
     from sparselens.prompts.metrics import find_metric, name_of
@@ -81,9 +67,10 @@ def attribute(
     if not all_pairs and not found.correct.any():
         raise ValueError(f"{model} gets none of {n} pairs of {task!r} right: choose another task, or --all")
     pairs = found.pairs if all_pairs else found.pairs[found.correct]
-    budget = None if memory is None else int(memory * GIB)
-    with open_request(opened, pairs, measure, memory=budget, batch_size=batch_size, progress=True) as request:
-        scores = edge_scores(request, method, steps, out=unfinished)
+    shared: Any = OpenModel(opened)
+    budget = options.budget(memory, batch_size)
+    scores = attribute_edges(shared, pairs, measure, method, steps, **budget, out=unfinished)
+    with open_request(shared, pairs, measure, **budget, progress=True) as request:
         runner = CircuitRunner(request, scores.graph, ablation)
         faithful, alone = search(runner, scores, goal, progress=True)
         by_share, chance = scores.smallest(share), random_circuit(scores.graph, len(faithful), seed)

@@ -7,26 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparselens.cli.options import (
-    Ablation,
-    BatchSize,
-    Corruption,
-    Goal,
-    Json,
-    Memory,
-    Method,
-    Metric,
-    Seed,
-    Share,
-    Steps,
-    alone_in_out,
-)
+from sparselens.cli import options
+from sparselens.cli.options import Json, alone_in_out
 from sparselens.cli.table import finish, print_table
 
 if TYPE_CHECKING:
     from sparselens.training.text import Source
 
-GIB = 2**30
 SEQ_LEN, BATCH, ROWS = 64, 32, 512  # of the text that the loss is measured on
 
 
@@ -44,18 +31,18 @@ def compare(
     ] = None,
     column: Annotated[str, typer.Option(help="Field that holds the text, in JSON lines and datasets.")] = "text",
     split: Annotated[str, typer.Option(help="Split to read, where --text is a dataset.")] = "train",
-    method: Method = "eap-ig",
-    steps: Steps = 5,
+    method: options.Method = "eap-ig",
+    steps: options.Steps = 5,
     n: Annotated[int, typer.Option("-n", help="Pairs to draw; those that both models solve are used.")] = 100,
     all_pairs: Annotated[bool, typer.Option("--all", help="Use also pairs that a model gets wrong.")] = False,
-    seed: Seed = 0,
-    corruption: Corruption = None,
-    metric: Metric = None,
-    share: Share = 0.9,
-    goal: Goal = 0.8,
-    ablation: Ablation = "corrupted",
-    batch_size: BatchSize = None,
-    memory: Memory = None,
+    seed: options.Seed = 0,
+    corruption: options.Corruption = None,
+    metric: options.Metric = None,
+    share: options.Share = 0.9,
+    goal: options.Goal = 0.8,
+    ablation: options.Ablation = "corrupted",
+    batch_size: options.BatchSize = None,
+    memory: options.Memory = None,
     form: Annotated[str, typer.Option("--format", help="File format of the figures: pdf, svg or png.")] = "pdf",
     json: Json = False,
 ) -> None:
@@ -97,8 +84,7 @@ def compare(
             notes=notes,
             control=None if control is None else load(control),
             names=(Path(dense).name, Path(sparse).name),
-            memory=None if memory is None else int(memory * GIB),
-            batch_size=batch_size,
+            **options.budget(memory, batch_size),
             out=out / "numbers",
             command=shlex.join(["sparselens", *sys.argv[1:]]),
         )

@@ -23,6 +23,11 @@ Memory = Annotated[float | None, typer.Option(help="GiB to work in beside the mo
 Json = Annotated[bool, typer.Option("--json", help="End standard output with the table as one JSON object.")]
 
 
+def budget(memory: float | None, batch_size: int | None) -> dict[str, Any]:
+    """Options of an analysis: memory in bytes, from GiB."""
+    return {"memory": None if memory is None else int(memory * 2**30), "batch_size": batch_size}
+
+
 def alone_in_out(command: Callable[..., None]) -> Callable[..., None]:
     """Make a command refuse a folder `out` in which another process is at work."""
 

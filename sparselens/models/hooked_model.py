@@ -9,13 +9,8 @@ if TYPE_CHECKING:
 
         cfg: Any
 
-        def run_with_hooks(self, *args: Any, **options: Any) -> Any:
-            """Run forward with functions called at hook points."""
-            ...
-
-        def run_with_cache(self, *args: Any, **options: Any) -> Any:
-            """Run forward and keep activations."""
-            ...
+        def run_with_hooks(self, *args: Any, **options: Any) -> Any: ...  # noqa: D102
+        def run_with_cache(self, *args: Any, **options: Any) -> Any: ...  # noqa: D102
 
 else:
     HookedModel = Any  # checked where a model comes in (`gates.hooked.is_hooked`), with a message that says more

@@ -1,8 +1,4 @@
-"""How well a model does a task: accuracy and metric with confidence intervals, and the prompts on which it fails.
-
-1. Draw pairs of the task that fit the model's tokenizer, and run the clean prompts.
-2. A prompt is solved where the best right answer scores above every wrong one.
-"""
+"""How well a model does a task: accuracy and metric with confidence intervals, and the prompts on which it fails."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any

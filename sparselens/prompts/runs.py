@@ -15,11 +15,7 @@ from sparselens.training.losses import logits_of
 
 
 def answer_logits(
-    model: nn.Module,
-    pairs: TokenizedPairs,
-    corrupted: bool = False,
-    batch_size: int = 32,
-    progress: str | None = None,
+    model: nn.Module, pairs: TokenizedPairs, corrupted: bool = False, batch_size: int = 32, progress: str | None = None
 ) -> Float[Tensor, "batch d_vocab"]:
     """The logits at the answer's position of every clean (or corrupted) prompt, on the model's device.
 

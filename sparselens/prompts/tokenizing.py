@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from sparselens.prompts.fitting import Encoded, Fit
 from sparselens.prompts.pairs import PromptPair
@@ -42,9 +43,10 @@ def stack(pairs: Sequence[PromptPair], encoded: Sequence[Encoded], vocabulary: s
     Args:
         vocabulary: digest of the tokenizer's vocabulary (`Fit.vocabulary`)
     """
-    width = max(len(ids) for item in encoded for ids in (item.clean, item.corrupted))
-    clean, corrupted = (torch.tensor([_left(ids, width) for ids in side]) for side in _sides(encoded))
-    clean_mask, corrupted_mask = (torch.tensor([_mask(ids, width) for ids in side]) for side in _sides(encoded))
+    rows = [torch.tensor(ids) for side in ("clean", "corrupted") for ids in (getattr(item, side) for item in encoded)]
+    left: dict[str, Any] = {"batch_first": True, "padding_side": "left"}  # any token will do: it is masked
+    clean, corrupted = pad_sequence(rows, **left).chunk(2)
+    clean_mask, corrupted_mask = pad_sequence([torch.ones_like(row) for row in rows], **left).chunk(2)
     padded, same = not bool(clean_mask.all() and corrupted_mask.all()), torch.equal(clean_mask, corrupted_mask)
     return TokenizedPairs(
         clean,
@@ -53,23 +55,11 @@ def stack(pairs: Sequence[PromptPair], encoded: Sequence[Encoded], vocabulary: s
         _table([item.wrong_answers for item in encoded]),
         attention_mask=clean_mask if padded else None,
         corrupted_mask=None if same else corrupted_mask,
-        positions=_positions(encoded, width),
+        positions=_positions(encoded, clean.shape[1]),
         prompts=tuple(pairs),
         token_strings=tuple(item.token_strings for item in encoded),
         vocabulary=vocabulary,
     )
-
-
-def _sides(encoded: Sequence[Encoded]) -> tuple[list[list[int]], list[list[int]]]:
-    return [item.clean for item in encoded], [item.corrupted for item in encoded]
-
-
-def _left(ids: list[int], width: int) -> list[int]:
-    return [0] * (width - len(ids)) + ids  # any token will do: it is masked
-
-
-def _mask(ids: list[int], width: int) -> list[int]:
-    return [0] * (width - len(ids)) + [1] * len(ids)
 
 
 def _positions(encoded: Sequence[Encoded], width: int) -> dict[str, Int[Tensor, " batch"]]:
@@ -80,6 +70,5 @@ def _positions(encoded: Sequence[Encoded], width: int) -> dict[str, Int[Tensor, 
 
 def _table(rows: Sequence[Sequence[int]]) -> Int[Tensor, " batch"] | Int[Tensor, "batch k"]:
     """One column, or as many as the longest row has, filled with NO_ANSWER."""
-    width = max(map(len, rows))
-    table = torch.tensor([[*row, *[NO_ANSWER] * (width - len(row))] for row in rows])
-    return table.squeeze(-1) if width == 1 else table
+    table = pad_sequence([torch.tensor(list(row)) for row in rows], batch_first=True, padding_value=NO_ANSWER)
+    return table.squeeze(-1) if table.shape[1] == 1 else table

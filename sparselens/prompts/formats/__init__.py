@@ -14,6 +14,7 @@ from sparselens.prompts.formats import auto_circuit, eap_ig, mib, parquet
 from sparselens.prompts.pairs import PromptPair
 
 SUFFIXES = {"parquet": "parquet", "eap-ig": "csv", "mib": "jsonl", "auto-circuit": "json"}  # of each format
+_OTHERS: dict[str, Any] = {"parquet": parquet, "mib": mib, "auto-circuit": auto_circuit}
 
 
 def read_pairs(path: str | Path, format: str, tokenizer: Any = None) -> list[PromptPair]:  # noqa: A002 - the field's word
@@ -26,23 +27,11 @@ def read_pairs(path: str | Path, format: str, tokenizer: Any = None) -> list[Pro
     Raises:
         ValueError: no such format, a missing column or key, a broken row, or no tokenizer where one is needed.
     """
-    path = Path(path)
+    path, name = Path(path), _known(format)
     try:
-        return _read(path, _known(format), tokenizer)
+        return eap_ig.read(path, tokenizer) if name == "eap-ig" else _OTHERS[name].read(path)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _read(path: Path, name: str, tokenizer: Any) -> list[PromptPair]:
-    match name:
-        case "parquet":
-            return parquet.read(path)
-        case "eap-ig":
-            return eap_ig.read(path, tokenizer)
-        case "mib":
-            return mib.read(path)
-        case _:
-            return auto_circuit.read(path)
 
 
 def write_pairs(
@@ -68,15 +57,8 @@ def write_pairs(
     pairs = list(pairs)
     if not pairs:
         raise ValueError("there is no pair to write")
-    match _known(format):
-        case "parquet":
-            content = parquet.content(pairs, name)
-        case "eap-ig":
-            content = eap_ig.content(pairs, tokenizer, hard)
-        case "mib":
-            content = mib.content(pairs, name)
-        case _:
-            content = auto_circuit.content(pairs)
+    known = _known(format)
+    content = eap_ig.content(pairs, tokenizer, hard) if known == "eap-ig" else _OTHERS[known].content(pairs, name)
     return write_file(Path(path), content)
 
 

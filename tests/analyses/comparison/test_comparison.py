@@ -66,7 +66,7 @@ def test_the_circuit_of_a_model_is_its_own(comparison: Comparison):
     for side in SIDES:
         results = getattr(comparison, side)
         assert results.circuit is results.circuit and results.circuit.edges == results.edges.smallest(0.9).edges
-        assert comparison.circuit(side) is results.circuit and comparison.stability(side) is results.stability
+        assert comparison.circuit(side) is results.circuit
         assert torch.equal(results.edges.stability().sizes, results.stability.sizes)
     assert comparison.overlap == comparison.dense.circuit.jaccard(comparison.sparse.circuit)
     assert repr(comparison).startswith("Comparison(dense and sparse on addition-v")
@@ -333,14 +333,14 @@ def test_an_interrupted_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.M
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(one_model, "edge_scores", stop)
+        patch.setattr(one_model, "attribute_edges", stop)
         with pytest.raises(KeyboardInterrupt):
             tiny_comparison(out=out)
     with pytest.raises(ValueError, match="has not been finished: run it again with the same --out"):
         analyses.load_comparison(out)
     calls: list[str] = []
-    again = one_model.patch
-    monkeypatch.setattr(one_model, "patch", lambda *args, **more: calls.append("") or again(*args, **more))
+    again = one_model.patch_activations
+    monkeypatch.setattr(one_model, "patch_activations", lambda *args, **more: calls.append("") or again(*args, **more))
     assert same(tiny_comparison(out=out), whole)
     assert len(calls) == 2  # the sparse model's heads and MLPs; the dense model's were there
     assert same(analyses.load_comparison(out), whole)

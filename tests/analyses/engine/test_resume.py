@@ -36,7 +36,7 @@ def means(model: Any, pairs: sl.TokenizedPairs, metric: Any, **options: Any) -> 
 
 
 CALLS: dict[str, tuple[Callable[..., Any], int, int, str]] = {  # call, budget, calls of the metric to survive, result
-    "attribute_edges": (attribute_edges, 10**5, 6, "per_prompt"),
+    "attribute_edges": (attribute_edges, 10**5, 20, "per_prompt"),
     "means": (means, 2 * 10**5, 20, "mean"),
     "patch_edges": (patch_edges, 2 * 10**5, 60, "per_prompt"),
     "keep_top": (top, 10**5, 12, "values"),
@@ -160,7 +160,7 @@ def test_a_file_of_another_call_is_refused(tmp_path: Path):
     path = tmp_path / "log"
     opened(path, method="eap", order=torch.tensor([1, 2]), axes=("a", "b")).once(one(0), lambda: (torch.ones(1),))
     opened(path, method="eap", order=torch.tensor([1, 2]), axes=("a", "b")).once(one(0), refuse)
-    with pytest.raises(ValueError, match=r"answers another question: its method is 'eap', not 'eap-ig'\. Choose"):
+    with pytest.raises(ValueError, match=r"belongs to another call: its method is 'eap', not 'eap-ig'\. Choose"):
         opened(path, method="eap-ig", order=torch.tensor([1, 2]), axes=("a", "b"))
     with pytest.raises(ValueError, match="its order is"):
         opened(path, method="eap", order=torch.tensor([2, 1]), axes=("a", "b"))
@@ -218,7 +218,7 @@ def test_a_file_of_something_else_is_left_alone(tmp_path: Path):
     path = tmp_path / "notes"
     for content in ("my notes", "[1, 2]\n", '{"a": 1}\n', "\n"):
         path.write_text(content)
-        with pytest.raises(ValueError, match=r"notes (is no log of batches|answers another question)"):
+        with pytest.raises(ValueError, match=r"notes (is no log of batches|belongs to another call)"):
             opened(path)
         assert path.read_text() == content
 

@@ -7,7 +7,7 @@ import pytest
 
 from sparselens.analyses.figures.page import FOLDER, filled, script
 
-PAGES = sorted(Path(str(FOLDER)).glob("*.html"))
+PAGES = sorted(path for path in Path(str(FOLDER)).glob("*.html") if path.with_suffix(".js").exists())
 
 
 @pytest.mark.parametrize("page", [path.stem for path in PAGES])

@@ -11,7 +11,7 @@ import transformer_lens.patching as theirs
 import sparselens as sl
 from sparselens import analyses
 from sparselens.analyses import PatchingResult, patch_activations, patch_heads
-from sparselens.analyses.engine.batching import BATCH_SIZE
+from sparselens.analyses.engine.budget import BATCH_SIZE
 from sparselens.analyses.engine.partial_runs import peak_bytes
 from sparselens.analyses.engine.request import open_request
 from sparselens.analyses.patching.patch_runs import Patching, patching, record, with_means
@@ -309,7 +309,9 @@ def test_intervals():
 
 def test_the_old_name_of_ablation_warns_and_works():
     model, pairs = tiny_bridge("gpt2"), make_pairs()
-    with pytest.warns(DeprecationWarning, match=r"patch_heads\(source=\.\.\.\) is now patch_heads\(ablation=\.\.\.\)"):
+    with pytest.warns(
+        DeprecationWarning, match=r"patch_activations\(source=\.\.\.\) is now patch_activations\(ablation=\.\.\.\)"
+    ):
         old = patch_heads(model, pairs, source="zero", progress=False)  # type: ignore[call-arg]
     assert old.ablation == "zero" and torch.equal(old.values, patched(model, pairs, ablation="zero").values)
     with pytest.raises(TypeError, match="got both ablation= and its old name source="):
@@ -327,7 +329,7 @@ def test_a_small_model_runs_in_batches_of_a_fixed_size_without_a_trial(monkeypat
     monkeypatch.setattr(
         Patching, "measure", lambda setup, batch, *rest: [sizes.append(len(batch)), real(setup, batch, *rest)][1]
     )
-    monkeypatch.setattr("sparselens.analyses.engine.batching.peak_bytes", None)  # nothing is measured
+    monkeypatch.setattr("sparselens.analyses.engine.budget.peak_bytes", None)  # nothing is measured
     model, pairs = tiny_bridge("gpt2"), make_pairs(20)
     wanted = patched(model, pairs)
     assert max(sizes) == BATCH_SIZE
