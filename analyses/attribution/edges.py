@@ -1,112 +1,106 @@
-"""Attribution patching: how much every edge of a model matters for a metric, by gradients instead of one run an edge.
+"""Attribution patching: how much every edge of a model matters for a metric, by gradients instead of one run per edge.
 
-    score(u -> v) = (write of u, clean - corrupted) . (dmetric / d what v reads), summed over positions; about
-    metric(clean) - metric(clean, but v reads what u writes in the corrupted run)
-eap              the gradient of the clean run (Nanda 2023, Syed et al. 2023)
-eap-ig           mean of the gradients at input embeddings corrupted + k/m (clean - corrupted), k = 0 .. m-1
-                 (Hanna et al. 2024, as their code has it)
-eap-ig-activations  mean over the input, all attentions and all MLPs, each in turn put at k/m of the way, k = 1 .. m.
-                 As in EAP-IG's code no gradient passes through what is put there
-clean-corrupted  mean of the gradients of the clean and of the corrupted run
-exact            the second line itself, one edge at a time (`exact`)
-Positive: corrupting the edge lowers the metric. EAP-IG's own code gives the same numbers for the loss -metric, divided
-once more by the number of prompts.
+1. score(u -> v) = (clean - corrupted write of u) . (dmetric / d input of v), summed over positions: to first order,
+   metric(clean) - metric(clean, but v reads the write of u from the corrupted run).
+2. eap: the gradient of the clean run (Nanda 2023; Syed et al. 2023).
+3. eap-ig: mean gradient at input embeddings corrupted + k/m (clean - corrupted), k = 0 .. m-1 (Hanna et al. 2024, as
+   their code has it). The default.
+4. eap-ig-activations: mean over the input, all attention layers and all MLPs, each in turn put k/m of the way, for
+   k = 1 .. m. As in EAP-IG's code no gradient passes through what is put there.
+5. clean-corrupted: mean of the gradients of the clean and the corrupted run.
+6. exact: the difference of step 1 itself, one edge at a time (`exact`).
+EAP-IG's own code gives the same numbers for the loss -metric, divided once more by the number of prompts.
 """
 
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from sparselens.analyses.attribution.edge_scores import EdgeScores
-from sparselens.analyses.attribution.exact import patch_edges
-from sparselens.analyses.attribution.integration import Method, Score, collect
-from sparselens.analyses.engine.batching import MEMORY, refuse_several_lengths
+from sparselens.analyses.attribution.exact import exact_scores
+from sparselens.analyses.attribution.integration import DEFAULT, Method, Score, attribute
 from sparselens.analyses.engine.edge_products import differences, edge_products
 from sparselens.analyses.engine.gradients import gradients
-from sparselens.analyses.engine.residual_stream import Activations, Reading
+from sparselens.analyses.engine.partial_runs import Activations
+from sparselens.analyses.engine.request import open_request, refuse_several_lengths
+from sparselens.analyses.engine.residual_stream import Reading
 from sparselens.analyses.engine.resume import batch_log
-from sparselens.prompts.metrics import Metric
+from sparselens.models.hooked_model import HookedModel
+from sparselens.prompts.metrics import Metric, logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
 
 
 def attribute_edges(
-    model: Any,
+    model: HookedModel,
     pairs: TokenizedPairs,
-    metric: Metric,
-    method: Method | str = "eap",
+    metric: Metric | str = logit_difference,
+    method: Method | str = DEFAULT,
     steps: int = 5,
     *,
     per_prompt: bool = True,
-    memory: int = MEMORY,
+    memory: int | None = None,
+    batch_size: int | None = None,
     progress: bool = True,
     out: str | Path | None = None,
 ) -> EdgeScores:
     """Score all edges of a model, dense or sparse, on prompt pairs.
 
+    >>> scores = attribute_edges(model, pairs, "logit_difference")
+    >>> scores.mean.shape, scores.per_prompt.shape  # [source destination], [batch source destination]
+    >>> scores.smallest(0.9).edges[:2]
+    ['input->a0.h1<v>', 'a0.h1->m0']
+
+    Sign convention: positive where corrupting the edge lowers the metric, in the metric's unit.
+
+    Scope: a first-order estimate of patching one edge while all others stay clean. It misses what edges do jointly and
+    where the metric bends; the faithfulness of the chosen circuit is the test.
+
     Args:
+        metric: function of (logits, pairs), or name in `sparselens.prompts.metrics`
         steps: m, for the two integrated methods
-        per_prompt: keep the scores of every prompt (4 bytes times sources times destinations each); else memory does
+        per_prompt: keep the scores of every prompt (4 bytes x sources x destinations each); without them, memory does
             not grow with the number of prompts
-        memory: bytes that may be allocated at once beside the model and the scores
-        out: file that keeps finished batches. The same call goes on from there after an interruption.
+        memory: bytes to work in beside the model and the scores, by measuring one prompt. Default: 64 prompts at a time
+            for small models, else 1 GiB
+        batch_size: prompts per run, instead of a budget
+        out: file for finished batches; after an interruption the same call resumes from it
 
     Raises:
-        ValueError: an argument is unknown or too small, prompts differ in length within a pair, the metric is not one
-            smooth finite number a prompt, the model's residual stream cannot be read (`residual_stream.read_model`), or
-            `out` answers another question.
+        ValueError: an argument is unknown or too small, prompts of a pair differ in length, the metric is not one
+            differentiable finite number per prompt, the model's residual stream cannot be read
+            (`residual_stream.read_model`), or `out` belongs to another call.
     """
-    if method == "exact":
-        scores = patch_edges(model, pairs, metric, memory=memory, progress=progress, out=out)
-        return scores if per_prompt else replace(scores, per_prompt=None)
-    described = {"method": method, "steps": steps, "per prompt": per_prompt}
-    found = collect(
-        model,
-        pairs,
-        metric,
-        method,
-        steps,
-        take=gradients,
-        scoring=_edges,
-        per_prompt=per_prompt,
-        memory=memory,
-        progress=progress,
-        log=batch_log(out, model, pairs, metric, **described),
-    )
-    return EdgeScores(found.reading.graph, method, found.mean, found.per_prompt, found.clean, found.corrupted)
+    with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
+        if method == "exact":
+            scores = exact_scores(request, None, out)
+            return scores if per_prompt else replace(scores, per_prompt=None)
+        log = batch_log(out, request, **{"method": method, "steps": steps, "per prompt": per_prompt})
+        found = attribute(request, method, steps, gradients, _edges, per_prompt=per_prompt, log=log)
+    return EdgeScores(request.reading.graph, method, found.mean, found.per_prompt, found.clean, found.corrupted)
 
 
 def attribute_edge_positions(
-    model: Any,
+    model: HookedModel,
     pairs: TokenizedPairs,
-    metric: Metric,
-    method: Method | str = "eap",
+    metric: Metric | str = logit_difference,
+    method: Method | str = DEFAULT,
     steps: int = 5,
     *,
-    memory: int = MEMORY,
+    memory: int | None = None,
+    batch_size: int | None = None,
     progress: bool = True,
 ) -> Float[Tensor, "source destination pos"]:
-    """Mean scores of all edges at each position: the parts of `attribute_edges`' sum.
+    """Mean scores of all edges at each position; they sum to `attribute_edges(...).mean`.
 
     Raises:
         ValueError: prompts have several lengths, the method is "exact", or as `attribute_edges`.
     """
     refuse_several_lengths(pairs, "positions")
-    return collect(
-        model,
-        pairs,
-        metric,
-        method,
-        steps,
-        take=gradients,
-        scoring=partial(_edges, by_position=True),
-        per_prompt=False,
-        memory=memory,
-        progress=progress,
-    ).mean
+    with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
+        return attribute(request, method, steps, gradients, partial(_edges, by_position=True), per_prompt=False).mean
 
 
 def _edges(reading: Reading, clean: Activations, corrupted: Activations, by_position: bool = False) -> Score:

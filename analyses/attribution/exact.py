@@ -1,88 +1,93 @@
-"""Exact edge patching: one edge at a time takes what its source writes in the corrupted run, and the model runs on.
+"""Exact edge patching: the model runs on with one edge at a time carrying its source's write from the corrupted run.
 
-    score(u -> v) = metric(clean) - metric(clean, but v reads x - (clean - corrupted write of u) in place of x)
-Many edges into one layer run at once, as rows of one batch that starts at that layer from the clean residual stream.
-This is the yardstick of attribution patching (the activation patching of edges of Hanna et al. 2024; path patching with
-one direct path, Wang et al. 2022).
+1. score(u -> v) = metric(clean) - metric(clean, but v reads x - (clean - corrupted write of u) instead of x).
+2. Many edges into one layer run at once, as rows of a batch that starts at that layer from the clean residual stream.
+3. Attribution patching approximates this (activation patching of edges, Hanna et al. 2024; path patching along one
+   direct path, Wang et al. 2022).
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from sparselens.analyses.attribution.edge_scores import EdgeScores
-from sparselens.analyses.engine.batching import MEMORY, fit, longest, refuse_unequal
+from sparselens.analyses.engine.batching import longest, progress_bar
 from sparselens.analyses.engine.edge_products import Writes, differences
-from sparselens.analyses.engine.gradients import Question, Run, ask, repeated, written
-from sparselens.analyses.engine.partial_runs import Projections, holding, keeping_projections, starting_at
-from sparselens.analyses.engine.residual_stream import Hook, Layer, Reading, keep, read_model
+from sparselens.analyses.engine.gradients import written
+from sparselens.analyses.engine.partial_runs import Hook, Projections, holding, keeping_projections, starting_at
+from sparselens.analyses.engine.request import Request, Run, open_request
+from sparselens.analyses.engine.residual_stream import Layer, Reading
 from sparselens.analyses.engine.resume import batch_log
 from sparselens.circuits.graph import RECEIVERS
-from sparselens.prompts.checks import refuse_misfits
-from sparselens.prompts.metrics import Metric
+from sparselens.models.hooked_model import HookedModel
+from sparselens.prompts.metrics import Metric, logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
-from sparselens.training.evaluation import evaluating
 
 Edges = Int[Tensor, "edge 2"]  # source, destination
 
 
 def patch_edges(
-    model: Any,
+    model: HookedModel,
     pairs: TokenizedPairs,
-    metric: Metric,
+    metric: Metric | str = logit_difference,
     edges: Sequence[str] | Bool[Tensor, "source destination"] | None = None,
     *,
-    memory: int = MEMORY,
+    memory: int | None = None,
+    batch_size: int | None = None,
     progress: bool = True,
     out: str | Path | None = None,
 ) -> EdgeScores:
-    """Exact scores of the named edges (all, if none are named); other edges of the graph score NaN.
+    """Exact scores of the named edges (default: all); the others score NaN.
+
+    >>> patch_edges(model, pairs, edges=["a0.h1->m0"]).interval("a0.h1->m0")
+
+    Sign convention: positive where corrupting the edge lowers the metric, in the metric's unit.
+
+    Scope: one edge at a time while all others stay clean; edges that back each other up each score low.
 
     Args:
-        memory: bytes that may be allocated at once beside the model and the scores
-        out: file that keeps finished batches. The same call goes on from there after an interruption.
+        memory, batch_size, out: as in `attribute_edges`; rows of a run are edges times prompts
 
     Raises:
-        ValueError: there is no such edge, prompts differ in length within a pair, the metric is not one finite number a
-            prompt, the budget is too small, the model's residual stream cannot be read, or `out` answers another
-            question.
+        ValueError: there is no such edge, prompts of a pair differ in length, the metric is not one finite number per
+            prompt, the memory is too small, the model's residual stream cannot be read, or `out` belongs to another
+            call.
     """
-    refuse_unequal(pairs)
-    refuse_misfits(model, pairs)
-    with evaluating(model), torch.no_grad():
-        reading = read_model(model)
-        exists = reading.graph.exists
-        chosen = _chosen(reading, edges)
-        scores = torch.zeros(len(pairs), *exists.shape).masked_fill_(exists & ~chosen, torch.nan)
-        metrics = torch.zeros(2, len(pairs))
-        total = int(chosen.sum()) * len(pairs)
-        log = batch_log(out, model, pairs, metric, method="exact", edges=chosen)
-        with tqdm(total=total, desc="exact", unit="edge", disable=not progress, dynamic_ncols=True) as bar:
-            for question, rows in _questions(reading, pairs, metric, memory):
-                base, corrupted = _base(question)
-                metrics[:, question.prompts] = torch.stack([base.clean.metric, corrupted]).float().cpu()
-                for some in _runs(base, chosen, max(1, rows // len(question.pairs))):
-                    (values,) = log.once(
-                        [question.prompts, some],
-                        lambda: (base.clean.metric - _patched(base, some),),  # noqa: B023
-                    )
-                    scores[question.prompts[:, None], some[:, 0], some[:, 1]] = values.T.float().cpu()
-                    bar.update(values.numel())
+    with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
+        return exact_scores(request, edges, out)
+
+
+def exact_scores(
+    request: Request, edges: Sequence[str] | Bool[Tensor, "source destination"] | None, out: str | Path | None
+) -> EdgeScores:
+    """As `patch_edges`, of an open request."""
+    reading, n = request.reading, len(request)
+    exists, chosen = reading.graph.exists, _chosen(reading, edges)
+    scores = torch.zeros(n, *exists.shape).masked_fill_(exists & ~chosen, torch.nan)
+    metrics = torch.zeros(2, n)
+    log = batch_log(out, request, method="exact", edges=chosen)
+    with progress_bar(int(chosen.sum()) * n, "exact", "edge", request.progress) as bar:
+        for batch, rows in _batches(request):
+            base, corrupted = _base(batch)
+            metrics[:, batch.prompts] = torch.stack([base.clean.metric, corrupted]).float().cpu()
+            for some in _runs(base, chosen, max(1, rows // len(batch))):
+                where = [batch.prompts, some]
+                (values,) = log.once(where, lambda: (base.clean.metric - _patched(base, some),))  # noqa: B023
+                scores[batch.prompts[:, None], some[:, 0], some[:, 1]] = values.T.float().cpu()
+                bar.update(values.numel())
     return EdgeScores(reading.graph, "exact", scores.mean(0), scores, metrics[0], metrics[1])
 
 
 @dataclass(frozen=True, eq=False)
 class _Base:
-    """The clean run of some prompts, from which every patch starts, and what the patches put in."""
+    """The clean run of some prompts, from which every patch starts, and the writes that patches replace."""
 
-    question: Question
+    batch: Request
     clean: Run  # residual streams recorded, too
     projections: Sequence[Projections]  # of the clean run, by layer
     writes: Writes  # clean - corrupted
@@ -103,33 +108,29 @@ def _chosen(
     return edges.cpu()
 
 
-def _questions(reading: Reading, pairs: TokenizedPairs, metric: Metric, memory: int) -> Iterator[tuple[Question, int]]:
-    """Prompts in batches, and how many rows (an edge on a prompt) may run at once. Each gets half of the budget."""
-    device = next(reading.model.parameters()).device
-    first = longest(pairs)
-    one = Question(reading, metric, first, pairs[first]._without_padding().to(device))
-    any_edge = torch.zeros(1, 2, dtype=torch.long)
-    (n_prompts, rows), _ = fit(memory, lambda _: _base(one)[0], lambda base: _patched(base, any_edge))
-    for prompts, batch in pairs.batches(min(rows, n_prompts)):
-        yield Question(reading, metric, prompts, batch.to(device)), rows
+def _batches(request: Request) -> Iterator[tuple[Request, int]]:
+    """Prompts in batches, and how many rows (an edge on a prompt) run at once. Each step gets half of the memory."""
+    one, any_edge = request.batch(longest(request.pairs)), torch.zeros(1, 2, dtype=torch.long)
+    (n_prompts, rows), _ = one.sizes(lambda _: _base(one)[0], lambda base: _patched(base, any_edge))
+    for some in request.pairs.rows(min(rows, n_prompts)):
+        yield request.batch(some), rows
 
 
-def _base(question: Question) -> tuple[_Base, Float[Tensor, " batch"]]:
+def _base(batch: Request) -> tuple[_Base, Float[Tensor, " batch"]]:
     """The clean run, and the metric of the corrupted one."""
-    reading, recorded = question.reading, dict[str, Tensor]()
-    names = [*reading.recorded_names(), reading.end]
-    with keeping_projections(reading.model) as projections:
-        clean = Run(ask(question, keep(recorded, names)), recorded)
-    corrupted = written(question, corrupted=True)
-    return _Base(question, clean, projections, differences(reading, recorded, corrupted.recorded)), corrupted.metric
+    reading = batch.reading
+    with keeping_projections(batch.model) as projections:
+        clean = batch.record([*reading.recorded_names(), reading.end])
+    corrupted = written(batch, corrupted=True)
+    return _Base(batch, clean, projections, differences(reading, clean.recorded, corrupted.recorded)), corrupted.metric
 
 
 def _runs(base: _Base, chosen: Bool[Tensor, "source destination"], size: int) -> Iterator[Edges]:
-    """Edges that run at once: into heads of one layer, into one MLP, or into the logits.
+    """Edges that run at once: into the heads of one layer, into one MLP, or into the logits.
 
-    Sources that write the same in both runs are left out: their edges score zero.
+    Edges of sources that write the same in both runs are left out: they score zero.
     """
-    graph = base.question.reading.graph
+    graph = base.batch.reading.graph
     differs = base.writes.flatten(1).any(1).cpu()
     bounds = [0]
     for layer, block in enumerate(graph.blocks):
@@ -142,7 +143,7 @@ def _runs(base: _Base, chosen: Bool[Tensor, "source destination"], size: int) ->
 
 def _patched(base: _Base, edges: Edges) -> Float[Tensor, "edge batch"]:
     """The metric with each edge patched. All go into one layer's heads, one MLP, or the logits."""
-    reading, count = base.question.reading, len(edges)
+    reading, count = base.batch.reading, len(edges)
     name = reading.graph.destinations[int(edges[0, 1])]
     if name == "logits":
         start, stream, hooks = len(reading.layers), reading.end, []
@@ -154,15 +155,16 @@ def _patched(base: _Base, edges: Edges) -> Float[Tensor, "edge batch"]:
     residual = base.clean.recorded[stream].expand(count, -1, -1, -1)
     if name == "logits":
         residual = _without(base, residual, edges).to(residual.dtype)
-    rows = torch.arange(len(base.question.pairs)).repeat(count)
+    rows = torch.arange(len(base.batch)).repeat(count)
     projections = base.projections[start] if start < len(reading.layers) else {}
-    with starting_at(reading.model, start, residual.flatten(0, 1), reading.as_tuple), holding(projections, rows):
+    residual, as_tuple = residual.flatten(0, 1), base.batch.opened.as_tuple
+    with starting_at(reading.model, start, residual, as_tuple), holding(projections, rows):
         into_last_mlp = start == len(reading.layers) - 1 and name.startswith("m")
-        return ask(repeated(base.question, count), hooks, trim_mlp=not into_last_mlp).unflatten(0, (count, -1))
+        return base.batch.repeated(count).measure(hooks, trim_mlp=not into_last_mlp).unflatten(0, (count, -1))
 
 
 def _without(base: _Base, stream: Float[Tensor, "*edge batch pos d_model"], edges: Edges) -> Tensor:
-    """The residual stream, with what the edges' sources write in the corrupted run."""
+    """The residual stream with the edges' sources as in the corrupted run."""
     return stream - base.writes[edges[:, 0].to(base.writes.device)].to(stream.device)
 
 
@@ -174,7 +176,7 @@ def _into_mlp(base: _Base, layer: Layer, edges: Edges) -> list[Hook]:
 
 def _into_heads(base: _Base, layer: Layer, edges: Edges) -> list[Hook]:
     """Replace the query, key or value of one head in each row."""
-    reading, block = base.question.reading, layer.block
+    reading, block = base.batch.reading, layer.block
     stream = _without(base, base.clean.recorded[layer.at("hook_resid_pre")], edges)
     normed = stream if layer.norm is None else layer.norm(stream)
     places = edges[:, 1] - reading.graph.head_destinations(layer.number).start
@@ -210,9 +212,9 @@ def _put(rows: Tensor, slots: Tensor, values: Tensor, activation: Tensor) -> Ten
 
 
 def _only_heads(sees: Bool[Tensor, "edge head"], clean: Tensor, activation: Tensor) -> Tensor:
-    """What the heads make in the clean run, but for those that see the patched key or value.
+    """The heads' outputs of the clean run, except for heads that use the patched key or value.
 
-    One of every group does, since a norm of keys may join the groups (OLMo 2).
+    One of every group does, since a norm over the keys may couple the groups (OLMo 2).
     """
     found = activation.unflatten(0, (len(sees), -1))
     return torch.where(sees.to(clean.device)[:, None, None, :, None], found, clean).flatten(0, 1)

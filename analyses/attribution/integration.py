@@ -1,133 +1,125 @@
-"""Where gradients are taken, and how scores come together over batches of prompts: what all attributions share."""
+"""Where gradients are taken, and how scores are collected over batches of prompts: what all attributions share.
+
+1. Run the clean and the corrupted prompts, and record what every source writes.
+2. Take the gradient at each of the method's points (`edges` lists them), weighted so that the weights sum to one.
+3. `scoring` turns each gradient into scores; their weighted sum is the score of a prompt.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from sparselens.analyses.engine.batching import in_batches
-from sparselens.analyses.engine.gradients import Gradients, PerPrompt, Question, Run, refuse_unless_finite, written
-from sparselens.analyses.engine.residual_stream import Activations, Hook, Reading, read_model
+from sparselens.analyses.engine.gradients import Gradients, written
+from sparselens.analyses.engine.partial_runs import Activations, Hook, refuse_unless_finite
+from sparselens.analyses.engine.request import PerPrompt, Request, Run
+from sparselens.analyses.engine.residual_stream import Reading
 from sparselens.analyses.engine.resume import BatchLog
-from sparselens.prompts.checks import refuse_misfits
-from sparselens.prompts.metrics import Metric
-from sparselens.prompts.tokenized import TokenizedPairs
-from sparselens.training.evaluation import evaluating
 
 Method = Literal["eap", "eap-ig", "eap-ig-activations", "clean-corrupted", "exact"]
 BY_GRADIENT = ("eap", "eap-ig", "eap-ig-activations", "clean-corrupted")
+DEFAULT: Method = "eap-ig"
 
-Take = Callable[[Question, bool, Sequence[Hook]], Gradients]  # gradients(question, corrupted, edits)
+Take = Callable[[Request, bool, Sequence[Hook]], Gradients]  # gradients(request, corrupted, edits)
 Score = Callable[[Gradients], Float[Tensor, "batch *axes"]]
-Scoring = Callable[[Reading, Activations, Activations], Score]  # from what was recorded in clean and corrupted run
+Scoring = Callable[[Reading, Activations, Activations], Score]  # from the recorded clean and corrupted run
 
 
 @dataclass(frozen=True, eq=False)
-class Collected:
+class Attribution:
     """Scores of all prompts."""
 
-    reading: Reading
     mean: Float[Tensor, "*axes"]
     per_prompt: Float[Tensor, "batch *axes"] | None
     clean: PerPrompt  # the metric
     corrupted: PerPrompt
 
 
-def collect(
-    model: Any,
-    pairs: TokenizedPairs,
-    metric: Metric,
+def attribute(
+    request: Request,
     method: str,
     steps: int,
-    *,
     take: Take,
     scoring: Scoring,
+    *,
     also: Callable[[Reading], Sequence[str]] = lambda _: (),
-    per_prompt: bool,
-    memory: int,
-    progress: bool,
+    per_prompt: bool = True,
     log: BatchLog | None = None,
-) -> Collected:
-    """Score prompts in batches within the memory budget.
+) -> Attribution:
+    """Score prompts in batches.
 
     Args:
-        also: hook points that `scoring` needs beside what sources write
+        also: hook points that `scoring` needs beside the sources' writes
         log: where finished batches are kept
-
-    Raises:
-        ValueError: as `attribute_edges`.
     """
     if method not in BY_GRADIENT:
         raise ValueError(f"no such method: {method!r} (want {', '.join(BY_GRADIENT)})")
     if steps < 1:
         raise ValueError(f"steps = {steps}: want at least 1")
-    refuse_misfits(model, pairs)
-    device = next(model.parameters()).device
-    total, kept, metrics = torch.zeros((), dtype=torch.float64), torch.zeros(len(pairs), 0), torch.zeros(2, len(pairs))
-    with evaluating(model):
-        reading = read_model(model)
+    n = len(request)
+    total, kept, metrics = torch.zeros((), dtype=torch.float64), torch.zeros(n, 0), torch.zeros(2, n)
+    request = replace(request, also=tuple(also(request.reading)))
 
-        def run(rows: Int[Tensor, " batch"], batch: TokenizedPairs) -> tuple[Tensor, ...]:
-            question = Question(reading, metric, rows, batch.to(device), tuple(also(reading)))
-            scores, clean, corrupted = _attribute(question, method, steps, take, scoring)
-            refuse_unless_finite("a score", scores, rows)
-            found = scores.sum(0, dtype=torch.float64), torch.stack([clean, corrupted]).float()
-            return (*found, scores.float()) if per_prompt else found
+    def score(batch: Request) -> tuple[Tensor, ...]:
+        scores, clean, corrupted = _attribute(batch, method, steps, take, scoring)
+        refuse_unless_finite("a score", scores, batch.prompts)
+        found = scores.sum(0, dtype=torch.float64), torch.stack([clean, corrupted]).float()
+        return (*found, scores.float()) if per_prompt else found
 
-        for rows, (sums, both, *scores) in in_batches(pairs, run, memory, progress, method, log):
-            total = total + sums.cpu()
-            metrics[:, rows] = both.cpu()
-            for values in scores:
-                kept = kept if kept.numel() else torch.zeros(len(pairs), *values.shape[1:])
-                kept[rows] = values.cpu()
-    mean = (total / len(pairs)).float()
-    return Collected(reading, mean, kept if per_prompt else None, metrics[0], metrics[1])
+    for rows, (sums, both, *scores) in in_batches(request, score, method, log):
+        total = total + sums.cpu()
+        metrics[:, rows] = both.cpu()
+        for values in scores:
+            kept = kept if kept.numel() else torch.zeros(n, *values.shape[1:])
+            kept[rows] = values.cpu()
+    return Attribution((total / n).float(), kept if per_prompt else None, metrics[0], metrics[1])
 
 
 def _attribute(
-    question: Question, method: str, steps: int, take: Take, scoring: Scoring
+    request: Request, method: str, steps: int, take: Take, scoring: Scoring
 ) -> tuple[Tensor, PerPrompt, PerPrompt]:
     """Scores of some prompts, and the metric of their clean and corrupted runs."""
     if method == "eap":
-        clean, corrupted = take(question, False, ()), written(question, corrupted=True)
+        clean, corrupted = take(request, False, ()), written(request, corrupted=True)
         points = iter([(1.0, clean)])
     elif method == "clean-corrupted":
-        clean, corrupted = take(question, False, ()), take(question, True, ())
+        clean, corrupted = take(request, False, ()), take(request, True, ())
         points = iter([(0.5, clean), (0.5, corrupted)])
     elif method == "eap-ig":
-        clean, corrupted = written(question), take(question, True, ())
-        points = _along_input(question, clean, corrupted, steps, take)
+        clean, corrupted = written(request), take(request, True, ())
+        points = _along_input(request, clean, corrupted, steps, take)
     else:
-        clean, corrupted = written(question), written(question, corrupted=True)
-        points = _along_activations(question, clean, corrupted, steps, take)
-    score = scoring(question.reading, clean.recorded, corrupted.recorded)
+        clean, corrupted = written(request), written(request, corrupted=True)
+        points = _along_activations(request, clean, corrupted, steps, take)
+    score = scoring(request.reading, clean.recorded, corrupted.recorded)
     scores = sum(weight * score(point) for weight, point in points)
     assert isinstance(scores, Tensor)
     return scores, clean.metric, corrupted.metric
 
 
 def _along_input(
-    question: Question, clean: Run, corrupted: Gradients, steps: int, take: Take
+    request: Request, clean: Run, corrupted: Gradients, steps: int, take: Take
 ) -> Iterator[tuple[float, Gradients]]:
     """The corrupted run, then input embeddings k/m of the way to the clean ones."""
-    name = question.reading.layers[0].at("hook_resid_pre")
+    name = request.reading.layers[0].at("hook_resid_pre")
     yield 1 / steps, corrupted
     for step in range(1, steps):
-        yield 1 / steps, take(question, False, [_between(clean, corrupted, name, step / steps)])
+        yield 1 / steps, take(request, False, [_between(clean, corrupted, name, step / steps)])
 
 
 def _along_activations(
-    question: Question, clean: Run, corrupted: Run, steps: int, take: Take
+    request: Request, clean: Run, corrupted: Run, steps: int, take: Take
 ) -> Iterator[tuple[float, Gradients]]:
-    """What the input, all heads of a layer, or an MLP write, each in turn put k/m of the way to the clean run."""
-    names = question.reading.written_names()
+    """What the input, the heads of a layer, or an MLP write, each in turn put k/m of the way to the clean run."""
+    names = request.reading.written_names()
     for name in names:
         for step in range(1, steps + 1):
             edits = [_between(clean, corrupted, name, step / steps)]
-            yield 1 / (steps * len(names)), take(question, False, edits)
+            yield 1 / (steps * len(names)), take(request, False, edits)
 
 
 def _between(clean: Run, corrupted: Run, name: str, share: float) -> Hook:

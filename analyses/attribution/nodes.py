@@ -1,31 +1,32 @@
-"""Attribution of whole nodes, and of single attention edges, by the same gradients as that of edges between nodes.
+"""Attribution of whole nodes and of single attention edges, by the same gradients as edges between nodes.
 
-    score(u)    = (write of u, clean - corrupted) . (dmetric / d residual stream where u writes)
-    score(l, h, q, k) = (pattern v, clean - corrupted, of query q and key k) . (dmetric / d z of head h at q)
-A node's score is the sum of its edges'; a head's is the sum over its attention edges. A closed edge of a sparse model
-writes nothing, so only edges that are open in one of the two runs score.
+1. score(u) = (clean - corrupted write of u) . (dmetric / d residual stream where u writes).
+2. score(l, h, q, k) = (clean - corrupted pattern[q, k] * value[k]) . (dmetric / d z of head h at q).
+3. A node's score is the sum of its edges' scores; a head's is the sum over its attention edges. A closed edge of a
+   sparse model moves nothing, so only edges that are open in at least one of the two runs score.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparselens.analyses.attribution.integration import Score, collect
-from sparselens.analyses.engine.batching import MEMORY, refuse_several_lengths
+from sparselens.analyses.attribution.integration import DEFAULT, Score, attribute
 from sparselens.analyses.engine.edge_products import differences, exact_dtype
-from sparselens.analyses.engine.gradients import Gradients, Question, gradients_at
-from sparselens.analyses.engine.residual_stream import TOLERANCE, Activations, Hook, Layer, Reading
-from sparselens.prompts.metrics import Metric
+from sparselens.analyses.engine.gradients import Gradients, gradients_at
+from sparselens.analyses.engine.partial_runs import Activations, Hook
+from sparselens.analyses.engine.request import Request, open_request, refuse_several_lengths
+from sparselens.analyses.engine.residual_stream import TOLERANCE, Layer, Reading
+from sparselens.models.hooked_model import HookedModel
+from sparselens.prompts.metrics import Metric, logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
 
 
 @dataclass(frozen=True, eq=False)
 class NodeScores:
-    """How much each source matters for a metric; positive where corrupting it lowers the metric. In its unit."""
+    """How much each source matters: positive where corrupting it lowers the metric, in the metric's unit."""
 
     sources: tuple[str, ...]
     mean: Float[Tensor, " source"]
@@ -36,63 +37,65 @@ class NodeScores:
 
 @dataclass(frozen=True, eq=False)
 class AttentionEdgeScores:
-    """How much each attention edge matters for a metric; positive where corrupting it lowers the metric."""
+    """How much each attention edge matters: positive where corrupting it lowers the metric, in the metric's unit."""
 
     mean: Float[Tensor, "layer head query_pos key_pos"]
-    per_prompt: Float[Tensor, "batch layer head query_pos key_pos"] | None  # None where only the mean was asked for
+    per_prompt: Float[Tensor, "batch layer head query_pos key_pos"] | None  # None: only the mean was kept
     clean: Float[Tensor, " batch"]  # the metric of the clean runs
     corrupted: Float[Tensor, " batch"]
 
 
 def attribute_nodes(
-    model: Any,
+    model: HookedModel,
     pairs: TokenizedPairs,
-    metric: Metric,
-    method: str = "eap",
+    metric: Metric | str = logit_difference,
+    method: str = DEFAULT,
     steps: int = 5,
     *,
-    memory: int = MEMORY,
+    memory: int | None = None,
+    batch_size: int | None = None,
     progress: bool = True,
 ) -> NodeScores:
-    """Score what the input, every head and every MLP write.
+    """Score the input, every head and every MLP.
+
+    >>> scores = attribute_nodes(model, pairs)
+    >>> scores.per_prompt.shape, dict(zip(scores.sources, scores.mean))  # [batch source], {"input": ..., "a0.h0": ...}
+
+    Sign convention: positive where corrupting the node lowers the metric, in the metric's unit.
+
+    Scope: a first-order estimate, as `attribute_edges`.
 
     Args:
-        method: one of `attribute_edges`' but "exact"
-
-    Raises:
-        ValueError: as `attribute_edges`.
+        method: one of `attribute_edges`' except "exact" (`patch_heads` and `patch_activations` are exact)
     """
-    found = collect(
-        model,
-        pairs,
-        metric,
-        method,
-        steps,
-        take=_node_gradients,
-        scoring=_nodes,
-        per_prompt=True,
-        memory=memory,
-        progress=progress,
-    )
+    with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
+        found = attribute(request, method, steps, _node_gradients, _nodes)
     assert found.per_prompt is not None
-    return NodeScores(found.reading.graph.sources, found.mean, found.per_prompt, found.clean, found.corrupted)
+    return NodeScores(request.reading.graph.sources, found.mean, found.per_prompt, found.clean, found.corrupted)
 
 
 def attribute_attention_edges(
-    model: Any,
+    model: HookedModel,
     pairs: TokenizedPairs,
-    metric: Metric,
-    method: str = "eap",
+    metric: Metric | str = logit_difference,
+    method: str = DEFAULT,
     steps: int = 5,
     *,
     per_prompt: bool = True,
-    memory: int = MEMORY,
+    memory: int | None = None,
+    batch_size: int | None = None,
     progress: bool = True,
 ) -> AttentionEdgeScores:
     """Score every attention edge: the value that a head moves from a key position to a query position.
 
+    >>> attribute_attention_edges(model, pairs).mean.shape  # [layer head query_pos key_pos]
+
+    Sign convention: positive where corrupting the edge lowers the metric, in the metric's unit.
+
+    Scope: a first-order estimate, as `attribute_edges`, with pattern and value changed together.
+
     Args:
-        method: one of `attribute_edges`' but "exact"
+        method: one of `attribute_edges`' except "exact"
         per_prompt: keep the scores of every prompt
 
     Raises:
@@ -100,30 +103,23 @@ def attribute_attention_edges(
             `attribute_edges`.
     """
     refuse_several_lengths(pairs, "attention edges")
-    found = collect(
-        model,
-        pairs,
-        metric,
-        method,
-        steps,
-        take=_head_gradients,
-        scoring=_attention,
-        also=lambda reading: [
-            layer.at(f"attn.{name}") for layer in reading.layers for name in ("hook_pattern", "hook_v")
-        ],
-        per_prompt=per_prompt,
-        memory=memory,
-        progress=progress,
-    )
+    with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
+        found = attribute(
+            request, method, steps, _head_gradients, _attention, also=_patterns_and_values, per_prompt=per_prompt
+        )
     return AttentionEdgeScores(found.mean, found.per_prompt, found.clean, found.corrupted)
 
 
-def _node_gradients(question: Question, corrupted: bool, edits: Sequence[Hook]) -> Gradients:
-    return gradients_at(question, corrupted, edits, _written_at(question.reading))
+def _patterns_and_values(reading: Reading) -> list[str]:
+    return [layer.at(f"attn.{name}") for layer in reading.layers for name in ("hook_pattern", "hook_v")]
+
+
+def _node_gradients(request: Request, corrupted: bool, edits: Sequence[Hook]) -> Gradients:
+    return gradients_at(request, corrupted, edits, _written_at(request.reading))
 
 
 def _written_at(reading: Reading) -> list[str]:
-    """Where what is written enters the residual stream."""
+    """The hook points at which writes enter the residual stream."""
     names = [reading.layers[0].at("hook_resid_pre")]
     for layer in reading.layers:
         names += [layer.at("hook_attn_out")] + [layer.at("hook_mlp_out")] * layer.block.mlp
@@ -146,9 +142,9 @@ def _nodes(reading: Reading, clean: Activations, corrupted: Activations) -> Scor
     return score
 
 
-def _head_gradients(question: Question, corrupted: bool, edits: Sequence[Hook]) -> Gradients:
-    layers = question.reading.layers
-    return gradients_at(question, corrupted, edits, [layer.at("attn.hook_z") for layer in layers])
+def _head_gradients(request: Request, corrupted: bool, edits: Sequence[Hook]) -> Gradients:
+    layers = request.reading.layers
+    return gradients_at(request, corrupted, edits, [layer.at("attn.hook_z") for layer in layers])
 
 
 def _attention(reading: Reading, clean: Activations, corrupted: Activations) -> Score:
@@ -166,7 +162,7 @@ def _attention(reading: Reading, clean: Activations, corrupted: Activations) -> 
 
 
 def _moved(layer: Layer, recorded: Activations, gradients: Gradients) -> Float[Tensor, "batch head query_pos key_pos"]:
-    """What every edge of a layer moves in a run, times the gradient where it arrives."""
+    """What every attention edge of a layer moves in a run, times the gradient where it arrives."""
     pattern, value = _pattern_and_value(layer, recorded)
     return pattern * torch.einsum("bqhe,bkhe->bhqk", gradients.at[layer.at("attn.hook_z")].to(value), value)
 
@@ -182,4 +178,4 @@ def _refuse_other_outputs(reading: Reading, recorded: Activations) -> None:
         z = recorded[layer.at("attn.hook_z")]
         found = torch.einsum("bhqk,bkhe->bqhe", *_pattern_and_value(layer, recorded))
         if (found - z).abs().max() > TOLERANCE.get(z.dtype, 1e-5) * z.abs().max().clamp_min(1e-6):
-            raise ValueError(f"heads of layer {layer.number} put out something else than pattern times values")
+            raise ValueError(f"the outputs of the heads of layer {layer.number} are not pattern times values")

@@ -1,1 +1,1 @@
-"""What some edges do alone, which are enough, and what an answer can depend on."""
+"""How faithful circuits are, which edges suffice, and what an answer can depend on."""

@@ -1,16 +1,16 @@
-"""Runs a model in which only a circuit's edges carry what the run makes; over all others comes what an ablation says.
+"""Runs a model in which only a circuit's edges carry this run's writes; all other edges carry the ablation's.
 
-    v reads   x_ablated + sum over kept edges u -> v of (write of u in this run - its ablated write)
-Sources run in the model's own modules, in order; only what they read is replaced. So every head reads its queries, keys
-and values through edges of its own. Where query heads share keys and values, attention runs on as many copies of a
-prompt as heads share one, and copy r keeps the r-th head of every group.
-
-What no kept edge touches costs little: heads that read nothing of the circuit share one projection of the ablated
-stream, and blocks that write nothing to it are passed over.
+1. v reads x_ablated + sum over kept edges u -> v of (write of u in this run - its ablated write).
+2. Sources run in the model's own modules, in order; only their inputs are replaced, so that every head reads its
+   queries, keys and values through edges of its own.
+3. Where query heads share keys and values, attention runs on as many copies of a prompt as heads share one, and copy r
+   keeps the r-th head of every group.
+4. What no kept edge touches costs little: heads that read nothing of the circuit share one projection of the ablated
+   stream, and blocks that write nothing to it are skipped.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -18,43 +18,41 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparselens.analyses.engine.edge_products import Writes, exact_dtype
-from sparselens.analyses.engine.gradients import PerPrompt, Question, ask, repeated
 from sparselens.analyses.engine.norms import Norm
-from sparselens.analyses.engine.partial_runs import passing_over
-from sparselens.analyses.engine.residual_stream import Activations, Hook, Layer, Reading, keep
+from sparselens.analyses.engine.partial_runs import Activations, Hook, skipping
+from sparselens.analyses.engine.request import PerPrompt, Request
+from sparselens.analyses.engine.residual_stream import Layer, Reading
 from sparselens.circuits.graph import RECEIVERS
 
 
 @dataclass(frozen=True, eq=False)
 class Ablated:
-    """What comes over the edges outside of the circuit, and the residual streams that it adds up to."""
+    """The writes that edges outside the circuit carry, and the residual streams that they add up to."""
 
     writes: Writes
     streams: Activations  # by the hook point at which they are read
     metric: PerPrompt  # of the run in which no edge is kept
 
 
-def ablated_by(question: Question, writes: Writes | None = None) -> Ablated:
+def ablated_by(batch: Request, writes: Writes | None = None) -> Ablated:
     """Ablation by the corrupted run, or by these writes of all sources. Biases stay.
 
-    Streams are added up from the writes, and not changed by the difference: of zeros nothing may be left, since at a
-    gate bias of 0 the sign of what rounding leaves would open gates.
+    Streams are summed from the writes instead of changed by the difference: zeros must leave exactly nothing, since
+    at a gate bias of 0 the sign of a rounding error would open gates.
     """
-    reading, recorded = question.reading, dict[str, Tensor]()
+    reading = batch.reading
     names = [*reading.recorded_names(), reading.end]
-    metric = ask(question, keep(recorded, names), corrupted=True)
-    own = writes_of(reading, recorded)
+    run = batch.record(names, corrupted=True)
+    own = writes_of(reading, run.recorded)
     if writes is None:
-        return Ablated(own, {name: recorded[name].to(own.dtype) for name in names}, metric)
+        return Ablated(own, {name: run.recorded[name].to(own.dtype) for name in names}, run.metric)
     writes = writes.to(own).expand_as(own).contiguous()
-    streams = _streams(reading, writes, recorded)
-    ablated = Ablated(writes, streams, metric)
-    none = torch.zeros_like(reading.graph.exists)
-    return Ablated(writes, streams, run_circuit(question, none, ablated, writes[0]))
+    ablated = Ablated(writes, _streams(reading, writes, run.recorded), run.metric)
+    return replace(ablated, metric=run_circuit(batch, torch.zeros_like(reading.graph.exists), ablated, writes[0]))
 
 
 def writes_of(reading: Reading, recorded: Activations) -> Writes:
-    """What every source writes in a run."""
+    """The writes of every source in a recorded run."""
     start = recorded[reading.layers[0].at("hook_resid_pre")]
     writes = start.new_empty(len(reading.graph.sources), *start.shape, dtype=exact_dtype(start.dtype))
     writes[0] = start
@@ -67,7 +65,7 @@ def writes_of(reading: Reading, recorded: Activations) -> Writes:
 
 
 def _streams(reading: Reading, writes: Writes, recorded: Activations) -> Activations:
-    """The residual streams that are read, as these writes add up to them, by the hook point at which they are read."""
+    """The residual streams that these writes add up to, by the hook point at which they are read."""
     streams, stream = dict[str, Tensor](), writes[0]
     for layer in reading.layers:
         heads = reading.graph.head_sources(layer.number)
@@ -83,7 +81,7 @@ def _streams(reading: Reading, writes: Writes, recorded: Activations) -> Activat
 
 
 def run_circuit(
-    question: Question,
+    batch: Request,
     kept: Bool[Tensor, "source destination"],
     ablated: Ablated,
     start: Float[Tensor, "batch pos d_model"],
@@ -93,17 +91,17 @@ def run_circuit(
     Args:
         start: what the input writes in the clean run
     """
-    reading = question.reading
+    reading = batch.reading
     copies = max(block.n_heads // (block.n_kv_heads or block.n_heads) for block in reading.graph.blocks)
     run = _CircuitRun(reading, kept.to(ablated.writes), ablated, torch.zeros_like(ablated.writes), copies)
     run.changes[0] = start.to(ablated.writes) - ablated.writes[0]
-    with torch.no_grad(), passing_over(reading.model, run.needless(), reading.as_tuple):
-        return ask(repeated(question, copies), run.hooks())[: len(question.pairs)]
+    with skipping(batch.model, run.needless(), batch.opened.as_tuple):
+        return batch.repeated(copies).measure(run.hooks())[: len(batch)]
 
 
 @dataclass(frozen=True, eq=False)
 class _CircuitRun:
-    """One run: `changes` fills up with what each source writes, less what it writes when ablated."""
+    """One run; `changes` fills up with each source's write minus its ablated write."""
 
     reading: Reading
     kept: Float[Tensor, "source destination"]
@@ -112,7 +110,7 @@ class _CircuitRun:
     copies: int
 
     def hooks(self) -> list[Hook]:
-        """All that is replaced and recorded."""
+        """The hooks that replace inputs and record writes."""
         hooks: list[Hook] = []
         for layer in self.reading.layers:
             for number, receiver in enumerate(RECEIVERS):
@@ -124,15 +122,15 @@ class _CircuitRun:
         return [*hooks, (self.reading.end, self._into_logits)]
 
     def needless(self) -> dict[int, Callable[[], Tensor]]:
-        """The blocks of which no write is carried anywhere, and what comes out of them: the last one's is read."""
+        """The blocks whose writes no kept edge carries, with what they return: that of the last one is read."""
         found: dict[int, Callable[[], Tensor]] = {}
         for layer in self.reading.layers:
             heads = self.reading.graph.head_sources(layer.number)
             if not self.kept[heads.start : heads.stop + layer.block.mlp].any():
-                found[layer.number] = partial(self._passed_over, layer)
+                found[layer.number] = partial(self._skipped, layer)
         return found
 
-    def _passed_over(self, layer: Layer) -> Tensor:
+    def _skipped(self, layer: Layer) -> Tensor:
         like = next(self.reading.model.blocks[layer.number].parameters())
         if layer is self.reading.layers[-1]:
             return self._into_logits(like)
@@ -142,7 +140,7 @@ class _CircuitRun:
     def _reads(
         self, stream: str, written: int, columns: Int[Tensor, " reader"]
     ) -> Float[Tensor, "reader batch pos d_model"]:
-        """What these destinations read."""
+        """The inputs of these destinations."""
         kept, changes = self.kept[:written, columns], self.changes[:written]
         sources = kept.any(1)
         if not sources.all():
@@ -179,7 +177,7 @@ class _CircuitRun:
         self.changes[heads] = self.reading.head_writes(layer.number, z).to(self.changes) - self.ablated.writes[heads]
 
     def _into_mlp(self, layer: Layer, activation: Tensor) -> Tensor:
-        """One copy is enough: MLPs do not tell the heads of a group apart."""
+        """One copy is enough: an MLP reads the same whichever head of a group a copy keeps."""
         place = self.reading.graph.head_destinations(layer.number).stop
         written = int(self.reading.graph.reads[place])
         stream = self._reads(layer.mid, written, torch.tensor([place], device=self.kept.device))[0]

@@ -5,12 +5,12 @@ In every resample of the prompts the smallest of them that reaches the goal is t
 
 import numpy as np
 
-from sparselens.analyses.circuits.faithfulness import Curve
+from sparselens.analyses.circuits.faithfulness import FaithfulnessCurve
 from sparselens.prompts.intervals import Clusters, Interval, bootstrap_interval
 
 
 def edges_for_goal(
-    tried: Curve, goal: float, level: float = 0.95, seed: int = 0, clusters: Clusters = None
+    tried: FaithfulnessCurve, goal: float, level: float = 0.95, seed: int = 0, clusters: Clusters = None
 ) -> Interval | None:
     """The smallest tried circuit that is at least so faithful, with the BCa interval of its number of edges.
 
@@ -28,7 +28,7 @@ def edges_for_goal(
     return bootstrap_interval(edges, len(tried.points[0].clean), level, seed, clusters=clusters)
 
 
-def edges_reached(tried: Curve, goal: float, weights: np.ndarray) -> np.ndarray:
+def edges_reached(tried: FaithfulnessCurve, goal: float, weights: np.ndarray) -> np.ndarray:
     """The smallest tried circuit that reaches the goal, for every row of weights of the prompts; NaN without a gap."""
     whole, nothing = (getattr(tried.points[0], name).double().numpy() for name in ("clean", "ablated"))
     alone = np.stack([point.circuit.double().numpy() for point in tried.points], 1)

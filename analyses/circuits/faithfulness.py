@@ -1,43 +1,42 @@
-"""What a circuit does alone: faithfulness, completeness, minimality, and MIB's curves and areas.
+"""What a circuit does on its own: faithfulness, completeness, minimality, and MIB's curves and areas.
 
-    faithfulness(C) = (metric of C - metric of nothing) / (metric of the clean run - metric of nothing)
-where "nothing" is the run with every edge ablated: the corrupted run, or the means or zeros in place of all writes.
-Ratios are of means over prompts, with a bootstrap over prompts; per-prompt values are there, too.
+1. Run the model with every edge outside the circuit C ablated (`ablated_run`).
+2. faithfulness(C) = (metric of C - metric of nothing) / (metric of the clean run - metric of nothing). "Nothing" is the
+   run with every edge ablated: the corrupted run, or means or zeros in place of all writes (Hanna et al. 2024).
+3. Ratios are of means over prompts, with bootstrap confidence intervals over prompts.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.circuits.ablated_run import Ablated, ablated_by, run_circuit, writes_of
-from sparselens.analyses.engine.batching import MEMORY, fit, in_batches, longest, refuse_several_lengths, refuse_unequal
+from sparselens.analyses.engine.batching import in_batches, longest, progress_bar
+from sparselens.analyses.engine.budget import MEMORY
 from sparselens.analyses.engine.edge_products import Writes
-from sparselens.analyses.engine.gradients import PerPrompt, Question, ask, written
-from sparselens.analyses.engine.residual_stream import Reading, keep, read_model
-from sparselens.circuits import circuit as selection
+from sparselens.analyses.engine.gradients import written
+from sparselens.analyses.engine.renamed import pairs_first
+from sparselens.analyses.engine.request import PerPrompt, Request, open_request, refuse_several_lengths
 from sparselens.circuits.circuit import Circuit
 from sparselens.circuits.graph import Graph
-from sparselens.prompts.checks import refuse_misfits
+from sparselens.models.hooked_model import HookedModel
 from sparselens.prompts.intervals import Clusters, Interval, ratio_interval
-from sparselens.prompts.metrics import Metric
+from sparselens.prompts.metrics import Metric, logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
-from sparselens.training.evaluation import evaluating
 
 Ablation = Literal["corrupted", "mean", "zero"]
-DELAY = 5  # seconds after which a bar shows
+DELAY = 5.0  # seconds after which a bar shows
 SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # MIB's, shares of all edges
 
 
 @dataclass(frozen=True, eq=False)
 class Faithfulness:
-    """The metric of a circuit beside that of the whole model and that of nothing, for every prompt."""
+    """The metric of a circuit, of the whole model, and of nothing, for every prompt."""
 
     circuit: Float[Tensor, " batch"]
     clean: Float[Tensor, " batch"]
@@ -45,7 +44,7 @@ class Faithfulness:
 
     @property
     def per_prompt(self) -> Float[Tensor, " batch"]:
-        """Faithfulness on each prompt; not finite where nothing is as good as the whole model."""
+        """Faithfulness on each prompt; not finite where the whole model scores as nothing does."""
         return (self.circuit - self.ablated) / (self.clean - self.ablated)
 
     @property
@@ -54,74 +53,83 @@ class Faithfulness:
         return float((self.circuit - self.ablated).mean() / (self.clean - self.ablated).mean())
 
     def interval(self, level: float = 0.95, clusters: Clusters = None) -> Interval:
-        """Ratio of the means, and how sure it is.
+        """Ratio of the means, with its bootstrap confidence interval over prompts.
 
         Raises:
-            ValueError: on average, nothing is as good as the whole model.
+            ValueError: on average the whole model scores as nothing does.
         """
         return ratio_interval(self.circuit - self.ablated, self.clean - self.ablated, level, clusters=clusters)
 
 
 def faithfulness(
-    model: Any,
+    model: HookedModel,
     circuit: Circuit,
     pairs: TokenizedPairs,
-    metric: Metric,
+    metric: Metric | str = logit_difference,
     ablation: Ablation | str = "corrupted",
     *,
-    memory: int = MEMORY,
+    memory: int | None = None,
+    batch_size: int | None = None,
     progress: bool = True,
 ) -> Faithfulness:
-    """Run the model with every edge outside of the circuit ablated.
+    """Run the model with every edge outside the circuit ablated.
+
+    >>> found = faithfulness(model, scores.top(50), pairs)
+    >>> found.interval(), found.per_prompt.shape  # the ratio of the means, [batch]
+
+    Sign convention: 1 where the circuit scores as the whole model, 0 where it scores as the ablated one; it may be
+    above 1 or negative.
+
+    Scope: what the circuit does under this ablation. Another ablation asks another question and gives another number.
 
     Args:
-        ablation: what comes over those edges: the corrupted run's writes, their mean at each position, or nothing.
-            Input edges carry token and position embeddings, so both are ablated.
-        memory: bytes that may be allocated at once beside the model
+        ablation: what edges outside the circuit carry: the corrupted run's writes, their mean over corrupted prompts at
+            each position, or zero. Input edges carry token and position embeddings, so both are ablated.
+        memory, batch_size: as in `attribute_edges`
 
     Raises:
         ValueError: the circuit is another model's, the ablation is unknown or a mean of prompts of several lengths, or
             as `attribute_edges`.
     """
-    with running_circuits(model, circuit.graph, pairs, metric, ablation, memory) as runs:
-        return runs.alone([circuit], progress)[0]
+    with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
+        return CircuitRunner(request, circuit.graph, ablation).run([circuit])[0]
 
 
 def completeness(
-    model: Any,
+    model: HookedModel,
     circuit: Circuit,
     pairs: TokenizedPairs,
-    metric: Metric,
+    metric: Metric | str = logit_difference,
     ablation: Ablation | str = "corrupted",
-    *,
-    memory: int = MEMORY,
-    progress: bool = True,
+    **options: Any,
 ) -> Faithfulness:
-    """Faithfulness of all that the circuit leaves out: near 0 where the circuit is complete."""
-    return faithfulness(model, circuit.complement(), pairs, metric, ablation, memory=memory, progress=progress)
+    """Faithfulness of the circuit's complement: near 0 where the circuit is complete. Options are `faithfulness`'s."""
+    return faithfulness(model, circuit.complement(), pairs, metric, ablation, **options)
 
 
 def minimality(
-    model: Any,
+    model: HookedModel,
     circuit: Circuit,
     pairs: TokenizedPairs,
-    metric: Metric,
+    metric: Metric | str = logit_difference,
     ablation: Ablation | str = "corrupted",
     *,
-    memory: int = MEMORY,
+    memory: int | None = None,
+    batch_size: int | None = None,
     progress: bool = True,
 ) -> dict[str, Interval]:
-    """By how much faithfulness falls when each edge of the circuit is taken out of it; near 0: the edge is needless.
+    """The drop in faithfulness when an edge is removed from the circuit, for each edge; near 0 for a redundant one.
 
     Raises:
         ValueError: the circuit has no edge, or as `faithfulness`.
     """
     if not len(circuit):
-        raise ValueError("the circuit has no edge that could be needless")
+        raise ValueError("the circuit has no edge that could be redundant")
     places = circuit.kept.nonzero()
     without = [circuit.kept.clone().index_put_(tuple(place[:, None]), torch.tensor(False)) for place in places]
-    with running_circuits(model, circuit.graph, pairs, metric, ablation, memory) as runs:
-        whole, *others = runs.alone([circuit, *(replace(circuit, kept=kept) for kept in without)], progress)
+    with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
+        runner = CircuitRunner(request, circuit.graph, ablation)
+        whole, *others = runner.run([circuit, *(replace(circuit, kept=kept) for kept in without)])
     gap = whole.clean - whole.ablated
     return {
         name: ratio_interval(whole.circuit - left.circuit, gap)
@@ -130,7 +138,7 @@ def minimality(
 
 
 @dataclass(frozen=True, eq=False)
-class Curve:
+class FaithfulnessCurve:
     """Faithfulness of circuits of growing size."""
 
     n_edges: tuple[int, ...]
@@ -139,16 +147,16 @@ class Curve:
 
     @property
     def cpr(self) -> float:
-        """MIB's circuit performance ratio: the area under faithfulness over the share of edges. More is better."""
+        """MIB's circuit performance ratio: area under faithfulness over the share of edges. Higher is better."""
         return self._area([point.mean for point in self.points])
 
     @property
     def cmd(self) -> float:
-        """MIB's circuit-model distance: the area under |1 - faithfulness|. Less is better."""
+        """MIB's circuit-model distance: area under |1 - faithfulness|. Lower is better."""
         return self._area([abs(1 - point.mean) for point in self.points])
 
     def first_to_reach(self, goal: float) -> int | None:
-        """The smallest of these circuits that is at least so faithful; None if none is."""
+        """Edges of the smallest of these circuits that reaches this faithfulness; None if none does."""
         return next((n for n, point in zip(self.n_edges, self.points, strict=True) if point.mean >= goal), None)
 
     def _area(self, heights: Sequence[float]) -> float:
@@ -156,22 +164,28 @@ class Curve:
         return float(torch.trapezoid(torch.tensor(heights, dtype=torch.float64), shares))
 
 
+@pairs_first
 def faithfulness_curve(
-    model: Any,
-    scores: EdgeScores,
+    model: HookedModel,
     pairs: TokenizedPairs,
-    metric: Metric,
+    scores: EdgeScores,
+    metric: Metric | str = logit_difference,
     sizes: Sequence[float | int] = SIZES,
     choose: Literal["top", "greedy"] | str = "top",
     ablation: Ablation | str = "corrupted",
     *,
-    memory: int = MEMORY,
+    memory: int | None = None,
+    batch_size: int | None = None,
     progress: bool = True,
-) -> Curve:
-    """Faithfulness of the best edges in growing number.
+) -> FaithfulnessCurve:
+    """Faithfulness of circuits of the highest-scoring edges, over their number.
+
+    >>> curve = faithfulness_curve(model, pairs, attribute_edges(model, pairs))
+    >>> curve.n_edges, curve.cpr, curve.cmd
 
     Args:
         sizes: shares of all edges (floats) or numbers of edges (ints), rising; areas run from the first to the last
+        choose: "top": by |mean score|; "greedy": from the logits upward, as EAP-IG
 
     Raises:
         ValueError: sizes do not rise, the choice is unknown, or as `faithfulness`.
@@ -180,12 +194,13 @@ def faithfulness_curve(
     numbers = [size if isinstance(size, int) else round(size * graph.n_edges) for size in sizes]
     if not numbers or numbers != sorted(numbers):
         raise ValueError(f"sizes must rise, not {list(sizes)}")
-    ways = {"top": selection.top, "greedy": selection.greedy}
+    ways = {"top": scores.top, "greedy": scores.greedy}
     if choose not in ways:
         raise ValueError(f"no such choice: {choose!r} (want {', '.join(ways)})")
-    circuits = [ways[choose](graph, scores.mean, number) for number in numbers]
-    with running_circuits(model, graph, pairs, metric, ablation, memory) as runs:
-        return Curve(tuple(numbers), graph.n_edges, tuple(runs.alone(circuits, progress)))
+    circuits = [ways[choose](number) for number in numbers]
+    with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
+        points = CircuitRunner(request, graph, ablation).run(circuits)
+    return FaithfulnessCurve(tuple(numbers), graph.n_edges, tuple(points))
 
 
 # -- running
@@ -195,68 +210,56 @@ def faithfulness_curve(
 class _Baselines:
     """What all circuits share on some prompts."""
 
-    question: Question
+    batch: Request
     clean: PerPrompt  # the metric
     start: Float[Tensor, "batch pos d_model"]  # what the input writes in the clean run
     ablated: Ablated
 
-    @property
-    def size(self) -> int:
-        """In bytes."""
-        return sum(x.nbytes for x in (self.start, self.ablated.writes, *self.ablated.streams.values()))
 
+class CircuitRunner:
+    """Runs circuits of one graph on an open request; the runs that all of them share are made once."""
 
-class Runs:
-    """Circuits of one model on the same prompts: see `running_circuits`."""
-
-    def __init__(
-        self,
-        reading: Reading,
-        pairs: TokenizedPairs,
-        metric: Metric,
-        ablation: str,
-        memory: int,
-    ) -> None:
-        self._reading, self._pairs, self._metric, self._ablation = reading, pairs, metric, ablation
-        self._device = next(reading.model.parameters()).device
-        # where heads share a norm behind them, one that reads nothing of the circuit still writes something else
-        self._only_paths_act = ablation == "corrupted" and all(layer.post_norm is None for layer in reading.layers)
-        self._means = _mean_writes(reading, pairs, metric, memory) if ablation == "mean" else None
-        self._rows, keep = self._plan(memory)
+    def __init__(self, request: Request, graph: Graph, ablation: str) -> None:
+        if ablation not in get_args(Ablation):
+            raise ValueError(f"no such ablation: {ablation!r} (want {', '.join(get_args(Ablation))})")
+        reading = request.reading
+        if reading.graph != graph:
+            raise ValueError(f"the circuit is one of a model with {graph}, not of this one with {reading.graph}")
+        self._request, self._ablation = request, ablation
+        self._post_norm = any(layer.post_norm is not None for layer in reading.layers)
+        self._means = _mean_writes(request) if ablation == "mean" else None
+        self._rows, keep = self._plan()
         self._kept: list[_Baselines] = []
-        self.clean, self.ablated = torch.zeros(2, len(pairs))
-        for rows in self._rows:
-            found = self._baselines(rows)
-            self.clean[rows], self.ablated[rows] = (x.float().cpu() for x in (found.clean, found.ablated.metric))
-            self._kept += [found] * keep
-            del found  # before the next are made
+        self.clean, self.ablated = torch.zeros(2, len(request))
+        with progress_bar(len(request), "baselines", "prompt", request.progress, DELAY) as bar:
+            for rows in self._rows:
+                found = self._baselines(rows)
+                self.clean[rows], self.ablated[rows] = (x.float().cpu() for x in (found.clean, found.ablated.metric))
+                self._kept += [found] * keep
+                del found  # before the next are made
+                bar.update(len(rows))
 
-    def _plan(self, memory: int) -> tuple[list[Int[Tensor, " row"]], bool]:
-        """The numbers of the prompts that run together, and whether what circuits share is kept for all prompts."""
-        whole = Circuit(self._reading.graph, self._reading.graph.exists, torch.zeros(self._reading.graph.exists.shape))
-        first = longest(self._pairs)
-
-        def one(_: Any) -> int:
-            found = self._baselines(first)
-            self._run(found, whole)
-            return found.size
-
-        (at_once,), size = fit(memory, one)
-        kept = size * len(self._pairs)
-        fewer = (at_once * (memory - kept)) // memory
+    def _plan(self) -> tuple[list[Int[Tensor, " row"]], bool]:
+        """The prompts that run together, and whether what circuits share is kept for all prompts."""
+        request, graph = self._request, self._request.reading.graph
+        whole, first = Circuit(graph, graph.exists), longest(request.pairs)
+        one = request.batch(first)
+        (at_once,), measured = one.sizes(lambda _: [self._run(self._baselines(first), whole)])
+        memory = request.budget.memory or MEMORY
+        shared = 1 + len(graph.sources) + sum(1 + block.mlp for block in graph.blocks) + 1  # start, writes and streams
+        kept = 4 * shared * one.pairs.clean.shape[1] * request.model.cfg.d_model * len(request)  # bytes
+        fewer = at_once * (memory - kept) // memory if measured else at_once
         keep = 2 * kept <= memory and fewer > 0
-        return list(self._pairs.rows(fewer if keep else at_once)), keep
+        return list(request.pairs.rows(fewer if keep else at_once)), keep
 
-    def alone(self, circuits: Sequence[Circuit], progress: bool = False, bar: Any = None) -> list[Faithfulness]:
-        """What every circuit does when it acts alone.
+    def run(self, circuits: Sequence[Circuit], bar: Any = None) -> list[Faithfulness]:
+        """The faithfulness of every circuit.
 
         Args:
-            progress: show a bar; or `bar`: one that is told how many prompts are done
+            bar: one that is told how many prompts are done; default: one of its own
         """
-        values = torch.zeros(len(circuits), len(self._pairs))
-        total = len(circuits) * len(self._pairs)
-        own = tqdm(total=total, desc="circuits", unit="run", disable=not progress, delay=DELAY, dynamic_ncols=True)
-        with own:
+        values = torch.zeros(len(circuits), len(self._request))
+        with progress_bar(values.numel(), "circuits", "run", self._request.progress and bar is None, DELAY) as own:
             for number, rows in enumerate(self._rows):
                 found = self._kept[number] if self._kept else self._baselines(rows)
                 for place, circuit in enumerate(circuits):
@@ -266,55 +269,27 @@ class Runs:
         return [Faithfulness(row, self.clean, self.ablated) for row in values]
 
     def _baselines(self, rows: Int[Tensor, " row"]) -> _Baselines:
-        batch = self._pairs[rows]._without_padding().to(self._device)
-        question, recorded = Question(self._reading, self._metric, rows, batch), dict[str, Tensor]()
-        start = self._reading.layers[0].at("hook_resid_pre")
-        clean = ask(question, keep(recorded, [start]))
-        return _Baselines(question, clean, recorded[start], _ablate(question, self._ablation, self._means))
+        batch = self._request.batch(rows)
+        start = batch.reading.layers[0].at("hook_resid_pre")
+        clean = batch.record([start])
+        writes = self._means
+        if self._ablation == "zero":
+            n_pos, d_model = batch.pairs.clean.shape[1], batch.model.cfg.d_model
+            writes = torch.zeros(len(batch.reading.graph.sources), 1, n_pos, d_model)
+        return _Baselines(batch, clean.metric, clean.recorded[start], ablated_by(batch, writes))
 
     def _run(self, shared: _Baselines, circuit: Circuit) -> PerPrompt:
-        acting = circuit.pruned(from_input=self._only_paths_act).kept
-        if not acting.any():
+        kept = circuit.kept if self._post_norm else circuit.pruned(from_input=self._ablation == "corrupted").kept
+        if not kept.any():
             return shared.ablated.metric
-        return run_circuit(shared.question, acting, shared.ablated, shared.start)
+        return run_circuit(shared.batch, kept, shared.ablated, shared.start)
 
 
-@contextmanager
-def running_circuits(
-    model: Any, graph: Graph, pairs: TokenizedPairs, metric: Metric, ablation: str, memory: int
-) -> Iterator[Runs]:
-    """Inside, circuits of this graph can be run: the model is read once, and the runs that all share are made once.
+def _mean_writes(request: Request) -> Writes:
+    """Mean over the corrupted prompts of every source's write at each position."""
+    refuse_several_lengths(request.pairs, "means at each position")
 
-    Raises:
-        ValueError: as `faithfulness`.
-    """
-    if ablation not in get_args(Ablation):
-        raise ValueError(f"no such ablation: {ablation!r} (want {', '.join(get_args(Ablation))})")
-    refuse_unequal(pairs)
-    refuse_misfits(model, pairs)
-    with evaluating(model), torch.no_grad():
-        reading = read_model(model)
-        if reading.graph != graph:
-            raise ValueError(f"the circuit is one of a model with {graph}, not of this one with {reading.graph}")
-        yield Runs(reading, pairs, metric, ablation, memory)
+    def sums(batch: Request) -> tuple[Tensor]:
+        return (writes_of(batch.reading, written(batch, corrupted=True).recorded).sum(1, keepdim=True),)
 
-
-def _ablate(question: Question, ablation: str, means: Writes | None) -> Ablated:
-    if ablation == "corrupted":
-        return ablated_by(question)
-    if means is not None:
-        return ablated_by(question, means)
-    shape = len(question.reading.graph.sources), 1, question.pairs.clean.shape[1], question.reading.model.cfg.d_model
-    return ablated_by(question, torch.zeros(shape))
-
-
-def _mean_writes(reading: Reading, pairs: TokenizedPairs, metric: Metric, memory: int) -> Writes:
-    """Mean over the corrupted prompts of what every source writes at each position."""
-    refuse_several_lengths(pairs, "means at each position")
-    device = next(reading.model.parameters()).device
-
-    def run(rows: Tensor, batch: TokenizedPairs) -> tuple[Tensor]:
-        question = Question(reading, metric, rows, batch.to(device))
-        return (writes_of(reading, written(question, corrupted=True).recorded).sum(1, keepdim=True),)
-
-    return sum(total for _, (total,) in in_batches(pairs, run, memory, False, "means")) / len(pairs)  # pyright: ignore
+    return sum(total for _, (total,) in in_batches(request, sums, "means")) / len(request)  # pyright: ignore

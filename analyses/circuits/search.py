@@ -1,36 +1,39 @@
-"""The smallest circuit that does what the model does: how many of the best edges it takes to be faithful.
+"""The smallest circuit that does what the model does: how many of the highest-scoring edges it takes to be faithful.
 
-Doubles the number of edges until the circuit of so many is faithful enough, then halves the gap to the last one that
-was not. Faithfulness need not rise with every edge, so a smaller circuit may exist between those that were tried.
+1. Double the number of edges until the circuit of the top n is faithful enough.
+2. Halve the gap to the last n that was not, until it is one edge.
+Faithfulness need not rise with every edge, so a smaller faithful circuit may exist between the sizes that were tried.
 """
 
 import math
-from typing import Any
-
-from tqdm import tqdm
 
 from sparselens.analyses.attribution.edge_scores import EdgeScores
-from sparselens.analyses.circuits.faithfulness import DELAY, Ablation, Faithfulness, Runs, running_circuits
-from sparselens.analyses.engine.batching import MEMORY
+from sparselens.analyses.circuits.faithfulness import DELAY, Ablation, CircuitRunner, Faithfulness
+from sparselens.analyses.engine.batching import progress_bar
+from sparselens.analyses.engine.renamed import pairs_first
+from sparselens.analyses.engine.request import open_request
 from sparselens.circuits.circuit import Circuit
-from sparselens.prompts.metrics import Metric
+from sparselens.models.hooked_model import HookedModel
+from sparselens.prompts.metrics import Metric, logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
 
 
+@pairs_first
 def faithful_circuit(
-    model: Any,
-    scores: EdgeScores,
+    model: HookedModel,
     pairs: TokenizedPairs,
-    metric: Metric,
+    scores: EdgeScores,
+    metric: Metric | str = logit_difference,
     goal: float = 0.8,
     ablation: Ablation | str = "corrupted",
     *,
-    memory: int = MEMORY,
+    memory: int | None = None,
+    batch_size: int | None = None,
     progress: bool = True,
 ) -> tuple[Circuit, Faithfulness]:
-    """The fewest top edges, of those numbers that were tried, whose circuit is at least so faithful.
+    """The smallest circuit of top edges, among the sizes tried, whose faithfulness reaches the goal.
 
-    >>> circuit, found = faithful_circuit(model, scores, pairs, metric, goal=0.8)
+    >>> circuit, found = faithful_circuit(model, pairs, attribute_edges(model, pairs), goal=0.8)
     >>> len(circuit), found.interval()
 
     Raises:
@@ -38,26 +41,29 @@ def faithful_circuit(
     """
     if not 0 < goal <= 1:
         raise ValueError(f"goal must be above 0 and at most 1, not {goal}")
-    with running_circuits(model, scores.graph, pairs, metric, ablation, memory) as runs:
-        return search(runs, scores, goal, progress)
+    with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
+        return search(CircuitRunner(request, scores.graph, ablation), scores, goal, progress)
 
 
 def search(
-    runs: Runs, scores: EdgeScores, goal: float, progress: bool, kept: dict[int, Faithfulness] | None = None
+    runner: CircuitRunner,
+    scores: EdgeScores,
+    goal: float,
+    progress: bool,
+    kept: dict[int, Faithfulness] | None = None,
 ) -> tuple[Circuit, Faithfulness]:
-    """As `faithful_circuit`, where circuits are run already.
+    """As `faithful_circuit`, with circuits of an open request.
 
     Args:
         kept: is given what was found for every number of edges that was tried, and for twice the number in the end
     """
-    total, n_prompts = scores.graph.n_edges, len(runs.clean)
+    total, n_prompts = scores.graph.n_edges, len(runner.clean)
     most = 2 * math.ceil(math.log2(total)) + 1  # circuits to try
-    options: dict[str, Any] = {"unit": "run", "delay": DELAY, "dynamic_ncols": True}
-    with tqdm(total=most * n_prompts, desc="search", disable=not progress, **options) as bar:
+    with progress_bar(most * n_prompts, "search", "run", progress, DELAY) as bar:
 
         def tried(n: int) -> tuple[Circuit, Faithfulness]:
             circuit = scores.top(n)
-            (found,) = runs.alone([circuit], bar=bar)
+            (found,) = runner.run([circuit], bar)
             bar.set_postfix_str(f"{n} edges: {found.mean:.2f}", refresh=False)
             if kept is not None:
                 kept[len(circuit)] = found
@@ -65,7 +71,7 @@ def search(
 
         too_few, enough = 0, 1
         best = tried(enough)
-        while not best[1].mean >= goal and enough < total:  # NaN, where the model is as good as nothing, is not enough
+        while not best[1].mean >= goal and enough < total:  # NaN, where the model scores as nothing does, is not enough
             too_few, enough = enough, min(2 * enough, total)
             best = tried(enough)
         while enough - too_few > 1:

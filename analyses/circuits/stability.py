@@ -1,7 +1,9 @@
-"""From circuits of single prompts to one of all: how many edges each needs, and how much they agree.
+"""From circuits of single prompts to one for all: how many edges each needs, and how much they agree.
 
-The mean of the prompts' curves lies above the curve of the mean scores where prompts use different edges: the gap is
-the paper's sign of instability (Fig. 4a).
+1. Choose a circuit for every prompt by the paper's rule, and one by the mean scores.
+2. Compare them: sizes, Jaccard overlaps, rank correlations.
+3. Or draw cumulative curves: where prompts use different edges, the mean of the prompts' curves lies above the curve of
+   the mean scores. That gap is the paper's sign of instability (Fig. 4a).
 """
 
 from dataclasses import dataclass
@@ -11,40 +13,42 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparselens.analyses.attribution.edge_scores import EdgeScores
-from sparselens.circuits.circuit import edges_to_reach, rank_correlation, smallest
+from sparselens.circuits.circuit import edges_to_reach
 from sparselens.prompts.intervals import Interval, mean_interval
 
 
 @dataclass(frozen=True, eq=False)
 class Stability:
-    """Circuits of the paper's rule, of every prompt and of the mean scores."""
+    """How much the prompts' own circuits differ from each other, and from the circuit of the mean scores."""
 
     share: float  # of the sum of |scores|
     sizes: Int[Tensor, " batch"]  # edges of each prompt's circuit
     size_of_mean: int  # edges of the circuit of the mean scores
-    overlap: Float[Tensor, "batch other"]  # Jaccard index of every two prompts' circuits
+    overlap: Float[Tensor, "batch other"]  # Jaccard index of each pair of prompts' circuits
     overlap_with_mean: Float[Tensor, " batch"]
-    rank_correlation: Float[Tensor, " batch"]  # Spearman's, of a prompt's |scores| with those of the mean
+    rank_correlation: Float[Tensor, " batch"]  # Spearman's, of a prompt's |scores| with the |mean scores|
 
     @property
     def mean_overlap(self) -> float:
-        """Mean Jaccard index of two different prompts' circuits; NaN for one prompt."""
+        """Mean Jaccard index over pairs of different prompts; NaN for one prompt."""
         different = ~torch.eye(len(self.overlap), dtype=torch.bool)
         return float(self.overlap[different].mean())
 
     def size_interval(self) -> Interval:
-        """Mean number of edges of a prompt's circuit, and how sure it is."""
+        """Mean number of edges of a prompt's circuit, with its bootstrap confidence interval."""
         return mean_interval(self.sizes.double())
 
 
 def stability(scores: EdgeScores, share: float = 0.9) -> Stability:
-    """How much the prompts' own circuits differ.
+    """How much the prompts' own circuits differ (also `EdgeScores.stability`).
+
+    >>> found = stability(attribute_edges(model, pairs))
+    >>> found.sizes, found.overlap.shape  # Int[" batch"], [batch batch]
 
     Raises:
         ValueError: only mean scores were kept, or the share is not above 0 and at most 1.
     """
-    circuits = [smallest(scores.graph, own.mean, share) for own in _prompts(scores)]
-    of_mean = scores.smallest(share)
+    of_mean, circuits = scores.smallest(share), [own.smallest(share) for own in _prompts(scores)]
     kept = torch.stack([circuit.kept[scores.exists] for circuit in circuits])
     whole = of_mean.kept[scores.exists][None]
     return Stability(
@@ -53,7 +57,7 @@ def stability(scores: EdgeScores, share: float = 0.9) -> Stability:
         len(of_mean),
         _jaccard(kept, kept),
         _jaccard(kept, whole)[:, 0],
-        torch.tensor([rank_correlation(circuit, of_mean) for circuit in circuits]),
+        torch.tensor([circuit.rank_correlation(of_mean) for circuit in circuits]),
     )
 
 
@@ -79,8 +83,8 @@ class ShareCurves:
 def share_curves(scores: EdgeScores) -> ShareCurves:
     """The curves of Fig. 4a; all ones where every score is zero.
 
-    Raises:
-        ValueError: only mean scores were kept.
+    >>> curves = share_curves(attribute_edges(model, pairs))
+    >>> curves.per_prompt.shape, curves.mean, curves.of_mean  # [batch edge], solid line, dotted line
     """
     curves = [_cumulative(own.mean[scores.exists]) for own in _prompts(scores)]
     return ShareCurves(torch.stack(curves), _cumulative(scores.mean[scores.exists]))
@@ -92,7 +96,7 @@ def _cumulative(values: Float[Tensor, " edge"]) -> Float[Tensor, " edge"]:
 
 
 def edges_needed(scores: EdgeScores, share: float = 0.9) -> Int[Tensor, " batch"]:
-    """How many edges each prompt needs to reach a share of its |scores|."""
+    """Number of edges that each prompt needs to reach a share of its sum of |scores|."""
     return torch.tensor([edges_to_reach(own.mean[scores.exists], share) for own in _prompts(scores)])
 
 

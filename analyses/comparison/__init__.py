@@ -1,1 +1,1 @@
-"""Two models, the same questions: asked, kept, tabled, drawn and reported."""
+"""The same analyses of two models: compute, keep, tabulate, draw and report."""

@@ -1,9 +1,9 @@
-"""Asks a dense and a sparse model the same questions about one task, on the pairs that both get right.
+"""Compares a dense and a sparse model on one task, on the pairs that both solve.
 
-1. Which of the drawn pairs does each solve, and at what loss with how many open edges?
-2. What do heads attend to, and which patterns are known ones?
+1. Which of the drawn pairs does each model solve, and what is its loss with how many open edges?
+2. What do heads attend to, and which have known patterns?
 3. Which heads and MLPs matter (activation patching), and how few of them carry the metric?
-4. Which edges matter (attribution), how few hold `share` of it, and what does that circuit do alone, in either model?
+4. Which edges matter (attribution), how few hold `share` of it, and how faithful is that circuit in either model?
 """
 
 from collections.abc import Sequence
@@ -16,116 +16,114 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sparselens.analyses.attribution.integration import Method
+from sparselens.analyses.attribution.integration import DEFAULT, Method
 from sparselens.analyses.circuits.faithfulness import Ablation
-from sparselens.analyses.comparison.asking import Asked, Steps, ask_model, run_circuits
+from sparselens.analyses.comparison.caveats import caveats, first_of_one_length, prompts_of
 from sparselens.analyses.comparison.files import Parts
-from sparselens.analyses.comparison.models import refuse_unlike
-from sparselens.analyses.comparison.notes import first_alike, notes_on, prompts_of
-from sparselens.analyses.comparison.results import (
-    SIDES,
-    About,
-    Answers,
-    Comparison,
-    LossPoints,
-    Solved,
-)
-from sparselens.analyses.engine.batching import MEMORY
-from sparselens.analyses.engine.fingerprints import of_model, of_pairs, of_tensors
+from sparselens.analyses.comparison.one_model import Settings, analyse, run_circuits
+from sparselens.analyses.comparison.results import SIDES, About, Comparison, LossPoints, ModelResults, Solved
+from sparselens.analyses.engine.fingerprints import of_pairs, of_tensors
+from sparselens.analyses.engine.request import OpenModel
+from sparselens.analyses.engine.resume import unique_name
 from sparselens.analyses.sparsity.loss_curve import loss_points, measure_loss
 from sparselens.gates.surgery import is_sparse
-from sparselens.prompts.metrics import accuracy, find_metric
+from sparselens.models.hooked_model import HookedModel
+from sparselens.prompts.capability import chance_of
+from sparselens.prompts.metrics import Metric, accuracy, find_metric, kl_divergence, name_of
 from sparselens.prompts.runs import answer_logits
 from sparselens.prompts.task import Task
-from sparselens.prompts.tokenized import NO_ANSWER, TokenizedPairs
+from sparselens.prompts.tokenized import TokenizedPairs
 
-WITHOUT_GRADIENT = ("accuracy", "rank")
 VERSIONS = ("sparselens", "torch", "transformers", "transformer-lens", "numpy")
 
 
 def compare(
-    dense: Any,
-    sparse: Any,
+    dense: HookedModel,
+    sparse: HookedModel,
     task: Task | TokenizedPairs,
     *,
     n: int = 100,
     seed: int = 0,
     corruption: str | None = None,
-    metric: str | None = None,
-    method: Method | str = "eap-ig",
+    metric: Metric | str | None = None,
+    method: Method | str = DEFAULT,
     steps: int = 5,
     share: float = 0.9,
     goal: float = 0.8,
     ablation: Ablation | str = "corrupted",
     all_pairs: bool = False,
     text: Int[Tensor, "_batch _pos"] | Sequence[Int[Tensor, "_batch _pos"]] | None = None,
-    control: Any = None,
+    control: HookedModel | None = None,
     names: tuple[str, str] = SIDES,
-    memory: int = MEMORY,
+    memory: int | None = None,
+    batch_size: int | None = None,
     progress: bool = True,
     out: str | Path | None = None,
     command: str = "",
     notes: Sequence[str] = (),
 ) -> Comparison:
-    """Ask both models the same questions, and lay the answers side by side.
+    """Run the same analyses on both models, and put the results side by side.
 
     >>> comparison = compare(sl.load("addition"), sl.load("addition-sparse"), TASKS["addition"])
     >>> comparison.table(), comparison.fewer_edges()
+    >>> comparison.sparse.circuit.edges, comparison.dense.edges.per_prompt.shape  # [batch source destination]
 
     Args:
-        task: draws `n` pairs with `seed` and `corruption`; or pairs, of which all are taken
-        metric: name in `sparselens.prompts.metrics`; default: the task's, or the logit difference
+        task: draws `n` pairs with `seed` and `corruption`; or pairs, all of which are taken
+        metric: function of (logits, pairs), or name in `sparselens.prompts.metrics`; default: the task's, or the logit
+            difference
         method: of edge attribution, with its `steps` (see `attribute_edges`)
         share: of the sum of |scores|, for the circuit of the paper's rule
-        goal: faithfulness of the smallest circuit that is looked for
-        ablation: what stands in for everything that does not act: "corrupted", "mean" or "zero"
-        all_pairs: ask about all pairs, not only those that both models get right
+        goal: faithfulness that the smallest circuit is searched for
+        ablation: what replaces everything that does not act: "corrupted", "mean" or "zero"
+        all_pairs: use all pairs, not only those that both models solve
         text: token rows for the loss against the share of open edges; default: the loss of the answers
-        control: the dense model fine-tuned alike with its gates held open, for the loss
+        control: the dense model, fine-tuned in the same way with its gates held open, for the loss
         names: of the two models, for tables and figures
-        memory: bytes that may be allocated at once beside the models
-        out: folder for the answers as they come. The same call goes on from there after an interruption.
-        command: for the record
-        notes: more that a reader should know, such as where `text` comes from
+        memory, batch_size: as in `attribute_edges`
+        out: folder for finished parts; after an interruption the same call resumes from it
+        command: recorded in the report
+        notes: further caveats for the reader, such as where `text` comes from
 
     Raises:
         ValueError: the models differ in tokenizer, layers or heads; no pair is left; `out` holds something else; or as
             the analyses that are called.
     """
     _refuse_settings(method, steps, ablation, share, goal, names)  # at once, not after an hour
-    refuse_unlike(dense, sparse)
-    if control is not None:
-        refuse_unlike(dense, control)
+    opened = {"dense": OpenModel(dense), "sparse": OpenModel(sparse)}
+    _refuse_unlike(opened["dense"], opened["sparse"])
+    other = None if control is None else OpenModel(control)
+    if other is not None:
+        _refuse_unlike(opened["dense"], other)
     pairs, description, fingerprint = _draw(dense, task, n, seed, corruption)
-    name = metric or (task.metric if isinstance(task, Task) else "logit_difference")
-    _refuse_metric(name, method, pairs)
+    measure = find_metric(metric or (task.metric if isinstance(task, Task) else "logit_difference"))
+    _refuse_metric(measure, method, pairs, opened["dense"])
+    name = name_of(measure) if out is None else unique_name(measure)
     rows = [text] if isinstance(text, Tensor) else text
-    asked = Asked(find_metric(name), method, steps, share, goal, ablation, seed, memory, progress)
-    question: dict[str, Any] = {
-        "models": [of_model(model) for model in (dense, sparse)],
-        "control": None if control is None else of_model(control),
+    run: dict[str, Any] = {"memory": memory, "batch_size": batch_size, "progress": progress}
+    settings = Settings(measure, method, steps, share, goal, ablation, seed, run)
+    request: dict[str, Any] = {
+        "models": [opened[side].fingerprint for side in SIDES],
+        "control": None if other is None else other.fingerprint,
         "prompts": of_pairs(pairs),
         "text": None if rows is None else of_tensors({str(number): batch for number, batch in enumerate(rows)}),
         "task": fingerprint,
         "settings": [name, method, steps, share, goal, ablation, seed, all_pairs],
     }
-    answers = Parts(None if out is None else Path(out), question)
-    parts = Steps(answers, progress)
+    parts = Parts(None if out is None else Path(out), request, progress)
     solved = parts.get("solved", lambda: _solved(dense, sparse, pairs, all_pairs))
-    pairs = pairs[solved.asked.nonzero().flatten()]
-    shown = first_alike(pairs)
+    pairs = pairs[solved.kept.nonzero().flatten()]
+    shown = first_of_one_length(pairs)
     loss = parts.get("loss", lambda: _losses(dense, sparse, control, pairs if rows is None else list(rows), progress))
-    models = dict(zip(SIDES, (dense, sparse), strict=True))
-    found = {side: ask_model(side, model, pairs, shown, asked, parts) for side, model in models.items()}
+    found = {side: analyse(side, opened[side], pairs, shown, settings, parts) for side in SIDES}
     scores = {side: found[side]["edges"] for side in SIDES}
-    for side, other in (SIDES, SIDES[::-1]):
-        run = partial(run_circuits, models[side], scores[side], scores[other], pairs, asked)
-        found[side]["circuits"] = parts.get(f"{side}.circuits", run)
-    parts.close()
+    for side, another in (SIDES, SIDES[::-1]):
+        circuits = partial(run_circuits, opened[side], pairs, scores[side], scores[another], settings)
+        found[side]["circuits"] = parts.get(f"{side}.circuits", circuits)
     about = About(
         task=fingerprint,
         description=description,
-        metric=name,
+        metric=name_of(measure),
         method=method,
         share=share,
         goal=goal,
@@ -135,11 +133,12 @@ def compare(
         prompts=prompts_of(shown),
         versions={package: version(package) for package in VERSIONS},
         seed=seed,
-        notes=(*notes, *notes_on(dense, sparse, solved, question["models"], scores)),
+        notes=(*notes, *caveats(dense, sparse, solved, request["models"], scores)),
         command=command,
     )
-    answers.finish(about, question)
-    return Comparison(about, solved, loss, Answers(**found["dense"]), Answers(**found["sparse"]))
+    parts.finish(about, request)
+    results = [ModelResults(**found[side], share=share) for side in SIDES]
+    return Comparison(about, solved, loss, *results)
 
 
 def _refuse_settings(method: str, steps: int, ablation: str, share: float, goal: float, names: tuple[str, str]) -> None:
@@ -155,19 +154,40 @@ def _refuse_settings(method: str, steps: int, ablation: str, share: float, goal:
         raise ValueError(f"names = {names}: want two different ones, neither empty")
 
 
-def _refuse_metric(name: str, method: str, pairs: TokenizedPairs) -> None:
-    """Raise a ValueError if the metric cannot be asked of these pairs, or has no gradient where one is wanted."""
-    find_metric(name)
-    if name in WITHOUT_GRADIENT and method != "exact":
-        raise ValueError(f"{name} has no gradient, which {method} attribution needs: choose another metric, or exact")
-    if name == "kl_divergence" and pairs.reference is None:
+def _refuse_unlike(dense: OpenModel, sparse: OpenModel) -> None:
+    """Raise a ValueError unless tokens, nodes and edges of the two models are the same."""
+    if is_sparse(dense.model) and not is_sparse(sparse.model):
+        raise ValueError("the dense model has gates and the sparse one has none: swap them")
+    graphs = [opened.reading.graph for opened in (dense, sparse)]
+    if graphs[0] != graphs[1]:
+        raise ValueError(f"the models differ in layers or heads: dense {graphs[0]}, sparse {graphs[1]}")
+    sizes = [opened.model.cfg.d_vocab for opened in (dense, sparse)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"the models differ in vocabulary: dense {sizes[0]} tokens, sparse {sizes[1]}")
+    tokenizers = [getattr(opened.model, "tokenizer", None) for opened in (dense, sparse)]
+    if None not in tokenizers:
+        first, second = (tokenizer.get_vocab() for tokenizer in tokenizers if tokenizer is not None)
+        if first != second:
+            differing = min(first.items() ^ second.items(), key=str)[0]
+            raise ValueError(f"the models have different tokenizers: {differing!r} is not the same token in both")
+
+
+def _refuse_metric(metric: Metric, method: str, pairs: TokenizedPairs, opened: OpenModel) -> None:
+    """Raise a ValueError if the metric lacks a reference in these pairs, or a gradient that the method needs."""
+    if metric is kl_divergence and pairs.reference is None:
         raise ValueError("kl_divergence compares with a reference: pass sl.with_reference(model, pairs) as the task")
+    one = pairs[:1]._without_padding().to(opened.device)
+    size = (*one.clean.shape, opened.model.cfg.d_vocab)
+    if method != "exact" and not metric(torch.zeros(size, device=opened.device, requires_grad=True), one).requires_grad:
+        raise ValueError(
+            f"{name_of(metric)} has no gradient, which {method} attribution needs: choose another metric, or exact"
+        )
 
 
 def _draw(
     model: Any, task: Task | TokenizedPairs, n: int, seed: int, corruption: str | None
 ) -> tuple[TokenizedPairs, str, str]:
-    """The pairs, what they are about, and a name for them."""
+    """The pairs, a description, and a fingerprint."""
     if isinstance(task, TokenizedPairs):
         return task, f"{len(task)} given pairs", "given pairs"
     if not hasattr(task, "tokenize"):
@@ -186,12 +206,10 @@ def _solved(dense: Any, sparse: Any, pairs: TokenizedPairs, all_pairs: bool) -> 
             f"no pair of {len(pairs)} is solved by both models (dense {int(right.sum())}, sparse "
             f"{int(by_sparse.sum())}): choose another task, or all_pairs=True"
         )
-    n_right, n_wrong = ((ids != NO_ANSWER).sum(-1).double() for ids in (pairs.answers, pairs.wrong_answers))
-    chance = float((n_right / (n_right + n_wrong)).mean())
     clusters = pairs.clusters()
     first = {label: number for number, label in reversed(list(enumerate(clusters)))}
     prompt = torch.tensor([first[label] for label in clusters])
-    return Solved(right, by_sparse, torch.ones_like(both) if all_pairs else both, chance, prompt)
+    return Solved(right, by_sparse, torch.ones_like(both) if all_pairs else both, chance_of(pairs), prompt)
 
 
 def _correct(model: Any, pairs: TokenizedPairs) -> Tensor:

@@ -1,4 +1,4 @@
-"""All figures of a comparison: one name each, drawn for paper into a folder or put together in the viewer."""
+"""All figures of a comparison, by name: drawn into a folder for a paper, or shown in the viewer."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +19,7 @@ Draw = Callable[..., Path]  # draw(path, dpi=300)
 
 
 def plots_of(comparison: Comparison) -> list[Plot]:
-    """Every plot that the comparison has numbers for."""
+    """Every plot for which the comparison has numbers."""
     return [loss_plot_of(comparison), *kept_plots(comparison), edges_needed_plot(comparison)]
 
 
@@ -29,19 +29,19 @@ def loss_plot_of(comparison: Comparison) -> Plot:
 
 
 def kept_plots(comparison: Comparison) -> list[Plot]:
-    """Fig. 3: heads alone and with the MLPs, chosen per prompt and once for all."""
+    """Fig. 3: heads alone and with the MLPs, ranked per prompt and once."""
     parts = [part for part in ("heads", "heads_once", "components", "components_once") if _has_shares(comparison, part)]
     return [kept_plot(comparison, part) for part in parts]
 
 
 def _has_shares(comparison: Comparison, part: str) -> bool:
-    """Were these components asked for, and is there something that they can keep?"""
+    """Whether both models have these components, and a metric that can be kept."""
     kept = [getattr(model.kept, part) for model in (comparison.dense, comparison.sparse)]
     return None not in kept and all(bool(found.shares.isfinite().all()) for found in kept)
 
 
 def tokens_view(comparison: Comparison) -> TokenView:
-    """Fig. 1: the attention edges of as many prompts as a page has room for."""
+    """Fig. 1: the attention edges of as many prompts as fit on a page."""
     attention = (comparison.dense.attention, comparison.sparse.attention)
     prompts = comparison.about.prompts[: max(1, ACROSS // attention[0].n_pos)]
     dense, sparse = (edges.first(len(prompts)) for edges in attention)
@@ -55,7 +55,7 @@ def tokens_view(comparison: Comparison) -> TokenView:
 
 
 def view(comparison: Comparison) -> Viewer:
-    """Both circuits, linked, with everything else that the comparison can show."""
+    """Both circuits, linked, with everything else that the comparison shows."""
     prompts, about = comparison.about.prompts, comparison.about
     return circuit_viewer(
         comparison.dense.edges,
@@ -71,9 +71,13 @@ def view(comparison: Comparison) -> Viewer:
     )
 
 
-def figures_of(comparison: Comparison) -> dict[str, Draw]:
-    """What draws each figure, by the name of its file."""
-    viewer = view(comparison)
+def figures_of(comparison: Comparison, viewer: Viewer | None = None) -> dict[str, Draw]:
+    """The function that draws each figure, by the name of its file.
+
+    Args:
+        viewer: the comparison's, where it has been built already
+    """
+    viewer = viewer or view(comparison)
     patterns = pattern_figure(
         comparison.dense.attention,
         comparison.sparse.attention,
@@ -106,7 +110,7 @@ def draw_all(comparison: Comparison, folder: str | Path, form: str = "pdf") -> l
 
 
 def refuse_unknown_form(form: str) -> None:
-    """Raise a ValueError unless figures can be drawn in this form."""
+    """Raise a ValueError unless figures can be drawn in this format."""
     if form not in FORMATS:
         raise ValueError(f"no such form of a figure: {form!r} (want {', '.join(FORMATS)})")
 

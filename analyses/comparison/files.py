@@ -1,31 +1,34 @@
-"""A comparison as a folder: `comparison.json` says what was asked, one safetensors file holds each answer.
+"""A comparison as a folder: `comparison.json` holds settings and caveats, one safetensors file each part.
 
-A comparison that is still running writes the same files one by one, so that it goes on where it was interrupted.
+A comparison that is still running writes the same files one by one, and resumes from them.
 """
 
 import json
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tqdm import tqdm
+
 from sparselens.analyses.attribution.attention_edges import AttentionEdges
 from sparselens.analyses.attribution.edge_scores import EdgeScores
-from sparselens.analyses.circuits.faithfulness import Curve, Faithfulness
+from sparselens.analyses.circuits.faithfulness import Faithfulness, FaithfulnessCurve
 from sparselens.analyses.comparison.results import (
     SIDES,
     About,
-    Answers,
     CircuitRuns,
     Comparison,
-    KeptComponents,
+    ComponentCurves,
     LossPoints,
+    ModelResults,
     Prompt,
     Solved,
 )
-from sparselens.analyses.patching.activation_patching import Patched
-from sparselens.analyses.patching.top_components import Kept
+from sparselens.analyses.patching.activation_patching import PatchingResult
+from sparselens.analyses.patching.top_components import ComponentCurve
 from sparselens.analyses.sparsity.head_labels import HeadScores
 from sparselens.analyses.sparsity.loss_curve import LossPoint
 from sparselens.circuits.graph import Block, Graph
@@ -38,51 +41,60 @@ KINDS: dict[str, type] = {
     "loss": LossPoints,
     "attention": AttentionEdges,
     "labels": HeadScores,
-    "heads": Patched,
-    "mlps": Patched,
-    "kept": KeptComponents,
+    "heads": PatchingResult,
+    "mlps": PatchingResult,
+    "kept": ComponentCurves,
     "edges": EdgeScores,
     "circuits": CircuitRuns,
 }
-INSIDE = (Block, Curve, Faithfulness, Graph, Kept, LossPoint)
+INSIDE = (Block, ComponentCurve, Faithfulness, FaithfulnessCurve, Graph, LossPoint)
+OF_A_MODEL = [f.name for f in fields(ModelResults) if f.name in KINDS]
 CARD = "comparison.json"
 
 Part = TypeVar("Part")
 
 
 class Parts:
-    """The answers that are already there; all are kept, in a folder if there is one."""
+    """The parts that are there already, kept in a folder if there is one, under a bar that counts them."""
 
-    def __init__(self, folder: Path | None, question: dict[str, Any]) -> None:
+    def __init__(self, folder: Path | None, request: dict[str, Any], progress: bool = False) -> None:
         self._folder = folder
         if folder is not None:
-            _refuse_other(folder, question)
-            if _card(folder) is None:  # one that has been finished stays so, whatever becomes of this run
-                write_json(folder / CARD, {"question": question})
+            _refuse_other(folder, request)
+            if _card(folder) is None:  # a complete one stays so, whatever becomes of this run
+                write_json(folder / CARD, {"request": request})
+        total = 2 + len(SIDES) * len(OF_A_MODEL)
+        self._bar = tqdm(total=total, disable=not progress, unit="part", dynamic_ncols=True, file=sys.stderr)
 
     def get(self, name: str, compute: Callable[[], Part]) -> Part:
-        """The answer called `name`, such as "loss" or "dense.heads": read if it is there, else computed and written."""
+        """The part called `name`, such as "loss" or "dense.heads": read if it is there, else computed and written."""
+        self._bar.set_description_str(name)
         if self._folder is None:
-            return compute()
-        path = self._folder / f"{name}.safetensors"
-        if not path.exists():
-            save_record(path, compute())
-        for log in self._folder.glob(f"{name}*.unfinished"):
-            log.unlink()
-        return load_record(path, KINDS[name.rpartition(".")[2]], INSIDE)
+            part = compute()
+        else:
+            path = self._folder / f"{name}.safetensors"
+            if not path.exists():
+                save_record(path, compute())
+            for log in self._folder.glob(f"{name}*.unfinished"):
+                log.unlink()
+            part = load_record(path, KINDS[name.rpartition(".")[2]], INSIDE)
+        self._bar.update()
+        return part
 
     def log(self, name: str) -> Path | None:
-        """Where an answer's finished batches are kept until it is whole; its name begins with the answer's."""
+        """The file of a part's finished batches until it is whole; its name begins with the part's."""
         return None if self._folder is None else self._folder / f"{name}.unfinished"
 
-    def finish(self, about: About, question: dict[str, Any]) -> None:
-        """Say that all parts are there."""
+    def finish(self, about: About, request: dict[str, Any]) -> None:
+        """Mark the comparison as complete."""
+        self._bar.set_description_str("compared")
+        self._bar.close()
         if self._folder is not None:
-            write_json(self._folder / CARD, {"question": question, "about": asdict(about)})
+            write_json(self._folder / CARD, {"request": request, "about": asdict(about)})
 
 
 def save_comparison(comparison: Comparison, folder: str | Path) -> Path:
-    """Write a comparison into a folder: all of it or nothing. One that is there already is replaced.
+    """Write a comparison into a folder, completely or not at all. A comparison that is there already is replaced.
 
     Raises:
         ValueError: the folder holds something else.
@@ -95,7 +107,7 @@ def save_comparison(comparison: Comparison, folder: str | Path) -> Path:
         new, old = Path(temporary, "new"), Path(temporary, "old")
         for name, part in _parts(comparison).items():
             save_record(new / f"{name}.safetensors", part)
-        write_json(new / CARD, {"question": None, "about": asdict(comparison.about)})
+        write_json(new / CARD, {"request": None, "about": asdict(comparison.about)})
         if folder.exists():
             folder.rename(old)
         try:
@@ -111,7 +123,7 @@ def load_comparison(folder: str | Path) -> Comparison:
     """Read what `Comparison.save` or `compare(out=...)` wrote.
 
     Raises:
-        ValueError: the folder holds no comparison, or one that has not been finished.
+        ValueError: the folder holds no comparison, or an unfinished one.
     """
     folder = Path(folder)
     card = _card(folder)
@@ -119,18 +131,19 @@ def load_comparison(folder: str | Path) -> Comparison:
         raise ValueError(f"{folder} holds no comparison (no {CARD})")
     if "about" not in card:
         raise ValueError(f"the comparison in {folder} has not been finished: run it again with the same --out")
-    answers = {side: Answers(**{f.name: _read(folder, f"{side}.{f.name}") for f in fields(Answers)}) for side in SIDES}
+    found = {side: {name: _read(folder, f"{side}.{name}") for name in OF_A_MODEL} for side in SIDES}
     try:
         about = _about(card["about"])
     except (TypeError, KeyError) as error:
         raise ValueError(f"{folder / CARD} was written by another version of sparselens: {error}") from error
-    return Comparison(about, _read(folder, "solved"), _read(folder, "loss"), **answers)
+    results = [ModelResults(**found[side], share=about.share) for side in SIDES]
+    return Comparison(about, _read(folder, "solved"), _read(folder, "loss"), *results)
 
 
 def save_circuits(comparison: Comparison, folder: str | Path) -> list[Path]:
-    """Write both circuits as EAP-IG and MIB read them, and as the attribution graphs of Neuronpedia.
+    """Write both circuits in the format of EAP-IG and MIB, and as attribution graphs for Neuronpedia.
 
-    EAP-IG's files have one shape for all blocks: where a model's differ, only Neuronpedia's are written.
+    EAP-IG's files have one shape for all blocks: where a model's blocks differ, only Neuronpedia's are written.
     """
     folder, about = Path(folder), comparison.about
     prompt, written = about.prompts[0], list[Path]()
@@ -153,8 +166,7 @@ def save_circuits(comparison: Comparison, folder: str | Path) -> list[Path]:
 def _parts(comparison: Comparison) -> dict[str, Any]:
     parts: dict[str, Any] = {"solved": comparison.solved, "loss": comparison.loss}
     for side in SIDES:
-        answers = getattr(comparison, side)
-        parts |= {f"{side}.{f.name}": getattr(answers, f.name) for f in fields(answers)}
+        parts |= {f"{side}.{name}": getattr(getattr(comparison, side), name) for name in OF_A_MODEL}
     return {name: part for name, part in parts.items() if part is not None}
 
 
@@ -183,7 +195,7 @@ def _card(folder: Path) -> dict[str, Any] | None:
         raise ValueError(f"{path} is broken: {error}") from error
 
 
-def _refuse_other(folder: Path, question: dict[str, Any]) -> None:
+def _refuse_other(folder: Path, request: dict[str, Any]) -> None:
     """Raise a ValueError if the folder holds another comparison, or something else altogether."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: choose a folder")
@@ -192,9 +204,9 @@ def _refuse_other(folder: Path, question: dict[str, Any]) -> None:
         if folder.exists() and any(folder.iterdir()):
             raise ValueError(f"{folder} exists and holds no comparison: choose another folder")
         return
-    there = card.get("question")
+    there = card.get("request")
     if there is None:
-        raise ValueError(f"{folder} holds a saved comparison, which cannot be gone on with: choose another folder")
-    different = [key for key, asked in question.items() if there.get(key) != asked]
+        raise ValueError(f"{folder} holds a saved comparison, which cannot be resumed: choose another folder")
+    different = [key for key, wanted in request.items() if there.get(key) != wanted]
     if different:
         raise ValueError(f"{folder} holds another comparison (other {', '.join(different)}): choose another folder")

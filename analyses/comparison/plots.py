@@ -1,8 +1,8 @@
 """The paper's curves, as plots of a comparison's numbers.
 
-loss_plot           loss against the share of open attention edges (Fig. 2a)
-kept_plot           share of the metric that the top components keep (Fig. 3a, b)
-edges_needed_plot   share of attribution that the largest edges hold (Figs. 4a, 5)
+1. loss_plot: loss against the share of open attention edges (Fig. 2a).
+2. kept_plot: share of the metric that the top components keep (Fig. 3a, b).
+3. edges_needed_plot: share of attribution in the largest edges (Figs. 4a, 5).
 """
 
 import math
@@ -14,7 +14,7 @@ from sparselens.analyses.comparison.results import SIDES, Comparison
 from sparselens.analyses.comparison.table import GOAL, known, percent, times
 from sparselens.analyses.figures.palette import MODELS
 from sparselens.analyses.figures.plot import Plot, Series
-from sparselens.analyses.patching.top_components import Kept
+from sparselens.analyses.patching.top_components import ComponentCurve
 from sparselens.analyses.sparsity.loss_curve import LossPoint
 from sparselens.prompts.intervals import Interval
 
@@ -22,11 +22,11 @@ from sparselens.prompts.intervals import Interval
 def loss_plot(points: Sequence[LossPoint], names: tuple[str, str] = SIDES, loss: str = "the text") -> Plot:
     """Cross-entropy against the share of visible pairs that are open (Fig. 2a), from `loss_points`.
 
-    Points of other names, as of `measure_loss(model, rows, name="8,000 steps")`, are drawn as further sparse models.
+    Points of other names, such as `measure_loss(model, rows, name="8,000 steps")`, are drawn as further sparse models.
 
     Args:
         names: of the dense and the sparse model
-        loss: what it is the loss of
+        loss: of what, for the label
     """
     named: dict[str, str] = dict(zip(SIDES, names, strict=True))
     limited = sorted((p for p in points if p.name.startswith("top-")), key=lambda p: p.share_of_visible_pairs)
@@ -58,19 +58,21 @@ def _points(name: str, model: str, points: Sequence[LossPoint], labels: tuple[st
 
 
 def kept_plot(comparison: Comparison, part: str = "heads") -> Plot:
-    """Share of the metric kept when only the top components act; `part` is a field of `KeptComponents` (Fig. 3).
+    """Share of the metric kept when only the top components act; `part` is a field of `ComponentCurves` (Fig. 3).
 
     Raises:
         ValueError: the models have no such components.
     """
-    kept: list[Kept | None] = [getattr(getattr(comparison, side).kept, part) for side in SIDES]
+    kept: list[ComponentCurve | None] = [getattr(getattr(comparison, side).kept, part) for side in SIDES]
     what = "heads" if part.startswith("heads") else "heads and MLPs"
     series: list[Series] = []
     for side, name, found in zip(SIDES, comparison.about.names, kept, strict=True):
         if found is None:
             raise ValueError(f"these models have no {part}: want heads or heads_once")
         if not bool(found.shares.isfinite().all()):
-            raise ValueError(f"the {side} model's clean and corrupted prompts score alike: no share of that is kept")
+            raise ValueError(
+                f"the {side} model's clean and corrupted prompts score the same: there is no share to keep"
+            )
         intervals = [found.interval(count) for count in found.counts]
         series.append(Series(name, side, tuple(map(float, found.counts)), **_banded(intervals)))
     ratio = known(partial(comparison.fewer_components, part))
@@ -91,7 +93,7 @@ def edges_needed_plot(comparison: Comparison) -> Plot:
     """Cumulative share of sorted |edge scores|: mean of the prompts' curves, and (dotted) curve of the mean scores."""
     series: list[Series] = []
     for side, name in zip(SIDES, comparison.about.names, strict=True):
-        curves = comparison.curves(side)
+        curves = getattr(comparison, side).curves
         x = tuple(float(n + 1) for n in range(len(curves.of_mean)))
         series.append(Series(f"{name}, per prompt", side, x, tuple(curves.mean.tolist())))
         series.append(Series(f"{name}, mean scores", side, x, tuple(curves.of_mean.tolist()), dotted=True))

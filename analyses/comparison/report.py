@@ -1,8 +1,7 @@
-"""A comparison as one HTML page: tables, figures and viewer, the command, versions and seeds; no network is asked."""
+"""A comparison as one HTML page that needs no network: tables, figures and viewer, the command, versions and seeds."""
 
 import base64
 import html
-import re
 import tempfile
 from collections.abc import Iterable
 from importlib.resources import files
@@ -11,6 +10,8 @@ from pathlib import Path
 from sparselens.analyses.comparison.figures import Draw, figures_of, view
 from sparselens.analyses.comparison.results import Comparison
 from sparselens.analyses.comparison.table import percent
+from sparselens.analyses.figures.page import filled
+from sparselens.analyses.figures.viewer import Viewer
 from sparselens.files.whole import write_file
 
 LARGE, DPI = 300_000, 160  # bytes of an SVG above which a PNG takes its place
@@ -20,58 +21,49 @@ CAPTIONS = {
     "fig2a_loss": "Loss against the share of open attention edges.",
     "fig2b_patterns": "Attention patterns of one prompt, layer by head.",
     "fig3_kept": "Share of the metric kept when only the top heads act.",
-    "fig3_kept_with_mlps": "The same for heads and MLPs in one order.",
-    "fig4a_edges_needed": "Share of attribution that the largest edges hold; dotted: of the mean scores.",
-    "fig4b_circuits": "The edges that hold the share of attribution that the paper's rule asks for.",
-    "fig4b_difference": "Edges of one circuit alone, and of both.",
+    "fig3_kept_with_mlps": "The same for heads and MLPs in one ranking.",
+    "fig4a_edges_needed": "Share of attribution in the largest edges; dotted: of the mean scores.",
+    "fig4b_circuits": "The smallest circuits that hold the given share of attribution.",
+    "fig4b_difference": "Edges in one circuit only, and in both.",
 }
 WIDE = ("fig1_tokens", "fig2b_patterns", "fig3_kept", "fig3_kept_with_mlps", "fig4b_circuits")
-READING = (
-    "In brackets: 95 % intervals over different clean prompts (Wilson's of shares, else bootstrap), which are the same "
-    "for both models. Faithfulness: (metric of the circuit - metric of nothing) / (metric of the model - metric of "
-    "nothing); random edges are one draw. A share of attribution depends on scores alone; what a circuit does is told "
-    "by its faithfulness, so both are printed. Heads for 90 %: from how many on the mean over prompts stays above it, "
-    "whether each prompt has its own best heads or all have the same. Heads count as of a kind when at least 0.4 of "
-    "their attention on repeated random tokens is where that kind looks."
-)
 
 
 def save_report(comparison: Comparison, path: str | Path) -> Path:
-    """Write the report; whole or not at all."""
+    """Write the report, completely or not at all."""
     return write_file(Path(path), report_page(comparison).encode())
 
 
 def report_page(comparison: Comparison) -> str:
     """The page as text."""
-    about = comparison.about
+    about, viewer = comparison.about, view(comparison)
     filling = {
         "title": _safe(f"{about.names[0]} and {about.names[1]}: {about.description}"),
         "description": _safe(_description(comparison)),
         "notes": "".join(f'<p class="note">{_safe(note)}</p>' for note in about.notes),
         "table": comparison.table("html"),
-        "reading": _safe(READING),
-        "viewer": _safe(view(comparison).html),
-        "figures": "".join(_figures(comparison)),
+        "viewer": _safe(viewer.html),
+        "figures": "".join(_figures(comparison, viewer)),
         "made": _made(comparison),
     }
     template = files("sparselens.analyses.comparison").joinpath("report.html").read_text(encoding="utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda place: filling[place[1]], template)
+    return filled(template, filling)
 
 
 def _description(comparison: Comparison) -> str:
     solved, about = comparison.solved, comparison.about
-    asked = int(solved.asked.sum())
-    different = len(solved.clean_prompt[solved.asked].unique())
-    chosen = "all" if asked == len(solved.asked) else "those that both models get right"
+    n_pairs = int(solved.kept.sum())
+    different = len(solved.clean_prompt[solved.kept].unique())
+    chosen = "all" if n_pairs == len(solved.kept) else "those that both models solve"
     return (
-        f"{asked} of {len(solved.asked)} prompt pairs ({chosen}), {different} clean prompts, "
+        f"{n_pairs} of {len(solved.kept)} prompt pairs ({chosen}), {different} clean prompts, "
         f"{about.metric.replace('_', ' ')}, {about.method} edge attribution, {about.ablation} ablation."
     )
 
 
-def _figures(comparison: Comparison) -> Iterable[str]:
+def _figures(comparison: Comparison, viewer: Viewer) -> Iterable[str]:
     with tempfile.TemporaryDirectory() as folder:
-        for name, draw in figures_of(comparison).items():
+        for name, draw in figures_of(comparison, viewer).items():
             wide = ' class="full"' if name in WIDE else ""
             caption = _safe(CAPTIONS[name])
             picture = _picture(draw, Path(folder) / name)

@@ -1,6 +1,6 @@
-"""The numbers of a comparison as rows: what the table, the figures and the report print is made here, once.
+"""The numbers of a comparison as rows, from which the printed table, the figures and the report are made.
 
-A row has a value of each model, with a 95 % interval where one is known, and where it counts something the ratio
+A row has a value of each model, with a 95 % confidence interval where there is one, and for counts the ratio
 dense / sparse: how many times fewer the sparse model has.
 """
 
@@ -11,22 +11,22 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from sparselens.analyses.comparison.results import SIDES, Answers, Comparison
-from sparselens.analyses.patching.top_components import Kept
+from sparselens.analyses.comparison.results import SIDES, Comparison, ModelResults
+from sparselens.analyses.patching.top_components import ComponentCurve
 from sparselens.prompts.intervals import Interval, mean_interval, proportion_interval
 
-GOAL = 0.9  # of the metric that kept components keep
-LABELLED = 0.4  # a head whose score is at least so high counts as of its kind
+GOAL = 0.9  # of the metric, for the number of components that keep it
+LABELLED = 0.4  # the score from which on a head counts as of a kind
 
-NEVER = math.inf  # components that it would take
+NEVER = math.inf  # components or edges needed, where not even all are enough
 
-Value = Interval | float | None  # None: not asked of this model
+Value = Interval | float | None  # None: not computed for this model
 Values = tuple[Value, Value]  # dense, sparse
 
 
 @dataclass(frozen=True)
 class Row:
-    """One question, and what both models answered."""
+    """One quantity, and its values for both models."""
 
     section: str
     name: str
@@ -37,7 +37,7 @@ class Row:
 
 
 def rows_of(comparison: Comparison) -> list[Row]:
-    """All rows, in the order in which they are asked."""
+    """All rows, in the order of the table."""
     return [*_behaviour(comparison), *_components(comparison), *_edges(comparison), *_labels(comparison)]
 
 
@@ -77,21 +77,21 @@ def _components(comparison: Comparison) -> list[Row]:
     return rows
 
 
-def _smallest(kept: Kept) -> float:
+def _smallest(kept: ComponentCurve) -> float:
     found = kept.smallest(GOAL)
     return NEVER if found is None else float(found)
 
 
 def _edges(comparison: Comparison) -> list[Row]:
     about, share = comparison.about, percent(comparison.about.share)
-    sizes = float(len(comparison.circuit("dense"))), float(len(comparison.circuit("sparse")))
-    stable = comparison.stability("dense"), comparison.stability("sparse")
+    sizes = float(len(comparison.dense.circuit)), float(len(comparison.sparse.circuit))
+    stable = comparison.dense.stability, comparison.sparse.stability
     needed = tuple(mean_interval(found.sizes.double(), clusters=comparison.clusters) for found in stable)
     overlaps = stable[0].mean_overlap, stable[1].mean_overlap
     faithful = _edges_for_goal(comparison, "dense"), _edges_for_goal(comparison, "sparse")
-    alike, ranked, shared = comparison.overlap, comparison.rank_correlation, float(comparison.shared_edges)
+    overlap, ranked, shared = comparison.overlap, comparison.rank_correlation, float(comparison.shared_edges)
 
-    def alone(which: str) -> Values:
+    def faithfulness(which: str) -> Values:
         return _both(
             comparison,
             lambda model: known(partial(getattr(model.circuits, which).interval, clusters=comparison.clusters)),
@@ -102,15 +102,15 @@ def _edges(comparison: Comparison) -> list[Row]:
         Row("Edges", f"edges for {share} of attribution, per prompt", (needed[0], needed[1]), fewer),
         Row("Edges", f"edges for {share} of attribution, mean scores", sizes, fewer_of_mean),
         Row("Edges", "overlap of two prompts (Jaccard)", overlaps),
-        Row("Circuit", f"faithfulness, {share} circuit", alone("own")),
-        Row("Circuit", "faithfulness, other model's circuit", alone("other")),
-        Row("Circuit", "faithfulness, as many random edges", alone("random")),
+        Row("Circuit", f"faithfulness, {share} circuit", faithfulness("own")),
+        Row("Circuit", "faithfulness, other model's circuit", faithfulness("other")),
+        Row("Circuit", "faithfulness, as many random edges", faithfulness("random")),
         Row(
             "Circuit", f"edges for {percent(about.goal)} faithfulness", faithful, known(comparison.fewer_edges_for_goal)
         ),
-        Row("Circuit", "its faithfulness", alone("faithful")),
+        Row("Circuit", "its faithfulness", faithfulness("faithful")),
         Row("Circuit", f"edges in the {share} circuits of both", (shared, shared)),
-        Row("Circuit", "overlap of the two models (Jaccard)", (alike, alike)),
+        Row("Circuit", "overlap of the two models (Jaccard)", (overlap, overlap)),
         Row("Circuit", "rank correlation of the two models", (ranked, ranked)),
     ]
 
@@ -123,7 +123,7 @@ def _labels(comparison: Comparison) -> list[Row]:
     return rows
 
 
-def _both(comparison: Comparison, ask: Callable[[Answers], Value]) -> Values:
+def _both(comparison: Comparison, ask: Callable[[ModelResults], Value]) -> Values:
     return ask(comparison.dense), ask(comparison.sparse)
 
 
@@ -134,7 +134,7 @@ def _edges_for_goal(comparison: Comparison, side: str) -> Value:
 
 
 def known(ratio: Callable[[], Interval | None]) -> Interval | None:
-    """None where a ratio divides by nothing, at least in some resample of the prompts."""
+    """None where a ratio divides by zero, in the data or in a resample of the prompts."""
     try:
         return ratio()
     except ValueError:
@@ -142,7 +142,7 @@ def known(ratio: Callable[[], Interval | None]) -> Interval | None:
 
 
 def _times(values: Values) -> Interval | None:
-    """A ratio of two numbers that have no per-prompt values: its interval is not known."""
+    """A ratio of two numbers without per-prompt values, and so without an interval."""
     dense, sparse = values
     if not isinstance(dense, float) or not isinstance(sparse, float) or not sparse or NEVER in values:
         return None
@@ -177,7 +177,7 @@ def _frame(rows: Sequence[Row]) -> Any:
         for number, name in enumerate((*SIDES, "ratio"))
         for suffix, place in (("", "mean"), ("_low", "low"), ("_high", "high"))
     }
-    index = pd.MultiIndex.from_tuples([(row.section, row.name) for row in rows], names=["section", "question"])
+    index = pd.MultiIndex.from_tuples([(row.section, row.name) for row in rows], names=["section", "quantity"])
     return pd.DataFrame(columns, index=index, dtype=float)  # NaN for None, also in a column of nothing else
 
 
@@ -188,13 +188,13 @@ def _number(value: Value, place: str) -> float | None:
 
 
 def cells(row: Row) -> tuple[str, str, str]:
-    """The row's values as they are printed."""
+    """The row's values as printed."""
     dense, sparse = (said(value, row.percent, row.digits) for value in row.values)
     return dense, sparse, times(row.ratio)
 
 
 def said(value: Value, as_percent: bool = False, digits: int = 3) -> str:
-    """A value with its interval, if it has one; nothing where it is not known, as the overlap of a single prompt."""
+    """A value with its interval, if it has one; empty where it is undefined, as the overlap of a single prompt."""
     if isinstance(value, Interval):
         around = [_digits(end, as_percent, digits) for end in (value.low, value.high)]
         return _digits(value.mean, as_percent, digits) + (f" [{', '.join(around)}]" if all(around) else "")
@@ -212,12 +212,12 @@ def times(ratio: Interval | None) -> str:
 
 
 def percent(share: float) -> str:
-    """A share as people say it: 90 %."""
+    """A share in percent: 90 %."""
     return f"{100 * share:.3g} %"
 
 
 def _digits(value: float, as_percent: bool = False, digits: int = 3) -> str:
-    """With so many digits, but never a power of ten: what is that small is as good as zero. "" where it is unknown."""
+    """The value with so many digits, never in scientific notation; "" where it is not finite."""
     if not math.isfinite(value):
         return ""
     value = (100 * value if as_percent else value) + 0.0

@@ -1,1 +1,1 @@
-"""How a model is read, run in parts, differentiated and resumed: what all analyses stand on."""
+"""The engine behind all analyses: one request, its runs, gradients and batches, and how they resume."""

@@ -1,10 +1,10 @@
-"""Edge scores from what sources write and gradients at what destinations read, as few large matrix products.
+"""Edge scores from sources' writes and destinations' gradients, as few large matrix products.
 
-    score(u -> v) = sum over positions and d_model of (clean - corrupted write of u) * (dmetric / d what v reads)
-    dmetric / d what v reads = J^T W g        for a head's query, key or value with gradient g; J of the layer's norm
-    J^T W g = (W' g - x_hat (x_hat . W' g) / d_model) / root       with W' = gain * W, centred in a LayerNorm
-All heads of a layer read the same x, and x_hat . W' g = (query - what biases make of it) . g, so the norm costs one
-pass over the gradients. A layer's destinations read a prefix of all sources, so every layer is one product.
+1. score(u -> v) = sum over positions and d_model of (clean - corrupted write of u) * (dmetric / d input of v).
+2. dmetric / d input of v = J^T W g, for a head's query, key or value with gradient g, and J of the layer's norm.
+3. J^T W g = (W' g - x_hat (x_hat . W' g) / d_model) / root, with W' = gain * W, centred in a LayerNorm.
+4. All heads of a layer read the same x, and x_hat . W' g = (query - its bias terms) . g, so the norm costs one pass
+   over the gradients. A layer's destinations read a prefix of all sources, so every layer is one product.
 """
 
 from typing import NamedTuple
@@ -14,14 +14,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparselens.analyses.engine.gradients import Gradients
-from sparselens.analyses.engine.residual_stream import Activations, Layer, Reading
+from sparselens.analyses.engine.partial_runs import Activations
+from sparselens.analyses.engine.residual_stream import Layer, Reading
 from sparselens.circuits.graph import RECEIVERS
 
 Writes = Float[Tensor, "source batch pos d_model"]
 
 
 def differences(reading: Reading, clean: Activations, corrupted: Activations) -> Writes:
-    """What every source writes in the clean run, less what it writes in the corrupted one."""
+    """Every source's write in the clean run minus its write in the corrupted one."""
     first = reading.layers[0].at("hook_resid_pre")
     start = _difference(clean, corrupted, first)
     writes = start.new_empty(len(reading.graph.sources), *start.shape)
@@ -41,7 +42,7 @@ def differences(reading: Reading, clean: Activations, corrupted: Activations) ->
 def edge_products(
     reading: Reading, writes: Writes, gradients: Gradients, by_position: bool = False
 ) -> Float[Tensor, "batch source destination"] | Float[Tensor, "batch source destination pos"]:
-    """Scores of every prompt: each destination's gradient times all that is written before it reads."""
+    """Scores of every prompt: each destination's gradient times everything written before it."""
     graph = reading.graph
     sizes = [writes.shape[1], len(graph.sources), len(graph.destinations), *[writes.shape[2]] * by_position]
     scores = writes.new_zeros(sizes)
@@ -59,7 +60,7 @@ def edge_products(
 
 
 def _multiply(writes: Writes, read: Float[Tensor, "reader batch pos d_model"], out: Tensor) -> None:
-    """Products of all writers and readers, prompt by prompt. Positions are summed over unless `out` has them."""
+    """Products of all sources and destinations, prompt by prompt; summed over positions unless `out` has them."""
     for row in range(writes.shape[1]):
         if out.ndim == 3:
             torch.mm(writes[:, row].flatten(1), read[:, row].flatten(1).T, out=out[row])
@@ -68,7 +69,7 @@ def _multiply(writes: Writes, read: Float[Tensor, "reader batch pos d_model"], o
 
 
 def head_gradients(reading: Reading, layer: Layer, gradients: Gradients) -> Float[Tensor, "reader batch pos d_model"]:
-    """The metric's gradient at what queries, keys and values of every head read."""
+    """The metric's gradient at the inputs of the queries, keys and values of every head."""
     stream = gradients.recorded[layer.at("hook_resid_pre")]
     batch, pos, d_model = stream.shape
     read = stream.new_empty(3, layer.block.n_heads, batch * pos, d_model, dtype=exact_dtype(stream.dtype))
@@ -87,7 +88,7 @@ def head_gradients(reading: Reading, layer: Layer, gradients: Gradients) -> Floa
 
 
 class _Heads(NamedTuple):
-    """One receiver of all heads of a layer; the value is what the norm's x_hat makes of it, without biases."""
+    """Queries, keys or values of all heads of a layer; `value` is x_hat times the weight, without bias terms."""
 
     gradient: Float[Tensor, "head row d_head"]
     value: Float[Tensor, "head row d_head"]
@@ -108,7 +109,7 @@ def _heads(reading: Reading, layer: Layer, gradients: Gradients, receiver: str) 
 
 
 def mlp_gradient(layer: Layer, gradients: Gradients) -> Float[Tensor, "batch pos d_model"]:
-    """The metric's gradient at what the MLP of a layer reads."""
+    """The metric's gradient at the input of a layer's MLP."""
     stream, gradient = gradients.recorded[layer.mid], gradients.at[layer.mlp_in]
     gradient = gradient.to(exact_dtype(gradient.dtype))
     return gradient if layer.mlp_norm is None else layer.mlp_norm.pull_back(gradient, stream)
@@ -124,5 +125,5 @@ def _difference(clean: Activations, corrupted: Activations, name: str) -> Tensor
 
 
 def exact_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Single precision at least."""
+    """At least single precision."""
     return torch.promote_types(dtype, torch.float32)

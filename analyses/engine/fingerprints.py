@@ -1,4 +1,4 @@
-"""Names of models and prompts by what they hold: two questions are the same only if every number in them is."""
+"""Digests of models and prompts: two requests are the same only if every number in them is."""
 
 import hashlib
 import numbers
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from sparselens.gates.surgery import find_settings
 from sparselens.prompts.tokenized import TokenizedPairs
 
-# Words of a configuration that tell where a model comes from or where it lies, and not what it computes.
-_WHENCE = {
+# Settings of a configuration that say where a model comes from or where it is, and not what it computes.
+_ORIGIN = {
     "_name_or_path",
     "device",
     "init_mode",
@@ -25,7 +25,7 @@ _WHENCE = {
 
 
 def of_model(model: nn.Module) -> str:
-    """Names a model: its weights and buffers, the settings that a forward reads, and its gate bias."""
+    """A digest of a model: its weights and buffers, the settings that a forward pass reads, and its gate bias."""
     settings = find_settings(model)
     config = getattr(model, "cfg", None)
     # where a setting of the wrapped transformers model has no copy in TransformerLens' own, it is still in there
@@ -36,13 +36,13 @@ def of_model(model: nn.Module) -> str:
 
 
 def of_pairs(pairs: TokenizedPairs) -> str:
-    """Names prompt pairs: all that a run or a metric can read of them."""
+    """A digest of prompt pairs: everything that a run or a metric can read of them."""
     tensors = {f.name: value for f in fields(pairs) if isinstance(value := getattr(pairs, f.name), Tensor)}
     return of_tensors({**tensors, **{f"position {name}": where for name, where in pairs.positions.items()}})
 
 
 def of_tensors(tensors: Mapping[str, Tensor], **settings: Any) -> str:
-    """Names tensors by their names, shapes, dtypes and bytes."""
+    """A digest of tensors: their names, shapes, dtypes and bytes."""
     found = hashlib.sha256(repr(settings).encode())
     for name, tensor in tensors.items():
         found.update(repr((name, tuple(tensor.shape), str(tensor.dtype))).encode())
@@ -51,14 +51,14 @@ def of_tensors(tensors: Mapping[str, Tensor], **settings: Any) -> str:
 
 
 def _plain(values: Mapping[Any, Any]) -> dict[str, Any]:
-    """What a forward may read of a configuration: numbers and words, and lists and mappings of them."""
-    named = {name: value for name, value in values.items() if isinstance(name, str) and name not in _WHENCE}
+    """What a forward pass may read of a configuration: numbers and strings, and lists and mappings of them."""
+    named = {name: value for name, value in values.items() if isinstance(name, str) and name not in _ORIGIN}
     found = {name: _plain_value(value) for name, value in named.items()}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def _plain_value(value: Any) -> Any:
-    """The value in a form that `repr` shows alike every time; None for what is neither number nor word."""
+    """The value in a form whose `repr` is reproducible; None for what is neither number nor string."""
     if isinstance(value, Mapping):
         return sorted(_plain(value).items())
     if isinstance(value, (list, tuple)):

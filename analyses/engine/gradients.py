@@ -1,145 +1,78 @@
-"""Runs that show what attribution needs: what every source writes, and the metric's gradient wherever something reads.
+"""Runs for attribution: what every source writes, and the metric's gradient wherever a destination reads.
 
-The gradient is taken where each destination alone reads: after W_Q, W_K, W_V for the heads, behind the norm for MLPs,
-at the last residual stream for the logits. How it gets from there to the residual stream is a formula (`norms`,
-`edge_products`), since all heads of a layer read the same numbers. Where query heads share keys and values, what
-reaches them through each head is told apart by going back from the scores and the heads' outputs once for every head of
-a group.
+1. The gradient is taken where each destination alone reads: after W_Q, W_K and W_V for heads, behind the norm for MLPs,
+   at the last residual stream for the logits.
+2. From there to the residual stream it follows by a formula (`norms`, `edge_products`), since all heads of a layer read
+   the same numbers.
+3. Where query heads share keys and values, each head's part of the gradient is separated by going back from the scores
+   and the heads' outputs once for every head of a group.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparselens.analyses.engine.partial_runs import only_at
-from sparselens.analyses.engine.residual_stream import Activations, Hook, Layer, Reading, keep
+from sparselens.analyses.engine.partial_runs import Activations, Hook, recording
+from sparselens.analyses.engine.request import Request, Run
+from sparselens.analyses.engine.residual_stream import Layer, Reading
 from sparselens.circuits.graph import RECEIVERS
-from sparselens.prompts.metrics import METRICS, Metric
-from sparselens.prompts.tokenized import TokenizedPairs
-
-PerPrompt = Float[Tensor, " batch"]
-
-
-@dataclass(frozen=True, eq=False)
-class Question:
-    """A model, what is asked of its logits, and some prompts of one length."""
-
-    reading: Reading
-    metric: Metric
-    prompts: Int[Tensor, " batch"]  # their numbers, for messages
-    pairs: TokenizedPairs
-    also: tuple[str, ...] = ()  # hook points to record in every run, beside what sources write
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """The metric of a run, and what was recorded in it: the activations that tell what every source writes."""
-
-    metric: PerPrompt
-    recorded: Activations
 
 
 @dataclass(frozen=True, eq=False)
 class Gradients(Run):
-    """A run of which residual streams, queries, keys and values were recorded, too, and the metric's gradient."""
+    """A run with its residual streams, queries, keys and values, and the metric's gradient."""
 
     at: Activations  # gradients; those of keys and values once for every query head
 
 
-def ask(question: Question, hooks: Sequence[Hook] = (), corrupted: bool = False, trim_mlp: bool = False) -> PerPrompt:
-    """The metric of a run under hooks.
-
-    The metrics of `sl.metrics` read the answer's position alone, so no other logits are made for them: they are
-    shown these at every position. A metric of your own gets all logits.
-
-    Args:
-        trim_mlp: let the last MLP, too, see the answer's position alone. Not while it is recorded or edited.
-
-    Raises:
-        ValueError: the metric does not give one finite number a prompt.
-    """
-    reading, pairs = question.reading, question.pairs
-    tokens = pairs.corrupted if corrupted else pairs.clean
-    if question.metric in METRICS.values():
-        with only_at(reading.model, pairs.end, tokens.shape[1], trim_mlp):
-            logits = reading.run(tokens, hooks).expand(-1, tokens.shape[1], -1)
-    else:
-        logits = reading.run(tokens, hooks)
-    values = question.metric(logits, pairs)
-    if values.shape != question.prompts.shape:
-        raise ValueError(
-            f"the metric gave shape {list(values.shape)} for {len(pairs)} prompts: want one value for each prompt"
-        )
-    refuse_unless_finite("the metric", values, question.prompts)
-    return values
+def written(request: Request, corrupted: bool = False) -> Run:
+    """Run forward, and record what every source's write is computed from."""
+    return request.record([*request.reading.written_names(), *request.also], corrupted=corrupted)
 
 
-def repeated(question: Question, count: int) -> Question:
-    """The same prompts `count` times over."""
-    rows = torch.arange(len(question.pairs)).repeat(count)
-    return replace(question, prompts=question.prompts[rows], pairs=question.pairs[rows])
-
-
-def refuse_unless_finite(what: str, values: Float[Tensor, "batch *axes"], prompts: Int[Tensor, " batch"]) -> None:
-    """Raise a ValueError that names the first prompt with a value that is not finite."""
-    bad = (~values.isfinite()).flatten(1).any(1) if values.ndim > 1 else ~values.isfinite()
-    if bad.any():
-        raise ValueError(f"{what} of prompt {int(prompts[int(bad.nonzero()[0])])} is not finite")
-
-
-def written(question: Question, corrupted: bool = False) -> Run:
-    """Run forward, and record what tells what every source writes."""
-    recorded: Activations = {}
-    with torch.no_grad():
-        return Run(
-            ask(question, keep(recorded, [*question.reading.written_names(), *question.also]), corrupted), recorded
-        )
-
-
-def gradients(question: Question, corrupted: bool = False, edits: Sequence[Hook] = ()) -> Gradients:
-    """Run forward and back, for the gradient at all that destinations read. `edits` act before anything is recorded.
+def gradients(request: Request, corrupted: bool = False, edits: Sequence[Hook] = ()) -> Gradients:
+    """Run forward and back, for the gradient at everything that destinations read; `edits` act before the recording.
 
     Raises:
         ValueError: the metric has no gradient.
     """
-    reading = question.reading
+    reading = request.reading
     grouped = any(layer.block.n_kv_heads < layer.block.n_heads for layer in reading.layers)
-    found, watched = _back(question, corrupted, edits, reading.recorded_names(), _read_at(reading, grouped), grouped)
+    found, watched = _back(request, corrupted, edits, reading.recorded_names(), _read_at(reading, grouped), grouped)
     if grouped:
         for layer in reading.layers:
-            _tell_apart(layer, watched, found.at)
+            _separate(layer, watched, found.at)
     return found
 
 
-def gradients_at(question: Question, corrupted: bool, edits: Sequence[Hook], at: Sequence[str]) -> Gradients:
+def gradients_at(request: Request, corrupted: bool, edits: Sequence[Hook], at: Sequence[str]) -> Gradients:
     """Run forward and back, for the gradient at these hook points."""
-    return _back(question, corrupted, edits, question.reading.written_names(), at, False)[0]
+    return _back(request, corrupted, edits, request.reading.written_names(), at, False)[0]
 
 
 def _back(
-    question: Question,
+    request: Request,
     corrupted: bool,
     edits: Sequence[Hook],
     recorded_names: Sequence[str],
     at: Sequence[str],
     again: bool,
 ) -> tuple[Gradients, Activations]:
-    """One run, and the activations at which the gradient was taken, fit to go back from `again`."""
-    reading, watched, recorded = question.reading, dict[str, Tensor](), dict[str, Tensor]()
+    """One run, and the activations at which the gradient was taken, with their graph if they are used `again`."""
+    reading, watched, recorded = request.reading, dict[str, Tensor](), dict[str, Tensor]()
     hooks = [
         *edits,
         (reading.layers[0].at("hook_resid_pre"), _start),
-        *keep(recorded, [*recorded_names, *question.also]),
+        *recording(recorded, [*recorded_names, *request.also]),
     ]
     hooks += [(name, partial(_watch, watched, name)) for name in at]
     with frozen(reading.model), torch.enable_grad():
-        values = ask(question, hooks, corrupted)
+        values = request.measure(hooks, corrupted)
         if not values.requires_grad:
             raise ValueError("the metric has no gradient: attribution needs one that changes smoothly with the logits")
         found = torch.autograd.grad(values.sum(), list(watched.values()), retain_graph=again, materialize_grads=True)
@@ -149,14 +82,14 @@ def _back(
 
 @contextmanager
 def frozen(model: Any) -> Iterator[None]:
-    """Inside, no parameter asks for a gradient, so that nothing is kept for one."""
-    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in asking:
+    """Inside, no parameter requires a gradient, so that nothing is stored for one."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in asking:
+        for parameter in trained:
             parameter.requires_grad_(True)
 
 
@@ -166,7 +99,7 @@ def _start(stream: Tensor) -> Tensor:
 
 
 def _watch(watched: Activations, name: str, activation: Tensor) -> Tensor:
-    """Hand on a view of its own, so that the gradient there is that of this reader alone."""
+    """Pass on a view, so that the gradient there is that of this destination alone."""
     watched[name] = activation.view_as(activation)
     return watched[name]
 
@@ -179,8 +112,8 @@ def _read_at(reading: Reading, grouped: bool) -> list[str]:
     return names
 
 
-def _tell_apart(layer: Layer, watched: Activations, at: Activations) -> None:
-    """Replace the gradients of shared keys and values by one for every query head that sees them."""
+def _separate(layer: Layer, watched: Activations, at: Activations) -> None:
+    """Replace the gradients of shared keys and values by one for every query head that uses them."""
     shared = layer.block.n_heads // layer.block.n_kv_heads
     for receiver, seen in (("k", "attn.hook_attn_scores"), ("v", "attn.hook_z")):
         name, outcome = layer.at(f"attn.hook_{receiver}"), layer.at(seen)

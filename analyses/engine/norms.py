@@ -1,7 +1,8 @@
-"""LayerNorm and RMSNorm as formulas, read off a model's modules and proved on random numbers.
+"""LayerNorm and RMSNorm as formulas, read from a model's modules and verified on random numbers.
 
-x_hat = (x - mean, if centred) / sqrt(mean of squares + eps),    y = gain * x_hat + bias
-J^T g = (h - mean(h), if centred, - x_hat mean(h x_hat)) / sqrt(...)    with h = gain * g
+1. x_hat = centre(x) / root with root = sqrt(mean of squares + eps), and y = gain * x_hat + bias. `centre` subtracts the
+   mean in a LayerNorm and does nothing in an RMSNorm.
+2. Back: J^T g = (centre(h) - x_hat mean(h x_hat)) / root with h = gain * g.
 """
 
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Norm:
-    """One norm over d_model; its numbers are in float32 at least."""
+    """One norm over d_model, in float32 at least."""
 
     gain: Float[Tensor, " d_model"]
     bias: Float[Tensor, " d_model"]
@@ -25,30 +26,30 @@ class Norm:
     def standardise(
         self, x: Float[Tensor, "*batch d_model"]
     ) -> tuple[Float[Tensor, "*batch d_model"], Float[Tensor, "*batch 1"]]:
-        """x_hat, and one over the root that it was divided by."""
+        """x_hat and 1 / root."""
         x = self.centre(x.to(torch.promote_types(x.dtype, torch.float32)))
         inverse = (x.square().mean(-1, keepdim=True) + self.eps).rsqrt()
         return x * inverse, inverse
 
     def centre(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """Without its mean, in a LayerNorm."""
+        """Subtract the mean, in a LayerNorm."""
         return x - x.mean(-1, keepdim=True) if self.centred else x
 
     def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
-        """What the module computes."""
+        """The output of the module."""
         return self.standardise(x)[0] * self.gain + self.bias
 
     def pull_back(
         self, gradient: Float[Tensor, "*batch d_model"], x: Float[Tensor, "*batch d_model"]
     ) -> Float[Tensor, "*batch d_model"]:
-        """The gradient at the input x from that at the output."""
+        """The gradient at the input x, from the gradient at the output."""
         x_hat, inverse = self.standardise(x)
         inner = self.gain * gradient
         return (self.centre(inner) - x_hat * (inner * x_hat).mean(-1, keepdim=True)) * inverse
 
 
 def read_norm(module: Any, d_model: int) -> Norm | None:
-    """The formula of a norm module, TransformerLens' or transformers'; None if no formula gives what it computes."""
+    """The formula of a norm module of TransformerLens or transformers; None if no formula reproduces it."""
     parameter = next(iter(module.parameters()), torch.zeros(()))
     random = torch.Generator().manual_seed(0)
     x = torch.randn(1, 2, d_model, generator=random) + torch.randn(1, 1, 1, generator=random)
@@ -83,5 +84,5 @@ def _first(holders: list[Any], names: tuple[str, ...]) -> Any:
 
 
 def _error(found: Tensor, wanted: Tensor) -> float:
-    """Largest difference, of each row relative to its size."""
+    """The largest error of a row, relative to its size."""
     return float(((found - wanted).abs().amax(-1) / wanted.abs().amax(-1)).max())

@@ -1,8 +1,8 @@
-"""Runs only the part of a model that a patch can change, and measures what a run needs.
+"""Runs a model under hooks, and only the part of it that a patch can change.
 
-Blocks before the patched one are passed over: a stand-in hands on the residual stream that an earlier run left there.
-Where a patch leaves that stream alone, the patched block's own queries, keys and values stand in for themselves, too.
-After the last attention every position stands for itself, so the last MLP and the unembedding see the answer's alone.
+1. Blocks before the patched one are skipped: a stand-in returns the residual stream of an earlier run.
+2. If the patch leaves that stream alone, the patched block's queries, keys and values are reused as well.
+3. After the last attention layer positions no longer mix, so the last MLP and the unembedding run at the answer's only.
 The model still makes its own masks, positions and norms for the batch that runs, so nothing is assumed about them.
 """
 
@@ -19,17 +19,63 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 Result = TypeVar("Result")
-Hooks = Sequence[tuple[str, Callable[..., Any]]]
+Activations = dict[str, Tensor]  # by the name of the hook point
+Hook = tuple[str, Callable[[Tensor], Tensor | None]]  # hook point or module; returns what takes its place, or None
 
 
-def run(model: Any, tokens: Int[Tensor, "batch pos"], hooks: Hooks = ()) -> Float[Tensor, "batch out_pos d_vocab"]:
-    """Logits of a TransformerBridge or HookedTransformer under hooks; no keys and values are kept for generation."""
+def run(
+    model: Any, tokens: Int[Tensor, "batch pos"], hooks: Sequence[Hook] = ()
+) -> Float[Tensor, "batch out_pos d_vocab"]:
+    """Logits of a TransformerBridge or HookedTransformer under hooks; no keys and values are cached for generation.
+
+    A name that is no hook point is that of a module, whose first input is hooked: HookedTransformer's MLPs have no
+    hook point for theirs.
+    """
     options = {"use_cache": False} if hasattr(model, "original_model") else {}
-    return model.run_with_hooks(tokens, fwd_hooks=list(hooks), **options)
+    points: list[tuple[str, Callable[..., Any]]] = []
+    with ExitStack() as stack:
+        for name, call in hooks:
+            if name in model.hook_dict:
+                points.append((name, partial(_without_point, call)))
+            else:
+                before = model.get_submodule(name).register_forward_pre_hook(partial(_replace_first, call))
+                stack.callback(before.remove)
+        return model.run_with_hooks(tokens, fwd_hooks=points, **options)
+
+
+def _without_point(call: Callable[[Tensor], Tensor | None], activation: Tensor, **_: Any) -> Tensor | None:
+    return call(activation)
+
+
+def _replace_first(call: Callable[[Tensor], Tensor | None], _module: Any, args: tuple[Any, ...]) -> Any:
+    changed = call(args[0])
+    return None if changed is None else (changed, *args[1:])
+
+
+def recording(recorded: Activations, names: Sequence[str], prompts: Int[Tensor, " batch"] | None = None) -> list[Hook]:
+    """Hooks that copy activations into `recorded`: some families go on to add to them in place.
+
+    Args:
+        prompts: their numbers; an activation that is not finite is refused with the number of its prompt
+    """
+
+    def record(name: str, activation: Tensor) -> None:
+        if prompts is not None:
+            refuse_unless_finite(name, activation, prompts)
+        recorded[name] = activation.detach().clone()
+
+    return [(name, partial(record, name)) for name in dict.fromkeys(names)]
+
+
+def refuse_unless_finite(what: str, values: Float[Tensor, "batch *axes"], prompts: Int[Tensor, " batch"]) -> None:
+    """Raise a ValueError that names the first prompt with a value that is not finite."""
+    if not bool(values.isfinite().all()):
+        bad = (~values.isfinite()).reshape(len(values), -1).any(1)
+        raise ValueError(f"{what} is not finite in prompt {int(prompts[int(bad.nonzero()[0])])}")
 
 
 def returns_tuple(model: Any, tokens: Int[Tensor, "batch pos"]) -> bool:
-    """Do the model's blocks return a tuple? It depends on the family."""
+    """Whether the model's blocks return a tuple, which depends on the family."""
     seen: list[bool] = []
     handle = model.blocks[0].register_forward_hook(lambda _block, _args, out: seen.append(isinstance(out, tuple)))
     try:
@@ -44,20 +90,20 @@ def starting_at(model: Any, layer: int, residual: Float[Tensor, "batch pos d_mod
     """Inside, block `layer` reads `residual`, whatever the tokens are, and the blocks before it do not run.
 
     Args:
-        as_tuple: what `returns_tuple` said
+        as_tuple: whether the blocks return tuples (`returns_tuple`)
     """
-    with passing_over(model, dict.fromkeys(range(layer), lambda: residual), as_tuple):
+    with skipping(model, dict.fromkeys(range(layer), lambda: residual), as_tuple):
         yield
 
 
 @contextmanager
-def passing_over(
+def skipping(
     model: Any, blocks: Mapping[int, Callable[[], Float[Tensor, "batch pos d_model"]]], as_tuple: bool
 ) -> Iterator[None]:
-    """Inside, the numbered blocks do not run: each hands on what its call gives.
+    """Inside, the numbered blocks do not run: each returns what its callable gives.
 
     Args:
-        as_tuple: what `returns_tuple` said
+        as_tuple: whether the blocks return tuples (`returns_tuple`)
     """
 
     def call(give: Callable[[], Tensor]) -> Any:
@@ -72,9 +118,9 @@ Projections = dict[nn.Module, Float[Tensor, "batch pos features"]]
 
 @contextmanager
 def keeping_projections(model: Any) -> Iterator[list[Projections]]:
-    """Fills up with what the modules that make queries, keys and values give, layer by layer.
+    """Records the outputs of the modules that make queries, keys and values, layer by layer.
 
-    Empty where there are no such modules (HookedTransformer), or where they give something of another shape.
+    Stays empty where there are no such modules (HookedTransformer), or where their output has another shape.
     """
     kept: list[Projections] = [{} for _ in model.blocks]
 
@@ -93,7 +139,7 @@ def keeping_projections(model: Any) -> Iterator[list[Projections]]:
 
 @contextmanager
 def holding(projections: Projections, rows: Int[Tensor, " row"]) -> Iterator[None]:
-    """Inside, these modules give what they gave, one of the prompts a row, whatever they are handed."""
+    """Inside, these modules return their recorded outputs, one prompt per row, whatever their input is."""
     calls = {module: partial(_rows_of, values, rows) for module, values in projections.items()}
     with _standing_in(calls):
         yield
@@ -105,7 +151,7 @@ def _rows_of(values: Tensor, rows: Tensor) -> Tensor:
 
 @contextmanager
 def _standing_in(calls: Mapping[nn.Module, Callable[[], Any]]) -> Iterator[None]:
-    """Inside, a call takes the place of each module's forward."""
+    """Inside, a callable takes the place of each module's forward."""
     before = {module: module.__dict__.get("forward") for module in calls}  # accelerate, for one, puts its own there
     try:
         for module, call in calls.items():
@@ -124,10 +170,10 @@ def _without_arguments(call: Callable[[], Any], *_: Any, **__: Any) -> Any:
 
 @contextmanager
 def only_at(model: Any, end: Int[Tensor, " batch"], n_pos: int, trim_mlp: bool = True) -> Iterator[None]:
-    """Inside, logits are made at one position a prompt: they come out as `batch 1 d_vocab`.
+    """Inside, logits are computed at one position per prompt, with shape `batch 1 d_vocab`.
 
     Args:
-        trim_mlp: let the last MLP, too, see this position alone. Not while its output is recorded or patched.
+        trim_mlp: run the last MLP at this position only, too. Not while its output is recorded or patched.
     """
     handles = [model.unembed.register_forward_pre_hook(partial(_pick, end))]
     last_mlp = model.blocks[-1]._modules.get("mlp")
@@ -142,18 +188,18 @@ def only_at(model: Any, end: Int[Tensor, " batch"], n_pos: int, trim_mlp: bool =
 
 
 def _pick(end: Tensor, _module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Every input at the chosen position alone; some families hand the MLP the residual stream, too."""
+    """Every input at the chosen position only; some families pass the residual stream to the MLP as well."""
     rows = torch.arange(len(end))
     return tree_map(lambda x: x[rows.to(x.device), end.to(x.device)][:, None] if isinstance(x, Tensor) else x, args)
 
 
 def _spread(n_pos: int, _module: Any, _args: Any, output: Any) -> Any:
-    """The same output at all positions, of which only the chosen one is read. A copy, since some families add to it."""
+    """The same output at all positions, only one of which is read. A copy, since some families add to it in place."""
     return tree_map(lambda x: x.repeat(1, n_pos, 1) if x.ndim == 3 and x.shape[1] == 1 else x, output)
 
 
 class _Allocations(TorchDispatchMode):
-    """Counts the bytes of tensors made inside the block that are alive at once."""
+    """Counts the bytes of tensors that are made inside the block and alive at the same time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,7 +227,7 @@ def _storages(tree: Any) -> list[torch.UntypedStorage]:
 
 
 def peak_bytes(call: Callable[[], Result]) -> tuple[Result, int]:
-    """What `call` returns, and the most bytes that tensors made by it took at once, on all devices together."""
+    """What `call` returns, and the peak memory of the tensors it made, in bytes over all devices."""
     with _Allocations() as allocations:
         result = call()
         return result, allocations.peak

@@ -1,36 +1,32 @@
-"""How a model writes to its residual stream and reads from it, found in its modules and proved by a small run.
+"""How components write to the residual stream and read from it: found in the model's modules, verified by a short run.
 
-head h of layer l writes     z_h W_O[h]        (b_O belongs to nobody); in post-norm models with its share of the norm:
-                             gain * centre(z_h W_O[h]) / the root that the run's own norm divides by
-its queries, keys, values    W (norm(x)) + b   where x is the residual stream as the layer finds it
-an MLP reads                 norm(x)           with its own norm, the attention's (GPT-J, Falcon, Phi) or none (OLMo 2)
-`input` writes               what block 0 reads: token and position embeddings, and what the model does to them
+1. Head h of layer l writes z_h W_O[h]; b_O belongs to no head. In post-norm models it writes its share of the norm:
+   gain * centre(z_h W_O[h]) / root, with the root that the run's own norm divides by.
+2. Its queries, keys and values are W norm(x) + b, where x is the residual stream before the layer.
+3. An MLP reads norm(x), with a norm of its own, that of the attention (GPT-J, Falcon, Phi) or none (OLMo 2).
+4. `input` writes what block 0 reads: token and position embeddings, and whatever the model does to them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from sparselens.analyses.engine.norms import Norm, read_norm
-from sparselens.analyses.engine.partial_runs import returns_tuple, run
+from sparselens.analyses.engine.partial_runs import Activations, recording, run
 from sparselens.circuits.graph import RECEIVERS, Block, Graph
-from sparselens.gates.hooked import is_hooked
 from sparselens.gates.probe import refuse_broken_weights
 
-Activations = dict[str, Tensor]  # by the name of the hook point
-Hook = tuple[str, Callable[[Tensor], Tensor | None]]
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """How one block reads and writes. None stands for no norm."""
+    """How one block reads and writes. None means that there is no norm."""
 
     number: int
     norm: Norm | None  # between the residual stream and queries, keys, values
@@ -38,7 +34,7 @@ class Layer:
     mlp_norm: Norm | None
     block: Block
     mid: str  # hook point of the residual stream that the MLP reads
-    mlp_in: str  # hook point or module that is handed what the norm makes of it
+    mlp_in: str  # hook point or module whose input is the normalised stream
 
     def at(self, name: str) -> str:
         """The full name of a hook point of this block."""
@@ -52,11 +48,10 @@ class Reading:
     model: Any
     graph: Graph
     layers: tuple[Layer, ...]
-    as_tuple: bool  # do its blocks return tuples?
 
     @property
     def end(self) -> str:
-        """The hook point of the residual stream that the logits are read from, before the last norm."""
+        """The hook point of the last residual stream, before the final norm."""
         return self.layers[-1].at("hook_resid_post")
 
     def weight(self, layer: int, receiver: str) -> Float[Tensor, "head d_model d_head"]:
@@ -88,7 +83,7 @@ class Reading:
     def unowned(
         self, layer: int, z: Float[Tensor, "batch pos head d_head"]
     ) -> Float[Tensor, "*_batch_pos d_model"] | None:
-        """What attention adds to the residual stream that no head writes: biases. None where there are none."""
+        """What attention adds to the residual stream beside its heads' writes: biases. None where there are none."""
         attn, post_norm = self.model.blocks[layer].attn, self.layers[layer].post_norm
         bias = getattr(attn, "b_O", None)
         bias = None if bias is None else _exact(bias.detach())
@@ -101,24 +96,16 @@ class Reading:
         return found
 
     def written_names(self) -> list[str]:
-        """The hook points that tell what all sources write."""
+        """The hook points from which every source's write is computed."""
         names = [self.layers[0].at("hook_resid_pre")]
         for layer in self.layers:
             names += [layer.at("attn.hook_z")] + [layer.at("hook_mlp_out")] * layer.block.mlp
         return names
 
     def recorded_names(self) -> list[str]:
-        """Those, and the hook points of the residual streams that heads and MLPs read."""
+        """Those, and the residual streams that heads and MLPs read."""
         names = [layer.at("hook_resid_pre") for layer in self.layers]
         return names + [layer.mid for layer in self.layers if layer.block.mlp] + self.written_names()
-
-    def run(
-        self, tokens: Int[Tensor, "batch pos"], hooks: Sequence[Hook] = ()
-    ) -> Float[Tensor, "batch out_pos d_vocab"]:
-        """Logits under hooks, which get an activation and return what takes its place, or None."""
-        with _module_hooks(self.model, [hook for hook in hooks if hook[0] not in self.model.hook_dict]):
-            known = [(name, _without_point(call)) for name, call in hooks if name in self.model.hook_dict]
-            return run(self.model, tokens, known)
 
 
 def _exact(values: Tensor) -> Tensor:
@@ -130,74 +117,39 @@ def _per_head(values: Tensor, block: Block) -> Tensor:
     return values.repeat_interleave(block.n_heads // len(values), 0) if len(values) < block.n_heads else values
 
 
-def _without_point(call: Callable[[Tensor], Tensor | None]) -> Callable[..., Tensor | None]:
-    return lambda activation, **_: call(activation)
-
-
-@contextmanager
-def _module_hooks(model: Any, hooks: Sequence[Hook]) -> Iterator[None]:
-    """Hooks on the input of modules that have no hook point for it, as HookedTransformer's MLP."""
-    with ExitStack() as stack:
-        for name, call in hooks:
-            handle = model.get_submodule(name).register_forward_pre_hook(partial(_replace_first, call))
-            stack.callback(handle.remove)
-        yield
-
-
-def _replace_first(call: Callable[[Tensor], Tensor | None], _module: Any, args: tuple[Any, ...]) -> Any:
-    changed = call(args[0])
-    return None if changed is None else (changed, *args[1:])
-
-
-def keep(recorded: Activations, names: Sequence[str]) -> list[Hook]:
-    """Hooks that copy activations into `recorded`: some families go on to add to them in place."""
-
-    def keeping(name: str, activation: Tensor) -> None:
-        recorded[name] = activation.detach().clone()
-
-    return [(name, partial(keeping, name)) for name in dict.fromkeys(names)]
-
-
 # -- reading a model
 
 
 def read_model(model: Any) -> Reading:
-    """Find out how a TransformerBridge or HookedTransformer reads and writes, and prove it on a few tokens.
+    """Find out how a TransformerBridge or HookedTransformer reads and writes, and verify it on a few tokens.
 
     Raises:
-        ValueError: it is another kind of model, its weights are not finite, or its residual stream is not a sum of what
-            heads and MLPs write (BERT and others that norm the sum). Says where.
+        ValueError: it is another kind of model, its weights are not finite, or its residual stream is not the sum of
+            what heads and MLPs write (BERT and others that normalise the sum). Says where.
     """
-    if not is_hooked(model):
-        raise ValueError(f"want a TransformerBridge or HookedTransformer, not a {type(model).__name__}")
+    graph = Graph.of_model(model)
     device = next(model.parameters()).device
     length = min(4, model.cfg.n_ctx or 4)
     tokens = (torch.arange(2 * length, device=device) * 7 % model.cfg.d_vocab).view(2, length)
-    layers = [_outline(model, number) for number in range(len(model.blocks))]
+    layers = [_outline(model, number, block) for number, block in enumerate(graph.blocks)]
     recorded: Activations = {}
     with torch.no_grad():
-        outline = Reading(model, Graph(tuple(layer.block for layer in layers)), tuple(layers), False)
+        outline = Reading(model, graph, tuple(layers))
         names = [name for layer in layers for name in _names(layer)]
-        outline.run(tokens, keep(recorded, [*names, outline.end]))
+        run(model, tokens, recording(recorded, [*names, outline.end]))
         for name, activation in recorded.items():
             if not activation.isfinite().all():
                 refuse_broken_weights(model)
                 raise ValueError(f"{name} is not finite on tokens {tokens.tolist()}")
-        layers = [_prove(outline, layer, recorded) for layer in layers]
-        return Reading(model, outline.graph, tuple(layers), returns_tuple(model, tokens))
+        return Reading(model, graph, tuple(_verified(outline, layer, recorded) for layer in layers))
 
 
-def _outline(model: Any, number: int) -> Layer:
-    """What the modules of a block say about it; norms are still to be found."""
-    cfg, modules = model.cfg, model.blocks[number]._modules
-    if modules.get("attn") is None:
-        raise ValueError(f"layer {number} of this {_kind(model)} has no attention")
-    parallel, mlp = bool(getattr(cfg, "parallel_attn_mlp", False)), modules.get("mlp") is not None
-    n_kv_heads = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
+def _outline(model: Any, number: int, block: Block) -> Layer:
+    """What is known of a layer before its norms are found."""
     at = f"blocks.{number}.".__add__
     mlp_in = at("mlp.hook_in") if at("mlp.hook_in") in model.hook_dict else at("mlp")
-    mid = at("hook_resid_pre" if parallel else "hook_resid_mid")
-    return Layer(number, None, None, None, Block(cfg.n_heads, n_kv_heads, mlp, parallel), mid, mlp_in)
+    mid = at("hook_resid_pre" if block.parallel else "hook_resid_mid")
+    return Layer(number, None, None, None, block, mid, mlp_in)
 
 
 def _names(layer: Layer) -> list[str]:
@@ -206,11 +158,11 @@ def _names(layer: Layer) -> list[str]:
     return [*names, *[layer.mid, layer.mlp_in, layer.at("hook_mlp_out")] * layer.block.mlp]
 
 
-def _prove(outline: Reading, layer: Layer, recorded: Activations) -> Layer:
-    """The layer with its norms, each chosen by what comes of it.
+def _verified(outline: Reading, layer: Layer, recorded: Activations) -> Layer:
+    """The layer with its norms, each chosen as the one that reproduces the recorded run.
 
     Raises:
-        ValueError: no choice explains what the run shows.
+        ValueError: none does.
     """
     before, after = (_exact(recorded[layer.at(name)]) for name in ("hook_resid_pre", "hook_resid_post"))
     middle = after
@@ -235,7 +187,7 @@ def _prove(outline: Reading, layer: Layer, recorded: Activations) -> Layer:
 def _find(
     outline: Reading, layer: Layer, names: tuple[str, ...], otherwise: str, off: Callable[[Reading, Layer, Any], float]
 ) -> Norm | None:
-    """That norm of the block, or none, under which the run is explained best."""
+    """The norm of the block, or None for no norm, that reproduces the run best."""
     modules = outline.model.blocks[layer.number]._modules
     d_model = outline.model.cfg.d_model
     norms = [read_norm(modules[name], d_model) for name in names if modules.get(name) is not None] + [None]

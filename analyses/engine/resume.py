@@ -1,9 +1,9 @@
-"""Keeps what finished batches gave on disk, so that an interrupted call loses no more than the batch in flight.
+"""Keeps the results of finished batches on disk, so that an interrupted call loses only the batch in flight.
 
-The file begins with a line of JSON that says what was asked. Then one record a batch: the digest of what the batch is,
-that of its content, the content's length, and tensors as safetensors. A record that is cut short or damaged is made
-anew. The same call cuts its work into the same batches, so that going on gives the numbers of an uninterrupted run, bit
-by bit. With another memory batches may differ: those that do are made anew.
+1. The file begins with a line of JSON that identifies the request: model, prompts, metric and settings.
+2. Each batch adds a record: digests of what the batch is and of its content, the content's length, and safetensors.
+3. The same call cuts its work into the same batches, and so ends with the numbers of an uninterrupted run, bit by bit.
+   A record that is cut short or damaged, or of a batch of another size, is computed again.
 """
 
 import hashlib
@@ -18,10 +18,10 @@ from typing import Any
 from safetensors.torch import load, save
 from torch import Tensor
 
-from sparselens.analyses.engine.fingerprints import of_model, of_pairs
+from sparselens.analyses.engine.fingerprints import of_pairs
+from sparselens.analyses.engine.request import Request
 from sparselens.gates.surgery import find_settings
 from sparselens.prompts.metrics import METRICS, Metric
-from sparselens.prompts.tokenized import TokenizedPairs
 
 Tensors = tuple[Tensor, ...]
 _DIGEST, _LENGTH = 32, 8  # bytes
@@ -29,19 +29,19 @@ _HEAD = 2 * _DIGEST + _LENGTH
 
 
 class BatchLog:
-    """Where finished batches go; with no file, nowhere. The file comes with the first batch."""
+    """Finished batches in a file, which is made with the first of them; without a path, nothing is kept."""
 
-    def __init__(self, path: Path | None = None, question: Mapping[str, Any] | None = None) -> None:
-        self._path, self._question = path, json.dumps(question).encode() + b"\n"
+    def __init__(self, path: Path | None = None, request: Mapping[str, Any] | None = None) -> None:
+        self._path, self._request = path, json.dumps(request).encode() + b"\n"
         self._places: dict[bytes, tuple[int, int]] = {}  # first byte and length of every record's content
         if path is not None and path.exists():
             os.truncate(path, self._find_records(path))
 
     def once(self, batch: Sequence[Tensor], make: Callable[[], Tensors]) -> Tensors:
-        """What `make` gives for this batch: from the file if it is there, else made now and written through to disk.
+        """The result of `make` for this batch: from the file if it is there, else computed now and written to disk.
 
         Args:
-            batch: numbers that tell it from all others
+            batch: numbers that identify it
         """
         if self._path is None:
             return make()
@@ -66,7 +66,7 @@ class BatchLog:
     def _append(self, path: Path, key: bytes, record: bytes) -> tuple[int, int]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
-            file.write(b"" if file.tell() else self._question)
+            file.write(b"" if file.tell() else self._request)
             file.write(key + hashlib.sha256(record).digest() + len(record).to_bytes(_LENGTH, "little") + record)
             file.flush()
             os.fsync(file.fileno())
@@ -77,8 +77,8 @@ class BatchLog:
         size = path.stat().st_size
         with path.open("rb") as file:
             line = file.readline()
-            if line != self._question:
-                _refuse_another(path, line, self._question)
+            if line != self._request:
+                _refuse_another(path, line, self._request)
                 return 0
             end = file.tell()
             while len(head := file.read(_HEAD)) == _HEAD:
@@ -90,19 +90,26 @@ class BatchLog:
             return end
 
 
-def batch_log(out: str | Path | None, model: Any, pairs: TokenizedPairs, metric: Metric, **settings: Any) -> BatchLog:
-    """The log of one call, which these arguments and settings tell from all others. Tensors are told by their digest.
+def batch_log(out: str | Path | None, request: Request, **settings: Any) -> BatchLog:
+    """The log of one call, identified by its request and settings. Tensors among these are known by their digest.
 
-    The memory budget is not among them: whoever ran out of it goes on with less.
+    The memory budget is not among them: who ran out of memory resumes with less.
 
     Raises:
         ValueError: the file belongs to another call, or is something else: says what differs. Or the metric has no name
-            that tells it from others.
+            that distinguishes it from others.
     """
     if out is None:
         return BatchLog()
+    gates = find_settings(request.model)
+    identity = {
+        "metric": unique_name(request.metric),
+        "prompts": of_pairs(request.pairs),
+        "gate bias": None if gates is None else gates.gate_bias,  # in the model's fingerprint too, but says more
+        "model": request.opened.fingerprint,
+    }
     told = {n: _digest([value]).hexdigest() if isinstance(value, Tensor) else value for n, value in settings.items()}
-    return BatchLog(Path(out), _identity(model, pairs, metric) | told)
+    return BatchLog(Path(out), identity | told)
 
 
 def _refuse_another(path: Path, line: bytes, wanted: bytes) -> None:
@@ -111,37 +118,31 @@ def _refuse_another(path: Path, line: bytes, wanted: bytes) -> None:
         raise ValueError(f"{path} {_difference(line, json.loads(wanted))}. Choose another file, or delete it")
 
 
-def _difference(line: bytes, question: dict[str, Any]) -> str:
+def _difference(line: bytes, request: dict[str, Any]) -> str:
     try:
-        asked = dict(json.loads(line))
+        there = dict(json.loads(line))
     except (ValueError, TypeError):
         return "is no log of batches"
-    differing = [name for name in (*question, *asked) if asked.get(name) != question.get(name)]
+    differing = [name for name in (*request, *there) if there.get(name) != request.get(name)]
     if not differing:
         return "was written by another version"
     name = differing[0]
-    return f"answers another question: its {name} is {asked.get(name)!r}, not {question.get(name)!r}"
+    return f"belongs to another call: its {name} is {there.get(name)!r}, not {request.get(name)!r}"
 
 
-def _identity(model: Any, pairs: TokenizedPairs, metric: Metric) -> dict[str, Any]:
-    settings = find_settings(model)
-    return {
-        "metric": _name(metric),
-        "prompts": of_pairs(pairs),
-        "gate bias": None if settings is None else settings.gate_bias,  # in the model's name too, but says more
-        "model": of_model(model),
-    }
+def unique_name(metric: Metric) -> str:
+    """A name of the metric that no other function has.
 
-
-def _name(metric: Metric) -> str:
-    """Names a metric so that no other function has the name."""
+    Raises:
+        ValueError: it has none, as a lambda.
+    """
     for name, known in METRICS.items():
         if metric is known:
             return name
     name = getattr(metric, "__qualname__", "<none>")
     if "<" in name or isinstance(metric, (partial, MethodType)):
         raise ValueError(
-            f"out= goes on only with a metric that has a name of its own, not {metric!r}: define it with def at the "
+            f"out= resumes only with a metric that has a name of its own, not {metric!r}: define it with def at the "
             "top of a module, or leave out= away"
         )
     return f"{metric.__module__}.{name}"

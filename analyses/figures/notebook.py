@@ -1,11 +1,14 @@
-"""How a page shows in a notebook: in a frame that may do nothing but run its own script, over a still picture.
+"""Pages as files and in notebooks: in a frame that may only run its own script, over a still picture.
 
-Where a notebook is not trusted the frame is stripped, and the picture shows.
+In a notebook that is not trusted the frame is stripped, and the picture shows.
 """
 
 import base64
 import html
+from pathlib import Path
 from typing import Any
+
+from sparselens.files.whole import write_file
 
 
 def framed(page: str, picture: bytes, title: str, height: str = "0", room: str = "0") -> str:
@@ -19,8 +22,17 @@ def framed(page: str, picture: bytes, title: str, height: str = "0", room: str =
     )
 
 
-def show(drawing: Any) -> None:
-    """Show anything with a `_repr_html_` in a notebook."""
-    from IPython.display import HTML, display
+class Page:
+    """An interactive page: one file that needs no network. It has its `html`, and a `_repr_html_` for notebooks."""
 
-    display(HTML(drawing._repr_html_()))
+    def save_html(self, path: str | Path) -> Path:
+        """Write the page, completely or not at all."""
+        page: Any = self
+        return write_file(Path(path), page.html.encode())
+
+    def show(self) -> None:
+        """Show the page in a notebook."""
+        from IPython.display import HTML, display
+
+        page: Any = self
+        display(HTML(page._repr_html_()))

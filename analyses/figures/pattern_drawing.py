@@ -5,22 +5,20 @@ All heads: two grids side by side, a row per layer. Chosen heads: dense over spa
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from sparselens.analyses.attribution.attention_edges import AttentionEdges
-from sparselens.analyses.figures.paper import encoded, form_of, style
+from sparselens.analyses.figures.paper import Drawing
 from sparselens.analyses.figures.pattern_grid import chosen, draw_bands, whole
-from sparselens.files.whole import write_file
 
 Heads = Sequence[tuple[int, int]]  # (layer, head)
 
 
 @dataclass(frozen=True, eq=False)
-class PatternFigure:
+class PatternFigure(Drawing):
     """A drawing of patterns; see `pattern_figure`."""
 
     patterns: tuple[Float[np.ndarray, "layer head query_pos key_pos"], ...]  # dense, sparse
@@ -28,21 +26,10 @@ class PatternFigure:
     heads: tuple[tuple[int, int], ...]  # none: all
     names: tuple[str, str]
 
-    def save(self, path: str | Path, width: float = 6.75, dpi: int = 300) -> Path:
-        """Write a .pdf, .svg or .png of `width` inches; whole or not at all."""
-        path = Path(path)
-        form = form_of(path)
-        with style():
-            return write_file(path, encoded(self.draw(width), form, dpi))
-
     def draw(self, width: float = 6.75) -> Any:
         """The matplotlib Figure."""
         bands = chosen(self.patterns, self.heads, self.names) if self.heads else whole(self.patterns, self.names)
         return draw_bands(bands, self.tokens, width)
-
-    def _repr_png_(self) -> bytes:
-        with style():
-            return encoded(self.draw(), "png", 160)
 
 
 def pattern_figure(

@@ -14,12 +14,11 @@ import numpy as np
 from jaxtyping import Float
 
 from sparselens.analyses.figures.palette import INK, RULE
-from sparselens.analyses.figures.paper import SIZE, literal, text_size
+from sparselens.analyses.figures.paper import DPI, SIZE, literal, measured_figure, text_size
 
 Pattern = Float[np.ndarray, "query_pos key_pos"]
 Patterns = Sequence[Float[np.ndarray, "layer head query_pos key_pos"]]  # of two models
 
-DPI = 288  # while laid out: four pixels a point
 LEGIBLE = 6.0  # points from one token to the next
 LONGEST = 14  # characters of a token
 TALLEST = 8.5 * 72  # a page
@@ -67,11 +66,7 @@ def chosen(patterns: Patterns, heads: Sequence[tuple[int, int]], names: tuple[st
 
 def draw_bands(bands: Sequence[Band], tokens: Sequence[str], width: float) -> Any:
     """The matplotlib Figure of bands, `width` inches wide."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, 1), dpi=DPI)
-    FigureCanvasAgg(figure)  # measures text
+    figure = measured_figure(width, 1.0)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     sheet = _Sheet(axes, [_short(token) for token in tokens], bands, 72 * width)

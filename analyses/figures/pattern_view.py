@@ -9,37 +9,19 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from sparselens.analyses.attribution.attention_edges import AttentionEdges
+from sparselens.analyses.figures.notebook import Page
+from sparselens.analyses.figures.page import filled, read
 from sparselens.analyses.figures.pattern_drawing import check_head, pattern_of
 from sparselens.analyses.figures.token_layout import printable
-from sparselens.files.whole import write_file
-
-PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:">
-<style>body {{ font-family: sans-serif; margin: 1em; background: white; color: #222222 }}</style></head>
-<body><h1 style="font-size: 1em">{title}</h1>{view}</body></html>
-"""
 
 
 @dataclass(frozen=True)
-class HeadPattern:
+class HeadPattern(Page):
     """The pattern of a head as an interactive page; see `head_pattern`."""
 
     html: str
-
-    def save_html(self, path: str | Path) -> Path:
-        """Write the page: one file of 1.3 MB, which asks the network for nothing."""
-        return write_file(Path(path), self.html.encode())
-
-    def show(self) -> None:
-        """Show the page in a notebook."""
-        from IPython.display import HTML, display
-
-        display(HTML(self._repr_html_()))
 
     def _repr_html_(self) -> str:
         return (
@@ -71,4 +53,4 @@ def head_pattern(
     source = re.sub(r"circuits-vis-[0-9a-f-]{13}", name.replace(".", "-"), view.local_src)
     # "<" as an escape: a token that reads </script> would end the script
     source = source.replace('"tokens": []', f'"tokens": {json.dumps(seen)}'.replace("<", "\\u003c"))
-    return HeadPattern(PAGE.format(title=f"Attention pattern of {name}", view=source))
+    return HeadPattern(filled(read("pattern.html"), {"title": f"Attention pattern of {name}", "view": source}))

@@ -70,7 +70,7 @@ class Plot:
                 raise ValueError(f"series {series.name!r} has x = {min(series.x):g}, which a log axis cannot show")
 
     def save(self, path: str | Path, width: float = 3.25, dpi: int = 300) -> Path:
-        """Write a .pdf, .svg or .png for paper, `width` inches wide; whole or not at all.
+        """Write a .pdf, .svg or .png for paper, `width` inches wide, completely or not at all.
 
         Curves of more than 400 points are thinned where nobody can see it; the first and the last point stay. A
         label of a point is left out where other words fill all places around it.

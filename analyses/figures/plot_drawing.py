@@ -5,28 +5,27 @@ left. Only then are ticks chosen, and notes and labels put where nothing is draw
 """
 
 from collections.abc import Sequence
-from math import ceil
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
 
+from sparselens.analyses.figures import paper
 from sparselens.analyses.figures.palette import INK, MODELS, QUIET
-from sparselens.analyses.figures.paper import SIZE, encoded, form_of, literal, style, text_size
+from sparselens.analyses.figures.paper import DPI, SIZE, literal, style, text_size
 from sparselens.analyses.figures.plot import Plot, Series
 from sparselens.analyses.figures.plot_places import Box, Label, cloud, corner_box, place_labels, place_note
 from sparselens.analyses.figures.plot_ticks import set_ticks
 from sparselens.analyses.figures.thinning import thinned
 from sparselens.files.whole import write_file
 
-DPI = 288  # while laid out: four pixels a point
 LINE, MARKER = 1.1, 3.8  # points
 NARROWEST = 1.2  # inches of a panel
 
 
 def save_plots(plots: Sequence[Plot], path: str | Path, width: float = 6.75, dpi: int = 300) -> Path:
-    """Write plots side by side into one .pdf, .svg or .png of `width` inches, whole or not at all.
+    """Write plots side by side into one .pdf, .svg or .png of `width` inches, completely or not at all.
 
     Panels are lettered if there are several; what they have in common stands once in the legend. Curves of more than
     400 points are thinned where nobody can see it; the first and the last point stay.
@@ -35,25 +34,21 @@ def save_plots(plots: Sequence[Plot], path: str | Path, width: float = 6.75, dpi
         ValueError: there is no plot, too little room, or no such format.
     """
     path = Path(path)
-    form = form_of(path)
+    form = paper.form_of(path)
     return write_file(path, picture(plots, width, form, dpi))
 
 
 def picture(plots: Sequence[Plot], width: float, form: str, dpi: int) -> bytes:
     """What `save_plots` writes."""
     with style():
-        return encoded(draw(plots, width), form, dpi)
+        return paper.encoded(draw(plots, width), form, dpi)
 
 
 def draw(plots: Sequence[Plot], width: float) -> Any:
     """The matplotlib Figure that `save_plots` writes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     if not plots or width / len(plots) < NARROWEST:
         raise ValueError(f"{len(plots)} plots in {width:g} inches: want at least one, and {NARROWEST} inches for each")
-    figure = Figure(figsize=(width, 1), dpi=DPI)
-    FigureCanvasAgg(figure)  # measures text
+    figure = paper.measured_figure(width, 1.0)
     panels = list(figure.subplots(1, len(plots), squeeze=False)[0])
     shown = [[thinned(series, plot.log_x) for series in plot.series] for plot in plots]
     for axes, plot, series in zip(panels, plots, shown, strict=True):
@@ -74,10 +69,7 @@ def _draw_panel(axes: Any, plot: Plot, series: Sequence[Series]) -> None:
     axes.set_xlim(*_limits([x for one in series for x in one.x], plot.log_x))
     heights = [y for one in series for y in (*one.y, *one.low, *one.high)]
     axes.set_ylim(*_limits([*heights, *plot.guides, *_zero(heights)]))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["bottom", "left"]].set(color=QUIET, linewidth=0.6)
-    axes.tick_params(color=QUIET, labelcolor=INK, width=0.6, length=2.5, pad=2, labelsize=SIZE)
-    axes.tick_params(which="minor", color=QUIET, width=0.4, length=1.5)
+    paper.plain_axes(axes)
 
 
 def _draw_series(axes: Any, series: Series, place: int) -> None:
@@ -131,36 +123,21 @@ def _lay_out(figure: Any, panels: Sequence[Any], plots: Sequence[Plot]) -> None:
             set_ticks(axes, plot)
         lines = max(axes.get_title(loc="left").count("\n") + 1 for axes in panels)
         title = lines * 1.3 * SIZE / 72
-        total = height + legend + title
-        figure.set_size_inches(width, total)
-        figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03, wspace=0.03, rect=(0, 0, 1, 1 - legend / total))
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
+        paper.fit_layout(figure, width, height + legend + title, legend)
 
 
 def _draw_legend(figure: Any, plots: Sequence[Plot]) -> float:
-    """In as few rows as fit; returns inches of height."""
+    """Returns its height in inches."""
     from matplotlib.lines import Line2D
 
     entries: dict[tuple[str, str, bool], Series] = {}
     for series in [series for plot in plots for series in plot.series]:
         key = series.name, series.model, series.dotted
         entries[key] = series if series.joined else entries.get(key, series)  # a line shows more than a point
+    room = DPI * figure.get_size_inches()[0] - 40 * DPI / 72
+    names = [_broken(figure.axes[0], series.name, room) for series in entries.values()]
     handles = [Line2D([], [], **_look(series)) for series in entries.values()]
-    renderer, width = figure.canvas.get_renderer(), DPI * figure.get_size_inches()[0]
-    for rows in range(1, len(handles) + 1):
-        legend = figure.legend(
-            handles, ["x"] * len(handles), loc="upper center", bbox_to_anchor=(0.5, 1), frameon=False, fontsize=SIZE,
-            ncols=ceil(len(handles) / rows), handlelength=2.2, handletextpad=0.5, columnspacing=1.4, borderpad=0.2,
-            borderaxespad=0.2,
-        )  # fmt: skip
-        legend.set_in_layout(False)
-        for text, series in zip(legend.get_texts(), entries.values(), strict=True):
-            text.set(text=_broken(figure.axes[0], series.name, width - 40 * DPI / 72), parse_math=False, color=INK)
-        if legend.get_window_extent(renderer).width < width - 0.05 * DPI or rows == len(handles):
-            return legend.get_window_extent(renderer).height / DPI + 0.04
-        legend.remove()
-    raise AssertionError("a plot has at least one series")
+    return paper.legend_above(figure, handles, names, handlelength=2.2, columnspacing=1.4)
 
 
 def _write_around(axes: Any, plot: Plot, letter: str) -> None:
@@ -173,10 +150,7 @@ def _write_around(axes: Any, plot: Plot, letter: str) -> None:
     axes.set_title(_broken(axes, plot.title, box.width), loc="left", pad=5, **look)
     if letter:
         above = 5 + 1.2 * SIZE * axes.get_title(loc="left").count("\n")
-        axes.annotate(
-            letter, (0, 1), (-7, above), "axes fraction", "offset points", ha="right", va="baseline", weight="bold",
-            gid="letter", **look,
-        )  # fmt: skip
+        paper.write_letter(axes, letter, above)
 
 
 def _broken(axes: Any, text: str, width: float) -> str:

@@ -1,6 +1,7 @@
 """Round numbers along an axis, as many as there is room for, with the guides' own numbers among those of y."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,7 @@ def set_ticks(axes: Any, plot: Plot) -> None:
     points = 72 / axes.get_figure().dpi
     low, high = axes.get_xlim()
     whole = all(float(x).is_integer() for series in plot.series for x in series.x)
-
-    def fits(ticks: Ticks) -> bool:
-        middle = axes.transData.transform([(tick, 1) for tick in ticks])[:, 0]
-        half = np.array([text_size(axes, number(tick, plot.percent_x))[0] / 2 for tick in ticks])
-        return bool(np.all(np.diff(middle) - half[1:] - half[:-1] > 3 / points))
-
+    fits = partial(clear_along_x, axes, percent=plot.percent_x)
     x = log_ticks(low, high, fits) if plot.log_x else linear_ticks(low, high, fits, whole)
     axes.set_xticks(x, labels=[number(tick, plot.percent_x) for tick in x])
     if plot.log_x:
@@ -30,6 +26,13 @@ def set_ticks(axes: Any, plot: Plot) -> None:
     bottom, top = axes.get_ylim()
     y = _with_guides(axes, plot, linear_ticks(bottom, top, lambda ticks: bool(12 * len(ticks) < points * box.height)))
     axes.set_yticks(y, labels=[number(tick, plot.percent_y) for tick in y])
+
+
+def clear_along_x(axes: Any, ticks: Ticks, percent: bool = False, gap: float = 3.0) -> bool:
+    """Whether the numbers of these ticks keep so many points of distance."""
+    middle = axes.transData.transform([(tick, 1) for tick in ticks])[:, 0]
+    half = np.array([text_size(axes, number(tick, percent))[0] / 2 for tick in ticks])
+    return bool(np.all(np.diff(middle) - half[1:] - half[:-1] > gap * axes.get_figure().dpi / 72))
 
 
 def number(value: float, percent: bool = False) -> str:

@@ -1,34 +1,22 @@
-"""The token x layer drawing as one HTML page that asks the network for nothing: the layout as JSON in a template.
+"""The token x layer drawing as an HTML page that needs no network: the layout as JSON in a template.
 
-The page draws what the layout says. To stay small it gets every curve once, shared by all panels and layers, as the x
-of its two ends; all curves pass the same four heights. For each edge it gets (curve, weight in thousandths).
+1. The page draws the layout as it is, without laying anything out itself.
+2. To stay small it gets every curve once, shared by all panels and layers, as the x of its two ends; all curves pass
+   the same four heights. An edge is then (curve, weight in thousandths).
 """
 
-import html
-import json
-import re
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from sparselens.analyses.figures.page import page
 from sparselens.analyses.figures.token_layout import COLOURS, DASHES, GUTTER, NODE_HEIGHT, Label, Layout, Panel, stroke
 
 
 def token_page(layout: Layout, title: str) -> str:
     """The page as text."""
-    template = files("sparselens.analyses.figures").joinpath("token_page.html").read_text(encoding="utf-8")
-    filled = {"title": html.escape(title), "data": script_json(page_data(layout))}
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: filled[match[1]], template)
-
-
-def script_json(data: Any) -> str:
-    """JSON that may stand in an HTML script block, whatever strings it holds."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
+    return page("tokens", title, page_data(layout))
 
 
 def page_data(layout: Layout) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sparselens.analyses.attribution.attention_edges import AttentionEdges
-from sparselens.analyses.figures.notebook import framed, show
+from sparselens.analyses.figures.notebook import Page, framed
 from sparselens.analyses.figures.paper import encoded, form_of, style
 from sparselens.analyses.figures.token_layout import (
     COLOURS,
@@ -34,29 +34,21 @@ INK, NODES, ARROW = "#222222", "#c4c7cb", "#444444"
 
 
 @dataclass(frozen=True)
-class TokenView:
+class TokenView(Page):
     """A drawing that is laid out; see `token_view`."""
 
     layout: Layout
     title: str
 
     def save(self, path: str | FilePath, dpi: int = 300) -> FilePath:
-        """Write a .pdf, .svg or .png of 6.75 inches width; whole or not at all."""
+        """Write a .pdf, .svg or .png of 6.75 inches width, completely or not at all."""
         path = FilePath(path)
         return write_file(path, self._drawn(form_of(path), dpi))
-
-    def save_html(self, path: str | FilePath) -> FilePath:
-        """Write the interactive page: one file, which asks the network for nothing."""
-        return write_file(FilePath(path), self.html.encode())
 
     @cached_property
     def html(self) -> str:
         """The interactive page."""
         return token_page(self.layout, self.title)
-
-    def show(self) -> None:
-        """Show the page in a notebook."""
-        show(self)
 
     def _repr_html_(self) -> str:
         return framed(self.html, self._drawn("png", dpi=160), self.title, room="11em")

@@ -5,6 +5,7 @@ is linear near zero and logarithmic beyond, since a run that starts nats away co
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import ceil, floor, isfinite, log10
 from string import ascii_lowercase
 from typing import Any, NamedTuple
@@ -12,13 +13,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from sparselens.analyses.figures import paper
 from sparselens.analyses.figures.palette import INK, MODELS, QUIET
-from sparselens.analyses.figures.paper import SIZE, literal, text_size
-from sparselens.analyses.figures.plot_ticks import Ticks, linear_ticks, log_ticks, number, set_small_ticks
+from sparselens.analyses.figures.paper import SIZE, literal
+from sparselens.analyses.figures.plot_ticks import (
+    Ticks,
+    clear_along_x,
+    linear_ticks,
+    log_ticks,
+    number,
+    set_small_ticks,
+)
 
 Records = Sequence[dict[str, Any]]
 
-DPI = 288  # while laid out: four pixels a point
 PANEL = 1.9, 1.45  # inches: the narrowest, and the height of all
 CURVE, DENSE = MODELS["sparse"].light, MODELS["dense"].light
 PALE = "#dfeaf4"  # the smallest share above none
@@ -51,14 +59,10 @@ PANELS = (
 
 def draw_training(records: Records, step: int | None, width: float) -> Any:
     """The matplotlib Figure of a run; `step` is that of the state that it returned, where this is known."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     panels = [panel for panel in PANELS if _column(records, panel)]
     columns = min(len(panels), max(1, int(width / PANEL[0])))
     rows = ceil(len(panels) / columns)
-    figure = Figure(figsize=(width, rows * PANEL[1]), dpi=DPI)
-    FigureCanvasAgg(figure)  # measures text
+    figure = paper.measured_figure(width, rows * PANEL[1])
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in grid[len(panels) :]:
         axes.remove()
@@ -83,10 +87,7 @@ def _column(records: Records, panel: Panel) -> list[tuple[int, Any]]:
 
 def _draw(axes: Any, panel: Panel, records: Records, step: int | None) -> Any:
     """Returns the axes of the colour scale, where the panel has one."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["bottom", "left"]].set(color=QUIET, linewidth=0.6)
-    axes.tick_params(color=QUIET, labelcolor=INK, width=0.6, length=2.5, pad=2, labelsize=SIZE)
-    axes.tick_params(which="minor", color=QUIET, width=0.4, length=1.5)
+    paper.plain_axes(axes)
     axes.set_xlim(*_x_limits(records))
     for record in records:
         if "event" in record:
@@ -208,17 +209,7 @@ def _write_around(axes: Any, panel: Panel, records: Records, letter: str, last: 
     if last:
         axes.set_xlabel("step", labelpad=2, **look)
     if letter:
-        axes.annotate(
-            letter,
-            (0, 1),
-            (-7, 5.5),
-            "axes fraction",
-            "offset points",
-            ha="right",
-            va="baseline",
-            weight="bold",
-            **look,
-        )
+        paper.write_letter(axes, letter, 5.5)
 
 
 def _label(panel: Panel, records: Records) -> str:
@@ -230,25 +221,12 @@ def _label(panel: Panel, records: Records) -> str:
 
 
 def _draw_legend(figure: Any, records: Records, step: int | None) -> float:
-    """In as few rows as fit; returns inches of height."""
+    """Returns its height in inches."""
     from matplotlib.lines import Line2D
 
-    entries = _entries(records, step)
-    handles = [Line2D([], [], **look) for _, look in entries]
-    renderer, width = figure.canvas.get_renderer(), DPI * figure.get_size_inches()[0]
-    for rows in range(1, len(entries) + 1):
-        legend = figure.legend(
-            handles, ["x"] * len(entries), loc="upper center", bbox_to_anchor=(0.5, 1), frameon=False, fontsize=SIZE,
-            ncols=ceil(len(entries) / rows), handlelength=1.8, handletextpad=0.5, columnspacing=1.2, borderpad=0.2,
-            borderaxespad=0.2,
-        )  # fmt: skip
-        legend.set_in_layout(False)
-        for text, (name, _) in zip(legend.get_texts(), entries, strict=True):
-            text.set(text=literal(name), parse_math=False, color=INK)
-        if legend.get_window_extent(renderer).width < width - 0.05 * DPI or rows == len(entries):
-            return legend.get_window_extent(renderer).height / DPI + 0.04
-        legend.remove()
-    raise AssertionError("there is an evaluation in every run")
+    names, looks = zip(*_entries(records, step), strict=True)
+    handles = [Line2D([], [], **look) for look in looks]
+    return paper.legend_above(figure, handles, [literal(name) for name in names], handlelength=1.8, columnspacing=1.2)
 
 
 def _entries(records: Records, step: int | None) -> list[tuple[str, dict[str, Any]]]:
@@ -275,28 +253,17 @@ def _entries(records: Records, step: int | None) -> list[tuple[str, dict[str, An
 
 def _lay_out(figure: Any, drawn: Sequence[tuple[Any, Any, Panel]], legend: float) -> None:
     width, height = figure.get_size_inches()
-    total = height + legend
     for _ in range(2):  # ticks need the size of a panel, and change it
         for bar, axes, panel in drawn:
             _set_ticks(axes, panel)
             if bar is not None:
                 _set_numbers(bar, _log_ticks(bar), percent=True)
-        figure.set_size_inches(width, total)
-        figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03, wspace=0.03, rect=(0, 0, 1, 1 - legend / total))
-        figure.get_layout_engine().execute(figure)
-        figure.set_layout_engine("none")
+        paper.fit_layout(figure, width, height + legend, legend)
 
 
 def _set_ticks(axes: Any, panel: Panel) -> None:
-    points = 72 / axes.get_figure().dpi
-
-    def fits(ticks: Ticks) -> bool:
-        middle = axes.transData.transform([(tick, 1) for tick in ticks])[:, 0]
-        half = np.array([text_size(axes, number(tick))[0] / 2 for tick in ticks])
-        return bool(np.all(np.diff(middle) - half[1:] - half[:-1] > 4 / points))
-
     first, last = axes.get_xlim()
-    steps = linear_ticks(first, last, fits, whole=True)
+    steps = linear_ticks(first, last, partial(clear_along_x, axes, gap=4.0), whole=True)
     axes.set_xticks(steps, labels=[number(step) for step in steps])
     low, high = sorted(axes.get_ylim())
     if axes.get_yscale() == "symlog":

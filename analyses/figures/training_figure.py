@@ -2,41 +2,26 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from sparselens.analyses.figures.paper import encoded, form_of, style
-from sparselens.files.whole import write_file
+from sparselens.analyses.figures.paper import Drawing
 from sparselens.training.result import PostTrainResult
 
 History = Sequence[dict[str, Any]]
 
 
 @dataclass(frozen=True, eq=False)
-class TrainingFigure:
+class TrainingFigure(Drawing):
     """A drawing of a run; see `training_figure`."""
 
     history: History = field(repr=False)
     step: int | None = None  # of the state that the run returned
-
-    def save(self, path: str | Path, width: float = 6.75, dpi: int = 300) -> Path:
-        """Write a .pdf, .svg or .png of `width` inches; whole or not at all."""
-        path = Path(path)
-        form = form_of(path)
-        return write_file(path, self._encoded(form, width, dpi))
 
     def draw(self, width: float = 6.75) -> Any:
         """The matplotlib Figure."""
         from sparselens.analyses.figures.training_drawing import draw_training
 
         return draw_training(self.history, self.step, width)
-
-    def _encoded(self, form: str, width: float = 6.75, dpi: int = 160) -> bytes:
-        with style():
-            return encoded(self.draw(width), form, dpi)
-
-    def _repr_png_(self) -> bytes:
-        return self._encoded("png")
 
 
 def training_figure(run: PostTrainResult | History) -> TrainingFigure:

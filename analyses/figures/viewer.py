@@ -20,7 +20,7 @@ from sparselens.analyses.figures.circuit_layout import (
     lay_out_difference,
     skeleton,
 )
-from sparselens.analyses.figures.notebook import framed, show
+from sparselens.analyses.figures.notebook import Page, framed
 from sparselens.analyses.figures.paper import form_of
 from sparselens.analyses.figures.plot import Plot
 from sparselens.analyses.figures.token_view import token_view
@@ -36,7 +36,7 @@ View = Literal["circuit", "difference"]
 
 
 @dataclass(frozen=True, eq=False)
-class Viewer:
+class Viewer(Page):
     """Two circuits, laid out, and the page about them; see `circuit_viewer`."""
 
     circuits: tuple[Circuit, Circuit]
@@ -57,17 +57,9 @@ class Viewer:
         return lay_out_circuits(self.circuits, self.names, width)
 
     def save(self, path: str | Path, view: View = "circuit", width: float = PAGE, dpi: int = 300) -> Path:
-        """Write a .pdf, .svg or .png; whole or not at all. A difference is one panel of 3.25 inches."""
+        """Write a .pdf, .svg or .png, completely or not at all. A difference is one panel of 3.25 inches."""
         path = Path(path)
         return write_file(path, self._drawn(self.layout(view, width), form_of(path), dpi))
-
-    def save_html(self, path: str | Path) -> Path:
-        """Write the interactive page: one file, which asks the network for nothing."""
-        return write_file(Path(path), self.html.encode())
-
-    def show(self) -> None:
-        """Show the page in a notebook."""
-        show(self)
 
     @cached_property
     def _picture(self) -> bytes:

@@ -1,42 +1,28 @@
-"""The circuit viewer as one HTML page that asks the network for nothing: layout and edges as JSON in a template.
+"""The circuit viewer as an HTML page that needs no network: layout and edges as JSON in a template.
 
-The page gets the place of every node once, the order of the edges with their scores as columns of bytes, and patterns
-as `viewer_patterns` packs them. Scores are exact, so that the page cuts where `EdgeScores.smallest` and `.top` do.
+1. The page gets the place of every node once, the edges in order with their scores as columns of bytes, and patterns as
+   `viewer_patterns` packs them.
+2. Scores are exact, so that the page's thresholds cut where `EdgeScores.smallest` and `.top` do.
 """
 
-import html
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
 
 from sparselens.analyses.figures import circuit_layout as layout
 from sparselens.analyses.figures.circuit_layout import CircuitLayout, Node, Style
+from sparselens.analyses.figures.page import page
 from sparselens.analyses.figures.palette import MODELS, NEGATIVE, POSITIVE
 from sparselens.analyses.figures.plot import Plot
 from sparselens.analyses.figures.thinning import thinned
-from sparselens.analyses.figures.token_page import script_json
 from sparselens.analyses.figures.viewer_edges import RankedEdges
 from sparselens.analyses.figures.viewer_patterns import in_base64
-from sparselens.circuits.graph import Graph
-
-PARTS = ("state", "graph", "card", "patterns", "plots", "files", "start")
 
 
 def viewer_page(title: str, data: Mapping[str, Any]) -> str:
     """The page as text."""
-    folder = files("sparselens.analyses.figures")
-    parts = [folder.joinpath(f"viewer_{part}.html").read_text(encoding="utf-8") for part in PARTS]
-    filled = {
-        "title": html.escape(title),
-        "colours": colours(),
-        "data": script_json(data),
-        "scripts": "".join(parts),
-    }
-    template = folder.joinpath("viewer_page.html").read_text(encoding="utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: filled[match[1]], template)
+    return page("viewer", title, data, colours=colours())
 
 
 def colours() -> str:
@@ -69,7 +55,7 @@ def graph_data(circuits: CircuitLayout, difference: CircuitLayout) -> dict[str, 
         "styles": {"circuit": _styles(layout.SIGNS, "positive", "negative"), "difference": _difference_styles()},
         "legends": {"circuit": _legend(circuits), "difference": _legend(difference)},
         "markers": {name: ink.marker for name, ink in MODELS.items()},
-        "cfg": file_head(frame.graph),
+        "cfg": frame.graph.config(),
     }
 
 
@@ -95,20 +81,6 @@ def plot_data(plot: Plot) -> dict[str, Any]:
         for one in (thinned(series, plot.log_x) for series in plot.series)
     ]
     return {**said, "guides": _numbers(plot.guides), "series": series}
-
-
-def file_head(graph: Graph) -> dict[str, Any] | None:
-    """The shape of a model as the files of EAP-IG and MIB have it; they know none whose blocks differ."""
-    block = graph.blocks[0]
-    if any(other != block for other in graph.blocks):
-        return None
-    return {
-        "n_layers": len(graph.blocks),
-        "n_heads": block.n_heads,
-        "n_key_value_heads": block.n_kv_heads or block.n_heads,
-        "parallel_attn_mlp": block.parallel,
-        "attn_only": not block.mlp,
-    }
 
 
 def _node(node: Node) -> list[Any]:

@@ -1,10 +1,11 @@
-"""Activation patching: replace one activation of a run by another's, and see what becomes of the answer.
+"""Activation patching: replace one activation of a run, and measure what becomes of the metric.
 
-    value = metric(run on the `base` prompt with one activation taken from `source`)
-
-1. Run both prompts of every pair once and keep the activations at the site, and what every block of the base run read.
-2. A patch whose activation is the same in both runs changes nothing: its value is the base run's.
-3. All others go through the model in batches, a row for each (prompt, patch), from the patched block on.
+1. value = metric(base run with one activation replaced), where the base is the clean (noising) or the corrupted prompt
+   (denoising), and the replacement comes from the other prompt, the mean over corrupted prompts, or zero.
+2. Both prompts of every pair run once; the activations at the site and what every block of the base run reads are kept.
+3. A patch whose activation is the same in both runs changes nothing: its value is the base run's.
+4. All others run in batches, one row per (prompt, patch), from the patched block on.
+Source: Vig et al. 2020; Meng et al. 2022; Heimersheim and Nanda 2024 for noising and denoising.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,27 +16,33 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
-from sparselens.analyses.engine.batching import MEMORY, fit
+from sparselens.analyses.engine.batching import progress_bar
 from sparselens.analyses.engine.partial_runs import holding, starting_at
+from sparselens.analyses.engine.renamed import renamed_argument
+from sparselens.analyses.engine.request import Request, open_request
 from sparselens.analyses.engine.resume import batch_log
-from sparselens.analyses.patching.patch_runs import Question, Recorded, asking, measure, record, with_mean
+from sparselens.analyses.patching.patch_runs import Patching, Recorded, patching, record, with_means
 from sparselens.analyses.patching.patch_sites import find_site, replacing
+from sparselens.models.hooked_model import HookedModel
 from sparselens.prompts.intervals import Interval, mean_interval, ratio_interval
 from sparselens.prompts.metrics import Metric, logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
 
 
 @dataclass(frozen=True)
-class Patched:
-    """The metric of every prompt under every patch."""
+class PatchingResult:
+    """The metric of every prompt under every patch.
+
+    Sign convention: `values` is the metric itself. `effects` is what the patch adds to the base run's metric: negative
+    where noising a component that matters. `normalised` is 1 as in the clean run and 0 as in the corrupted one.
+    """
 
     site: str
     axes: tuple[str, ...]  # of `values`: batch, layer, then those that number the patches of a layer
     base: str
-    source: str
-    values: Float[Tensor, "batch layer *cell"]  # NaN where a patch was not asked for
+    ablation: str
+    values: Float[Tensor, "batch layer *cell"]  # NaN for patches that were left out
     clean: Float[Tensor, " batch"]  # the metric without a patch
     corrupted: Float[Tensor, " batch"]
 
@@ -46,24 +53,20 @@ class Patched:
 
     @property
     def effects(self) -> Float[Tensor, "batch layer *cell"]:
-        """What every patch adds to the metric of the base run."""
+        """Metric under every patch minus the metric of the base run."""
         return self.values - self._along_batch(self.clean if self.base == "clean" else self.corrupted)
 
     @property
     def normalised(self) -> Float[Tensor, "batch layer *cell"]:
         """(value - corrupted) / (clean - corrupted): 1 as in the clean run, 0 as in the corrupted one.
 
-        NaN for prompts whose clean and corrupted metric are the same, where the share says nothing.
+        NaN for prompts whose clean and corrupted metric are equal.
         """
         gap = self._along_batch(self.clean - self.corrupted)
         return (self.values - self._along_batch(self.corrupted)) / gap.masked_fill(gap == 0, torch.nan)
 
     def interval(self, *cell: int, level: float = 0.95) -> Interval:
-        """The mean of one patch, numbered by layer and what follows it in `axes`, and how sure it is.
-
-        Raises:
-            ValueError: there is no such patch.
-        """
+        """Mean metric under one patch, indexed as `axes` after batch, with its bootstrap confidence interval."""
         return mean_interval(self._cell(cell), level)
 
     def normalised_interval(self, *cell: int, level: float = 0.95) -> Interval:
@@ -82,100 +85,99 @@ class Patched:
         return values.reshape(-1, *(1 for _ in self.axes[1:]))
 
 
+@renamed_argument("source", "ablation")
 def patch_heads(
-    model: Any,
-    pairs: TokenizedPairs,
-    metric: Metric = logit_difference,
-    *,
-    base: str = "clean",
-    source: str = "corrupted",
-    by_position: bool = False,
-    memory: int = MEMORY,
-    progress: bool = True,
-    out: str | Path | None = None,
-) -> Patched:
-    """What every attention head matters for: its output patched at all positions, or at one after the other.
+    model: HookedModel, pairs: TokenizedPairs, metric: Metric | str = logit_difference, **options: Any
+) -> PatchingResult:
+    """Patch the output of every attention head, at all positions together or one by one.
 
-    >>> patch_heads(model, pairs).mean  # Float["layer head"]
+    >>> result = patch_heads(model, pairs, "logit_difference", by_position=True)
+    >>> result.values.shape, result.effects.mean(0)  # [batch layer head pos], Float["layer head pos"]
 
-    `patch_activations` says what the options mean, and patches more than heads.
+    Options, sign convention and scope are those of `patch_activations`, which patches other sites, too.
     """
-    return patch_activations(
-        model,
-        pairs,
-        metric,
-        "heads",
-        base=base,
-        source=source,
-        by_position=by_position,
-        memory=memory,
-        progress=progress,
-        out=out,
-    )
+    return patch_activations(model, pairs, metric, "heads", **options)
 
 
+@renamed_argument("source", "ablation")
 def patch_activations(
-    model: Any,
+    model: HookedModel,
     pairs: TokenizedPairs,
-    metric: Metric = logit_difference,
+    metric: Metric | str = logit_difference,
     site: str = "heads",
     *,
     base: str = "clean",
-    source: str = "corrupted",
+    ablation: str = "corrupted",
     by_position: bool = False,
     only: Sequence[Sequence[int]] | None = None,
-    memory: int = MEMORY,
+    memory: int | None = None,
+    batch_size: int | None = None,
     progress: bool = True,
     out: str | Path | None = None,
-) -> Patched:
+) -> PatchingResult:
     """The metric of every prompt under every patch of one kind.
 
+    >>> patch_activations(model, pairs, site="mlps").values.shape  # [batch layer]
+    >>> patch_activations(model, pairs, site="residual", by_position=True).values.shape  # [batch layer pos]
+
+    Sign convention: `PatchingResult.effects` is the metric under the patch minus that of the base run; noising a
+    component that matters gives a negative effect, denoising it a positive one.
+
+    Scope: one component at a time while all others stay as in the base run. Components that back each other up each
+    have a small effect.
+
     Args:
-        model: TransformerBridge or HookedTransformer, dense or sparse; runs in evaluation mode
-        site: `heads` (the output of a head, before W_O), `mlps`, `attention` (the output of all heads of a layer),
-            `residual` (what a block reads), or `attention_edges` (one weight of one head, query and key)
+        model: dense or sparse; runs in evaluation mode
+        metric: function of (logits, pairs), or name in `sparselens.prompts.metrics`
+        site: `heads` (a head's output, before W_O), `mlps`, `attention` (the output of a layer's heads together),
+            `residual` (the input of a block), or `attention_edges` (one weight of one head, query and key)
         base: the run that is changed: "clean" (noising) or "corrupted" (denoising)
-        source: what is put into it: the activation of the other prompt, "zero", or the "mean" of the corrupted prompts
-            at each position
-        by_position: one patch for every position instead of one for all positions
-        only: patches to make, each numbered by layer and what follows it in `Patched.axes`; default: all
-        memory: bytes that tensors may take beyond the model, on all devices together
+        ablation: what replaces the activation: that of the other prompt ("corrupted" or "clean"), "zero", or the "mean"
+            over corrupted prompts at each position
+        by_position: one patch per position instead of one for all positions
+        only: the patches to run, each indexed by layer and the rest of `PatchingResult.axes`; default: all
+        memory: bytes to work in beside the model, by measuring one prompt. Default: 64 rows at a time for small models,
+            else 1 GiB
+        batch_size: rows (a patch on a prompt) per run, instead of a budget
         progress: show a bar with the time left
-        out: file that keeps finished batches. The same call goes on from there after an interruption.
+        out: file for finished batches; after an interruption the same call resumes from it
 
     Raises:
-        ValueError: see `patch_runs`; or a patch, site, base or source is unknown, or `out` answers another question.
+        ValueError: a patch, site, base or ablation is unknown, prompts of a pair differ in length, the metric is not
+            one finite number per prompt, or `out` belongs to another call.
     """
-    place = find_site(model, site, by_position)
-    axes = ("batch", "layer", *place.cell)
-    dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
-    shape = (len(pairs), model.cfg.n_layers, *place.sizes(model, pairs.clean.shape[1]))
-    values, baselines = torch.full(shape, torch.nan, dtype=dtype), torch.zeros(2, len(pairs), dtype=dtype)
-    asked = _asked(only, axes[1:], shape[1:])
-    described = {"site": site, "axes": axes, "base": base, "source": source, "only": asked}
-    with (
-        asking(model, pairs, metric, [place], base, source) as question,
-        tqdm(total=len(pairs) * int(asked.sum()), disable=not progress, unit="patch", dynamic_ncols=True) as bar,
-    ):
-        log = batch_log(out, model, pairs, metric, **described)
-        for group in _groups(question, pairs, memory):
-            baselines[:, group.prompts] = torch.stack([group.recorded.clean, group.recorded.corrupted]).to(baselines)
-            todo = _settle(question, group, values, asked)
-            bar.update(len(group.prompts) * int(asked.sum()) - int(todo.sum()))
-            for layer, cells in _batches(todo, group.at_once):
-                where = (group.prompts[cells[:, 0]], torch.full_like(cells[:, 0], layer), *cells.T[1:])
-                (found,) = log.once(where, lambda: (_patched(question, group, layer, cells),))  # noqa: B023
-                values[where] = found.to(values)
-                bar.update(len(cells))
-    return Patched(site, axes, base, source, values, *baselines)
+    with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
+        place, model, n = find_site(request.model, site, by_position), request.model, len(request)
+        axes = ("batch", "layer", *place.cell)
+        dtype = torch.promote_types(request.opened.dtype, torch.float32)
+        shape = (n, model.cfg.n_layers, *place.sizes(model, request.pairs.clean.shape[1]))
+        values, baselines = torch.full(shape, torch.nan, dtype=dtype), torch.zeros(2, n, dtype=dtype)
+        chosen = _chosen(only, axes[1:], shape[1:])
+        log = batch_log(out, request, site=site, axes=axes, base=base, ablation=ablation, only=chosen)
+        per_prompt = int(chosen.sum())
+        with (
+            patching(request, [place], base, ablation) as setup,
+            progress_bar(n * per_prompt, site, "patch", request.progress) as bar,
+        ):
+            for group in _groups(setup):
+                prompts = group.batch.prompts
+                baselines[:, prompts] = torch.stack([group.recorded.clean, group.recorded.corrupted]).to(baselines)
+                todo = _settle(setup, group, values, chosen)
+                bar.update(len(prompts) * per_prompt - int(todo.sum()))
+                for layer, cells in _batches(todo, group.at_once):
+                    where = (prompts[cells[:, 0]], torch.full_like(cells[:, 0], layer), *cells.T[1:])
+                    (found,) = log.once(where, lambda: (_patched(setup, group, layer, cells),))  # noqa: B023
+                    values[where] = found.to(values)
+                    bar.update(len(cells))
+        return PatchingResult(site, axes, base, ablation, values, *baselines)
 
 
-def _asked(only: Sequence[Sequence[int]] | None, axes: Sequence[str], shape: Sequence[int]) -> Bool[Tensor, "*cell"]:
-    asked = torch.full(tuple(shape), only is None)
+def _chosen(only: Sequence[Sequence[int]] | None, axes: Sequence[str], shape: Sequence[int]) -> Bool[Tensor, "*cell"]:
+    chosen = torch.full(tuple(shape), only is None)
     for cell in only or ():
         _refuse_cell(cell, axes, shape)
-        asked[tuple(cell)] = True
-    return asked
+        chosen[tuple(cell)] = True
+    return chosen
 
 
 def _refuse_cell(cell: Sequence[int], axes: Sequence[str], shape: Sequence[int]) -> None:
@@ -186,34 +188,32 @@ def _refuse_cell(cell: Sequence[int], axes: Sequence[str], shape: Sequence[int])
 
 @dataclass(frozen=True)
 class _Group:
-    """Prompts of one length, as many as the budget lets be recorded at once."""
+    """Prompts of one length that are recorded together."""
 
-    prompts: Int[Tensor, " batch"]  # their numbers
-    batch: TokenizedPairs
+    batch: Request
     recorded: Recorded
     window: tuple[slice, ...]  # their columns along every axis of a cell
     at_once: int  # patches
 
 
-def _groups(question: Question, pairs: TokenizedPairs, memory: int) -> Iterator[_Group]:
-    (site,) = question.sites
-    trial = replace(question, base="clean", source="corrupted")
+def _groups(setup: Patching) -> Iterator[_Group]:
+    request, (site,) = setup.request, setup.sites
+    trial = replace(setup, base="clean", ablation="corrupted")
     first_cell = torch.zeros(1, 1 + len(site.cell), dtype=torch.long)
-    for prompts, batch in pairs.to(next(question.model.parameters()).device).batches(len(pairs)):
-        window = _window(pairs, prompts, site.cell, question.model.cfg.n_heads)
-        (n_prompts, at_once), _ = fit(
-            memory,
-            lambda _: record(trial, prompts[:1], batch[:1]),  # noqa: B023 - called at once
-            lambda recorded: _patched(trial, _Group(prompts[:1], batch[:1], recorded, window, 1), 0, first_cell),  # noqa: B023
+    for rows in request.pairs.rows(len(request)):
+        window, one = _window(request.pairs, rows, site.cell, request.model.cfg.n_heads), request.batch(rows[:1])
+        (n_prompts, at_once), _ = one.sizes(
+            lambda _: record(trial, one),  # noqa: B023 - called at once
+            lambda recorded: _patched(trial, _Group(one, recorded, window, 1), 0, first_cell),  # noqa: B023
         )
-        ready = with_mean(question, prompts, batch, n_prompts) if question.source == "mean" else question
-        for some in torch.arange(len(prompts)).split(n_prompts):
-            recorded = record(ready, prompts[some], batch[some])
-            yield _Group(prompts[some], batch[some], recorded, window, at_once)
+        ready = with_means(setup, rows, n_prompts) if setup.ablation == "mean" else setup
+        for some in rows.split(n_prompts):
+            batch = request.batch(some)
+            yield _Group(batch, record(ready, batch), window, at_once)
 
 
 def _window(pairs: TokenizedPairs, prompts: Tensor, cell: Sequence[str], n_heads: int) -> tuple[slice, ...]:
-    """Where prompts without their padding are in what belongs to all prompts."""
+    """The columns of prompts without their padding, in tensors of all prompts."""
     columns = slice(0, pairs.clean.shape[1])
     if pairs.attention_mask is not None:
         used = pairs.attention_mask[prompts.to(pairs.attention_mask.device)].any(0).nonzero()
@@ -221,37 +221,36 @@ def _window(pairs: TokenizedPairs, prompts: Tensor, cell: Sequence[str], n_heads
     return tuple(slice(0, n_heads) if axis == "head" else columns for axis in cell)
 
 
-def _settle(question: Question, group: _Group, values: Tensor, asked: Tensor) -> Bool[Tensor, "batch layer *cell"]:
-    """Fill in the patches that change nothing, and say which are left to be run."""
-    (site,) = question.sites
-    recorded = group.recorded
-    todo = torch.zeros(len(group.prompts), *values.shape[1:], dtype=torch.bool)
-    for layer, name in enumerate(question.names):
-        todo[(slice(None), layer, *group.window)] = site.differs(recorded.base[name], recorded.source[name]).cpu()
-    unpatched = (recorded.clean if question.base == "clean" else recorded.corrupted).to(values)
+def _settle(setup: Patching, group: _Group, values: Tensor, chosen: Tensor) -> Bool[Tensor, "batch layer *cell"]:
+    """Fill in the patches that change nothing; returns those that are left to run."""
+    (site,), recorded, prompts = setup.sites, group.recorded, group.batch.prompts
+    todo = torch.zeros(len(prompts), *values.shape[1:], dtype=torch.bool)
+    for layer, name in enumerate(setup.names):
+        todo[(slice(None), layer, *group.window)] = site.differs(recorded.base[name], recorded.replacement[name]).cpu()
+    unpatched = (recorded.clean if setup.base == "clean" else recorded.corrupted).to(values)
     unpatched = unpatched.reshape(-1, *(1 for _ in values.shape[1:]))
-    values[group.prompts] = torch.where(asked & ~todo, unpatched, torch.nan)
-    return todo & asked
+    values[prompts] = torch.where(chosen & ~todo, unpatched, torch.nan)
+    return todo & chosen
 
 
 def _batches(todo: Tensor, size: int) -> Iterator[tuple[int, Int[Tensor, "row axis"]]]:
-    """Layer by layer, the prompt in the group and the cell of every patch to be run, `size` of them at a time."""
+    """Layer by layer, the row in the group and the cell of every patch to run, `size` of them at a time."""
     for layer in range(todo.shape[1]):
         for cells in todo[:, layer].nonzero().split(size):
             if len(cells):
                 yield layer, cells
 
 
-def _patched(question: Question, group: _Group, layer: int, cells: Int[Tensor, "row axis"]) -> Float[Tensor, " row"]:
-    """The metric under patches of one layer, one a row."""
-    (site,) = question.sites
+def _patched(setup: Patching, group: _Group, layer: int, cells: Int[Tensor, "row axis"]) -> Float[Tensor, " row"]:
+    """The metric under patches of one layer, one per row."""
+    (site,), recorded = setup.sites, group.recorded
     name, rows = site.hook_name(layer), cells[:, 0]  # on the CPU, since layers may be on several devices
     sizes = [window.stop - window.start for window in group.window]
     inside = [axis - window.start for axis, window in zip(cells.T[1:], group.window, strict=True)]
     mask = torch.zeros(len(cells), *sizes, dtype=torch.bool)
     mask[(torch.arange(len(cells)), *inside)] = True
-    hook = replacing(site, mask, group.recorded.source[name][rows])
-    residual = group.recorded.residual(layer)[rows]
-    unchanged = {} if site.name == "residual" else group.recorded.projections[layer]
-    with starting_at(question.model, layer, residual, question.as_tuple), holding(unchanged, rows):
-        return measure(question, group.prompts[rows], group.batch[rows], [(name, hook)], question.base == "corrupted")
+    hook = replacing(site, mask, recorded.replacement[name][rows])
+    unchanged = {} if site.name == "residual" else recorded.projections[layer]
+    model, as_tuple = group.batch.model, group.batch.opened.as_tuple
+    with starting_at(model, layer, recorded.residual(layer)[rows], as_tuple), holding(unchanged, rows):
+        return setup.measure(group.batch.rows(rows), [(name, hook)], setup.base == "corrupted")

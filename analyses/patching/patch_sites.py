@@ -1,4 +1,4 @@
-"""Where a model can be patched: which hook point, and which part of its activation is one patch."""
+"""The sites at which a model can be patched: a hook point per block, and which part of its activation one patch is."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,33 +14,33 @@ from sparselens.gates.surgery import is_sparse
 
 @dataclass(frozen=True)
 class Site:
-    """One hook point of every block. A patch replaces one cell of its activation: what shares the `cell` axes."""
+    """A hook point of every block. A patch replaces one cell of its activation: all entries at one index of `cell`."""
 
     name: str
     hook: str  # after `blocks.{layer}.`
     layout: tuple[str, ...]  # axes of the activation, after batch
-    cell: tuple[str, ...]  # those that number the patches of a layer, in the order of `layout`
+    cell: tuple[str, ...]  # those that index the patches of a layer, in the order of `layout`
 
     def by_position(self) -> "Site":
-        """The same site with one patch for every position."""
+        """The same site with one patch per position."""
         return replace(self, cell=tuple(axis for axis in self.layout if axis in (*self.cell, "pos")))
 
     def hook_name(self, layer: int) -> str:
-        """The full name of the hook point."""
+        """The full name of the hook point in a layer."""
         return f"blocks.{layer}.{self.hook}"
 
     def sizes(self, model: Any, n_pos: int) -> tuple[int, ...]:
-        """How many cells there are along every axis of `cell`."""
+        """Number of cells along every axis of `cell`."""
         return tuple(model.cfg.n_heads if axis == "head" else n_pos for axis in self.cell)
 
     def differs(self, one: Tensor, other: Tensor) -> Bool[Tensor, "batch *cell"]:
-        """In which cells two activations are not the same, bit by bit: the only ones that a patch can change."""
+        """The cells in which two activations differ, bit by bit: only these can change under a patch."""
         inside = [axis + 1 for axis, name in enumerate(self.layout) if name not in self.cell]
         different = one != other
         return different.any(inside) if inside else different
 
     def spread(self, mask: Bool[Tensor, "batch *cell"]) -> Bool[Tensor, "batch *layout"]:
-        """A mask over cells as one that fits the activation."""
+        """A mask over cells, broadcast to the activation."""
         sizes = iter(mask.shape[1:])
         return mask.reshape(len(mask), *(next(sizes) if axis in self.cell else 1 for axis in self.layout))
 
@@ -77,10 +77,10 @@ def find_site(model: Any, name: str, by_position: bool = False) -> Site:
 
 
 def shows_only_copies(model: Any, site: Site) -> bool:
-    """Is what this hook point shows a copy, so that a patch of it would be lost?
+    """Whether this hook point shows a copy only, so that a patch of it would be lost.
 
     True for the patterns of dense models whose attention TransformerLens leaves to transformers (GPT-Neo, GPT-J, OPT,
-    BERT). With gates, be they open, their patterns can be patched.
+    BERT). With gates, even open ones, their patterns can be patched.
     """
     return (
         site.name == "attention_edges"
@@ -90,8 +90,8 @@ def shows_only_copies(model: Any, site: Site) -> bool:
 
 
 def replacing(
-    site: Site, mask: Bool[Tensor, "batch *cell"], source: Float[Tensor, "batch *layout"]
-) -> Callable[..., Tensor]:
-    """A hook that puts `source` into the masked cells of the activation."""
+    site: Site, mask: Bool[Tensor, "batch *cell"], replacement: Float[Tensor, "batch *layout"]
+) -> Callable[[Tensor], Tensor]:
+    """A hook that replaces the masked cells of the activation."""
     mask = site.spread(mask)
-    return lambda activation, **_: torch.where(mask.to(activation.device), source.to(activation), activation)
+    return lambda activation: torch.where(mask.to(activation.device), replacement.to(activation), activation)

@@ -1,47 +1,49 @@
 """How many components carry a behaviour: the metric when only the top k of them act (the paper's Fig. 3).
 
-    share(k) = (metric with all but the top k ablated - ablated) / (clean - ablated)
-where "ablated" is the corrupted run, or for means and zeros the run in which all components give these.
-
-Activation patching turned round: there one component of the clean run is replaced, here all but k are, in every layer
-at once; the embedding stays. Components are ranked by the size of their effect under patching, for every prompt anew or
-once for all.
+1. Rank heads, MLPs or both by |effect| under activation patching, per prompt or by the mean over prompts.
+2. Run the clean prompt with all but the top k replaced, in every layer at once; the embedding stays.
+3. share(k) = (metric of that run - ablated) / (clean - ablated). "Ablated" is the corrupted run, or for means and zeros
+   the run in which all components are replaced.
+The ranking by patching is our choice; the paper does not say how it ranks.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
-from sparselens.analyses.engine.batching import MEMORY, fit
-from sparselens.analyses.engine.resume import batch_log
-from sparselens.analyses.patching.activation_patching import Patched
-from sparselens.analyses.patching.patch_runs import Question, Recorded, asking, measure, record, with_mean
+from sparselens.analyses.engine.batching import progress_bar
+from sparselens.analyses.engine.renamed import renamed_argument
+from sparselens.analyses.engine.request import Request, open_request
+from sparselens.analyses.engine.resume import BatchLog, batch_log
+from sparselens.analyses.patching.activation_patching import PatchingResult
+from sparselens.analyses.patching.patch_runs import Patching, Recorded, patching, record, with_means
 from sparselens.analyses.patching.patch_sites import find_site, replacing
+from sparselens.models.hooked_model import HookedModel
 from sparselens.prompts.intervals import Interval, ratio_interval
 from sparselens.prompts.metrics import Metric, logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
 
+RANKINGS = ("prompt", "mean")
+
 
 @dataclass(frozen=True)
-class Kept:
-    """The metric of every prompt when only its first components act.
+class ComponentCurve:
+    """The metric of every prompt when only its top components act.
 
     Raises:
         ValueError: counts do not rise.
     """
 
     counts: tuple[int, ...]  # components that act
-    per_prompt: bool  # were they chosen for every prompt anew?
+    rank_by: str  # "prompt": ranked for every prompt; "mean": once, by the mean effect
     values: Float[Tensor, "batch count"]
     clean: Float[Tensor, " batch"]
     corrupted: Float[Tensor, " batch"]
-    ablated: Float[Tensor, " batch"]  # of nothing: the corrupted run, or all components at the means or zeros
+    ablated: Float[Tensor, " batch"]  # no component acts: the corrupted run, or all at the means or zeros
 
     def __post_init__(self) -> None:
         if list(self.counts) != sorted(set(self.counts)):
@@ -53,10 +55,10 @@ class Kept:
         return (self.values.mean(0) - self.ablated.mean()) / (self.clean - self.ablated).mean()
 
     def interval(self, count: int, level: float = 0.95) -> Interval:
-        """The share at one count, and how sure it is.
+        """The share at one count, with its bootstrap confidence interval over prompts.
 
         Raises:
-            ValueError: that count was not asked for, or the clean and the ablated run have the same mean.
+            ValueError: that count was not run, or the clean and the ablated run have the same mean.
         """
         if count not in self.counts:
             raise ValueError(f"count = {count}: want one of {', '.join(map(str, self.counts))}")
@@ -70,67 +72,83 @@ class Kept:
         return self.counts[int(stays.nonzero()[0])] if stays.any() else None
 
 
+@renamed_argument("source", "ablation")
+@renamed_argument("per_prompt", "rank_by", lambda per_prompt: "prompt" if per_prompt else "mean")
 def keep_top(
-    model: Any,
+    model: HookedModel,
     pairs: TokenizedPairs,
-    scores: Sequence[Patched],
-    metric: Metric = logit_difference,
+    scores: Sequence[PatchingResult],
+    metric: Metric | str = logit_difference,
     *,
     counts: Sequence[int] | None = None,
-    per_prompt: bool = True,
-    source: str = "corrupted",
-    memory: int = MEMORY,
+    rank_by: str = "prompt",
+    ablation: str = "corrupted",
+    memory: int | None = None,
+    batch_size: int | None = None,
     progress: bool = True,
     out: str | Path | None = None,
-) -> Kept:
-    """The metric when only the top components act, and all others give what they give in `source`.
+) -> ComponentCurve:
+    """The metric when only the top components act, and all others are ablated.
 
     >>> heads = patch_heads(model, pairs)
-    >>> keep_top(model, pairs, [heads]).shares  # of 0, 1, 2, ... heads; MLPs act
-    >>> keep_top(model, pairs, [heads, patch_activations(model, pairs, site="mlps")])  # heads and MLPs in one order
+    >>> keep_top(model, pairs, [heads]).shares  # of 0, 1, 2, ... heads; all MLPs act
+    >>> keep_top(model, pairs, [heads, patch_activations(model, pairs, site="mlps")])  # heads and MLPs in one ranking
+
+    Scope: the top k by single effects need not be the best k together; the curve is an upper bound on how many
+    components suffice.
 
     Args:
-        scores: of the same pairs, over all positions, for `heads`, `mlps` or both. Ranked by |effect|: our choice.
-        counts: how many components act, in any order; default: 0 to all of them
-        per_prompt: choose them for every prompt anew (Fig. 3a), or once, by the |mean effect| (Fig. 3b)
-        source: "corrupted", "mean" (of the corrupted prompts) or "zero"
-        out: file that keeps finished batches. The same call goes on from there after an interruption.
+        scores: of the same pairs, over all positions, for `heads`, `mlps` or both
+        counts: numbers of components, in any order; default: 0 to all of them
+        rank_by: "prompt": rank components anew for every prompt (Fig. 3a); "mean": once, by |mean effect| (Fig. 3b)
+        ablation: "corrupted", "mean" (over corrupted prompts) or "zero"
+        memory, batch_size, out: as in `patch_activations`
 
     Raises:
-        ValueError: see `patch_runs`; or scores are of other prompts, by position, incomplete, or of other sites;
-            or `out` answers another question.
+        ValueError: scores are of other prompts, by position, incomplete, or of other sites; or as `patch_activations`.
     """
+    if rank_by not in RANKINGS:
+        raise ValueError(f"no such ranking: rank_by = {rank_by!r} (want {', '.join(RANKINGS)})")
     _refuse_scores(scores, len(pairs))
-    order = _order(scores, per_prompt)
+    order = _order(scores, rank_by)
     n_components = order.shape[1]
     counts = tuple(range(n_components + 1)) if counts is None else tuple(sorted(set(counts)))
     wrong = [count for count in counts if not 0 <= count <= n_components]
     if wrong:
         raise ValueError(f"count = {wrong[0]}: there are {n_components} components")
-    tried = counts if source == "corrupted" else tuple(sorted({0, *counts}))
-    dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
-    values, baselines = torch.zeros(len(pairs), len(tried), dtype=dtype), torch.zeros(2, len(pairs), dtype=dtype)
-    sites = [find_site(model, score.site) for score in scores]
-    described = {"sites": [site.name for site in sites], "order": order, "counts": tried, "source": source}
-    with (
-        asking(model, pairs, metric, sites, "clean", source) as question,
-        tqdm(total=values.numel(), disable=not progress, unit="run", dynamic_ncols=True) as bar,
-    ):
-        log = batch_log(out, model, pairs, metric, **described)
-        for prompts, batch, recorded, at_once in _groups(question, pairs, memory):
+    tried = counts if ablation == "corrupted" else tuple(sorted({0, *counts}))
+    with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
+        log = batch_log(
+            out, request, sites=[score.site for score in scores], order=order, counts=tried, ablation=ablation
+        )
+        sites = [find_site(request.model, score.site) for score in scores]
+        with patching(request, sites, "clean", ablation) as setup:
+            values, clean, corrupted = _run(setup, order, tried, log)
+    ablated = corrupted if ablation == "corrupted" else values[:, 0]
+    return ComponentCurve(counts, rank_by, values[:, [tried.index(n) for n in counts]], clean, corrupted, ablated)
+
+
+def _run(
+    setup: Patching, order: Int[Tensor, "batch component"], tried: Sequence[int], log: BatchLog
+) -> tuple[Float[Tensor, "batch count"], Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    """The metric with the first components of the order acting, as many as `tried` says, and that of the baselines."""
+    request = setup.request
+    dtype = torch.promote_types(request.opened.dtype, torch.float32)
+    values, baselines = torch.zeros(len(request), len(tried), dtype=dtype), torch.zeros(2, len(request), dtype=dtype)
+    with progress_bar(values.numel(), "top components", "run", request.progress) as bar:
+        for batch, recorded, at_once in _groups(setup):
+            prompts = batch.prompts
             baselines[:, prompts] = torch.stack([recorded.clean, recorded.corrupted]).to(baselines)
             cells = torch.cartesian_prod(torch.arange(len(prompts)), torch.arange(len(tried)))
             for rows, numbers in (part.T for part in cells.split(at_once)):
                 acting, where = order[prompts[rows]] < torch.tensor(tried)[numbers, None], (prompts[rows], numbers)
-                (found,) = log.once(where, lambda: (_ablated(question, prompts, batch, recorded, rows, acting),))  # noqa: B023
+                (found,) = log.once(where, lambda: (_ablated(setup, batch, recorded, rows, acting),))  # noqa: B023
                 values[where] = found.to(values)
                 bar.update(len(rows))
-    clean, corrupted = baselines
-    ablated = corrupted if source == "corrupted" else values[:, 0]
-    return Kept(counts, per_prompt, values[:, [tried.index(count) for count in counts]], clean, corrupted, ablated)
+    return values, baselines[0], baselines[1]
 
 
-def _refuse_scores(scores: Sequence[Patched], n_prompts: int) -> None:
+def _refuse_scores(scores: Sequence[PatchingResult], n_prompts: int) -> None:
     if not scores:
         raise ValueError("there are no scores to rank by: pass those of patch_heads")
     for score in scores:
@@ -142,50 +160,45 @@ def _refuse_scores(scores: Sequence[Patched], n_prompts: int) -> None:
             raise ValueError(f"some {score.site} have no score")
 
 
-def _order(scores: Sequence[Patched], per_prompt: bool) -> Int[Tensor, "batch component"]:
-    """Every component's place, 0 for the one with the largest effect; layer by layer within a site, site after site."""
+def _order(scores: Sequence[PatchingResult], rank_by: str) -> Int[Tensor, "batch component"]:
+    """Every component's rank, 0 for the largest effect; layer by layer within a site, site after site."""
     effects = torch.cat([score.effects.flatten(1) for score in scores], 1)
-    if not per_prompt:
+    if rank_by == "mean":
         effects = effects.mean(0, keepdim=True).expand_as(effects)
     return effects.abs().argsort(dim=-1, descending=True, stable=True).argsort(-1)
 
 
-def _groups(
-    question: Question, pairs: TokenizedPairs, memory: int
-) -> Iterator[tuple[Int[Tensor, " batch"], TokenizedPairs, Recorded, int]]:
-    trial = replace(question, base="clean", source="corrupted")
-    one_row, nothing = torch.zeros(1, dtype=torch.long), torch.zeros(1, _n_components(question), dtype=torch.bool)
-    for prompts, batch in pairs.to(next(question.model.parameters()).device).batches(len(pairs)):
-        (n_prompts, at_once), _ = fit(
-            memory,
-            lambda _: record(trial, prompts[:1], batch[:1]),  # noqa: B023 - called at once
-            lambda recorded: _ablated(trial, prompts[:1], batch[:1], recorded, one_row, nothing),  # noqa: B023
+def _groups(setup: Patching) -> Iterator[tuple[Request, Recorded, int]]:
+    request, trial = setup.request, replace(setup, base="clean", ablation="corrupted")
+    config, one_row = request.model.cfg, torch.zeros(1, dtype=torch.long)
+    n_components = sum(config.n_layers * (config.n_heads if site.cell else 1) for site in setup.sites)
+    nothing = torch.zeros(1, n_components, dtype=torch.bool)
+    for rows in request.pairs.rows(len(request)):
+        one = request.batch(rows[:1])
+        (n_prompts, at_once), _ = one.sizes(
+            lambda _: record(trial, one),  # noqa: B023 - called at once
+            lambda recorded: _ablated(trial, one, recorded, one_row, nothing),  # noqa: B023
         )
-        ready = with_mean(question, prompts, batch, n_prompts) if question.source == "mean" else question
-        for some in torch.arange(len(prompts)).split(n_prompts):
-            yield prompts[some], batch[some], record(ready, prompts[some], batch[some]), at_once
-
-
-def _n_components(question: Question) -> int:
-    config = question.model.cfg
-    return sum(config.n_layers * (config.n_heads if site.cell else 1) for site in question.sites)
+        ready = with_means(setup, rows, n_prompts) if setup.ablation == "mean" else setup
+        for some in rows.split(n_prompts):
+            batch = request.batch(some)
+            yield batch, record(ready, batch), at_once
 
 
 def _ablated(
-    question: Question,
-    prompts: Int[Tensor, " batch"],
-    batch: TokenizedPairs,
+    setup: Patching,
+    batch: Request,
     recorded: Recorded,
     rows: Int[Tensor, " row"],
     acting: Bool[Tensor, "row component"],
 ) -> Float[Tensor, " row"]:
-    """The metric when only `acting` components act, one choice a row."""
-    config = question.model.cfg
-    sizes = [(config.n_heads,) if site.cell else () for site in question.sites for _ in range(config.n_layers)]
+    """The metric when only `acting` components act, one choice per row."""
+    config = batch.model.cfg
+    places = [site for site in setup.sites for _ in range(config.n_layers)]
+    sizes = [(config.n_heads,) if site.cell else () for site in places]
     masks = (~acting).split([*(size[0] if size else 1 for size in sizes)], 1)
-    places = [site for site in question.sites for _ in range(config.n_layers)]
     hooks = [
-        (name, replacing(site, mask.reshape(len(rows), *size), recorded.source[name][rows]))
-        for name, site, mask, size in zip(question.names, places, masks, sizes, strict=True)
+        (name, replacing(site, mask.reshape(len(rows), *size), recorded.replacement[name][rows]))
+        for name, site, mask, size in zip(setup.names, places, masks, sizes, strict=True)
     ]
-    return measure(question, prompts[rows], batch[rows], hooks)
+    return setup.measure(batch.rows(rows), hooks)

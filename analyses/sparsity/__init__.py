@@ -1,1 +1,1 @@
-"""What sparse attention costs, and what its heads do."""
+"""What sparse attention costs in loss, and what heads attend to."""

@@ -1,9 +1,8 @@
-"""What heads are known for: how much each looks at the previous token, at duplicates, and at what followed them.
+"""What heads are known for: attention to the previous token, to duplicates, and to what followed them (induction).
 
-    score = attention on the pairs of the kind's pattern / all attention of the head        mean over prompts
-
-Patterns and score are TransformerLens' own (`head_detector`, which takes strings only); a prompt is any row of tokens.
-Without prompts, random tokens are repeated: only there does a head that goes on with a repetition show itself.
+1. score = attention on the pairs of the kind's pattern / all attention of the head, averaged over prompts. Patterns and
+   score are TransformerLens' own (`head_detector`, which takes strings only); a prompt is any row of tokens.
+2. Without prompts, random tokens are repeated: only there can an induction head be recognised by its attention.
 """
 
 import math
@@ -28,14 +27,14 @@ _COPIES, _LENGTH = 4, 16  # of the random tokens, and how many they are
 
 @dataclass(frozen=True, eq=False)
 class HeadScores:
-    """How far every head is of each kind, 0 to 1."""
+    """The score of every head for each kind, 0 to 1."""
 
     kinds: tuple[str, ...]
     scores: Float[Tensor, "kind layer head"]  # 0 for a head without any attention, as sparse models have
-    attention: Float[Tensor, "layer head"]  # per query, what the scores are shares of: 1 unless gates are closed
+    attention: Float[Tensor, "layer head"]  # per query: the denominator of the scores, 1 unless gates are closed
 
     def label(self, layer: int, head: int, threshold: float = 0.4) -> str:
-        """The kind of the highest score with that score, as in "induction 0.82"; "" where none reaches the threshold.
+        """The kind of the highest score with that score, such as "induction 0.82"; "" below the threshold.
 
         Raises:
             ValueError: there is no such head.
@@ -47,7 +46,7 @@ class HeadScores:
         return f"{self.kinds[int(kind)]} {float(score):.2f}" if score >= threshold else ""
 
     def labels(self, threshold: float = 0.4) -> dict[str, str]:
-        """Labels by node name (`a0.h1`), of the heads that have one."""
+        """Labels by node name (`a0.h1`), for heads that have one."""
         _, n_layers, n_heads = self.scores.shape
         every = {
             f"a{layer}.h{head}": self.label(layer, head, threshold)
@@ -71,17 +70,18 @@ def label_heads(
     >>> label_heads(sl.load("stories260k-sparse")).labels(threshold=0.95)
     {'a1.h2': 'previous token 0.96', 'a3.h6': 'previous token 0.97'}
 
-    The patterns hold earlier keys only: what a bidirectional model pays to later ones counts as attention elsewhere.
-    In a sparse model a head with few open edges may score high by them alone; `HeadScores.attention` says how few.
+    Scope: patterns contain earlier keys only, so attention of a bidirectional model to later keys counts as elsewhere.
+    In a sparse model a head with few open edges may score high by these alone; `HeadScores.attention` says how few. A
+    label describes where a head attends, not what it does for a task.
 
     Args:
         model: a TransformerBridge or HookedTransformer
         prompts: strings; pairs, of which the clean prompts are taken without their padding; or rows of tokens without
-            padding. Default: `repeated_tokens`, in which a perfect induction head reaches 0.75 if it looks elsewhere in
-            the first of the four copies
-        n: random rows, where there are no prompts
-        exclude_bos: leave out what heads pay to the first token, so that a head which rests there is judged by the rest
-        exclude_current_token: leave out what heads pay to the query's own token
+            padding. Default: `repeated_tokens`, in which a perfect induction head reaches 0.75 if it attends elsewhere
+            in the first of the four copies
+        n: number of random rows, if there are no prompts
+        exclude_bos: ignore attention to the first token, so that a head which rests there is judged by the remainder
+        exclude_current_token: ignore attention to the query's own token
 
     Raises:
         ValueError: there is no prompt, one is shorter than two tokens or longer than the model's context, strings come
@@ -102,9 +102,9 @@ def label_heads(
 
 
 def repeated_tokens(model: Any, n: int = 10, seed: int = 0) -> Int[Tensor, "batch pos"]:
-    """Rows of 16 random tokens, no two alike, four times over; fewer where vocabulary or context is small.
+    """Rows of 16 different random tokens, repeated four times; fewer where vocabulary or context is small.
 
-    Each row opens with the model's BOS, if it puts one before its prompts.
+    Each row starts with the model's BOS, if it puts one before its prompts.
 
     Raises:
         ValueError: n is not positive, or the context has no room for two copies.
@@ -120,7 +120,7 @@ def repeated_tokens(model: Any, n: int = 10, seed: int = 0) -> Int[Tensor, "batc
 
 
 def _opening(model: Any) -> list[int]:
-    """The model's BOS; nothing where it has none, or only one that TransformerLens added beyond the vocabulary."""
+    """The model's BOS; empty where it has none, or one that TransformerLens added beyond the vocabulary."""
     bos = getattr(getattr(model, "tokenizer", None), "bos_token_id", None)
     puts_it = getattr(model.cfg, "default_prepend_bos", True)
     return [bos] if puts_it and bos is not None and bos < model.cfg.d_vocab else []
@@ -142,7 +142,7 @@ def _rows(
     else:
         rows = [model.to_tokens(prompt) for prompt in prompts]
     if not rows:
-        raise ValueError("there is no prompt to judge heads by")
+        raise ValueError("there is no prompt to score heads on")
     for number, row in enumerate(rows):
         if not 2 <= row.shape[-1] <= model.cfg.n_ctx:
             raise ValueError(f"prompt {number} has {row.shape[-1]} tokens: want 2 to {model.cfg.n_ctx}")
@@ -171,6 +171,6 @@ def _scores(
 
     def score(pattern: Tensor, kind: Tensor) -> float:
         found = detector.compute_head_attention_similarity_score(pattern, kind, error_measure="mul", **options)
-        return 0.0 if math.isnan(found) else found  # a head that is closed here: 0 of 0
+        return 0.0 if math.isnan(found) else found  # a head without attention: 0 of 0
 
     return torch.tensor([[[score(head, kind) for head in layer] for layer in patterns] for kind in wanted])

@@ -1,14 +1,14 @@
 """Loss against the share of open attention edges: the paper's Fig. 2a.
 
 1. The dense model: every visible edge.
-2. The dense model with top-k attention, k = 1, 2, 4, ..., not trained for it: the baseline.
-3. A dense control, fine-tuned as the sparse model was with every gate open, where there is one.
+2. The dense model with top-k attention, k = 1, 2, 4, ..., without training: the baseline.
+3. A dense control, if there is one: fine-tuned as the sparse model was, with every gate open.
 4. The sparse model.
 All are run on the same rows in evaluation mode, and edges are counted by their gates.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -39,11 +39,11 @@ from sparselens.training.losses import logits_of, tokens_of
 
 @dataclass(frozen=True, eq=False)
 class LossPoint:
-    """What a model loses on some rows, and with how many attention edges."""
+    """A model's loss on some rows, and its share of open attention edges."""
 
     name: str  # dense, top-4, control, sparse
-    losses: Float[Tensor, " row"]  # nats, mean over the row's counted tokens
-    weights: Float[Tensor, " row"]  # how many tokens count
+    losses: Float[Tensor, " row"]  # nats, mean over the tokens of the row that count
+    weights: Float[Tensor, " row"]  # number of tokens that count
     share_of_visible_pairs: float
     share_of_all_pairs: float  # the normalisation of the paper's Fig. 2
     edges_per_query_per_head: float
@@ -54,7 +54,7 @@ class LossPoint:
         return float((self.losses * self.weights).sum() / self.weights.sum())
 
     def interval(self, level: float = 0.95) -> Interval:
-        """The loss, and how sure it is: rows are resampled.
+        """The loss, with its bootstrap confidence interval over rows.
 
         Raises:
             ValueError: no token counts, in the rows or in a resample of them.
@@ -73,7 +73,7 @@ def loss_points(
     batch_size: int = 32,
     progress: bool = True,
 ) -> tuple[LossPoint, ...]:
-    """Every point of the figure, in the order dense, top-1, top-2, ..., control, sparse.
+    """All points of the figure, in the order dense, top-1, top-2, ..., control, sparse.
 
     >>> from sparselens.training.text import rows
     >>> batches = rows(tokens, seq_len=64, batch_size=32)
@@ -81,10 +81,10 @@ def loss_points(
 
     Args:
         dense: a TransformerBridge or HookedTransformer without gates
-        batches: rows of text, or prompt pairs, of which the clean prompts are run
+        batches: rows of text, or prompt pairs, whose clean prompts are run
         counts: the k of top-k attention; default: 1, 2, 4, ... up to the longest row
         row_losses: default: `text_losses` of text, `answer_losses` of pairs
-        batch_size: rows at once, which is what memory depends on
+        batch_size: rows per run; memory grows with it
 
     Raises:
         ValueError: the dense model carries gates, the sparse one carries none, a count is not positive, there is no
@@ -109,9 +109,9 @@ def loss_points(
 def measure_loss(
     model: nn.Module, batches: Rows, row_losses: RowLoss | None = None, name: str = "", batch_size: int = 32
 ) -> LossPoint:
-    """One point: a model's loss on every row, and its edges; a dense model's are all that its masks leave visible.
+    """One point: a model's loss on every row, and its edges; in a dense model, all that its masks leave visible.
 
-    Works inside `top_k_attention`, too. The model is left as it was; arguments are those of `loss_points`.
+    Also works inside `top_k_attention`. Arguments are those of `loss_points`.
 
     Raises:
         ValueError: there is no row, rows hold padding without a mask, or a loss is not finite.
@@ -119,7 +119,8 @@ def measure_loss(
     _refuse_misfits(model, batches)
     if row_losses is None:
         row_losses = answer_losses if isinstance(batches, TokenizedPairs) else text_losses
-    with _with_gates(model), evaluating(model), torch.no_grad(), record_gates(model) as gates:
+    gated = nullcontext() if is_sparse(model) else open_gates(model)
+    with gated, evaluating(model), torch.no_grad(), record_gates(model) as gates:
         losses = _losses(model, batches, row_losses, batch_size)
     return LossPoint(
         name,
@@ -140,18 +141,12 @@ def _refuse_misfits(model: nn.Module, batches: Rows) -> None:
             refuse_unreadable(model, tokens_of(batch), packed=True)
 
 
-@contextmanager
-def _with_gates(model: nn.Module) -> Iterator[None]:
-    with nullcontext() if is_sparse(model) else open_gates(model):
-        yield
-
-
 def _losses(model: nn.Module, batches: Rows, row_losses: RowLoss, batch_size: int) -> RowLosses:
     places: list[Tensor] = []
     found: list[RowLosses] = []
     for batch in row_batches(batches, batch_size, next(model.parameters()).device):
         places.append(batch.rows)
-        found.append(row_losses(logits_of(model, batch.inputs), batch.asked))
+        found.append(row_losses(logits_of(model, batch.inputs), batch.target))
     order = torch.cat(places).argsort()  # pairs come sorted by length
     nats, tokens = (torch.cat([part[i].cpu().double() for part in found])[order] for i in range(2))
     if not nats.isfinite().all():

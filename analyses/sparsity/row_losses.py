@@ -1,4 +1,4 @@
-"""The loss of every row of a batch: how well a model goes on with a text, or gives an answer."""
+"""The loss of every row of a batch: of the next token of a text, or of an answer."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,10 +15,10 @@ Rows = Batch | Sequence[Batch] | TokenizedPairs
 
 
 class RowLosses(NamedTuple):
-    """What a batch of rows costs."""
+    """The losses of a batch of rows."""
 
     nats: Float[Tensor, " row"]  # mean over the row's tokens that count; 0 where none does
-    tokens: Float[Tensor, " row"]  # how many count
+    tokens: Float[Tensor, " row"]  # number of tokens that count
 
 
 RowLoss = Callable[[Logits, Any], RowLosses]
@@ -41,7 +41,7 @@ def _row(batch: Batch, row: int) -> Batch:
 
 
 def answer_losses(logits: Logits, pairs: TokenizedPairs) -> RowLosses:
-    """-log of the probability of all right answers together, at the answer's position; every prompt counts as one."""
+    """-log of the total probability of the right answers, at the answer's position; every prompt counts as one."""
     log_probabilities = end_logits(logits, pairs).log_softmax(-1)
     answers = pairs.answers.to(logits.device)
     picked = log_probabilities.gather(-1, answers.clamp_min(0)).masked_fill(answers == NO_ANSWER, -torch.inf)
@@ -50,11 +50,11 @@ def answer_losses(logits: Logits, pairs: TokenizedPairs) -> RowLosses:
 
 
 class RowBatch(NamedTuple):
-    """Some rows, as the model reads them and as the loss does."""
+    """Some rows, as input of the model and of the loss."""
 
-    rows: Int[Tensor, " row"]  # their places among all
+    rows: Int[Tensor, " row"]  # their numbers among all rows
     inputs: Batch
-    asked: Any  # the second argument of the loss: a batch, or pairs
+    target: Any  # the second argument of the loss: a batch, or pairs
 
 
 def row_batches(rows: Rows, size: int, device: torch.device) -> Iterator[RowBatch]:
@@ -81,7 +81,7 @@ def row_batches(rows: Rows, size: int, device: torch.device) -> Iterator[RowBatc
 
 
 def listed(rows: Batch | Sequence[Batch]) -> Sequence[Batch]:
-    """The batches, also where there is only one."""
+    """The batches as a sequence, even if there is only one."""
     return [rows] if isinstance(rows, (Tensor, Mapping)) else rows
 
 

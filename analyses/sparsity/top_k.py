@@ -1,10 +1,9 @@
 """The baseline of the paper's Fig. 2a: a dense model in which every query keeps its k best keys, without training.
 
-    score  = score where it is among the k largest of its query, else CLOSED        before the softmax
-    pattern = softmax(score)                                                        so what is left sums to one
-
-The model carries open gates meanwhile, so that its scores can be reached in every family. CLOSED shuts such a gate but
-is no mask, so `record_gates` counts the k kept edges as open, out of all visible ones.
+1. Before the softmax, a score that is not among the k largest of its query becomes CLOSED; the rest of the pattern sums
+   to one.
+2. Meanwhile the model carries open gates, so that its scores can be reached in every family. CLOSED shuts such a gate
+   but is not a mask, so `record_gates` counts the k kept edges as open, out of all visible ones.
 """
 
 from collections.abc import Iterator
@@ -28,10 +27,10 @@ Scores = Float[Tensor, "batch head query_pos key_pos"]
 
 @contextmanager
 def top_k_attention(model: Any, k: int) -> Iterator[None]:
-    """Inside the block every query of every head attends to its k largest scores only.
+    """Inside, every query of every head attends to its k largest scores only.
 
-    Of equal scores the earliest keys are kept. Queries that see k keys or fewer are as before, so a k as large as the
-    longest sequence is the dense model, exactly. The block's edges are those of a sparse model:
+    Among equal scores the earliest keys are kept. Queries with k visible keys or fewer do not change, so for k as
+    large as the longest sequence this is exactly the dense model. Edges are counted as in a sparse model:
 
     >>> with top_k_attention(model, 4), sl.record_gates(model) as gates:
     ...     model(tokens)
@@ -63,6 +62,6 @@ def top_k_attention(model: Any, k: int) -> Iterator[None]:
 
 
 def largest(scores: Scores, k: int) -> Bool[Tensor, "batch head query_pos key_pos"]:
-    """Where the k largest scores of every query are; of equal ones the earliest."""
+    """A mask of the k largest scores of every query; among equal ones, the earliest."""
     order = scores.sort(dim=-1, descending=True, stable=True).indices
     return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order[..., :k], value=True)

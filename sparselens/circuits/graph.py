@@ -1,17 +1,22 @@
-"""The graph of a transformer as plain data: who writes to the residual stream, who reads it, and in which order.
+"""The computational graph of a transformer as plain data: which components write to the residual stream and read it.
 
-Sources are `input`, every head `a0.h1` and every MLP `m0`; destinations are a head's queries, keys and values
-`a2.h3<q>`, an MLP `m1` and `logits`. A destination reads all that was written before it, so one number a destination
-(`Graph.reads`) says which edges exist. Names are those of EAP-IG and MIB: `a0.h1->a2.h3<q>`, `m0->logits`.
+1. Sources are `input`, every head `a0.h1` and every MLP `m0`.
+2. Destinations are a head's queries, keys and values `a2.h3<q>`, an MLP `m1`, and `logits`.
+3. A destination reads everything written before it, so one number per destination (`Graph.reads`) says which edges
+   exist. Edge names are those of EAP-IG (Hanna et al. 2024) and MIB: `a0.h1->a2.h3<q>`, `m0->logits`.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+
+from sparselens.gates.hooked import is_hooked
+from sparselens.models.hooked_model import HookedModel
 
 RECEIVERS = ("q", "k", "v")
 INPUT, LOGITS = "input", "logits"
@@ -24,20 +29,43 @@ class Block:
     n_heads: int
     n_kv_heads: int = 0  # 0: as many as heads. An edge into `a0.h1<k>` is one into the keys as head 1 sees them
     mlp: bool = True
-    parallel: bool = False  # does the MLP read what the attention reads, and not what it writes?
+    parallel: bool = False  # the MLP reads what the attention reads, not what it writes
 
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes and possible edges of a model with these blocks."""
+    """Nodes and possible edges of a model with these blocks.
+
+    >>> graph = Graph.of_model(sl.load("addition"))
+    >>> graph.n_edges, graph.exists.shape  # Bool["source destination"]
+    """
 
     blocks: tuple[Block, ...]
+
+    @classmethod
+    def of_model(cls, model: HookedModel) -> "Graph":
+        """The graph of a TransformerBridge or HookedTransformer.
+
+        Raises:
+            ValueError: it is another kind of model, or a layer has no attention.
+        """
+        opened: Any = model
+        if not is_hooked(opened):
+            raise ValueError(f"want a TransformerBridge or HookedTransformer, not a {type(model).__name__}")
+        cfg, modules = opened.cfg, [block._modules for block in opened.blocks]
+        for number, inside in enumerate(modules):
+            if inside.get("attn") is None:
+                kind = getattr(cfg, "architecture", None) or type(model).__name__
+                raise ValueError(f"layer {number} of this {kind} has no attention")
+        n_kv_heads = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
+        parallel = bool(getattr(cfg, "parallel_attn_mlp", False))
+        return cls(tuple(Block(cfg.n_heads, n_kv_heads, x.get("mlp") is not None, parallel) for x in modules))
 
     @classmethod
     def of_shape(
         cls, n_layers: int, n_heads: int, n_kv_heads: int = 0, mlp: bool = True, parallel: bool = False
     ) -> "Graph":
-        """The graph of equal blocks.
+        """The graph of a model whose blocks are all alike.
 
         Raises:
             ValueError: a number is not positive, or heads cannot share keys and values in groups of one size.
@@ -47,9 +75,33 @@ class Graph:
             raise ValueError(f"no such model: {n_layers} layers, {n_heads} heads, {n_kv_heads} key-value heads")
         return cls((Block(n_heads, n_kv_heads, mlp, parallel),) * n_layers)
 
+    @classmethod
+    def from_config(cls, cfg: Mapping[str, Any]) -> "Graph":
+        """The graph of a model's shape as EAP-IG's files have it."""
+        return cls.of_shape(
+            cfg["n_layers"],
+            cfg["n_heads"],
+            cfg.get("n_key_value_heads") or 0,
+            mlp=not cfg.get("attn_only", False),
+            parallel=bool(cfg.get("parallel_attn_mlp", False)),
+        )
+
+    def config(self) -> dict[str, Any] | None:
+        """The model's shape as the files of EAP-IG and MIB have it; None where blocks differ, as they cannot there."""
+        block = self.blocks[0]
+        if any(other != block for other in self.blocks):
+            return None
+        return {
+            "n_layers": len(self.blocks),
+            "n_heads": block.n_heads,
+            "n_key_value_heads": block.n_kv_heads or block.n_heads,
+            "parallel_attn_mlp": block.parallel,
+            "attn_only": not block.mlp,
+        }
+
     @cached_property
     def sources(self) -> tuple[str, ...]:
-        """Names of all writers, in the order in which they write."""
+        """Names of all sources, in the order in which they write."""
         names = [INPUT]
         for layer, block in enumerate(self.blocks):
             names += [f"a{layer}.h{head}" for head in range(block.n_heads)]
@@ -58,7 +110,7 @@ class Graph:
 
     @cached_property
     def destinations(self) -> tuple[str, ...]:
-        """Names of all readers: of every block the heads' queries, keys and values, then the MLP; last the logits."""
+        """Names of all destinations: each block's queries, keys and values, then its MLP; last the logits."""
         names: list[str] = []
         for layer, block in enumerate(self.blocks):
             names += [f"a{layer}.h{head}<{receiver}>" for receiver in RECEIVERS for head in range(block.n_heads)]
@@ -67,7 +119,7 @@ class Graph:
 
     @cached_property
     def reads(self) -> Int[Tensor, " destination"]:
-        """How many sources, counted from the first, have written before each destination reads."""
+        """How many sources, from the first on, have written before each destination reads."""
         counts: list[int] = []
         written = 1
         for block in self.blocks:
@@ -83,16 +135,16 @@ class Graph:
 
     @property
     def n_edges(self) -> int:
-        """Sum over layers of 3 H s + s + (H if sequential), and s at the end; s counts what was written before."""
+        """Number of edges: 3 H s + s (+ H if sequential) per layer, and s for the logits, with s sources before."""
         return int(self.reads.sum())
 
     def head_sources(self, layer: int) -> slice:
-        """Where the heads of a layer stand among the sources."""
+        """The rows of a layer's heads among the sources."""
         start = 1 + sum(block.n_heads + block.mlp for block in self.blocks[:layer])
         return slice(start, start + self.blocks[layer].n_heads)
 
     def head_destinations(self, layer: int) -> slice:
-        """Where queries, keys and values of a layer stand among the destinations."""
+        """The columns of a layer's queries, keys and values among the destinations."""
         start = sum(3 * block.n_heads + block.mlp for block in self.blocks[:layer])
         return slice(start, start + 3 * self.blocks[layer].n_heads)
 
@@ -107,27 +159,19 @@ class Graph:
         return {name: index for index, name in enumerate(self.destinations)}
 
     def source(self, name: str) -> int:
-        """The place of a source among all.
-
-        Raises:
-            ValueError: there is no such source.
-        """
+        """The row of a source."""
         if name not in self._source_of:
             raise ValueError(f"no such source: {name!r} (want input, m0, a0.h1 within {self})")
         return self._source_of[name]
 
     def destination(self, name: str) -> int:
-        """The place of a destination among all.
-
-        Raises:
-            ValueError: there is no such destination.
-        """
+        """The column of a destination."""
         if name not in self._destination_of:
             raise ValueError(f"no such destination: {name!r} (want m0, a0.h1<q>, <k> or <v>, or logits within {self})")
         return self._destination_of[name]
 
     def edge(self, name: str) -> tuple[int, int]:
-        """Places of the source and the destination of `a0.h1->a2.h3<q>`.
+        """Row and column of `a0.h1->a2.h3<q>`.
 
         Raises:
             ValueError: the name is not one of an edge, or the source writes after the destination reads.
@@ -146,11 +190,7 @@ class Graph:
         return [f"{self.sources[source]}->{self.destinations[destination]}" for source, destination in pairs]
 
     def matrix(self, edges: Sequence[str]) -> Bool[Tensor, "source destination"]:
-        """Which edges are named.
-
-        Raises:
-            ValueError: there is no such edge.
-        """
+        """The named edges as a mask."""
         chosen = torch.zeros_like(self.exists)
         for name in edges:
             chosen[self.edge(name)] = True
@@ -158,7 +198,7 @@ class Graph:
 
     @cached_property
     def receivers(self) -> Bool[Tensor, "source destination"]:
-        """Through which destinations each source reads: a head through its queries, keys and values."""
+        """The destinations of each source node: a head reads through its queries, keys and values."""
         owners = [self._source_of.get(name.partition("<")[0], -1) for name in self.destinations]
         return torch.arange(len(self.sources))[:, None] == torch.tensor(owners)
 

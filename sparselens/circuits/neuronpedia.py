@@ -1,8 +1,9 @@
-"""Circuits to and from the attribution graphs that Neuronpedia and circuit-tracer's viewers draw, as json.
+"""Circuits to and from the attribution graphs of Neuronpedia and circuit-tracer's viewers, as JSON.
 
-Required by its schema: metadata (slug, scan, prompt, prompt_tokens), qParams, nodes (node_id, feature, layer, ctx_idx,
-feature_type, jsNodeId, clerp) and links (source, target, weight). A circuit's own graph and scores stand beside them
-under `sparselens`, and every link into a head names its receivers; so a file gives back the circuit it was made of.
+1. The schema requires metadata (slug, scan, prompt, prompt_tokens), qParams, nodes (node_id, feature, layer, ctx_idx,
+   feature_type, jsNodeId, clerp) and links (source, target, weight).
+2. The circuit's own graph and scores are added under `sparselens`, and every link into a head names its receivers, so
+   that reading a file gives back the circuit.
 """
 
 import json
@@ -18,7 +19,7 @@ from sparselens.circuits.circuit import Circuit
 from sparselens.circuits.graph import INPUT, LOGITS, Block, Graph
 from sparselens.files.whole import write_file
 
-_OWN = "sparselens"  # the key that the schema does not know, and allows
+_OWN = "sparselens"  # a key that the schema does not define, and allows
 
 
 def write_neuronpedia(
@@ -35,16 +36,16 @@ def write_neuronpedia(
     """Write a circuit as an attribution graph; returns the path.
 
     Heads, MLPs, input and logits become nodes, all at the last token, since scores are summed over positions. (The
-    viewer therefore calls the input by the last token's name.) A link's weight is the score of its edge; into a head,
-    the sum over the receivers q, k and v that the circuit keeps. The viewer draws nothing if all nodes are in layer 0.
+    viewer therefore labels the input with the last token.) A link's weight is the score of its edge; into a head, the
+    sum over the receivers q, k and v that the circuit keeps. The viewer draws nothing if all nodes are in layer 0.
 
     Args:
-        prompt: what the graph is shown with; for scores that are means over prompts, one of them
-        tokens: the same, token by token
-        slug: name of the graph, as in the address it gets
+        prompt: shown with the graph; for mean scores, one of the prompts
+        tokens: the prompt's tokens
+        slug: name of the graph in its URL
         scan: name of the model
-        answer: the token that the logits are asked for, and its probability
-        labels: what to call nodes beside their names, as `analyses.label_heads(model).labels()` has it
+        answer: the answer token and its probability
+        labels: of nodes, in addition to their names, such as `analyses.label_heads(model).labels()`
 
     Raises:
         ValueError: a name is empty, there is no token, a score is not finite, or a label is of no node.
@@ -78,7 +79,7 @@ def _node(graph: Graph, name: str, last: int, answer: tuple[str, float] | None, 
     layer, feature, kind = _place(graph, name)
     clerp = name if label is None else f"{name}: {label}"
     more: dict[str, Any] = {}
-    if name == LOGITS:  # the viewer wants a probability there, or nothing
+    if name == LOGITS:  # the viewer expects a probability, or nothing
         clerp = f'Output "{answer[0]}" (p={answer[1]:.3f})' if answer else ""
         more = {"is_target_logit": True, "token_prob": answer[1] if answer else 0.0}
     return {
@@ -94,7 +95,7 @@ def _node(graph: Graph, name: str, last: int, answer: tuple[str, float] | None, 
 
 
 def _place(graph: Graph, name: str) -> tuple[str, int, str]:
-    """Layer, number within the layer, and type; an MLP is numbered after the heads."""
+    """Layer, index within the layer, and type; an MLP comes after the heads."""
     if name == INPUT:
         return "E", 0, "embedding"
     if name == LOGITS:
@@ -106,7 +107,7 @@ def _place(graph: Graph, name: str) -> tuple[str, int, str]:
 
 
 def _links(circuit: Circuit) -> list[dict[str, Any]]:
-    """One link for every two nodes that kept edges join."""
+    """One link for each pair of nodes joined by kept edges."""
     links: dict[tuple[str, str], dict[str, Any]] = {}
     for name in circuit.edges:
         source, _, destination = name.partition("->")
@@ -119,11 +120,10 @@ def _links(circuit: Circuit) -> list[dict[str, Any]]:
 
 
 def read_neuronpedia(path: str | PathLike[str]) -> Circuit:
-    """The circuit that `write_neuronpedia` wrote, with the scores of all edges, also those outside it.
+    """The circuit that `write_neuronpedia` wrote, with the scores of all edges of its graph.
 
     Raises:
-        ValueError: the file is broken, or a graph of something else than heads and MLPs, or names an edge that there
-            is not.
+        ValueError: the file is broken, is not a graph of heads and MLPs, or names an edge that does not exist.
     """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""`sparselens attribute`: which edges of a model a task runs through, and how faithful the circuit of them is."""
+"""`sparselens attribute`: the edges of a model that matter for a task, and how faithful the circuit of them is."""
 
 import json
 import math
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sparselens.cli import options
 from sparselens.cli.options import Json, alone_in_out
 from sparselens.cli.table import finish, print_table
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from sparselens.circuits.circuit import Circuit
 
 SHOWN = 15  # edges in the table
-GIB = 2**30
 
 
 @alone_in_out
@@ -25,57 +25,56 @@ def attribute(
     model: Annotated[str, typer.Option(help="A folder, a shipped name (stories260k-sparse) or a hub id.")],
     task: Annotated[str, typer.Option(help="As `sparselens tasks` lists it.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the circuit and the scores.")],
-    method: Annotated[
-        str, typer.Option(help="eap, eap-ig, eap-ig-activations, clean-corrupted, or exact (slow).")
-    ] = "eap-ig",
-    steps: Annotated[int, typer.Option(help="Of the integrated methods.")] = 5,
-    n: Annotated[int, typer.Option("-n", help="Pairs to draw; those that the model solves are kept.")] = 100,
-    all_pairs: Annotated[bool, typer.Option("--all", help="Keep also the pairs that the model gets wrong.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the choices.")] = 0,
-    corruption: Annotated[str | None, typer.Option(help="Default: the task's first.")] = None,
-    metric: Annotated[str | None, typer.Option(help="Name in sparselens.prompts.metrics. Default: the task's.")] = None,
-    share: Annotated[
-        float, typer.Option(help="Of the sum of all |scores|, for the circuit of the paper's rule.")
-    ] = 0.9,
-    goal: Annotated[float, typer.Option(help="Faithfulness of the smallest circuit that is looked for.")] = 0.8,
-    ablation: Annotated[str, typer.Option(help="What comes over other edges: corrupted, mean or zero.")] = "corrupted",
-    memory: Annotated[float, typer.Option(help="GiB to work in, beside the model.")] = 1.0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in --out.")] = False,
+    method: options.Method = "eap-ig",
+    steps: options.Steps = 5,
+    n: Annotated[int, typer.Option("-n", help="Pairs to draw; those that the model solves are used.")] = 100,
+    all_pairs: Annotated[bool, typer.Option("--all", help="Use also the pairs that the model gets wrong.")] = False,
+    seed: options.Seed = 0,
+    corruption: options.Corruption = None,
+    metric: options.Metric = None,
+    share: options.Share = 0.9,
+    goal: options.Goal = 0.8,
+    ablation: options.Ablation = "corrupted",
+    batch_size: options.BatchSize = None,
+    memory: options.Memory = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run in --out.")] = False,
     json: Json = False,
 ) -> None:
-    """Score every edge of a model on a task; write the smallest circuit that is faithful, and that of the paper's rule.
+    """Score every edge of a model on a task; write the smallest faithful circuit, and that of the paper's rule.
 
     Example: `sparselens attribute --model addition-sparse --task addition --out circuit`
 
     Writes `faithful.json` and `share.json` (all mean scores and a circuit, as EAP-IG reads them), `scores.safetensors`
     (every prompt's) and `attribute.json` (what is printed). Until then finished batches of prompts are in
-    `attribute.unfinished`, from which the same command goes on with `--resume`.
+    `attribute.unfinished`, from which the same command resumes with `--resume`.
     """
     from sparselens.analyses import attribute_edges, random_circuit
-    from sparselens.analyses.circuits.faithfulness import running_circuits
+    from sparselens.analyses.circuits.faithfulness import CircuitRunner
     from sparselens.analyses.circuits.search import search
+    from sparselens.analyses.engine.request import OpenModel, open_request
     from sparselens.models.folder import load
     from sparselens.prompts.capability import evaluate
-    from sparselens.prompts.metrics import find_metric
+    from sparselens.prompts.metrics import find_metric, name_of
     from sparselens.tasks import find_task
 
     unfinished = out / "attribute.unfinished"
     if unfinished.exists() and not resume:
-        raise ValueError(f"{out} holds an interrupted run: pass --resume to go on, or choose another --out")
-    asked = find_task(task)
-    measure = find_metric(metric or asked.metric)
+        raise ValueError(f"{out} holds an interrupted run: pass --resume to continue it, or choose another --out")
+    known = find_task(task)
+    measure = find_metric(metric or known.metric)
     opened = load(model)
-    found = evaluate(opened, asked, n, seed, corruption=corruption)
+    found = evaluate(opened, known, n, seed, corruption=corruption)
     if not all_pairs and not found.correct.any():
         raise ValueError(f"{model} gets none of {n} pairs of {task!r} right: choose another task, or --all")
     pairs = found.pairs if all_pairs else found.pairs[found.correct]
-    options: dict[str, Any] = {"memory": int(memory * GIB)}
-    scores = attribute_edges(opened, pairs, measure, method, steps, **options, out=unfinished)
-    by_share = scores.smallest(share)
-    with running_circuits(opened, scores.graph, pairs, measure, ablation, **options) as runs:
-        faithful, alone = search(runs, scores, goal, progress=True)
-        chance = random_circuit(scores.graph, len(faithful), seed)
-        found_by_share, found_by_chance = runs.alone([by_share, chance])
+    shared: Any = OpenModel(opened)
+    budget = options.budget(memory, batch_size)
+    scores = attribute_edges(shared, pairs, measure, method, steps, **budget, out=unfinished)
+    with open_request(shared, pairs, measure, **budget, progress=True) as request:
+        runner = CircuitRunner(request, scores.graph, ablation)
+        faithful, alone = search(runner, scores, goal, progress=True)
+        by_share, chance = scores.smallest(share), random_circuit(scores.graph, len(faithful), seed)
+        found_by_share, found_by_chance = runner.run([by_share, chance])
     circuits = {
         f"{share:.0%} of all |scores|": (by_share, found_by_share),
         f"{goal:.0%} faithful": (faithful, alone),
@@ -83,11 +82,11 @@ def attribute(
     }
     summary = {
         "model": model,
-        "task": asked.fingerprint(n, seed, corruption),
+        "task": known.fingerprint(n, seed, corruption),
         "drawn": n,
         "pairs": len(pairs),
         "solved": int(found.correct.sum()),
-        "metric": metric or asked.metric,
+        "metric": name_of(metric or known.metric),
         "clean": float(scores.clean.mean()),
         "corrupted": float(scores.corrupted.mean()),
         "method": method,

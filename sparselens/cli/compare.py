@@ -1,4 +1,4 @@
-"""`sparselens compare`: a dense and a sparse model, the same questions, one report."""
+"""`sparselens compare`: the same analyses of a dense and a sparse model, and one report."""
 
 import shlex
 import sys
@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sparselens.cli import options
 from sparselens.cli.options import Json, alone_in_out
 from sparselens.cli.table import finish, print_table
 
 if TYPE_CHECKING:
     from sparselens.training.text import Source
 
-GIB = 2**30
 SEQ_LEN, BATCH, ROWS = 64, 32, 512  # of the text that the loss is measured on
 
 
 @alone_in_out
 def compare(
     dense: Annotated[str, typer.Option(help="A folder, a shipped name (stories260k) or a hub id.")],
-    sparse: Annotated[str, typer.Option(help="The sparse model made of it.")],
+    sparse: Annotated[str, typer.Option(help="The sparse model made from it.")],
     task: Annotated[str, typer.Option(help="As `sparselens tasks` lists it.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the report, the figures and the numbers.")],
     control: Annotated[
@@ -29,24 +29,21 @@ def compare(
     text: Annotated[
         str | None, typer.Option(help="Text for the loss: file, dataset folder or hub id. Default: the answers.")
     ] = None,
-    column: Annotated[str, typer.Option(help="Field of --text that holds it, in JSON lines and datasets.")] = "text",
-    split: Annotated[str, typer.Option(help="Of a dataset as --text, the split to read.")] = "train",
-    method: Annotated[
-        str, typer.Option(help="Of edge attribution: eap, eap-ig, eap-ig-activations, clean-corrupted, exact.")
-    ] = "eap-ig",
-    steps: Annotated[int, typer.Option(help="Of the integrated methods.")] = 5,
-    n: Annotated[int, typer.Option("-n", help="Pairs to draw; those that both models solve are kept.")] = 100,
-    all_pairs: Annotated[bool, typer.Option("--all", help="Keep also pairs that a model gets wrong.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the choices.")] = 0,
-    corruption: Annotated[str | None, typer.Option(help="Default: the task's first.")] = None,
-    metric: Annotated[str | None, typer.Option(help="Name in sparselens.prompts.metrics. Default: the task's.")] = None,
-    share: Annotated[float, typer.Option(help="Of the sum of |scores|, for the circuit of the paper's rule.")] = 0.9,
-    goal: Annotated[float, typer.Option(help="Faithfulness of the smallest circuit that is looked for.")] = 0.8,
-    ablation: Annotated[str, typer.Option(help="What stands in for what does not act: corrupted, mean, zero.")] = (
-        "corrupted"
-    ),
-    memory: Annotated[float, typer.Option(help="GiB to work in, beside the models.")] = 1.0,
-    form: Annotated[str, typer.Option("--format", help="Of the figures: pdf, svg or png.")] = "pdf",
+    column: Annotated[str, typer.Option(help="Field that holds the text, in JSON lines and datasets.")] = "text",
+    split: Annotated[str, typer.Option(help="Split to read, where --text is a dataset.")] = "train",
+    method: options.Method = "eap-ig",
+    steps: options.Steps = 5,
+    n: Annotated[int, typer.Option("-n", help="Pairs to draw; those that both models solve are used.")] = 100,
+    all_pairs: Annotated[bool, typer.Option("--all", help="Use also pairs that a model gets wrong.")] = False,
+    seed: options.Seed = 0,
+    corruption: options.Corruption = None,
+    metric: options.Metric = None,
+    share: options.Share = 0.9,
+    goal: options.Goal = 0.8,
+    ablation: options.Ablation = "corrupted",
+    batch_size: options.BatchSize = None,
+    memory: options.Memory = None,
+    form: Annotated[str, typer.Option("--format", help="File format of the figures: pdf, svg or png.")] = "pdf",
     json: Json = False,
 ) -> None:
     """Compare the circuits of a dense and a sparse model on one task, and write a report.
@@ -55,24 +52,24 @@ def compare(
 
     Writes `report.html` (one file to read offline), `figures/`, `circuits/` (for EAP-IG, MIB and Neuronpedia), and
     `numbers/` (every per-prompt value; `sparselens figures` and `analyses.load_comparison` read it without a model). An
-    interrupted run goes on with the same command.
+    interrupted run resumes with the same command.
     """
-    from sparselens.analyses import compare as ask
+    from sparselens.analyses import compare as compare_models
     from sparselens.analyses.comparison.figures import refuse_unknown_form
     from sparselens.models.folder import load
     from sparselens.tasks import find_task
     from sparselens.training.text import Source
 
     refuse_unknown_form(form)
-    asked = find_task(task)
+    known = find_task(task)
     opened = {"dense": load(dense), "sparse": load(sparse)}
     names = {"dense": dense, "sparse": sparse} | ({} if control is None else {"control": control})
     rows, notes = (None, []) if text is None else _rows(Source(text, column, split), opened["dense"].tokenizer, names)
     try:
-        found = ask(
+        found = compare_models(
             opened["dense"],
             opened["sparse"],
-            asked,
+            known,
             n=n,
             seed=seed,
             corruption=corruption,
@@ -87,12 +84,12 @@ def compare(
             notes=notes,
             control=None if control is None else load(control),
             names=(Path(dense).name, Path(sparse).name),
-            memory=int(memory * GIB),
+            **options.budget(memory, batch_size),
             out=out / "numbers",
             command=shlex.join(["sparselens", *sys.argv[1:]]),
         )
     except KeyboardInterrupt:
-        typer.echo(f"\ninterrupted: the same command goes on from what {out / 'numbers'} holds", err=True)
+        typer.echo(f"\ninterrupted: the same command resumes from {out / 'numbers'}", err=True)
         raise
     write_report(found, out, form, json)
 
@@ -105,7 +102,7 @@ def write_report(comparison: Any, out: Path, form: str, json: bool) -> None:
     head = ("", *comparison.about.names, "dense / sparse")
     print_table(comparison.about.description, head, [(row.name, *cells(row)) for row in rows])
     if comparison.about.notes:
-        print_table("Notes", ("mind before you trust a number",), [(note,) for note in comparison.about.notes])
+        print_table("Caveats", ("",), [(note,) for note in comparison.about.notes])
     report = comparison.save_html(out / "report.html")
     files = [*comparison.figures(out / "figures", form), *comparison.save_circuits(out / "circuits")]
     print_table("Written", ("what", "where"), [("report", report), *((file.stem, file) for file in files)])
@@ -114,7 +111,7 @@ def write_report(comparison: Any, out: Path, form: str, json: bool) -> None:
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """Numbers that are not known as null, since JSON has no NaN."""
+    """NaN becomes null, since JSON has no NaN."""
     return {name: None if isinstance(value, float) and value - value != 0 else value for name, value in row.items()}
 
 

@@ -1,4 +1,4 @@
-"""The options that every command has, said once so that they read the same everywhere."""
+"""The options that several commands share, so that they read the same everywhere."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -8,7 +8,24 @@ from typing import Annotated, Any
 import typer
 
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for what the command writes.")]
+Method = Annotated[
+    str, typer.Option(help="Edge attribution: eap, eap-ig, eap-ig-activations, clean-corrupted, or exact (slow).")
+]
+Steps = Annotated[int, typer.Option(help="Steps of the integrated methods.")]
+Corruption = Annotated[str | None, typer.Option(help="How prompts are corrupted. Default: the task's first way.")]
+Metric = Annotated[str | None, typer.Option(help="Name in sparselens.prompts.metrics. Default: the task's.")]
+Share = Annotated[float, typer.Option(help="Share of the sum of |scores| that the circuit of the paper's rule holds.")]
+Goal = Annotated[float, typer.Option(help="Faithfulness that the smallest circuit is searched for.")]
+Ablation = Annotated[str, typer.Option(help="What replaces what is outside a circuit: corrupted, mean or zero.")]
+Seed = Annotated[int, typer.Option(help="Random seed for drawing prompts.")]
+BatchSize = Annotated[int | None, typer.Option(help="Prompts per run. Default: 64 for small models, else by --memory.")]
+Memory = Annotated[float | None, typer.Option(help="GiB to work in beside the model, measured. Default: 1.")]
 Json = Annotated[bool, typer.Option("--json", help="End standard output with the table as one JSON object.")]
+
+
+def budget(memory: float | None, batch_size: int | None) -> dict[str, Any]:
+    """Options of an analysis: memory in bytes, from GiB."""
+    return {"memory": None if memory is None else int(memory * 2**30), "batch_size": batch_size}
 
 
 def alone_in_out(command: Callable[..., None]) -> Callable[..., None]:

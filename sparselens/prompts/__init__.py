@@ -1,1 +1,1 @@
-"""What models are asked: pairs of prompts, as strings and as tokens, and the numbers that say how well they answer."""
+"""Prompt pairs as strings and as tokens, the tasks that draw them, and the metrics that score a model's answers."""

@@ -1,4 +1,4 @@
-"""Knowing what a model can do: accuracy and metric on a task's pairs, how sure they are, and where it fails."""
+"""How well a model does a task: accuracy and metric with confidence intervals, and the prompts on which it fails."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sparselens.prompts.intervals import Interval, mean_interval, proportion_interval
-from sparselens.prompts.metrics import accuracy, find_metric
+from sparselens.prompts.metrics import Metric, accuracy, find_metric, kl_divergence, name_of
 from sparselens.prompts.pairs import PromptPair
 from sparselens.prompts.runs import answer_logits
 from sparselens.prompts.tokenized import CLUSTER_BY, NO_ANSWER, TokenizedPairs
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Capability:
-    """What a model made of a task's clean prompts."""
+    """A model's answers to a task's clean prompts."""
 
     task: str
     metric_name: str
     pairs: TokenizedPairs
-    correct: Bool[Tensor, " batch"]  # does the right answer beat the wrong ones?
+    correct: Bool[Tensor, " batch"]  # the best right answer scores above every wrong one
     values: Float[Tensor, " batch"]  # the metric, per prompt
     chance: float  # accuracy of guessing
     cluster_by: str = "prompt"  # which pairs count as one observation in the intervals (`TokenizedPairs.clusters`)
@@ -47,7 +47,7 @@ class Capability:
 
     @property
     def failures(self) -> tuple[PromptPair, ...]:
-        """The pairs that the model gets wrong."""
+        """The pairs that the model does not solve."""
         wrong = (~self.correct).nonzero().flatten().tolist()
         return tuple(self.pairs.prompts[i] for i in wrong)
 
@@ -59,7 +59,7 @@ def evaluate(
     seed: int = 0,
     *,
     corruption: str | None = None,
-    metric: str | None = None,
+    metric: Metric | str | None = None,
     tokenizer: Any = None,
     bos: bool | None = None,
     batch_size: int = 64,
@@ -68,8 +68,11 @@ def evaluate(
 ) -> Capability:
     """Run a model, dense or sparse, on n clean prompts of a task in evaluation mode.
 
+    >>> found = evaluate(sl.load("addition"), TASKS["addition"], n=100)
+    >>> found.accuracy, found.correct.shape  # with its confidence interval, [batch]
+
     Args:
-        metric: name in `sparselens.prompts.metrics`. Default: the task's
+        metric: function of (logits, pairs), or name in `sparselens.prompts.metrics`. Default: the task's
         tokenizer: default: the model's own (`model.tokenizer`)
         bos: put the tokenizer's BOS first. Default: as the tokenizer itself does; a TransformerBridge has set it to
         cluster_by: which pairs count as one observation: those with the same clean "prompt", or the same "answer"
@@ -77,22 +80,22 @@ def evaluate(
     Raises:
         ValueError: there is no tokenizer, or the task does not fit it (see `Task.tokenize`).
     """
-    if metric == "kl_divergence":
-        raise ValueError("kl_divergence compares two runs, and only the clean prompts are run here: ask another metric")
     if cluster_by not in CLUSTER_BY:
         raise ValueError(f"cluster_by={cluster_by!r}: want {' or '.join(CLUSTER_BY)}")
+    measure = find_metric(metric or task.metric)
+    if measure is kl_divergence:
+        raise ValueError("kl_divergence compares two runs, and only clean prompts are run here: take another metric")
     tokenizer = tokenizer or getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise ValueError(f"this {type(model).__name__} has no tokenizer: pass tokenizer=...")
     pairs = task.tokenize(tokenizer, n, seed, corruption, bos)
-    name = metric or task.metric
-    measure = find_metric(name)
     at_end = answer_logits(model, pairs, batch_size=batch_size, progress=task.name if progress else None).cpu()
     only_end = TokenizedPairs(pairs.clean[:, -1:], pairs.corrupted[:, -1:], pairs.answer, pairs.wrong_answer)
-    correct, values = (question(at_end[:, None], only_end) for question in (accuracy, measure))
-    return Capability(task.name, name, pairs, correct.bool(), values, _chance(pairs), cluster_by)
+    correct, values = (score(at_end[:, None], only_end) for score in (accuracy, measure))
+    return Capability(task.name, name_of(measure), pairs, correct.bool(), values, chance_of(pairs), cluster_by)
 
 
-def _chance(pairs: TokenizedPairs) -> float:
+def chance_of(pairs: TokenizedPairs) -> float:
+    """Accuracy of guessing among the answers."""
     right, wrong = ((ids != NO_ANSWER).sum(-1).double() for ids in (pairs.answers, pairs.wrong_answers))
     return float((right / (right + wrong)).mean())

@@ -1,4 +1,4 @@
-"""Whether a model can read prompts: made with its vocabulary, every token id in its range, padding marked as such."""
+"""Refuses prompts that a model cannot read: of another vocabulary, with token ids out of range, or unmarked padding."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -32,11 +32,11 @@ def refuse_misfits(model: Any, pairs: TokenizedPairs) -> None:
 def refuse_unreadable(model: Any, tokens: Int[Tensor, "batch pos"], packed: bool = False) -> None:
     """Raise a ValueError if rows of tokens that have no mask hold an id out of range, or padding.
 
-    Where the padding token also is the tokenizer's BOS, EOS or unknown token, it may be meant: then a row is refused
-    that ends with it, that opens with it twice, or that opens with it where other rows do not.
+    Where the padding token is also the tokenizer's BOS, EOS or unknown token, it may be intended. Then a row is refused
+    if it ends with it, starts with it twice, or starts with it where other rows do not.
 
     Args:
-        packed: rows are cut from running text, where an EOS may stand at either end by chance: only two are refused
+        packed: rows are cut from running text, which may start or end with one EOS by chance: only two are refused
     """
     _refuse_out_of_range(model, "prompt", tokens, lowest=0)
     tokenizer = getattr(model, "tokenizer", None)
@@ -66,7 +66,7 @@ def _refuse_out_of_range(model: Any, name: str, ids: Int[Tensor, "batch pos"], l
 
 
 def _vocabulary_size(model: Any) -> int:
-    """How many tokens the model knows; 0 where it does not say."""
+    """Size of the model's vocabulary; 0 where it is not known."""
     config = getattr(model, "cfg", None) or getattr(model, "config", None)
     for name in ("d_vocab", "vocab_size"):
         size = config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)

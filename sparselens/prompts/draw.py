@@ -1,4 +1,4 @@
-"""Repeatable choices: the same seed gives the same ones on every machine and in every version of Python."""
+"""Reproducible random choices: a seed gives the same ones on every machine and in every version of Python."""
 
 import random
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ Item = TypeVar("Item")
 class Draw:
     """Choices from one seeded stream.
 
-    Made of `Random.random()` alone, the one stream that Python promises to keep, for an integer seed, across versions.
+    Uses `Random.random()` only, the one stream that Python keeps the same across versions for an integer seed.
     """
 
     def __init__(self, seed: Any) -> None:
@@ -30,7 +30,7 @@ class Draw:
         return items[self.below(len(items))]
 
     def sample(self, items: Sequence[Item], k: int) -> list[Item]:
-        """K items from different places, in random order."""
+        """K items at different positions, in random order."""
         if k > len(items):
             raise ValueError(f"cannot choose {k} of {len(items)} items")
         places: dict[int, None] = {}
@@ -47,5 +47,5 @@ class Draw:
         return shuffled
 
     def flip(self) -> bool:
-        """Heads or tails."""
+        """True or False with equal probability."""
         return self._uniform() < 0.5

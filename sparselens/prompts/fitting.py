@@ -1,7 +1,8 @@
-"""What a tokenizer makes of prompt pairs: which words and pairs fit it, and their token ids.
+"""How prompt pairs fit a tokenizer: which words and pairs do, and their token ids. Loads no torch.
 
-A pair fits when every answer is a single token where it stands, positions lie on whole tokens, nothing is unknown to
-the tokenizer, and clean and corrupted prompt line up token by token. Loads no torch.
+1. Every answer must be a single token where it follows the prompt.
+2. Positions must lie on whole tokens, and nothing may be unknown to the tokenizer.
+3. Clean and corrupted prompt must line up token by token, unless lengths may differ.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ from typing import Any
 from sparselens.prompts.pairs import PromptPair, Span
 from sparselens.prompts.words import Continuation, Words
 
-_ANY_TEXT = "the"  # what a word has to continue as one token
+_ANY_TEXT = "the"  # text that a word has to continue as one token
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,14 @@ class Encoded:
 
 
 class MisfitError(ValueError):
-    """Why a pair does not fit a tokenizer."""
+    """The reason why a pair does not fit a tokenizer."""
 
 
 class Fit:
-    """A tokenizer as tasks need it.
+    """A tokenizer, with what tasks need of it.
 
     Raises:
-        ValueError: the tokenizer cannot tell where its tokens lie, or has no BOS although `bos` asks for one.
+        ValueError: the tokenizer does not report token offsets, or has no BOS although `bos` is True.
     """
 
     def __init__(self, tokenizer: Any, bos: bool | None = None, equal_length: bool = True) -> None:
@@ -49,7 +50,7 @@ class Fit:
 
     @cached_property
     def vocabulary(self) -> str:
-        """Names the tokenizer's vocabulary; see `vocabulary_of`."""
+        """A digest of the tokenizer's vocabulary; see `vocabulary_of`."""
         return vocabulary_of(self._tokenizer)
 
     def prompt(self, text: str) -> tuple[list[int], tuple[str, ...]]:
@@ -68,13 +69,13 @@ class Fit:
         """The entries whose strings are single tokens.
 
         Raises:
-            ValueError: fewer than the task needs are left. Says which.
+            ValueError: fewer are left than the task needs. Says which.
         """
         kept = [entry for entry in words.entries if all(map(self._is_one_token, words.one_token(entry)))]
         if len(kept) < words.need:
             shown = f": {', '.join(map(str, kept[:10]))}" if kept else ""
             raise ValueError(
-                f"{task!r} needs {words.need} entries of its list {name!r} with single tokens where it asks for them; "
+                f"{task!r} needs {words.need} entries of its list {name!r} that are single tokens where they must be; "
                 f"this tokenizer has {len(kept)} of {len(words.entries)}{shown}"
             )
         return Words(kept, words.one_token, words.need)
@@ -99,7 +100,7 @@ class Fit:
         return encoded
 
     def check(self, pairs: Sequence[PromptPair]) -> Iterator[Encoded | MisfitError]:
-        """Token ids of every pair, or why it does not fit."""
+        """Token ids of every pair, or the reason why it does not fit."""
         cleans = self._backend.encode_batch([p.clean for p in pairs], add_special_tokens=False)
         others = self._backend.encode_batch([p.corrupted for p in pairs], add_special_tokens=False)
         self._learn_answers([(p.clean, (*p.answers, *p.wrong_answers)) for p in pairs], cleans)
@@ -129,7 +130,7 @@ class Fit:
         return {name: self._place(name, text, span, encoding) for name, span in positions.items()}
 
     def _place(self, name: str, text: str, span: Span, encoding: Any) -> int:
-        """The token that ends a position. It may begin with the space before the word, but with no other word.
+        """The last token of a position. It may start with the space before the word, but not with another word.
 
         Only the prompt's last character, from which the answer is read, may end a longer token.
         """
@@ -150,20 +151,20 @@ class Fit:
             raise MisfitError("an answer is not a single token")
         return whole
 
-    def _learn_answers(self, asked_of: Sequence[tuple[str, Iterable[str]]], encodings: Sequence[Any]) -> None:
-        """Tokens of answers not met before, each as it continues a prompt.
+    def _learn_answers(self, prompts: Sequence[tuple[str, Iterable[str]]], encodings: Sequence[Any]) -> None:
+        """Tokens of answers not seen before, each as the continuation of a prompt.
 
-        Tokens do not reach over a space into the word before, so what an answer becomes depends on the prompt's last
-        word alone, and one prompt stands for all with that ending.
+        Tokens do not span a space, so the token of an answer depends on the prompt's last word only, and one prompt
+        serves for all that end in it.
         """
-        asked = dict[tuple[str, str], tuple[str, list[int]]]()
-        for (prompt, answers), encoding in zip(asked_of, encodings, strict=True):
+        new = dict[tuple[str, str], tuple[str, list[int]]]()
+        for (prompt, answers), encoding in zip(prompts, encodings, strict=True):
             tail = _tail(prompt)
             for answer in answers:
                 if (tail, answer) not in self._known:
-                    asked.setdefault((tail, answer), (prompt + answer, encoding.ids))
-        longer = self._backend.encode_batch([text for text, _ in asked.values()], add_special_tokens=False)
-        for key, (_, before), after in zip(asked, asked.values(), longer, strict=True):
+                    new.setdefault((tail, answer), (prompt + answer, encoding.ids))
+        longer = self._backend.encode_batch([text for text, _ in new.values()], add_special_tokens=False)
+        for key, (_, before), after in zip(new, new.values(), longer, strict=True):
             self._known[key] = self._added(before, after.ids)
 
     def _is_one_token(self, continuation: Continuation) -> bool:
@@ -173,18 +174,18 @@ class Fit:
         return self._added(start.ids, whole.ids) is not None
 
     def _added(self, before: list[int], after: list[int]) -> int | None:
-        """The one token that `after` has more than `before`; None where there is no such."""
+        """The one token that `after` has in addition to `before`; None if it is not exactly one."""
         if len(after) != len(before) + 1 or after[:-1] != before or after[-1] == self._unknown:
             return None
         return after[-1]
 
 
 def _backend(tokenizer: Any) -> Any:
-    """The fast tokenizer inside, without padding or truncation: nothing is to be cut."""
+    """The fast tokenizer inside, without padding or truncation."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or not hasattr(backend, "encode_batch"):
         raise ValueError(
-            f"{type(tokenizer).__name__} cannot tell where its tokens lie in the text: want a fast tokenizer "
+            f"{type(tokenizer).__name__} does not report where its tokens are in the text: want a fast tokenizer "
             "(transformers.AutoTokenizer on a folder with tokenizer.json)"
         )
     if backend.padding is None and backend.truncation is None:
@@ -196,21 +197,21 @@ def _backend(tokenizer: Any) -> Any:
 
 
 def vocabulary_of(tokenizer: Any) -> str:
-    """Names a vocabulary: all its tokens with their ids, but for those added to it later.
+    """A digest of a vocabulary: all its tokens with their ids, except those added later.
 
     TransformerLens adds special tokens to a model's own copy, which changes no id. "" for slow tokenizers, which do not
-    tell the two apart.
+    distinguish the two.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return ""
-    # asked one by one: to sort all of them takes four times as long
+    # one by one: sorting all of them takes four times as long
     tokens = list(map(backend.id_to_token, range(backend.get_vocab_size(with_added_tokens=False))))
     return hashlib.sha256(repr(tokens).encode()).hexdigest()[:16]
 
 
 def _first_ids(tokenizer: Any, bos: bool | None) -> list[int]:
-    """Special tokens at the beginning: what the tokenizer puts there itself, or BOS, or none."""
+    """Special tokens at the start: those that the tokenizer adds itself, or BOS, or none."""
     if bos is None:
         bare, dressed = (tokenizer(_ANY_TEXT, add_special_tokens=special)["input_ids"] for special in (False, True))
         return next(list(dressed[:i]) for i in range(len(dressed) + 1) if dressed[i:][: len(bare)] == bare)
@@ -235,7 +236,7 @@ def _strings(text: str, offsets: Sequence[tuple[int, int]]) -> Iterator[str]:
 
 
 def text_of(tokenizer: Any, token: int) -> str:
-    """What a token adds to a text, with its leading space.
+    """The text of a token, with its leading space.
 
     Raises:
         ValueError: the tokenizer has no such token.

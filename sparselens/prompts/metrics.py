@@ -1,7 +1,11 @@
-"""What is asked of the logits at the answer's position, one number a prompt; the caller reduces.
+"""Metrics of the logits at the answer's position: one number per prompt, which the caller reduces.
 
-Every metric is a function of logits `batch pos d_vocab` and `TokenizedPairs`. Where a prompt has several right or wrong
-answers, logits are averaged over them and probabilities added.
+1. A metric is a function of logits `batch pos d_vocab` and `TokenizedPairs`; wherever one is wanted, a function of your
+   own or the name of one of these will do.
+2. Where a prompt has several right or wrong answers, logits are averaged over them and probabilities summed.
+
+>>> values = sl.metrics.logit_difference(model(pairs.clean), pairs)
+>>> values.shape  # [batch]
 """
 
 from collections.abc import Callable, Mapping
@@ -35,15 +39,15 @@ def answer_probability(logits: Logits, pairs: TokenizedPairs) -> PerPrompt:
 
 
 def rank(logits: Logits, pairs: TokenizedPairs) -> PerPrompt:
-    """Place of the best right answer in the whole vocabulary; 1 is the model's first choice. Has no gradient."""
+    """Rank of the best right answer in the whole vocabulary; 1 is the model's first choice. Has no gradient."""
     at_end = end_logits(logits, pairs)
     return 1.0 + (at_end > _best(at_end, pairs.answers)[:, None]).sum(-1)
 
 
 def accuracy(logits: Logits, pairs: TokenizedPairs) -> PerPrompt:
-    """1 where the best right answer beats every wrong one, else 0; a tie is wrong. Has no gradient.
+    """1 where the best right answer scores above every wrong one, else 0; a tie is wrong. Has no gradient.
 
-    Guessing gets k / (k + k_wrong): a half with one answer of each kind.
+    Chance is k / (k + k_wrong): a half with one answer of each kind.
     """
     at_end = end_logits(logits, pairs)
     return (_best(at_end, pairs.answers) > _best(at_end, pairs.wrong_answers)).to(at_end.dtype)
@@ -67,15 +71,22 @@ METRICS: Mapping[str, Metric] = {
 }
 
 
-def find_metric(name: str) -> Metric:
-    """The metric of that name.
+def find_metric(metric: Metric | str) -> Metric:
+    """The metric of that name; a function is returned as it is.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no metric of that name.
     """
-    if name not in METRICS:
-        raise ValueError(f"no such metric: {name!r} (want {', '.join(METRICS)})")
-    return METRICS[name]
+    if not isinstance(metric, str):
+        return metric
+    if metric not in METRICS:
+        raise ValueError(f"no such metric: {metric!r} (want {', '.join(METRICS)}, or a function)")
+    return METRICS[metric]
+
+
+def name_of(metric: Metric | str) -> str:
+    """What tables and figures call a metric."""
+    return metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
 
 
 def end_logits(logits: Logits, pairs: TokenizedPairs) -> Float[Tensor, "batch d_vocab"]:

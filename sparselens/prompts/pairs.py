@@ -15,7 +15,7 @@ Span = tuple[int, int]  # first character, and the one after the last
 
 @dataclass(frozen=True)
 class PromptPair:
-    """Two prompts that differ in what a circuit is asked about, and the continuations that a metric compares.
+    """Two prompts that differ in what the task depends on, and the continuations that a metric compares.
 
     Answers are written as they continue the prompt, with their leading space. `END` is the position whose logits give
     the answer: the prompt's last character, unless another is named.
@@ -47,7 +47,7 @@ class PromptPair:
         if both:
             raise ValueError(f"{min(both)!r} is both answer and wrong answer to {self.clean!r}")
         if set(self.positions) != set(self.corrupted_positions):
-            raise ValueError(f"the two prompts name other positions: {self.clean!r}")
+            raise ValueError(f"the two prompts name different positions: {self.clean!r}")
         object.__setattr__(self, "positions", _with_end(self.clean, self.positions))
         object.__setattr__(self, "corrupted_positions", _with_end(self.corrupted, self.corrupted_positions))
 
@@ -56,7 +56,7 @@ class PromptPair:
 
     @property
     def key(self) -> tuple[str, str, tuple[str, ...], tuple[str, ...]]:
-        """What makes two pairs the same."""
+        """Two pairs with the same key are the same pair."""
         return self.clean, self.corrupted, self.answers, self.wrong_answers
 
 
@@ -68,10 +68,10 @@ def pair(
     wrong_answer: str | tuple[str, ...],
     after: Sequence[str] = (),
 ) -> PromptPair:
-    """Fill a template for the clean prompt, and with `changes` for the corrupted one.
+    """Fill a template with `words` for the clean prompt, and with `changes` for the corrupted one.
 
     Args:
-        after: positions after which the next word is a position too: `S1` gives `S1+1`
+        after: positions whose next word becomes a position as well: `S1` gives `S1+1`
 
     Raises:
         ValueError: a slot has no word, a change names no slot, or the pair is not one (see `PromptPair`).
@@ -89,7 +89,7 @@ def pair(
 
 
 def fill(template: str, words: Mapping[str, str]) -> tuple[str, dict[str, Span]]:
-    """The text with a word in every `{slot}`, and where the words of upper-case slots stand.
+    """The text with a word in every `{slot}`, and the spans of upper-case slots.
 
     Raises:
         ValueError: a slot has no word, or an upper-case slot occurs twice.

@@ -1,4 +1,4 @@
-"""Runs a model, dense or sparse, on prompt pairs in evaluation mode and keeps the logits at the answer's position."""
+"""The logits of a model, dense or sparse, at the answer's position of prompt pairs, in evaluation mode."""
 
 from dataclasses import replace
 
@@ -15,16 +15,14 @@ from sparselens.training.losses import logits_of
 
 
 def answer_logits(
-    model: nn.Module,
-    pairs: TokenizedPairs,
-    corrupted: bool = False,
-    batch_size: int = 32,
-    progress: str | None = None,
+    model: nn.Module, pairs: TokenizedPairs, corrupted: bool = False, batch_size: int = 32, progress: str | None = None
 ) -> Float[Tensor, "batch d_vocab"]:
-    """The logits from which the answer is read, for every clean (or corrupted) prompt, on the model's device.
+    """The logits at the answer's position of every clean (or corrupted) prompt, on the model's device.
+
+    >>> answer_logits(model, pairs).argmax(-1)  # Int[" batch"]: the model's answers
 
     Args:
-        progress: what the progress bar says; None: no bar
+        progress: label of the progress bar; None: no bar
 
     Raises:
         ValueError: a logit is not finite. Says in which prompt.
@@ -50,5 +48,5 @@ def answer_logits(
 
 
 def with_reference(model: nn.Module, pairs: TokenizedPairs, batch_size: int = 32) -> TokenizedPairs:
-    """The same pairs with the model's clean log-probabilities, which `metrics.kl_divergence` compares with."""
+    """The same pairs with the model's clean log-probabilities, the reference of `metrics.kl_divergence`."""
     return replace(pairs, reference=answer_logits(model, pairs, batch_size=batch_size).log_softmax(-1))

@@ -1,4 +1,4 @@
-"""A task: how to draw prompt pairs, and what to ask of a model that reads them. Owns no model, tokenizer or device.
+"""A task: how to draw prompt pairs, and how to score answers to them. Owns no model, tokenizer or device.
 
     def draw(random, words, corruption):
         big, small = random.sample(words["animal"], 2)
@@ -6,7 +6,7 @@
 
     task = Task("sizes", "Which animal is bigger?", draw, words={"animal": Words(ANIMALS, spaced)})
     task.pairs(100, seed=0); task.dataset(100); task.tokenize(tokenizer, 100)
-Loads neither torch nor a tokenizer before one of them is needed.
+Loads neither torch nor a tokenizer until one is needed.
 """
 
 import warnings
@@ -31,24 +31,27 @@ if TYPE_CHECKING:
 Lists = Mapping[str, Sequence[Any]]  # name of a word list -> its entries
 DrawPair = Callable[[Draw, Lists, str], PromptPair]
 
-MOST = 10**6  # pairs that are drawn at once: they take gigabytes
-_AT_ONCE = 512  # candidates that are fitted to a tokenizer together
+MOST = 10**6  # pairs drawn at once: more take gigabytes
+_AT_ONCE = 512  # candidates fitted to a tokenizer together
 
 
 @dataclass(frozen=True)
 class Task:
-    """How to draw pairs, and what is known about them.
+    """How to draw pairs, and what is known about the task.
+
+    >>> pairs = TASKS["ioi"].tokenize(model.tokenizer, n=100, seed=0)
+    >>> pairs.clean.shape, pairs.answers.shape  # [batch pos], [batch k]
 
     Args:
-        draw: one pair from random choices, word lists and the name of a corruption
-        words: a `Words`, or any sequence where tokens do not matter, by name
-        corruptions: what each changes: the names of the positions at which clean and corrupted prompt differ. The
-            first is the default
-        metric: name of the default metric in `sparselens.prompts.metrics`
-        source: where the task was first asked
-        circuit: what is known about how a model does it
-        version: raised when the same seed gives other pairs
-        fit: the tokenizer to which the pairs must fit; set by `fitted`
+        draw: makes one pair from random choices, word lists and the name of a corruption
+        words: word lists by name; `Words` where tokens matter, else any sequence
+        corruptions: for each, the names of the positions at which clean and corrupted prompt differ; the first is the
+            default
+        metric: the default metric: a name in `sparselens.prompts.metrics`, or a function
+        source: the publication that introduced the task
+        circuit: what is known about how models do it
+        version: increased when the same seed gives other pairs
+        fit: the tokenizer that pairs must fit; set by `fitted`
     """
 
     name: str
@@ -56,14 +59,14 @@ class Task:
     draw: DrawPair
     words: Mapping[str, Words | Sequence[Any]] = field(default_factory=dict[str, Words])
     corruptions: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"default": ()})
-    metric: str = "logit_difference"
+    metric: str | Callable[..., Any] = "logit_difference"
     source: str = ""
     circuit: str = ""
     version: int = 1
     fit: Fit | None = None
 
     def pairs(self, n: int, seed: int = 0, corruption: str | None = None) -> list[PromptPair]:
-        """N different pairs. The same on every machine; with a smaller n, the first of them.
+        """N different pairs, the same on every machine; a smaller n gives the first of them.
 
         No clean prompt comes twice before all have come; a warning says where there are fewer than n.
 
@@ -74,7 +77,7 @@ class Task:
         return self._exactly(n, seed, corruption).pairs
 
     def at_most(self, n: int, seed: int = 0, corruption: str | None = None) -> list[PromptPair]:
-        """As `pairs`, but where there are fewer than n, all of them; there may be none that fits the tokenizer."""
+        """As `pairs`, but all of them where there are fewer than n; possibly none that fits the tokenizer."""
         return self._draw(n, seed, corruption).pairs
 
     def count_prompts(self, corruption: str | None = None, most: int = 2000) -> int:
@@ -85,7 +88,7 @@ class Task:
         return len(self._draw(most, 0, corruption, repeats=False).pairs)
 
     def dataset(self, n: int, seed: int = 0, corruption: str | None = None) -> "Dataset":
-        """The pairs as a Hugging Face dataset with explicit features; its fingerprint names task, version, seed and n.
+        """The pairs as a Hugging Face dataset with explicit features, and `fingerprint` as its fingerprint.
 
         Raises:
             ValueError: as `pairs`.
@@ -96,7 +99,7 @@ class Task:
         return to_dataset(pairs, self.fingerprint(n, seed, corruption), self.description)
 
     def fitted(self, tokenizer: Any, bos: bool | None = None, equal_length: bool = True) -> "Task":
-        """The same task with only those words and pairs that fit a tokenizer, so that `tokenize` can take any of them.
+        """The same task, restricted to words and pairs that fit a tokenizer.
 
         Args:
             bos: put the tokenizer's BOS first. Default: as the tokenizer itself does
@@ -118,7 +121,7 @@ class Task:
         bos: bool | None = None,
         equal_length: bool = True,
     ) -> "TokenizedPairs":
-        """N pairs as token ids: answers are single tokens, positions token indices, shorter prompts padded on the left.
+        """N pairs as token ids: single-token answers, positions as token indices, shorter prompts padded on the left.
 
         Words that do not fit the tokenizer are never drawn. See `fitted` for the arguments.
 
@@ -133,19 +136,19 @@ class Task:
         return stack(drawn.pairs, drawn.encoded, fitted.fit.vocabulary)
 
     def solved_by(self, model: "nn.Module", n: int, seed: int = 0, **options: Any) -> "TokenizedPairs":
-        """Those of n pairs that the model gets right (`metrics.accuracy`), as circuit studies take them.
+        """Those of n pairs that the model solves (`metrics.accuracy`), as circuit studies use them.
 
         Args:
             options: of `sparselens.evaluate`
 
         Raises:
-            ValueError: it gets none right.
+            ValueError: it solves none.
         """
         from sparselens.prompts.capability import evaluate
 
         found = evaluate(model, self, n, seed, **options)
         if not found.correct.any():
-            raise ValueError(f"the model gets none of {n} pairs of {self.name!r} right")
+            raise ValueError(f"the model solves none of {n} pairs of {self.name!r}")
         return found.pairs[found.correct]
 
     @classmethod
@@ -181,7 +184,7 @@ class Task:
         return name
 
     def fingerprint(self, n: int, seed: int, corruption: str | None = None) -> str:
-        """Names what `pairs` gives: task, version, corruption, words where a tokenizer left some, seed and n."""
+        """Identifies the result of `pairs`: task, version, corruption, words that a tokenizer left, seed and n."""
         from sparselens.prompts.task_data import digest
 
         whole = self.fit is None and self.draw is not _given  # then name and version say what the words are
@@ -239,16 +242,16 @@ class Task:
 
     def _too_few(self, n: int, found: int, misfits: Counter[str]) -> str:
         if not misfits:
-            return f"{self.name!r} has {found} different pairs, {n} were asked for"
+            return f"{self.name!r} has {found} different pairs, {n} were requested"
         why = "; ".join(f"{count} times {reason}" for reason, count in misfits.most_common(3))
         drawn = found + misfits.total()
-        return f"{found} of {drawn} pairs drawn of {self.name!r} fit this tokenizer, {n} were asked for: {why}"
+        return f"{found} of {drawn} pairs drawn of {self.name!r} fit this tokenizer, {n} were requested: {why}"
 
 
 class _Drawn(NamedTuple):
     pairs: list[PromptPair]
-    encoded: list[Encoded]  # of every pair, where there is a tokenizer to fit to
-    misfits: Counter[str]  # why others do not fit, and how many
+    encoded: list[Encoded]  # of every pair, if there is a tokenizer to fit
+    misfits: Counter[str]  # reasons why others do not fit, with counts
 
     def take(self, candidates: list[PromptPair], fit: Fit | None) -> None:
         """Add those that fit."""

@@ -50,7 +50,7 @@ def record(pair: PromptPair) -> dict[str, Any]:
 
 
 def pairs_of(records: Iterable[PromptPair | Mapping[str, Any]]) -> list[PromptPair]:
-    """The pairs that records hold, without repetitions (a warning says how many there were).
+    """The pairs in records, without repetitions (a warning says how many there were).
 
     Raises:
         ValueError: there is no record, or one is broken. Says which.
@@ -69,7 +69,7 @@ def pairs_of(records: Iterable[PromptPair | Mapping[str, Any]]) -> list[PromptPa
 
 
 def digest(value: Any) -> str:
-    """Twelve hexadecimal digits that differ for different values, and are the same on every machine."""
+    """A digest of twelve hexadecimal digits, the same on every machine."""
     text = json.dumps(value, default=lambda pair: pair.key)
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 

@@ -1,7 +1,7 @@
-"""Prompt pairs as a model reads them: token ids, answers and named positions. Plain tensors are enough to make one.
+"""Prompt pairs as token ids, with answers and named positions. Plain tensors are enough to make them.
 
 pairs = sl.TokenizedPairs(clean, corrupted, answer, wrong_answer)
-for rows, batch in pairs.batches(32):       # prompts of one length each, so nothing is padded
+for rows, batch in pairs.batches(32):       # prompts of one length each, without padding
     values[rows] = metric(model(batch.clean), batch)
 """
 
@@ -17,15 +17,18 @@ from sparselens.prompts.pairs import PromptPair
 from sparselens.training.losses import Batch
 
 CLUSTER_BY = ("prompt", "answer")
-NO_ANSWER = -1  # fills the places of a row that has fewer answers than another
+NO_ANSWER = -1  # fills the rows of prompts with fewer answers than others
 
 
 @dataclass(frozen=True)
 class TokenizedPairs:
     """Clean and corrupted prompts of equal length, position by position, and the tokens that a metric compares.
 
-    Answers are one token a prompt or several (`batch k`; -1 where a prompt has fewer). Prompts of different lengths
-    are padded, on the side of your choice, with an `attention_mask`. The metric is read at the position `END`: the last
+    >>> pairs = sl.TokenizedPairs(clean, corrupted, answer, wrong_answer)  # Int["batch pos"] twice, Int[" batch"] twice
+    >>> pairs.end, pairs[:10].clean.shape
+
+    Answers are tokens: one per prompt, or several (`batch k`; -1 where a prompt has fewer). Prompts of different
+    lengths are padded, on either side, with an `attention_mask`. The metric is read at the position `END`: the last
     token, unless `positions` names another.
 
     Raises:
@@ -38,12 +41,12 @@ class TokenizedPairs:
     wrong_answer: Int[Tensor, " batch"] | Int[Tensor, "batch k_wrong"]
     attention_mask: Int[Tensor, "batch pos"] | None = None  # 0: padding. None: there is none
     corrupted_mask: Int[Tensor, "batch pos"] | None = None  # only where lengths differ within pairs
-    # in the clean prompt; those that every pair has
+    # token indices in the clean prompt, for positions that every pair has
     positions: Mapping[str, Int[Tensor, " batch"]] = field(default_factory=dict[str, Tensor])
     reference: Float[Tensor, "batch d_vocab"] | None = None  # clean log-probabilities at END, for kl_divergence
-    prompts: tuple[PromptPair, ...] = ()  # the strings, where the pairs were made from strings
+    prompts: tuple[PromptPair, ...] = ()  # the strings, if the pairs were made from strings
     token_strings: tuple[tuple[str, ...], ...] = ()  # of the clean prompts, without padding
-    vocabulary: str = ""  # that the ids are of (`fitting.vocabulary_of`); "": not known
+    vocabulary: str = ""  # its digest (`fitting.vocabulary_of`); "": not known
 
     def __post_init__(self) -> None:
         if self.clean.ndim != 2 or self.clean.shape != self.corrupted.shape:
@@ -88,7 +91,7 @@ class TokenizedPairs:
         return (places * self.attention_mask).argmax(-1)
 
     def inputs(self, corrupted: bool = False) -> Batch:
-        """What `sparselens.training.losses.logits_of` runs a model on: tokens, with their mask if there is padding."""
+        """Input for `sparselens.training.losses.logits_of`: tokens, with their mask if there is padding."""
         tokens = self.corrupted if corrupted else self.clean
         mask = self.attention_mask
         if corrupted and self.corrupted_mask is not None:
@@ -118,7 +121,7 @@ class TokenizedPairs:
         return len(self.clean)
 
     def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> "TokenizedPairs":
-        """Some of the prompts, in the order asked for.
+        """Some of the prompts, in the order of `rows`.
 
         Raises:
             ValueError: no row is left.
@@ -139,7 +142,7 @@ class TokenizedPairs:
     def batches(self, size: int) -> Iterator[tuple[Int[Tensor, " row"], "TokenizedPairs"]]:
         """Batches of at most `size` prompts of one length, without padding, and the numbers of their rows.
 
-        Only where clean and corrupted prompts of a pair differ in length some padding stays.
+        Where clean and corrupted prompts of a pair differ in length, some padding stays.
 
         Raises:
             ValueError: `size` is not positive.
@@ -148,7 +151,7 @@ class TokenizedPairs:
             yield rows, self[rows]._without_padding()
 
     def rows(self, size: int) -> Iterator[Int[Tensor, " row"]]:
-        """The numbers alone of the prompts in `batches`, for which no prompt is copied.
+        """The row numbers of `batches`, without copying any prompt.
 
         Raises:
             ValueError: `size` is not positive.
@@ -177,7 +180,7 @@ class TokenizedPairs:
             yield rows.cpu(), first[rows].cpu(), self.clean[rows][inside[rows]].view(len(rows), -1)
 
     def _without_padding(self) -> "TokenizedPairs":
-        """Cut off the columns that are padding in every row of both prompts."""
+        """Without the columns that are padding in every row of both prompts."""
         if self.attention_mask is None and self.corrupted_mask is None:
             return self
         clean_mask = torch.ones_like(self.clean) if self.attention_mask is None else self.attention_mask

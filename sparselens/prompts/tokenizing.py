@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from sparselens.prompts.fitting import Encoded, Fit
 from sparselens.prompts.pairs import PromptPair
@@ -17,7 +18,9 @@ def tokenize_pairs(
 ) -> TokenizedPairs:
     """Token ids of prompt pairs; prompts of different lengths are padded on the left, with a mask.
 
-    Positions that only some of the pairs name are left out: a table has a token for every pair.
+    Positions that only some pairs name are left out.
+
+    >>> tokenize_pairs(task.pairs(100), model.tokenizer).clean.shape  # [batch pos]
 
     Args:
         tokenizer: a fast transformers tokenizer; a TransformerLens model's own is `model.tokenizer`
@@ -35,14 +38,15 @@ def tokenize_pairs(
 
 
 def stack(pairs: Sequence[PromptPair], encoded: Sequence[Encoded], vocabulary: str) -> TokenizedPairs:
-    """The token ids of each pair as one table, padded on the left where lengths differ.
+    """The token ids of all pairs as one table, padded on the left where lengths differ.
 
     Args:
-        vocabulary: of the tokenizer, by name (`Fit.vocabulary`)
+        vocabulary: digest of the tokenizer's vocabulary (`Fit.vocabulary`)
     """
-    width = max(len(ids) for item in encoded for ids in (item.clean, item.corrupted))
-    clean, corrupted = (torch.tensor([_left(ids, width) for ids in side]) for side in _sides(encoded))
-    clean_mask, corrupted_mask = (torch.tensor([_mask(ids, width) for ids in side]) for side in _sides(encoded))
+    rows = [torch.tensor(ids) for side in ("clean", "corrupted") for ids in (getattr(item, side) for item in encoded)]
+    left: dict[str, Any] = {"batch_first": True, "padding_side": "left"}  # any token will do: it is masked
+    clean, corrupted = pad_sequence(rows, **left).chunk(2)
+    clean_mask, corrupted_mask = pad_sequence([torch.ones_like(row) for row in rows], **left).chunk(2)
     padded, same = not bool(clean_mask.all() and corrupted_mask.all()), torch.equal(clean_mask, corrupted_mask)
     return TokenizedPairs(
         clean,
@@ -51,33 +55,20 @@ def stack(pairs: Sequence[PromptPair], encoded: Sequence[Encoded], vocabulary: s
         _table([item.wrong_answers for item in encoded]),
         attention_mask=clean_mask if padded else None,
         corrupted_mask=None if same else corrupted_mask,
-        positions=_positions(encoded, width),
+        positions=_positions(encoded, clean.shape[1]),
         prompts=tuple(pairs),
         token_strings=tuple(item.token_strings for item in encoded),
         vocabulary=vocabulary,
     )
 
 
-def _sides(encoded: Sequence[Encoded]) -> tuple[list[list[int]], list[list[int]]]:
-    return [item.clean for item in encoded], [item.corrupted for item in encoded]
-
-
-def _left(ids: list[int], width: int) -> list[int]:
-    return [0] * (width - len(ids)) + ids  # which token fills is all the same: it is masked
-
-
-def _mask(ids: list[int], width: int) -> list[int]:
-    return [0] * (width - len(ids)) + [1] * len(ids)
-
-
 def _positions(encoded: Sequence[Encoded], width: int) -> dict[str, Int[Tensor, " batch"]]:
-    """The positions that all pairs name, counted from the left edge of the padded table."""
+    """The positions that all pairs name, as columns of the padded table."""
     names = [name for name in encoded[0].positions if all(name in item.positions for item in encoded)]
     return {name: torch.tensor([width - len(item.clean) + item.positions[name] for item in encoded]) for name in names}
 
 
 def _table(rows: Sequence[Sequence[int]]) -> Int[Tensor, " batch"] | Int[Tensor, "batch k"]:
-    """One column, or as many as the longest row has, filled up."""
-    width = max(map(len, rows))
-    table = torch.tensor([[*row, *[NO_ANSWER] * (width - len(row))] for row in rows])
-    return table.squeeze(-1) if width == 1 else table
+    """One column, or as many as the longest row has, filled with NO_ANSWER."""
+    table = pad_sequence([torch.tensor(list(row)) for row in rows], batch_first=True, padding_value=NO_ANSWER)
+    return table.squeeze(-1) if table.shape[1] == 1 else table

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
+from sparselens.analyses.figures.page import script_json
 from sparselens.analyses.figures.palette import MODELS, NEGATIVE, POSITIVE, Ink
 from sparselens.analyses.figures.token_layout import COLOURS
-from sparselens.analyses.figures.token_page import script_json
 
 SCRIPTS = ("dom", "answers", "drawing", "patterns", "parts", "explorer")
 

@@ -1,7 +1,7 @@
-"""Prompt pairs to and from files: parquet, and what EAP-IG, MIB and auto-circuit read and write.
+"""Prompt pairs to and from files: parquet, and the formats of EAP-IG, MIB and auto-circuit.
 
-What a format cannot hold (positions, outside parquet) is not written, and a broken row is an error. Loads nothing heavy
-before it is needed.
+What a format cannot hold (positions, except in parquet) is not written; a broken row is an error. Loads nothing heavy
+until it is needed.
 """
 
 import csv
@@ -14,6 +14,7 @@ from sparselens.prompts.formats import auto_circuit, eap_ig, mib, parquet
 from sparselens.prompts.pairs import PromptPair
 
 SUFFIXES = {"parquet": "parquet", "eap-ig": "csv", "mib": "jsonl", "auto-circuit": "json"}  # of each format
+_OTHERS: dict[str, Any] = {"parquet": parquet, "mib": mib, "auto-circuit": auto_circuit}
 
 
 def read_pairs(path: str | Path, format: str, tokenizer: Any = None) -> list[PromptPair]:  # noqa: A002 - the field's word
@@ -21,28 +22,16 @@ def read_pairs(path: str | Path, format: str, tokenizer: Any = None) -> list[Pro
 
     Args:
         format: parquet, eap-ig, mib or auto-circuit
-        tokenizer: of the model for which an eap-ig file was made: its answers are token ids
+        tokenizer: that of an eap-ig file's model, since its answers are token ids
 
     Raises:
         ValueError: no such format, a missing column or key, a broken row, or no tokenizer where one is needed.
     """
-    path = Path(path)
+    path, name = Path(path), _known(format)
     try:
-        return _read(path, _known(format), tokenizer)
+        return eap_ig.read(path, tokenizer) if name == "eap-ig" else _OTHERS[name].read(path)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _read(path: Path, name: str, tokenizer: Any) -> list[PromptPair]:
-    match name:
-        case "parquet":
-            return parquet.read(path)
-        case "eap-ig":
-            return eap_ig.read(path, tokenizer)
-        case "mib":
-            return mib.read(path)
-        case _:
-            return auto_circuit.read(path)
 
 
 def write_pairs(
@@ -54,11 +43,11 @@ def write_pairs(
     hard: Sequence[PromptPair] | None = None,
     name: str = "corrupted",
 ) -> Path:
-    """Write pairs to a file, all of it or nothing; returns its path.
+    """Write pairs to a file, completely or not at all; returns its path.
 
     Args:
         format: parquet, eap-ig, mib or auto-circuit
-        tokenizer: of the model for which an eap-ig file is made: its answers are token ids
+        tokenizer: that of an eap-ig file's model, since its answers are token ids
         hard: pairs with the same clean prompts and another corruption, for the column `corrupted_hard` of eap-ig
         name: of the corruption in mib, of the dataset in parquet
 
@@ -68,15 +57,8 @@ def write_pairs(
     pairs = list(pairs)
     if not pairs:
         raise ValueError("there is no pair to write")
-    match _known(format):
-        case "parquet":
-            content = parquet.content(pairs, name)
-        case "eap-ig":
-            content = eap_ig.content(pairs, tokenizer, hard)
-        case "mib":
-            content = mib.content(pairs, name)
-        case _:
-            content = auto_circuit.content(pairs)
+    known = _known(format)
+    content = eap_ig.content(pairs, tokenizer, hard) if known == "eap-ig" else _OTHERS[known].content(pairs, name)
     return write_file(Path(path), content)
 
 

@@ -27,7 +27,7 @@ def _pair(row: Mapping[str, Any]) -> PromptPair:
     return PromptPair(row["clean"], row["corrupt"], tuple(right), tuple(wrong))
 
 
-def content(pairs: Sequence[PromptPair]) -> bytes:
+def content(pairs: Sequence[PromptPair], _name: str) -> bytes:
     """The file of some pairs."""
     rows = [
         {"clean": p.clean, "corrupt": p.corrupted, "answers": p.answers, "wrong_answers": p.wrong_answers}

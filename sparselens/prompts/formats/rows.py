@@ -1,4 +1,4 @@
-"""What the formats share."""
+"""Rows of a file to pairs, with errors that say where: what all formats share."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path

@@ -351,7 +351,7 @@ def test_no_steps():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_metric_that_returns_a_scalar(method: str):
-    with pytest.raises(ValueError, match=r"shape \[\] for 1 prompts"):
+    with pytest.raises(ValueError, match=r"shape \[\] for 3 prompts"):
         scores_of(tiny_bridge("gpt2"), tiny_pairs(), method, metric=lambda logits, pairs: logits.mean())
 
 

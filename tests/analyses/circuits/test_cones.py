@@ -128,7 +128,7 @@ def test_patterns_that_cannot_be_held_are_refused():
 def test_bad_input():
     model = sl.sparsify(tiny_bridge("gpt2"), 0.0)
     tokens = tiny_tokens()
-    with pytest.raises(ValueError, match=r"answers = \[9\]: want positions from 0 to 8"):
+    with pytest.raises(ValueError, match=r"positions = \[9\]: want some from 0 to 8"):
         dependency_cone(model, tokens, [9])
     mask = torch.ones_like(tokens)
     mask[0, :2] = 0
@@ -144,7 +144,7 @@ def test_pairs_are_read_at_their_answer():
     tokens, ones = tiny_tokens(), torch.tensor([1, 2])
     pairs = sl.TokenizedPairs(tokens, tokens, ones, ones + 2, positions={"END": torch.tensor([4, 8])})
     cone = dependency_cone(model, pairs)
-    assert np.argwhere(cone.answers).tolist() == [[0, 4], [1, 8]]
+    assert np.argwhere(cone.positions).tolist() == [[0, 4], [1, 8]]
 
 
 def test_padding_is_cut_off_where_a_mask_marks_it_and_refused_where_none_does(tmp_path: Path):

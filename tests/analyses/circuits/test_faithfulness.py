@@ -13,15 +13,14 @@ from sparselens.analyses.attribution.exact import patch_edges
 from sparselens.analyses.circuits import ablated_run
 from sparselens.analyses.circuits.ablated_run import ablated_by
 from sparselens.analyses.circuits.faithfulness import (
+    CircuitRunner,
     Faithfulness,
     completeness,
     faithfulness,
     faithfulness_curve,
     minimality,
-    running_circuits,
 )
-from sparselens.analyses.engine.gradients import Question
-from sparselens.analyses.engine.residual_stream import read_model
+from sparselens.analyses.engine.request import open_request
 from sparselens.circuits.circuit import Circuit, top
 from sparselens.circuits.graph import Graph
 from sparselens.prompts.metrics import logit_difference
@@ -111,7 +110,7 @@ def test_the_curve_and_its_areas_by_hand():
     model, pairs = two_layers(), two_layer_pairs()
     scores = attribute_edges(model, pairs, logit_difference, **QUIET)
     # of 12 edges, by |score|: a1.h0->logits 8, two of 6, input->a1.h0<v> 2, the others 0
-    curve = faithfulness_curve(model, scores, pairs, logit_difference, [0, 1, 3, 4, 12], **QUIET)
+    curve = faithfulness_curve(model, pairs, scores, logit_difference, [0, 1, 3, 4, 12], **QUIET)
     assert curve.total == 12
     assert [point.mean for point in curve.points] == [0, 0, 0.75, 1, 1]
     assert curve.cpr == pytest.approx((0 + 2 * 0.375 + 0.875 + 8) / 12)
@@ -240,13 +239,13 @@ def test_a_curve_of_sizes_that_do_not_rise():
     model, pairs = tiny_bridge("gpt2"), tiny_pairs()
     scores = attribute_edges(model, pairs, logit_difference, **QUIET)
     with pytest.raises(ValueError, match="sizes must rise"):
-        faithfulness_curve(model, scores, pairs, logit_difference, [0.5, 0.1], **QUIET)
+        faithfulness_curve(model, pairs, scores, logit_difference, [0.5, 0.1], **QUIET)
     with pytest.raises(ValueError, match="no such choice: 'best'"):
-        faithfulness_curve(model, scores, pairs, logit_difference, [0.5], "best", **QUIET)
+        faithfulness_curve(model, pairs, scores, logit_difference, [0.5], "best", **QUIET)
 
 
 def test_the_minimality_of_nothing():
-    with pytest.raises(ValueError, match="no edge that could be needless"):
+    with pytest.raises(ValueError, match="no edge that could be redundant"):
         minimality(tiny_bridge("gpt2"), circuit_of(Graph.of_shape(2, 4)), tiny_pairs(), logit_difference, **QUIET)
 
 
@@ -256,11 +255,9 @@ def test_writes_add_up_to_the_streams_that_are_read(family: str):
     for name, values in model.named_parameters():
         if "bias" in name:
             values.data = torch.randn_like(values) / 8
-    with torch.no_grad():
-        reading = read_model(model)
-        question = Question(reading, logit_difference, torch.arange(len(pairs)), pairs)
-        own = ablated_by(question)
-        again = ablated_by(question, own.writes)
+    with open_request(model, pairs, logit_difference) as request:
+        own = ablated_by(request)
+        again = ablated_by(request, own.writes)
     assert own.streams.keys() == again.streams.keys() | own.streams.keys()
     for name, stream in again.streams.items():
         torch.testing.assert_close(stream, own.streams[name], rtol=1e-4, atol=1e-5)
@@ -276,10 +273,10 @@ def test_zeros_are_exact_so_the_order_of_prompts_does_not_open_gates():
     )
     assert torch.equal(one.ablated, torch.zeros(16))
     torch.testing.assert_close(one.circuit[order], other.circuit, atol=1e-5, rtol=1e-4)
-    with torch.no_grad():
-        question = Question(read_model(model), logit_difference, torch.arange(2), pairs[:2]._without_padding())
-        shape = (len(question.reading.graph.sources), 1, question.pairs.clean.shape[1], model.cfg.d_model)
-        assert not any(stream.any() for stream in ablated_by(question, torch.zeros(shape)).streams.values())
+    with open_request(model, pairs, logit_difference) as request:
+        batch = request.batch(torch.arange(2))
+        shape = (len(batch.reading.graph.sources), 1, batch.pairs.clean.shape[1], model.cfg.d_model)
+        assert not any(stream.any() for stream in ablated_by(batch, torch.zeros(shape)).streams.values())
 
 
 @pytest.mark.parametrize("ablation", ["corrupted", "mean", "zero"])
@@ -299,12 +296,13 @@ def test_what_a_circuit_does_not_touch_need_not_run(family: str, ablation: str, 
     )
     circuits = [circuit_of(graph, *edges[:number]) for number in range(len(edges) + 1)]
     circuits.append(circuit_of(graph, *edges[:2], "a0.h0->a1.h1<v>", "a1.h1->logits"))  # nothing leads to a0.h0
-    with running_circuits(model, graph, pairs, logit_difference, ablation, 2**30) as runs:
-        quick = runs.alone(circuits)
-    monkeypatch.setattr(Circuit, "pruned", lambda circuit, from_input=True: circuit)
-    monkeypatch.setattr(ablated_run, "passing_over", lambda *_: nullcontext())
-    with running_circuits(model, graph, pairs, logit_difference, ablation, 2**30) as runs:
-        whole = runs.alone(circuits)
+    # nothing follows a0.h0, but under a norm behind the heads it changes what a0.h1 writes
+    circuits.append(circuit_of(graph, *edges[:2], "input->a0.h0<v>"))
+    with open_request(model, pairs, logit_difference) as request:
+        quick = CircuitRunner(request, graph, ablation).run(circuits)
+        monkeypatch.setattr(Circuit, "pruned", lambda circuit, from_input=True: circuit)
+        monkeypatch.setattr(ablated_run, "skipping", lambda *_: nullcontext())
+        whole = CircuitRunner(request, graph, ablation).run(circuits)
     for one, other in zip(quick, whole, strict=True):
         torch.testing.assert_close(one.circuit, other.circuit, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(quick[2].circuit, quick[2].ablated)

@@ -6,7 +6,6 @@ import torch
 from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.circuits.baselines import random_circuit, score_by_magnitude
 from sparselens.analyses.circuits.stability import edges_needed, share_curves, stability
-from sparselens.circuits.circuit import jaccard
 from sparselens.circuits.graph import Graph
 from sparselens.prompts.metrics import logit_difference
 from tests.analyses.small_models import two_layer_pairs, two_layers
@@ -71,8 +70,8 @@ def test_random_circuits():
     graph = Graph.of_shape(3, 4)
     first, again, other = (random_circuit(graph, 50, seed) for seed in (0, 0, 1))
     assert len(first) == 50
-    assert jaccard(first, again) == 1
-    assert jaccard(first, other) < 0.5
+    assert first.jaccard(again) == 1
+    assert first.jaccard(other) < 0.5
     with pytest.raises(ValueError, match="n = 9: the graph has 8 edges"):
         random_circuit(ONE, 9)
 

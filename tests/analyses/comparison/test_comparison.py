@@ -11,7 +11,7 @@ import torch
 
 import sparselens as sl
 from sparselens import analyses
-from sparselens.analyses.comparison import asking
+from sparselens.analyses.comparison import one_model
 from sparselens.analyses.comparison.plots import edges_needed_plot, kept_plot, loss_plot
 from sparselens.analyses.comparison.results import SIDES, Comparison
 from sparselens.analyses.comparison.table import rows_of
@@ -58,8 +58,44 @@ def test_it_says_what_the_analyses_say(models: tuple[Any, Any], comparison: Comp
         chance = analyses.random_circuit(scores.graph, len(circuit), seed=0)
         drawn = analyses.faithfulness(model, chance, pairs, sl.metrics.logit_difference, progress=False)
         assert answers.circuits.random.mean == pytest.approx(drawn.mean, abs=1e-5)
-    assert bool(comparison.solved.asked.all())
-    assert comparison.about.notes == (f"Only {N} pairs: intervals are wide, and may be too narrow still.",)
+    assert bool(comparison.solved.kept.all())
+    assert comparison.about.notes == (f"Only {N} pairs: confidence intervals are wide, and may still be too narrow.",)
+
+
+def test_the_circuit_of_a_model_is_its_own(comparison: Comparison):
+    for side in SIDES:
+        results = getattr(comparison, side)
+        assert results.circuit is results.circuit and results.circuit.edges == results.edges.smallest(0.9).edges
+        assert comparison.circuit(side) is results.circuit
+        assert torch.equal(results.edges.stability().sizes, results.stability.sizes)
+    assert comparison.overlap == comparison.dense.circuit.jaccard(comparison.sparse.circuit)
+    assert repr(comparison).startswith("Comparison(dense and sparse on addition-v")
+
+
+def twice(logits: torch.Tensor, pairs: sl.TokenizedPairs) -> torch.Tensor:
+    return 2 * sl.metrics.logit_difference(logits, pairs)
+
+
+def test_a_metric_of_ones_own(tmp_path: Path):
+    plain, doubled = tiny_comparison(), tiny_comparison(metric=twice, out=tmp_path / "twice")
+    assert doubled.about.metric == "twice"
+    torch.testing.assert_close(doubled.dense.edges.mean, 2 * plain.dense.edges.mean)
+    assert "| twice |" in doubled.table("markdown")
+    with pytest.raises(ValueError, match="holds another comparison \\(other settings\\)"):
+        tiny_comparison(out=tmp_path / "twice")
+    with pytest.raises(ValueError, match="resumes only with a metric that has a name of its own"):
+        tiny_comparison(metric=lambda logits, pairs: twice(logits, pairs), out=tmp_path / "other")
+
+
+def test_weights_are_hashed_once_and_models_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from sparselens.analyses.engine import request
+
+    calls: list[str] = []
+    for name in ("of_model", "read_model"):
+        whole = getattr(request, name)
+        monkeypatch.setattr(request, name, lambda model, name=name, whole=whole: calls.append(name) or whole(model))
+    tiny_comparison(out=tmp_path / "numbers")
+    assert sorted(calls) == ["of_model"] * 2 + ["read_model"] * 2
 
 
 def test_overlap_counts_the_shared_edges(comparison: Comparison):
@@ -158,7 +194,7 @@ def test_pairs_that_neither_model_solves(tmp_path: Path):
     ):
         analyses.compare(dense, sparse, hard, progress=False)
     found = analyses.compare(dense, sparse, hard, method="eap", all_pairs=True, progress=False, out=tmp_path / "n")
-    assert any(note.startswith("The dense model does no better than chance") for note in found.about.notes)
+    assert any(note.startswith("The dense model is not significantly better than chance") for note in found.about.notes)
     assert same(analyses.load_comparison(tmp_path / "n"), found)
 
 
@@ -179,7 +215,7 @@ def test_a_model_without_mlps(tmp_path: Path):
 
 
 def shown(found: Comparison, tmp_path: Path) -> Any:
-    """Everything that can be made of a comparison (the report draws all figures), then its table by question."""
+    """Everything that can be made of a comparison (the report draws all figures), then its table by quantity."""
     found.save_html(tmp_path / "report.html")
     assert same(analyses.load_comparison(found.save(tmp_path / "numbers")), found)
     return found.table().droplevel(0)
@@ -200,7 +236,7 @@ def test_prompts_that_do_not_differ(tmp_path: Path):
     table = shown(found, tmp_path)
     assert table.loc["edges for 90 % of attribution, mean scores", "dense"] == 0
     assert np.isnan(table.loc["edges for 90 % of attribution, mean scores", "ratio"])
-    assert sum("score above corrupted ones" in note for note in found.about.notes) == 2
+    assert sum("score significantly above corrupted ones" in note for note in found.about.notes) == 2
 
 
 def test_a_model_whose_gates_are_all_closed(tmp_path: Path):
@@ -223,12 +259,12 @@ def test_prompts_of_several_lengths_text_and_a_control():
     found = analyses.compare(*tiny_models(), padded, text=rows, control=control, ablation="zero", **options)
     for name, model in zip(("dense", "sparse", "control"), (*tiny_models(), control), strict=True):
         assert found.loss.named(name).loss == pytest.approx(analyses.measure_loss(model, [rows]).loss, rel=1e-5)
-    assert found.dense.heads.source == "zero" and len(found.about.prompts) == 3
+    assert found.dense.heads.ablation == "zero" and len(found.about.prompts) == 3
     alone = analyses.compare(*tiny_models(), padded[[1]], ablation="zero", **options)
     torch.testing.assert_close(alone.dense.heads.values[0], found.dense.heads.values[1], atol=1e-5, rtol=0)
 
 
-def test_only_pairs_that_both_solve_are_asked():
+def test_only_pairs_that_both_solve_are_used():
     dense, sparse = tiny_models()
     pairs = tiny_pairs(12)
     right = [
@@ -237,9 +273,9 @@ def test_only_pairs_that_both_solve_are_asked():
     both = (right[0] * right[1]).bool()
     assert 0 < int(both.sum()) < 12
     found = analyses.compare(dense, sparse, pairs, method="eap", progress=False)
-    assert torch.equal(found.solved.asked, both) and len(found.dense.edges.clean) == int(both.sum())
+    assert torch.equal(found.solved.kept, both) and len(found.dense.edges.clean) == int(both.sum())
     wanted = analyses.attribute_edges(
-        dense, pairs[both.nonzero().flatten()], sl.metrics.logit_difference, progress=False
+        dense, pairs[both.nonzero().flatten()], sl.metrics.logit_difference, "eap", progress=False
     )
     torch.testing.assert_close(found.dense.edges.mean, wanted.mean)
 
@@ -296,16 +332,16 @@ def test_an_interrupted_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.M
     out = tmp_path / "numbers"
     whole = tiny_comparison()
     with monkeypatch.context() as patch:
-        patch.setattr(asking, "attribute_edges", stop)
+        patch.setattr(one_model, "attribute_edges", stop)
         with pytest.raises(KeyboardInterrupt):
             tiny_comparison(out=out)
     with pytest.raises(ValueError, match="has not been finished: run it again with the same --out"):
         analyses.load_comparison(out)
-    asked: list[str] = []
-    again = asking.patch_activations
-    monkeypatch.setattr(asking, "patch_activations", lambda *args, **more: asked.append("") or again(*args, **more))
+    calls: list[str] = []
+    again = one_model.patch_activations
+    monkeypatch.setattr(one_model, "patch_activations", lambda *args, **more: calls.append("") or again(*args, **more))
     assert same(tiny_comparison(out=out), whole)
-    assert len(asked) == 2  # the sparse model's heads and MLPs; the dense model's were there
+    assert len(calls) == 2  # the sparse model's heads and MLPs; the dense model's were there
     assert same(analyses.load_comparison(out), whole)
     assert list(out.glob("*.unfinished")) == []
 
@@ -342,12 +378,12 @@ def test_another_comparison_is_not_gone_on_with(
     models: tuple[Any, Any], comparison: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(asking, "patch_activations", stop)
+        patch.setattr(one_model, "patch_activations", stop)
         tiny_comparison(out=tmp_path / "a")
     with pytest.raises(ValueError, match=r"holds another comparison \(other settings\): choose another folder"):
         tiny_comparison(out=tmp_path / "a", share=0.5)
     saved = comparison.save(tmp_path / "b")
-    with pytest.raises(ValueError, match="holds a saved comparison, which cannot be gone on with"):
+    with pytest.raises(ValueError, match="holds a saved comparison, which cannot be resumed"):
         compared(models, out=saved)
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "thesis.tex").write_text("mine")

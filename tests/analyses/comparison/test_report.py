@@ -44,6 +44,16 @@ def test_it_asks_the_network_for_nothing(page: str):
     assert len(page) < 2_000_000
 
 
+def test_the_viewer_is_built_once(comparison: Comparison, monkeypatch: pytest.MonkeyPatch):
+    from sparselens.analyses.comparison import figures, report
+
+    built, real = list[str](), figures.view
+    for module in (figures, report):
+        monkeypatch.setattr(module, "view", lambda one: built.append("") or real(one))
+    report_page(comparison)
+    assert len(built) == 1
+
+
 def test_strings_stay_strings(comparison: Comparison):
     prompts = tuple(Prompt(HOSTILE, (HOSTILE,) * len(p.tokens)) for p in comparison.about.prompts)
     about = replace(

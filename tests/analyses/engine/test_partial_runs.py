@@ -16,7 +16,7 @@ ROWS = torch.arange(3)
 
 def residuals(model: Any) -> list[torch.Tensor]:
     kept: list[torch.Tensor] = []
-    run(model, TOKENS, [(f"blocks.{layer}.hook_resid_pre", lambda x, hook: kept.append(x.clone())) for layer in (0, 1)])
+    run(model, TOKENS, [(f"blocks.{layer}.hook_resid_pre", lambda x: kept.append(x.clone())) for layer in (0, 1)])
     return kept
 
 

@@ -15,6 +15,7 @@ import torch
 
 import sparselens as sl
 from sparselens.analyses import attribute_edges, keep_top, patch_edges, patch_heads
+from sparselens.analyses.engine.request import open_request
 from sparselens.analyses.engine.resume import BatchLog, batch_log
 from sparselens.prompts.metrics import logit_difference
 from tests.tiny_models import tiny_bridge, tiny_tokens
@@ -35,7 +36,7 @@ def means(model: Any, pairs: sl.TokenizedPairs, metric: Any, **options: Any) -> 
 
 
 CALLS: dict[str, tuple[Callable[..., Any], int, int, str]] = {  # call, budget, calls of the metric to survive, result
-    "attribute_edges": (attribute_edges, 10**5, 6, "per_prompt"),
+    "attribute_edges": (attribute_edges, 10**5, 20, "per_prompt"),
     "means": (means, 2 * 10**5, 20, "mean"),
     "patch_edges": (patch_edges, 2 * 10**5, 60, "per_prompt"),
     "keep_top": (top, 10**5, 12, "values"),
@@ -112,8 +113,13 @@ def one(number: int) -> list[torch.Tensor]:
     return [torch.tensor([number])]
 
 
+def log_of(path: Path | None, model: Any, pairs: sl.TokenizedPairs, metric: Any, **settings: Any) -> BatchLog:
+    with open_request(model, pairs, metric) as request:
+        return batch_log(path, request, **settings)
+
+
 def opened(path: Path, **settings: Any) -> BatchLog:
-    return batch_log(path, tiny_bridge("gpt2"), make_pairs(), logit_difference, **settings)
+    return log_of(path, tiny_bridge("gpt2"), make_pairs(), logit_difference, **settings)
 
 
 def refuse() -> Any:
@@ -154,7 +160,7 @@ def test_a_file_of_another_call_is_refused(tmp_path: Path):
     path = tmp_path / "log"
     opened(path, method="eap", order=torch.tensor([1, 2]), axes=("a", "b")).once(one(0), lambda: (torch.ones(1),))
     opened(path, method="eap", order=torch.tensor([1, 2]), axes=("a", "b")).once(one(0), refuse)
-    with pytest.raises(ValueError, match=r"answers another question: its method is 'eap', not 'eap-ig'\. Choose"):
+    with pytest.raises(ValueError, match=r"belongs to another call: its method is 'eap', not 'eap-ig'\. Choose"):
         opened(path, method="eap-ig", order=torch.tensor([1, 2]), axes=("a", "b"))
     with pytest.raises(ValueError, match="its order is"):
         opened(path, method="eap", order=torch.tensor([2, 1]), axes=("a", "b"))
@@ -163,7 +169,7 @@ def test_a_file_of_another_call_is_refused(tmp_path: Path):
     call, options = patch_heads, {"progress": False, "out": tmp_path / "heads"}
     call(tiny_bridge("gpt2"), make_pairs(), **options)
     with pytest.raises(ValueError, match="its base is 'clean', not 'corrupted'"):
-        call(tiny_bridge("gpt2"), make_pairs(), base="corrupted", source="clean", **options)
+        call(tiny_bridge("gpt2"), make_pairs(), base="corrupted", ablation="clean", **options)
     with pytest.raises(ValueError, match="its prompts is"):
         call(tiny_bridge("gpt2"), make_pairs(7), **options)
     with pytest.raises(ValueError, match="its model is"):
@@ -185,10 +191,10 @@ def test_every_number_of_model_and_prompts_counts(tmp_path: Path):
         patch_heads(tiny_bridge("gpt2").bfloat16().float(), make_pairs(), **options)
     opened(tmp_path / "log").once(one(0), lambda: (torch.ones(1),))
     with pytest.raises(ValueError, match="its model is"):
-        batch_log(tmp_path / "log", shuffled(tiny_bridge("gpt2")), make_pairs(), logit_difference)
+        log_of(tmp_path / "log", shuffled(tiny_bridge("gpt2")), make_pairs(), logit_difference)
     other = replace(make_pairs(), reference=torch.zeros(8, 3))
     with pytest.raises(ValueError, match="its prompts is"):
-        batch_log(tmp_path / "log", tiny_bridge("gpt2"), other, logit_difference)
+        log_of(tmp_path / "log", tiny_bridge("gpt2"), other, logit_difference)
 
 
 def twice(logits: torch.Tensor, pairs: sl.TokenizedPairs) -> torch.Tensor:
@@ -201,9 +207,9 @@ def test_a_metric_needs_a_name_of_its_own(tmp_path: Path):
 
     for metric in (local, lambda logits, pairs: logits, partial(twice), Counting().__call__):
         with pytest.raises(ValueError, match=r"a metric that has a name of its own, not .*: define it with def"):
-            batch_log(tmp_path / "log", tiny_bridge("gpt2"), make_pairs(), metric)
-        batch_log(None, tiny_bridge("gpt2"), make_pairs(), metric)
-    batch_log(tmp_path / "log", tiny_bridge("gpt2"), make_pairs(), twice).once(one(0), lambda: (torch.ones(1),))
+            log_of(tmp_path / "log", tiny_bridge("gpt2"), make_pairs(), metric)
+        log_of(None, tiny_bridge("gpt2"), make_pairs(), metric)
+    log_of(tmp_path / "log", tiny_bridge("gpt2"), make_pairs(), twice).once(one(0), lambda: (torch.ones(1),))
     with pytest.raises(ValueError, match=r"its metric is '[\w.]+\.twice', not 'logit_difference'"):
         opened(tmp_path / "log")
 
@@ -212,7 +218,7 @@ def test_a_file_of_something_else_is_left_alone(tmp_path: Path):
     path = tmp_path / "notes"
     for content in ("my notes", "[1, 2]\n", '{"a": 1}\n', "\n"):
         path.write_text(content)
-        with pytest.raises(ValueError, match=r"notes (is no log of batches|answers another question)"):
+        with pytest.raises(ValueError, match=r"notes (is no log of batches|belongs to another call)"):
             opened(path)
         assert path.read_text() == content
 

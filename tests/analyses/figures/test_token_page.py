@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from sparselens.analyses import AttentionEdges, TokenView, token_view
+from sparselens.analyses.figures.page import script_json
 from sparselens.analyses.figures.token_layout import COLOURS, stroke
-from sparselens.analyses.figures.token_page import page_data, script_json
+from sparselens.analyses.figures.token_page import page_data
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -145,7 +146,7 @@ document.documentElement.setAttribute("data-said", encodeURIComponent(JSON.strin
 def test_the_page_works_in_a_browser(tmp_path: Path):
     view = demo_view()
     page = tmp_path / "page.html"
-    page.write_text(view.html.replace("</body>", f"<script>{USE}</script></body>"), encoding="utf-8")
+    page.write_text(view.html.replace("})();\n</script>", f"{USE}}})();\n</script>"), encoding="utf-8")
     said, complaints = use_in_chromium(page, tmp_path / "profile")
     assert "CONSOLE" not in complaints
     assert said["edge"].startswith('layer 1, head 0: query 2 “"” reads key 1 “&”. dense: weight 0.')

@@ -9,9 +9,12 @@ import torch
 import transformer_lens.patching as theirs
 
 import sparselens as sl
-from sparselens.analyses import Patched, patch_activations, patch_heads
+from sparselens import analyses
+from sparselens.analyses import PatchingResult, patch_activations, patch_heads
+from sparselens.analyses.engine.budget import BATCH_SIZE
 from sparselens.analyses.engine.partial_runs import peak_bytes
-from sparselens.analyses.patching.patch_runs import asking, record, with_mean
+from sparselens.analyses.engine.request import open_request
+from sparselens.analyses.patching.patch_runs import Patching, patching, record, with_means
 from sparselens.analyses.patching.patch_sites import find_site
 from sparselens.prompts.metrics import logit_difference
 from sparselens.training.evaluation import open_gates
@@ -28,7 +31,7 @@ def make_pairs(n: int = 2, same: int = 0, length: int = 9) -> sl.TokenizedPairs:
     return sl.TokenizedPairs(clean, corrupted, torch.arange(n) + 1, torch.arange(n) + 2)
 
 
-def patched(model: Any, pairs: sl.TokenizedPairs, site: str = "heads", **options: Any) -> Patched:
+def patched(model: Any, pairs: sl.TokenizedPairs, site: str = "heads", **options: Any) -> PatchingResult:
     return patch_activations(model, pairs, site=site, progress=False, **options)
 
 
@@ -55,15 +58,15 @@ def test_by_hand(site: str, values: list[Any]):
 
 def test_zero_ablation_by_hand():
     model, pairs = hand_model(), hand_pairs()
-    heads = patched(model, pairs, source="zero")
+    heads = patched(model, pairs, ablation="zero")
     assert heads.mean[1].tolist() == [16, 6]  # head 0 wrote nothing; without head 1 it is (6, 6) -> (12, 6)
-    edges = patched(model, pairs, "attention_edges", source="zero", only=[(0, 1, 1, 0), (0, 1, 1, 1)])
+    edges = patched(model, pairs, "attention_edges", ablation="zero", only=[(0, 1, 1, 0), (0, 1, 1, 1)])
     assert edges.mean[0, 1, 1].tolist() == [16, 12]  # position 0 has no value 1; (2, 2) -> (4, 4) -> (8, 4) -> (16, 4)
     assert edges.mean.isnan().sum() == edges.mean.numel() - 2
 
 
 def test_denoising_by_hand():
-    found = patched(hand_model(), hand_pairs(), base="corrupted", source="clean")
+    found = patched(hand_model(), hand_pairs(), base="corrupted", ablation="clean")
     # layer 0: (6, 0) -> (6, 6): heads write (5, 0): (11, 6) -> (22, 6); layer 1: (9, 2) -> (18, 2), (11, 4) -> (22, 4)
     assert found.mean.tolist() == [[14, 16], [16, 18]]
     assert found.normalised[0].tolist() == [[0, 1], [1, 2]]
@@ -113,7 +116,7 @@ def test_every_family_as_in_whole_runs(family: str, gate_bias: float | None):
     moved = set[str]()
     for site, by_position, hook, cell, where in CASES:
         only = [(layer, *cell) for layer in (0, 1)]
-        found = patched(model, pairs, site, base="corrupted", source="clean", by_position=by_position, only=only)
+        found = patched(model, pairs, site, base="corrupted", ablation="clean", by_position=by_position, only=only)
         # where the pattern shown is a copy, only open gates let it be patched
         live = open_gates if site == "attention_edges" and gate_bias is None else contextlib.nullcontext
         for layer in (0, 1):
@@ -130,7 +133,7 @@ def test_edges_of_a_dense_model_can_be_patched_in_every_family():
     for family in ("neo", "gptj", "opt", "bert"):
         model = tiny_bridge(family)
         found = patched(
-            model, make_pairs(), "attention_edges", source="zero", only=[(1, head, 8, 8) for head in range(4)]
+            model, make_pairs(), "attention_edges", ablation="zero", only=[(1, head, 8, 8) for head in range(4)]
         )
         assert (found.effects[:, 1, :, 8, 8].abs() > 1e-6).all()
         assert not sl.is_sparse(model)
@@ -159,7 +162,7 @@ def test_equal_to_transformer_lens(family: str, gate_bias: float | None, site: s
     with torch.no_grad():
         _, cache = model.run_with_cache(pairs.clean)
         wanted = function(model, pairs.corrupted, cache, lambda logits: logit_difference(logits, pairs).mean())
-    found = patched(model, pairs, site, base="corrupted", source="clean", by_position=by_position)
+    found = patched(model, pairs, site, base="corrupted", ablation="clean", by_position=by_position)
     torch.testing.assert_close(found.mean, wanted, atol=1e-5, rtol=0)
 
 
@@ -171,7 +174,7 @@ def test_everything_is_the_other_run_and_nothing_is_the_own(family: str):
     model, pairs = tiny_bridge(family), make_pairs()
     noised = patched(model, pairs, "residual")
     torch.testing.assert_close(noised.values[:, 0], noised.corrupted)
-    denoised = patched(model, pairs, "residual", base="corrupted", source="clean")
+    denoised = patched(model, pairs, "residual", base="corrupted", ablation="clean")
     torch.testing.assert_close(denoised.values[:, 1], denoised.clean)
     same = sl.TokenizedPairs(pairs.clean, pairs.clean, pairs.answer, pairs.wrong_answer)
     unmoved = patched(model, same, "heads")
@@ -189,23 +192,19 @@ def test_baselines_are_the_metric_of_plain_runs():
 
 
 def test_what_is_equal_in_both_runs_is_not_run(monkeypatch: pytest.MonkeyPatch):
-    from sparselens.analyses.patching import activation_patching
-
     rows: list[int] = []
-    real = activation_patching.measure
+    real = Patching.measure
     monkeypatch.setattr(
-        activation_patching,
-        "measure",
-        lambda question, prompts, *rest: [rows.append(len(prompts)), real(question, prompts, *rest)][1],
+        Patching, "measure", lambda setup, batch, *rest: [rows.append(len(batch)), real(setup, batch, *rest)][1]
     )
     found = patched(tiny_bridge("gpt2"), make_pairs(same=7), by_position=True)
-    assert sum(rows) - 1 == 2 * 2 * 2 * 4  # prompts, layers, differing positions, heads; and one to measure its memory
+    assert sum(rows) == 2 * 2 * 2 * 4  # prompts, layers, differing positions, heads
     assert (found.effects[:, :, :7] == 0).all()
 
 
 def test_a_sparse_model_is_patched_at_open_gates_only():
     model = sl.sparsify(tiny_bridge("gpt2"), 0.0)
-    found = patched(model, make_pairs(), "attention_edges", source="zero")
+    found = patched(model, make_pairs(), "attention_edges", ablation="zero")
     _, cache = model.run_with_cache(make_pairs().clean)
     for layer in range(2):
         closed = cache[f"blocks.{layer}.attn.hook_gate"] == 0
@@ -220,7 +219,7 @@ def test_a_metric_of_ones_own_gets_all_logits():
         assert logits.shape[1] == pairs.clean.shape[1]
         return logits.log_softmax(-1)[..., 5].sum(-1)
 
-    found = patch_heads(model, pairs, everywhere, base="corrupted", source="clean", progress=False)
+    found = patch_heads(model, pairs, everywhere, base="corrupted", ablation="clean", progress=False)
     kept: list[torch.Tensor] = []
 
     def put(z: torch.Tensor, hook: Any) -> torch.Tensor:
@@ -263,7 +262,7 @@ def test_answers_anywhere_and_padding():
 def test_answers_at_named_positions():
     model = tiny_bridge("gpt2")
     pairs = replace(make_pairs(), positions={"END": torch.tensor([3, 6])})
-    found = patched(model, pairs, base="corrupted", source="clean")
+    found = patched(model, pairs, base="corrupted", ablation="clean")
     with torch.no_grad():
         torch.testing.assert_close(found.values[:, 1, 3], one_patch(model, pairs, "blocks.1.attn.hook_z", (ALL, 3)))
 
@@ -271,7 +270,7 @@ def test_answers_at_named_positions():
 @pytest.mark.parametrize("site", ["heads", "mlps", "attention_edges"])
 def test_mean_ablation(site: str):
     model, pairs = tiny_bridge("gpt2"), make_pairs(4)
-    found = patched(model, pairs, site, source="mean", memory=3 * 10**5)
+    found = patched(model, pairs, site, ablation="mean", memory=3 * 10**5)
     hook = {"heads": "attn.hook_z", "mlps": "hook_mlp_out", "attention_edges": "attn.hook_pattern"}[site]
     where = {"heads": (ALL, 2), "mlps": (), "attention_edges": (1, 8, 4)}[site]
     cell = {"heads": (2,), "mlps": (), "attention_edges": (1, 8, 4)}[site]
@@ -305,7 +304,41 @@ def test_intervals():
         found.interval(2, 0)
 
 
+# -- old names
+
+
+def test_the_old_name_of_ablation_warns_and_works():
+    model, pairs = tiny_bridge("gpt2"), make_pairs()
+    with pytest.warns(
+        DeprecationWarning, match=r"patch_activations\(source=\.\.\.\) is now patch_activations\(ablation=\.\.\.\)"
+    ):
+        old = patch_heads(model, pairs, source="zero", progress=False)  # type: ignore[call-arg]
+    assert old.ablation == "zero" and torch.equal(old.values, patched(model, pairs, ablation="zero").values)
+    with pytest.raises(TypeError, match="got both ablation= and its old name source="):
+        patch_heads(model, pairs, source="zero", ablation="zero", progress=False)  # type: ignore[call-arg]
+    with pytest.warns(DeprecationWarning, match=r"analyses\.Patched is now analyses\.PatchingResult"):
+        assert analyses.Patched is PatchingResult
+
+
 # -- memory
+
+
+def test_a_small_model_runs_in_batches_of_a_fixed_size_without_a_trial(monkeypatch: pytest.MonkeyPatch):
+    sizes: list[int] = []
+    real = Patching.measure
+    monkeypatch.setattr(
+        Patching, "measure", lambda setup, batch, *rest: [sizes.append(len(batch)), real(setup, batch, *rest)][1]
+    )
+    monkeypatch.setattr("sparselens.analyses.engine.budget.peak_bytes", None)  # nothing is measured
+    model, pairs = tiny_bridge("gpt2"), make_pairs(20)
+    wanted = patched(model, pairs)
+    assert max(sizes) == BATCH_SIZE
+    sizes.clear()
+    found = patched(model, pairs, batch_size=7)
+    assert max(sizes) == 7
+    torch.testing.assert_close(found.values, wanted.values, atol=1e-6, rtol=1e-5)
+    with pytest.raises(ValueError, match="batch_size = 0: want 1 or more"):
+        patched(model, pairs, batch_size=0)
 
 
 def test_memory_stays_within_the_budget_for_any_number_of_prompts():
@@ -345,9 +378,9 @@ def nan_in(layer: int, model: Any) -> Any:
     ("options", "message"),
     [
         ({"site": "neurons"}, r"no such site: 'neurons' \(want heads, mlps"),
-        ({"base": "corrupted"}, "base and source are both 'corrupted'"),
+        ({"base": "corrupted"}, "base and ablation are both 'corrupted'"),
         ({"base": "mean"}, "no such base: 'mean'"),
-        ({"source": "median"}, "no such source: 'median'"),
+        ({"ablation": "median"}, "no such ablation: 'median'"),
         ({"only": [(0, 4)]}, r"no such patch: \(0, 4\) \(want layer 0 to 1, head 0 to 3\)"),
         ({"only": [(2, 0)]}, r"no such patch: \(2, 0\)"),
         ({"only": [(0, 1, 2)]}, r"no such patch: \(0, 1, 2\)"),
@@ -372,9 +405,12 @@ def test_prompts_of_different_length_within_a_pair_are_refused():
 
 def test_a_mean_of_many_prompts_is_added_up_in_float32():
     model, alike = tiny_bridge("gpt2").bfloat16(), make_pairs(1)[[0] * 100]
-    with asking(model, alike, logit_difference, [find_site(model, "residual")], "clean", "mean") as question:
-        found = with_mean(question, torch.arange(100), alike, 1).mean
-        wanted = record(replace(question, source="corrupted"), torch.arange(1), alike[:1]).source
+    with (
+        open_request(model, alike, logit_difference) as request,
+        patching(request, [find_site(model, "residual")], "clean", "mean") as setup,
+    ):
+        found = with_means(setup, torch.arange(100), 1).means
+        wanted = record(replace(setup, ablation="corrupted"), request.batch(torch.arange(1))).replacement
     assert found is not None
     for name, values in wanted.items():
         assert found[name].dtype == torch.bfloat16 and torch.equal(found[name], values)
@@ -384,16 +420,16 @@ def test_the_mean_needs_one_length():
     mask = torch.ones(2, 9, dtype=torch.long)
     mask[1, :2] = 0
     with pytest.raises(ValueError, match="means at each position need one length for all"):
-        patched(tiny_bridge("gpt2"), replace(make_pairs(), attention_mask=mask), source="mean")
+        patched(tiny_bridge("gpt2"), replace(make_pairs(), attention_mask=mask), ablation="mean")
 
 
 def test_a_scalar_metric_is_refused():
-    with pytest.raises(ValueError, match=r"shape \[\] for 1 prompts"):
+    with pytest.raises(ValueError, match=r"shape \[\] for 2 prompts"):
         patch_heads(tiny_bridge("gpt2"), make_pairs(), lambda logits, pairs: logits.mean(), progress=False)
 
 
 def test_activations_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match=r"blocks\.1\..* is not finite in prompt 0"):
         patched(nan_in(0, tiny_bridge("gpt2")), make_pairs())
-    with pytest.raises(ValueError, match="the metric of prompt 0 is nan"):
+    with pytest.raises(ValueError, match="the metric is not finite in prompt 0"):
         patched(nan_in(1, tiny_bridge("gpt2")), make_pairs())

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import sparselens as sl
-from sparselens.analyses import Kept, keep_top, patch_activations, patch_heads
+from sparselens.analyses import ComponentCurve, keep_top, patch_activations, patch_heads
 from sparselens.prompts.metrics import logit_difference
 from tests.analyses.hand_model import hand_model, hand_pairs
 from tests.tiny_models import tiny_bridge, tiny_tokens
@@ -56,13 +56,13 @@ def test_the_ends_are_the_clean_and_the_corrupted_run(family: str, gate_bias: fl
     torch.testing.assert_close(kept.values[:, 0], kept.corrupted, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("per_prompt", [True, False])
-def test_as_in_a_run_with_everything_else_replaced(per_prompt: bool):
+@pytest.mark.parametrize("rank_by", ["prompt", "mean"])
+def test_as_in_a_run_with_everything_else_replaced(rank_by: str):
     model, pairs = tiny_bridge("gpt2"), make_pairs()
     heads = heads_of(model, pairs)
-    kept = keep_top(model, pairs, [heads], counts=[3], per_prompt=per_prompt, source="zero", progress=False)
+    kept = keep_top(model, pairs, [heads], counts=[3], rank_by=rank_by, ablation="zero", progress=False)
     effects = heads.effects.flatten(1)
-    chosen = (effects if per_prompt else effects.mean(0).expand(3, -1)).abs().topk(3, -1).indices
+    chosen = (effects if rank_by == "prompt" else effects.mean(0).expand(3, -1)).abs().topk(3, -1).indices
 
     def silence(z: torch.Tensor, hook: Any) -> torch.Tensor:
         acts = torch.zeros(3, 8).scatter(1, chosen, 1).reshape(3, 2, 4)[:, int(hook.name.split(".")[1])]
@@ -77,36 +77,38 @@ def test_as_in_a_run_with_everything_else_replaced(per_prompt: bool):
 def test_mean_ablation_is_the_same_at_any_budget():
     model, pairs = tiny_bridge("gpt2"), make_pairs(4)
     scores = [heads_of(model, pairs)]
-    wide = keep_top(model, pairs, scores, source="mean", progress=False)
-    narrow = keep_top(model, pairs, scores, source="mean", progress=False, memory=2 * 10**5)
+    wide = keep_top(model, pairs, scores, ablation="mean", progress=False)
+    narrow = keep_top(model, pairs, scores, ablation="mean", progress=False, memory=2 * 10**5)
     torch.testing.assert_close(wide.values, narrow.values, atol=1e-6, rtol=1e-5)
     assert wide.interval(2).mean == pytest.approx(float(wide.shares[2]), rel=1e-4)
 
 
 def test_smallest_is_where_the_share_stays():
     shares = torch.tensor([[0.0, 1.0, 0.5, 0.95, 1.2]])
-    kept = Kept((0, 1, 2, 3, 4), True, shares, torch.ones(1), torch.zeros(1), torch.zeros(1))
+    kept = ComponentCurve((0, 1, 2, 3, 4), "prompt", shares, torch.ones(1), torch.zeros(1), torch.zeros(1))
     assert kept.smallest(0.9) == 3
     with pytest.raises(ValueError, match="count = 7: want one of 0, 1"):
         kept.interval(7)
     with pytest.raises(ValueError, match=r"counts must rise, not \[3, 1\]"):
-        Kept((3, 1), True, shares[:, :2], torch.ones(1), torch.zeros(1), torch.zeros(1))
+        ComponentCurve((3, 1), "prompt", shares[:, :2], torch.ones(1), torch.zeros(1), torch.zeros(1))
 
 
-@pytest.mark.parametrize("source", ["corrupted", "mean", "zero"])
-def test_shares_are_of_what_the_ablation_leaves(source: str):
+@pytest.mark.parametrize("ablation", ["corrupted", "mean", "zero"])
+def test_shares_are_of_what_the_ablation_leaves(ablation: str):
     model, pairs = tiny_bridge("gpt2"), make_pairs(4)
-    scores = [patch_activations(model, pairs, site=site, source=source, progress=False) for site in ("heads", "mlps")]
+    scores = [
+        patch_activations(model, pairs, site=site, ablation=ablation, progress=False) for site in ("heads", "mlps")
+    ]
     every, some = (
-        keep_top(model, pairs, scores, counts=counts, source=source, progress=False) for counts in (None, [10, 4])
+        keep_top(model, pairs, scores, counts=counts, ablation=ablation, progress=False) for counts in (None, [10, 4])
     )
     assert some.counts == (4, 10)
     torch.testing.assert_close(some.shares, every.shares[[4, 10]])
-    torch.testing.assert_close(some.ablated, every.corrupted if source == "corrupted" else every.values[:, 0])
+    torch.testing.assert_close(some.ablated, every.corrupted if ablation == "corrupted" else every.values[:, 0])
     wanted = (every.values.mean(0) - some.ablated.mean()) / (every.clean.mean() - some.ablated.mean())
     torch.testing.assert_close(every.shares, wanted)
     assert every.shares[-1] == pytest.approx(1, abs=1e-4)
-    if source != "corrupted":
+    if ablation != "corrupted":
         assert every.shares[0] == 0 and every.interval(0).mean == 0
 
 
@@ -133,3 +135,14 @@ def test_counts_in_any_order_are_answered_alike():
     model, pairs = hand_model(), hand_pairs()
     kept = keep_top(model, pairs, [heads_of(model, pairs)], counts=[4, 0, 3, 3], progress=False)
     assert kept.counts == (0, 3, 4) and kept.values.tolist() == [[6, 16, 16]] and kept.smallest(0.9) == 3
+
+
+def test_old_names_warn_and_work():
+    model, pairs = hand_model(), hand_pairs()
+    heads = [heads_of(model, pairs)]
+    for old, new in (({"per_prompt": False}, {"rank_by": "mean"}), ({"source": "zero"}, {"ablation": "zero"})):
+        with pytest.warns(DeprecationWarning, match=rf"keep_top\({next(iter(old))}=\.\.\.\) is now"):
+            found = keep_top(model, pairs, heads, progress=False, **old)
+        assert torch.equal(found.values, keep_top(model, pairs, heads, progress=False, **new).values)
+    with pytest.raises(ValueError, match=r"rank_by = 'best' \(want prompt, mean\)"):
+        keep_top(model, pairs, heads, rank_by="best", progress=False)

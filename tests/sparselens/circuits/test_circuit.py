@@ -11,9 +11,6 @@ from sparselens.circuits.circuit import (
     Circuit,
     edges_to_reach,
     greedy,
-    jaccard,
-    load_circuit,
-    rank_correlation,
     smallest,
     top,
 )
@@ -127,9 +124,9 @@ def test_the_complement_is_everything_else():
 
 def test_jaccard_by_hand():
     first, second = circuit("input->m0", "m0->logits"), circuit("input->m0", "input->logits")
-    assert jaccard(first, second) == pytest.approx(1 / 3)
-    assert jaccard(first, first) == 1
-    assert jaccard(circuit(), circuit()) == 1
+    assert first.jaccard(second) == pytest.approx(1 / 3)
+    assert first.jaccard(first) == 1
+    assert circuit().jaccard(circuit()) == 1
 
 
 def test_rank_correlation_by_hand():
@@ -139,20 +136,29 @@ def test_rank_correlation_by_hand():
         return Circuit(ONE, ONE.matrix([]), scores)
 
     rising = with_scores(1, 2, 3, 4, 5, 6, 7, 8)
-    assert rank_correlation(rising, with_scores(-1, 4, -9, 16, 25, 36, 49, 64)) == pytest.approx(1)
-    assert rank_correlation(rising, with_scores(8, 7, 6, 5, 4, 3, 2, 1)) == pytest.approx(-1)
+    assert rising.rank_correlation(with_scores(-1, 4, -9, 16, 25, 36, 49, 64)) == pytest.approx(1)
+    assert rising.rank_correlation(with_scores(8, 7, 6, 5, 4, 3, 2, 1)) == pytest.approx(-1)
     # equal scores share the mean of their ranks
     tied = torch.tensor([1.5, 1.5, 3, 4, 5, 6, 7, 8])
     expected = torch.corrcoef(torch.stack([torch.arange(1, 9.0), tied]))[0, 1]
-    assert rank_correlation(rising, with_scores(2, 2, 3, 4, 5, 6, 7, 8)) == pytest.approx(float(expected))
+    assert rising.rank_correlation(with_scores(2, 2, 3, 4, 5, 6, 7, 8)) == pytest.approx(float(expected))
 
 
 def test_circuits_of_different_models_are_not_compared():
     other = Graph.of_shape(1, 1, parallel=True)
     stranger = Circuit(other, torch.zeros_like(other.exists), torch.zeros(other.exists.shape))
-    for compare in (jaccard, rank_correlation):
+    for compare in (Circuit.jaccard, Circuit.rank_correlation):
         with pytest.raises(ValueError, match="different models"):
             compare(circuit(), stranger)
+
+
+def test_edges_by_name_or_by_mask():
+    named = Circuit(ONE, ["input->m0", "m0->logits"])
+    assert torch.equal(named.kept, circuit("input->m0", "m0->logits").kept) and not named.scores.any()
+    assert repr(named) == f"Circuit(2 of {ONE.n_edges} edges, 1 layers of 1 heads)"
+    assert len(Circuit(ONE, [])) == 0
+    with pytest.raises(ValueError, match="no such source: 'm7'"):
+        Circuit(ONE, ["m7->logits"])
 
 
 def test_a_circuit_of_another_shape_is_refused():
@@ -165,7 +171,7 @@ def test_a_circuit_of_another_shape_is_refused():
 @pytest.mark.parametrize("graph", [ONE, Graph.of_shape(2, 4, 2), Graph.of_shape(2, 2, mlp=False, parallel=True)])
 def test_a_saved_circuit_comes_back(graph: Graph, tmp_path: Path):
     chosen = top(graph, torch.randn(graph.exists.shape), 5)
-    loaded = load_circuit(chosen.save(tmp_path / "circuit.json"))
+    loaded = Circuit.load(chosen.save(tmp_path / "circuit.json"))
     assert loaded.graph == graph
     assert loaded.edges == chosen.edges
     torch.testing.assert_close(loaded.scores[graph.exists], chosen.scores[graph.exists], rtol=0, atol=0)
@@ -178,7 +184,7 @@ def test_a_file_in_eap_igs_format_is_read(tmp_path: Path):
     edges = {name: {"score": 0.5, "in_graph": name == "m0->logits"} for name in ONE.edge_names(ONE.exists)}
     edges["input->m0"]["score"] = None  # pyright: ignore
     file.write_text(json.dumps({"cfg": cfg, "nodes": {"m0": {"in_graph": True}}, "edges": edges}))
-    loaded = load_circuit(file)
+    loaded = Circuit.load(file)
     assert loaded.edges == ["m0->logits"]
     assert loaded.scores[ONE.edge("input->m0")] == 0
     assert loaded.scores[ONE.edge("m0->logits")] == 0.5
@@ -189,7 +195,7 @@ def test_a_file_without_a_circuit_is_refused(text: str, tmp_path: Path):
     file = tmp_path / "graph.json"
     file.write_text(text)
     with pytest.raises(ValueError, match="holds no circuit"):
-        load_circuit(file)
+        Circuit.load(file)
 
 
 def test_a_model_of_unequal_blocks_has_no_file(tmp_path: Path):

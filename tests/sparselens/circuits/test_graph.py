@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from sparselens.analyses.engine.residual_stream import read_model
 from sparselens.circuits.graph import Block, Graph
+from tests.tiny_models import tiny_bridge
 
 
 def count(n_layers: int, n_heads: int, parallel: bool = False) -> int:
@@ -106,3 +108,16 @@ def test_an_unknown_edge_is_refused(name: str, message: str):
 def test_an_impossible_shape_is_refused(shape: tuple[int, ...]):
     with pytest.raises(ValueError, match="no such model"):
         Graph.of_shape(*shape)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "neox"])
+def test_the_graph_of_a_model_is_that_of_its_scores(family: str):
+    model = tiny_bridge(family)
+    graph = Graph.of_model(model)
+    assert graph == read_model(model).graph
+    assert graph.blocks[0].parallel == (family == "neox") and graph.blocks[0].n_heads == model.cfg.n_heads
+
+
+def test_only_models_of_transformerlens_have_a_graph():
+    with pytest.raises(ValueError, match="want a TransformerBridge or HookedTransformer, not a Linear"):
+        Graph.of_model(torch.nn.Linear(2, 2))

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from sparselens import cli
 from sparselens.analyses.attribution.edge_scores import EdgeScores
-from sparselens.circuits.circuit import load_circuit
+from sparselens.circuits.circuit import Circuit
 from sparselens.circuits.graph import Graph
 from sparselens.cli.attribute import _save
 
@@ -33,7 +33,7 @@ def test_addition(tmp_path: Path):
     assert chance["faithfulness"] < 0.5
     scores = load_file(tmp_path / "scores.safetensors")
     for name, expected in (("share", by_share), ("faithful", faithful)):
-        circuit = load_circuit(tmp_path / f"{name}.json")
+        circuit = Circuit.load(tmp_path / f"{name}.json")
         assert len(circuit) == expected["edges"]
         assert (circuit.scores - scores["mean"])[circuit.graph.exists].abs().max() < 1e-6
     assert scores["per_prompt"].shape == (20, *scores["mean"].shape)
@@ -59,7 +59,7 @@ build_app()({["attribute", *map(str, asked), "--out", str(tmp_path / "killed")]!
     assert killed.returncode == -signal.SIGKILL
     left = {path.name for path in (tmp_path / "killed").iterdir()}
     assert left == {"attribute.unfinished", "run.lock"}
-    with pytest.raises(ValueError, match="holds an interrupted run: pass --resume to go on"):
+    with pytest.raises(ValueError, match="holds an interrupted run: pass --resume to continue it"):
         run(*asked, "--out", tmp_path / "killed")
     with pytest.raises(ValueError, match="its method is 'eap-ig', not 'eap'"):
         run(*asked, "--method", "eap", "--resume", "--out", tmp_path / "killed")

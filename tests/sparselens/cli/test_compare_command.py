@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 import sparselens as sl
-from sparselens import cli, load_circuit, read_neuronpedia
+from sparselens import Circuit, cli, read_neuronpedia
 from sparselens.analyses import load_comparison
 from sparselens.models.folder import load_tokenizer
 from sparselens.training.text import Source, prepare
@@ -44,7 +44,7 @@ def test_it_writes_report_figures_and_numbers(ran: tuple[dict[str, Any], Path]):
     assert {path.name for path in out.iterdir()} == {"report.html", "figures", "circuits", "numbers"}
     assert {path.name for path in (out / "figures").iterdir()} == {f"{name}.pdf" for name in FIGURES} | TABLES
     frame = load_comparison(out / "numbers").table()
-    rows = {row["question"]: row for row in found["rows"]}
+    rows = {row["quantity"]: row for row in found["rows"]}
     assert list(rows) == list(frame.droplevel(0).index)
     assert rows["logit difference"]["dense"] == frame.droplevel(0).loc["logit difference", "dense"]
     assert rows["accuracy"]["ratio"] is None
@@ -56,7 +56,7 @@ def test_circuits_are_those_of_the_comparison(ran: tuple[dict[str, Any], Path]):
     comparison = load_comparison(out / "numbers")
     for side in ("dense", "sparse"):
         wanted = comparison.circuit(side)
-        for read, name in ((load_circuit, f"{side}.json"), (read_neuronpedia, f"{side}.neuronpedia.json")):
+        for read, name in ((Circuit.load, f"{side}.json"), (read_neuronpedia, f"{side}.neuronpedia.json")):
             assert read(out / "circuits" / name).edges == wanted.edges
 
 
@@ -71,7 +71,7 @@ def test_figures_without_a_model_are_the_same(ran: tuple[dict[str, Any], Path], 
 def test_the_same_command_again_asks_nothing_anew(ran: tuple[dict[str, Any], Path], monkeypatch: pytest.MonkeyPatch):
     found, out = ran
     for name in ("patch_activations", "keep_top", "attribute_edges", "search"):
-        monkeypatch.setattr(f"sparselens.analyses.comparison.asking.{name}", None)
+        monkeypatch.setattr(f"sparselens.analyses.comparison.one_model.{name}", None)
     assert run("compare", *ASKED, "--out", out)["rows"] == found["rows"]
 
 

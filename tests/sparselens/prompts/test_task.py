@@ -48,7 +48,7 @@ def test_all_pairs_and_no_more():
     few = replace(TASK, words={"word": LETTERS[:4]})
     with pytest.warns(UserWarning, match="'copy' has 12 different clean prompts"):
         assert len(few.pairs(4 * 3 * 2)) == 24
-    with pytest.raises(ValueError, match="'copy' has 24 different pairs, 25 were asked for"):
+    with pytest.raises(ValueError, match="'copy' has 24 different pairs, 25 were requested"):
         few.pairs(25)
 
 
@@ -122,7 +122,7 @@ def test_words_that_do_not_fit_are_never_drawn(tokenizer: Any):
     with pytest.raises(ValueError, match=r"'few' needs 4 entries of its list 'word' .* has 3 of 5: w1, w2, w3"):
         sl.Task("few", "", draw, {"word": sl.Words(words["word"].entries, sl.spaced, need=4)}).tokenize(tokenizer, 1)
     with pytest.raises(
-        ValueError, match=r"0 of \d+ pairs drawn of 'odd' fit this tokenizer, 5 were asked for: .* unknown"
+        ValueError, match=r"0 of \d+ pairs drawn of 'odd' fit this tokenizer, 5 were requested: .* unknown"
     ):
         sl.Task("odd", "", draw, {"word": ("zebra", "lion", "bear")}).tokenize(tokenizer, 5)
 
@@ -256,5 +256,5 @@ def test_none_solved_is_an_error(tokenizer: Any):
     model = bridge_of(tiny_model("gpt2"))
     best = int(model(torch.tensor([[1, 2]]))[0, -1].argmax())
     assert best != 4
-    with pytest.raises(ValueError, match="gets none of 1 pairs of 'never' right"):
+    with pytest.raises(ValueError, match="solves none of 1 pairs of 'never'"):
         never.solved_by(model, 1, tokenizer=tokenizer, progress=False)

@@ -1,77 +1,12 @@
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:">
-<title>{{title}}</title>
-<style>
-:root { color-scheme: light dark; --paper: #fff; --ink: #222; --quiet: #6a6f76; --node: #c4c7cb; --line: #d5d8dc; --mark: #0b57d0; }
-@media (prefers-color-scheme: dark) {
-  :root { --paper: #16181b; --ink: #e6e7e9; --quiet: #9aa0a8; --node: #565b62; --line: #3a3e44; --mark: #8ab4f8; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem 1.25rem 1.5rem; max-width: 82rem; background: var(--paper); color: var(--ink); font: 15px/1.45 system-ui, sans-serif; }
-h1 { font-size: 1.15rem; margin: 0 0 .75rem; }
-form { display: flex; flex-wrap: wrap; gap: .5rem 1rem; align-items: center; padding-bottom: .6rem; border-bottom: 1px solid var(--line); }
-fieldset { display: flex; flex-wrap: wrap; gap: .3rem; align-items: center; border: 0; margin: 0; padding: 0; }
-legend { float: left; padding: 0 .4rem 0 0; color: var(--quiet); }
-label { display: flex; gap: .45rem; align-items: center; color: var(--quiet); }
-output { color: var(--ink); min-width: 2.6em; font-variant-numeric: tabular-nums; }
-button, select { font: inherit; color: var(--ink); background: transparent; border: 1px solid var(--line); border-radius: .4rem; padding: .1rem .5rem; cursor: pointer; }
-select option { background: var(--paper); }
-button[aria-pressed="false"] { opacity: .4; text-decoration: line-through; }
-button .key { display: inline-block; width: .9rem; height: .22rem; border-radius: 1px; vertical-align: middle; margin-right: .35rem; background: var(--colour); }
-select { max-width: 14rem; }
-input[type="range"] { width: 6rem; accent-color: var(--mark); }
-:focus-visible { outline: 2px solid var(--mark); outline-offset: 1px; }
-#says { min-height: 3em; margin: .6rem 0 .3rem; }
-#drawing { display: block; width: 100%; min-height: 28rem; max-height: calc(100vh - 11rem); }
-</style>
-</head>
-<body>
-<h1>{{title}}</h1>
-<form onsubmit="return false">
-  <label>prompt <select id="prompt"></select></label>
-  <label><span id="row0"></span> weight ≥ <input id="threshold" type="range" min="0" max="100" step="1"><output id="shown" for="threshold"></output></label>
-  <fieldset id="heads"><legend>heads</legend></fieldset>
-  <fieldset id="layers"><legend>layers</legend></fieldset>
-  <fieldset><button type="button" id="svg">SVG</button><button type="button" id="png">PNG</button></fieldset>
-</form>
-<p id="says" aria-live="polite"></p>
-<svg id="drawing" xmlns="http://www.w3.org/2000/svg" role="group"><style>
-text { font-family: system-ui, "DejaVu Sans", sans-serif; fill: var(--ink); dominant-baseline: central; }
-.bold { font-weight: 600; }
-.node { fill: var(--node); }
-.edge { fill: none; }
-.arrow { fill: none; stroke: var(--quiet); stroke-width: .8; }
-.tip { fill: var(--quiet); }
-.place { fill: transparent; }
-.token { cursor: pointer; outline: none; }
-.token:focus-visible .place { stroke: var(--mark); stroke-width: .7; }
-.token.on text { font-weight: 700; fill: var(--mark); }
-.lit .edge { opacity: .07; }
-.lit .edge.on { opacity: 1; }
-.edge.one { stroke-opacity: 1; stroke-width: 2; }
-.edge:focus-visible { outline: none; }
-.off { display: none; }
-</style></svg>
-<script type="application/json" id="data">{{data}}</script>
-<script>
-"use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
-const byId = id => document.getElementById(id);
+// The token x layer drawing: edges between positions, layer over layer, dense above sparse.
+
+import { byId, draw, offer, offerPng, pageData, withoutVariables } from "./dom.js";
+
+const data = pageData();
 const svg = byId("drawing");
 const state = { column: -1, threshold: data.threshold, heads: new Set(), layers: new Set(), pinned: null };
 const edges = [], tokens = [], edgeOf = new Map(), tokenOf = new Map();
 const HINT = "Point at an edge or a token, or move to one with the Tab key. A click keeps the choice, Escape drops it.";
-
-function draw(parent, tag, attributes, text) {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  if (text !== undefined) element.textContent = text;
-  return parent.appendChild(element);
-}
 
 function write(parent, label) {
   const attributes = { x: label.x, y: label.y, "font-size": label.size, "text-anchor": label.anchor };
@@ -234,30 +169,7 @@ function picture() {  // the drawing as it is on the screen, as a file of its ow
   for (const element of copy.querySelectorAll("[tabindex]")) element.removeAttribute("tabindex");
   copy.setAttribute("width", `${box.width}pt`);
   copy.setAttribute("height", `${box.height}pt`);
-  const computed = getComputedStyle(document.documentElement);
-  const text = new XMLSerializer().serializeToString(copy).replace(/var\((--\w+)\)/g, (_, variable) => computed.getPropertyValue(variable).trim());
-  return { text, width: box.width, height: box.height, paper: computed.getPropertyValue("--paper").trim() };
-}
-
-function offer(blob, file) {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(blob);
-  link.download = file;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-}
-
-function offerPng() {
-  const { text, width, height, paper } = picture(), image = new Image(), scale = 4;
-  image.onload = () => {
-    const canvas = Object.assign(document.createElement("canvas"), { width: width * scale, height: height * scale });
-    const context = canvas.getContext("2d");
-    context.fillStyle = paper;
-    context.fillRect(0, 0, canvas.width, canvas.height);
-    context.drawImage(image, 0, 0, canvas.width, canvas.height);
-    canvas.toBlob(blob => offer(blob, "attention_edges.png"));
-  };
-  image.src = "data:image/svg+xml;charset=utf-8," + encodeURIComponent(text);
+  return { text: withoutVariables(new XMLSerializer().serializeToString(copy)), width: box.width, height: box.height };
 }
 
 function colourSheet() {
@@ -267,7 +179,7 @@ function colourSheet() {
 }
 
 function controls() {
-  byId("prompt").append(...["all", ...data.titles.map((label, i) => label.text || `prompt ${i}`)].map((title, i) => new Option(title, i - 1)));
+  byId("prompt").append(...["all", ...data.titles.map((label, i) => label.text || `prompt ${i}`)].map((title, i) => new Option(title, String(i - 1))));
   if (data.titles.length === 1) byId("prompt").parentElement.hidden = true;
   byId("prompt").oninput = event => { state.column = +event.target.value; state.pinned = null; refresh(); };
   byId("row0").textContent = data.rows[0];
@@ -276,7 +188,10 @@ function controls() {
   toggles("heads", data.heads, state.heads, "head", true);
   toggles("layers", data.layers, state.layers, "layer", false);
   byId("svg").onclick = () => offer(new Blob([picture().text], { type: "image/svg+xml" }), "attention_edges.svg");
-  byId("png").onclick = offerPng;
+  byId("png").onclick = () => {
+    const { text, width, height } = picture();
+    offerPng(text, width, height, "attention_edges.png");
+  };
 }
 
 function listen() {
@@ -291,7 +206,7 @@ function listen() {
   svg.addEventListener("focusout", () => highlight(state.pinned));
   svg.addEventListener("click", event => { const hit = nearest(event.clientX, event.clientY); state.pinned = hit === state.pinned ? null : hit; highlight(hit); });
   document.addEventListener("keydown", event => {
-    if (event.key === "Escape") { state.pinned = null; document.activeElement.blur(); highlight(null); }
+    if (event.key === "Escape") { state.pinned = null; /** @type {HTMLElement} */ (document.activeElement).blur(); highlight(null); }
     if ((event.key === "Enter" || event.key === " ") && svg.contains(event.target)) { state.pinned = event.target; event.preventDefault(); }
   });
 }
@@ -309,6 +224,3 @@ data.panels.forEach(addPanel);
 controls();
 listen();
 refresh();
-</script>
-</body>
-</html>

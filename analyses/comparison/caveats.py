@@ -1,4 +1,4 @@
-"""What a reader of a comparison has to know: which prompts are shown, and what to mind before trusting a number."""
+"""The caveats of a comparison, and the prompts that its figures show."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from sparselens.prompts.tokenized import TokenizedPairs
 SHOWN = 4  # prompts whose attention is kept
 
 
-def first_alike(pairs: TokenizedPairs) -> TokenizedPairs:
+def first_of_one_length(pairs: TokenizedPairs) -> TokenizedPairs:
     """A few prompts of one length: the first, and those as long as it."""
     for rows, batch in pairs.batches(len(pairs)):
         if 0 in rows:
@@ -27,35 +27,35 @@ def prompts_of(shown: TokenizedPairs) -> tuple[Prompt, ...]:
     return tuple(Prompt(title, tokens) for title, tokens in zip(titles, strings, strict=True))
 
 
-def notes_on(
+def caveats(
     dense: Any, sparse: Any, solved: Solved, digests: Sequence[str], scores: Mapping[str, EdgeScores]
 ) -> tuple[str, ...]:
-    """What a reader has to know before trusting a number."""
+    """What limits the conclusions from a comparison, one sentence each."""
     notes: list[str] = []
     if digests[0] == digests[1]:
-        notes.append("Both models are the same: every ratio is 1, and says nothing.")
+        notes.append("Both models are the same: every ratio is 1 and carries no information.")
     if is_sparse(dense):
         notes.append("The dense model has gates.")
     if not is_sparse(sparse):
         notes.append("The sparse model has no gates.")
-    n_asked = int(solved.asked.sum())
-    if n_asked < FEW:
-        notes.append(f"Only {n_asked} pairs: intervals are wide, and of skewed values they may be too narrow still.")
-    different = len(solved.clean_prompt[solved.asked].unique())
-    if different < n_asked:
+    n_pairs = int(solved.kept.sum())
+    if n_pairs < FEW:
+        notes.append(f"Only {n_pairs} pairs: confidence intervals are wide, and may still be too narrow.")
+    different = len(solved.clean_prompt[solved.kept].unique())
+    if different < n_pairs:
         notes.append(
-            f"The {n_asked} pairs have {different} different clean prompts, which are what intervals resample."
+            f"The {n_pairs} pairs have {different} different clean prompts, which are what intervals resample."
         )
     for name, right in (("dense", solved.dense), ("sparse", solved.sparse)):
         found = proportion_interval(right.double(), clusters=solved.clean_prompt.tolist())
-        if not found.low > solved.chance:  # nor where one pair leaves it unknown
-            said = f"{found.mean:.0%} of {len(right)} right, chance {solved.chance:.0%}"
-            notes.append(f"The {name} model does no better than chance on this task, or not surely so: {said}.")
-    asked = solved.clean_prompt[solved.asked].tolist()
+        if not found.low > solved.chance:  # nor where a single pair leaves it unknown
+            numbers = f"{found.mean:.0%} of {len(right)} correct, chance {solved.chance:.0%}"
+            notes.append(f"The {name} model is not significantly better than chance on this task: {numbers}.")
+    asked = solved.clean_prompt[solved.kept].tolist()
     for name, model in scores.items():
         if not mean_interval(model.clean - model.corrupted, clusters=asked).low > 0:
             notes.append(
-                f"In the {name} model clean prompts do not surely score above corrupted ones: shares of the metric and "
-                "faithfulness divide by that gap, and say little."
+                f"In the {name} model clean prompts do not score significantly above corrupted ones: shares of the "
+                "metric and faithfulness divide by that difference, and are unreliable."
             )
     return tuple(notes)

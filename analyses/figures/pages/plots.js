@@ -1,5 +1,8 @@
-<script>
 // Curves and points of the last tab, each plot an SVG of its own.
+
+import { draw, make } from "./dom.js";
+import { data } from "./state.js";
+
 const BOX = { left: 52, right: 412, top: 8, bottom: 236, width: 420, height: 274 };
 
 function ticks(low, high, log) {
@@ -45,7 +48,7 @@ function widthOf(text, size) {  // about
   return 0.6 * size * text.length;
 }
 
-function addPlot(plot) {
+export function addPlot(plot) {
   const figure = make(document.querySelector("#curves .plots"), "figure");
   make(figure, "h2", {}, plot.title);
   const svg = draw(figure, "svg", { viewBox: `0 0 ${BOX.width} ${BOX.height}`, role: "img", "aria-label": `${plot.title}: ${plot.y_label} against ${plot.x_label}`, "font-size": 11 });
@@ -111,4 +114,3 @@ function addMarker(svg, series, x, y) {
   else if (shape === "s") draw(svg, "rect", { x: x - 2.6, y: y - 2.6, width: 5.2, height: 5.2, ...place });
   else draw(svg, "path", { d: shape === "^" ? `M${x} ${y - 3.4}l3.2 5.8h-6.4Z` : `M${x} ${y - 3.6}l3.6 3.6l-3.6 3.6l-3.6 -3.6Z`, ...place });
 }
-</script>

@@ -1,14 +1,18 @@
-<script>
 // Attention patterns of all heads: dense and sparse as two grids, layers upward; one head large with its tokens.
+
+import { draw, make } from "./dom.js";
+import { bytes, data, models, state } from "./state.js";
+import { refresh } from "./viewer.js";
+
 const unpacked = new Map(), RULER = 30, BETWEEN = 3, FAINTEST = 0.3;
 const cursor = { layer: 0, head: 0 };
 
-function headNumber(name) {
+export function headNumber(name) {
   const [, layer, head] = name.match(/^a(\d+)\.h(\d+)$/) || [];
   return layer === undefined ? -1 : layer * data.patterns.heads + +head;
 }
 
-function attentionOf(model) {  // for every head: query, key, weight in 255ths, one after the other
+export function attentionOf(model) {  // for every head: query, key, weight in 255ths, one after the other
   const key = `${model} ${state.prompt}`;
   if (!unpacked.has(key)) unpacked.set(key, unpack(data.patterns.models[model][state.prompt]));
   return unpacked.get(key);
@@ -27,7 +31,7 @@ function unpack({ gaps, weights }) {
   return found;
 }
 
-function paintPattern(context, model, head, x, y, size) {
+export function paintPattern(context, model, head, x, y, size) {
   const cells = attentionOf(model)[head], faintest = model ? FAINTEST : 0;  // an open gate is seen, however small its weight
   context.fillStyle = patternInk(model);
   for (let i = 0; i < cells.length; i += 3) {
@@ -41,7 +45,7 @@ function patternInk(model) {
   return getComputedStyle(document.documentElement).getPropertyValue(model ? "--sparse" : "--dense").trim();
 }
 
-function addGrids() {
+export function addGrids() {
   models.forEach((model, i) => {
     const figure = make(document.querySelector("#patterns .grids"), "figure");
     make(figure, "figcaption");
@@ -58,6 +62,7 @@ function addGrids() {
   });
 }
 
+/** @returns {any} */
 function gridCanvas(model) {
   return document.querySelectorAll("#patterns .grids canvas")[model];
 }
@@ -109,7 +114,7 @@ function enlarge() {
   refresh();
 }
 
-function updatePatterns() {
+export function updatePatterns() {
   models.forEach((model, i) => {
     const edges = attentionOf(i).reduce((sum, cells) => sum + cells.length / 3, 0);
     gridCanvas(i).parentElement.firstChild.textContent = `${model.name}: ${edges.toLocaleString("en")} attention edges${i ? "" : " of weight 1/510 or more"}`;
@@ -118,7 +123,7 @@ function updatePatterns() {
   const large = document.querySelector("#patterns .large"), head = headNumber(state.head);
   if (head >= 0) moveTo({ layer: Math.floor(head / data.patterns.heads), head: head % data.patterns.heads });
   large.replaceChildren();
-  if (head >= 0 && head < data.patterns.layers * data.patterns.heads) models.forEach((model, i) => addLarge(large, i, head));
+  if (head >= 0 && head < data.patterns.layers * data.patterns.heads) models.forEach((_, i) => addLarge(large, i, head));
 }
 
 function addLarge(large, model, head) {
@@ -139,4 +144,3 @@ function addLarge(large, model, head) {
     draw(svg, "text", { x: 0, y: 0, "font-size": 7, "text-anchor": "end", "dominant-baseline": "central", transform: `translate(${margin + at} ${side + 4}) rotate(-90)` }, text);
   });
 }
-</script>

@@ -1,23 +1,14 @@
-<script>
 // The layer x head panels: edges on a canvas, nodes and what is pointed at in SVG above it.
+
+import { draw, make } from "./dom.js";
+import { data, edgeName, edgeNamed, models, nodeOf, nodes, runsOut, state } from "./state.js";
+import { describe } from "./card.js";
+import { refresh } from "./viewer.js";
+
 const RATIO = data.panel / (data.bottom - data.top), LIT = 400;  // at most so many edges of a node are lit
 const DASHED = 400;  // among more, dashes of the weaker ones are not seen, and most of the time would go into them
-const panels = [];
-let shown = null, described = null;  // what is pointed at, and what the card tells: { node } or { edge }
-
-function draw(parent, tag, attributes, text) {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  if (text !== undefined) element.textContent = text;
-  return parent.appendChild(element);
-}
-
-function make(parent, tag, attributes = {}, text) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  if (text !== undefined) element.textContent = text;
-  return parent.appendChild(element);
-}
+export const panels = [];
+let shown = null;  // what is pointed at: { node } or { edge }
 
 function curve({ source, destination }) {  // x and y of four control points
   const x = data.leaves[2 * source], y = data.leaves[2 * source + 1];
@@ -26,23 +17,24 @@ function curve({ source, destination }) {  // x and y of four control points
   return [x, y, x + bow, y - data.bend * rise, toX + bow, toY + data.bend * rise, toX, toY];
 }
 
-function stroke(size, drawn) {  // width and opacity
+export function stroke(size, drawn) {  // width and opacity
   const weight = data.faintest + (1 - data.faintest) * Math.sqrt(size), least = 0.04 + 0.66 / (1 + drawn / 50);
   return [0.35 + 1.25 * weight, least + (0.95 - least) * weight];
 }
 
-function pathOf(edge) {
+export function pathOf(edge) {
   const at = curve(edge).map(value => +value.toFixed(2));
   return `M${at.slice(0, 2).join(" ")}C${at.slice(2).join(" ")}`;
 }
 
-function number(value) {
+export function number(value) {
   return value === 0 ? "0" : Math.abs(value) >= 0.001 && Math.abs(value) < 10000 ? value.toPrecision(3) : value.toExponential(1);
 }
 
-function addPanel(view, list, say) {
-  document.querySelector(`#${view} .panels`).style.setProperty("--ratio", RATIO);
-  const section = make(document.querySelector(`#${view} .panels`), "section", { class: "panel" });
+export function addPanel(view, list, say) {
+  const holder = /** @type {HTMLElement} */ (document.querySelector(`#${view} .panels`));
+  holder.style.setProperty("--ratio", String(RATIO));
+  const section = make(holder, "section", { class: "panel" });
   const heading = make(section, "h2"), note = make(section, "p", { class: "note" }), stage = make(section, "div", { class: "stage" });
   const canvas = make(stage, "canvas", { "aria-hidden": "true" });
   const svg = draw(stage, "svg", { viewBox: `0 ${data.top} ${data.panel} ${data.bottom - data.top}`, role: "group" });
@@ -90,12 +82,12 @@ function paint(panel) {  // the faintest first
   }
 }
 
-function inks(view) {
+export function inks(view) {
   const computed = getComputedStyle(document.documentElement);
   return data.styles[view].map(([name, dash]) => ({ colour: computed.getPropertyValue(`--${name}`).trim(), dash, variable: `var(--${name})` }));
 }
 
-function update(panel) {
+export function update(panel) {
   panel.edges = panel.list();
   const { text, note } = panel.say(panel.edges), used = new Set(panel.edges.flatMap(edge => [edge.source, edge.owner]));
   panel.heading.textContent = text;
@@ -110,11 +102,11 @@ function update(panel) {
   paint(panel);
 }
 
-function percent(value) {
+export function percent(value) {
   return `${(100 * value).toFixed(1)} %`;
 }
 
-function aboutModel(model, edges) {
+export function aboutModel(model, edges) {
   const share = model.total ? edges.reduce((sum, edge) => sum + Math.abs(edge.score), 0) / model.total : 0;
   const text = `${model.name}: ${edges.length.toLocaleString("en")} of ${model.edges.toLocaleString("en")} edges, ${percent(share)} of |score|`;
   if (model.list.length === model.edges) return { text, note: "" };
@@ -122,7 +114,7 @@ function aboutModel(model, edges) {
   return { text, note: runsOut(model) ? `the threshold asks for more: ${held}` : held };
 }
 
-function aboutDifference(edges) {
+export function aboutDifference(edges) {
   const [first, second, both] = [0, 1, 2].map(style => edges.filter(edge => edge.style === style).length.toLocaleString("en"));
   const notes = models.map((model, i) => aboutModel(model, edges.filter(edge => edge.style === i || edge.style === 2).map(edge => model.of.get(edge.code))).text);
   return { text: `only ${models[0].name}: ${first}, only ${models[1].name}: ${second}, both: ${both} edges`, note: notes.join("; ") };
@@ -156,21 +148,21 @@ function distanceTo(at, x, y) {  // squared, to sixteen pieces of the curve
   return least;
 }
 
-function nameOf(target) {
+export function nameOf(target) {
   return target ? (target.node ? target.node.name : edgeName(target.edge)) : "";
 }
 
-function point(target, describes = true) {  // in every panel, whichever it was pointed at in
+export function point(target, describes = true) {  // in every panel, whichever it was pointed at in
   shown = target;
   for (const panel of panels) light(panel, target);
   if (describes) describe(target || targetNamed(state.chosen));
 }
 
-function targetNamed(name) {
+export function targetNamed(name) {
   return nodeOf.has(name) ? { node: nodeOf.get(name) } : name && edgeNamed(name) ? { edge: edgeNamed(name) } : null;
 }
 
-function touches(edge, target) {
+export function touches(edge, target) {
   return target.node ? edge.source === target.node.index || edge.owner === target.node.index : edge.code === target.edge.code;
 }
 
@@ -186,7 +178,7 @@ function light(panel, target) {
   panel.boxes.forEach((box, i) => { box.classList.toggle("on", near.has(i)); box.classList.toggle("now", !!target && target.node === nodes[i]); });
 }
 
-function choose(target) {
+export function choose(target) {
   const name = nameOf(target);
   state.chosen = name === state.chosen ? "" : name;
   refresh();
@@ -225,4 +217,3 @@ function walk(panel, event) {
   const next = nodes.reduce((best, node) => (cost(node) < cost(best) ? node : best), from);
   if (next !== from) panel.boxes[next.index].focus();
 }
-</script>

@@ -1,5 +1,9 @@
-<script>
 // What is on the screen as a file of its own: no variables, nothing hidden.
+
+import { draw, withoutVariables } from "./dom.js";
+import { alongPaths, data, edgeName, models, nodes, signed, stateText } from "./state.js";
+import { inks, panels, pathOf, stroke } from "./graph.js";
+
 const NAMESPACE = "http://www.w3.org/2000/svg";
 
 function sheet(width, height) {
@@ -10,9 +14,8 @@ function sheet(width, height) {
   return svg;
 }
 
-function asText(svg) {
-  const computed = getComputedStyle(document.documentElement);
-  return new XMLSerializer().serializeToString(svg).replace(/var\((--[\w-]+)\)/g, (_, name) => computed.getPropertyValue(name).trim());
+export function asText(svg) {
+  return withoutVariables(new XMLSerializer().serializeToString(svg));
 }
 
 function graphSvg(view) {
@@ -46,7 +49,7 @@ function addPlainLegend(group, view) {
 
 function stacked(parts) {  // drawings of the page above each other, each with what stands above it
   const heights = parts.map(({ width, height }) => 24 + 480 * height / width), svg = sheet(490, heights.reduce((sum, height) => sum + height, 0));
-  parts.forEach(({ text, element, height }, i) => {
+  parts.forEach(({ text, element }, i) => {
     const y = heights.slice(0, i).reduce((sum, one) => sum + one, 0);
     draw(svg, "text", { x: 5, y: y + 15, "font-size": 11, "font-weight": 600 }, text);
     for (const [name, value] of Object.entries({ x: 5, y: y + 22, width: 480, height: heights[i] - 24 })) element.setAttribute(name, value);
@@ -88,24 +91,5 @@ function circuitsJson() {  // each in the format of EAP-IG and MIB
   return { state: stateText(), circuits: all };
 }
 
-function offer(blob, file) {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(blob);
-  link.download = file;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-}
-
-function offerPng(svg, file) {
-  const image = new Image(), { width, height } = svg.viewBox.baseVal, scale = 4;
-  image.onload = () => {
-    const canvas = Object.assign(document.createElement("canvas"), { width: width * scale, height: height * scale });
-    canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
-    canvas.toBlob(blob => offer(blob, file));
-  };
-  image.src = "data:image/svg+xml;charset=utf-8," + encodeURIComponent(asText(svg));
-}
-
-const DRAWINGS = { circuit: () => graphSvg("circuit"), difference: () => graphSvg("difference"), patterns: patternsSvg, curves: plotsSvg };
-const TABLES = { circuit: circuitsJson, difference: circuitsJson, curves: () => data.plots };
-</script>
+export const DRAWINGS = { circuit: () => graphSvg("circuit"), difference: () => graphSvg("difference"), patterns: patternsSvg, curves: plotsSvg };
+export const TABLES = { circuit: circuitsJson, difference: circuitsJson, curves: () => data.plots };

@@ -1,18 +1,18 @@
-<script>
-"use strict";
 // What the page knows and what is chosen: edges in the order of |score|, the cut, the sign, the path.
-const byId = id => document.getElementById(id);
-const data = JSON.parse(byId("data").textContent);
+
+import { byId, pageData } from "./dom.js";
+
+export const data = pageData();
 const START = { tab: "circuit", mode: "share", share: data.share, score: 0, top: 20, sign: "both", hide: false, chosen: "", head: "", prompt: 0 };
-const state = { ...START };
-const nodes = data.nodes.map(([name, kind, text, x, y, width, height], index) => ({ name, kind, text, x, y, width, height, index }));
-const nodeOf = new Map(nodes.map(node => [node.name, node]));
+export const state = { ...START };
+export const nodes = data.nodes.map(([name, kind, text, x, y, width, height], index) => ({ name, kind, text, x, y, width, height, index }));
+export const nodeOf = new Map(nodes.map(node => [node.name, node]));
 const owners = data.destinations.map(name => nodeOf.get(name.split("<")[0]).index);  // sources stand as the nodes do
-const models = data.models.map(ranked);
-const largest = Math.max(...models.map(model => model.largest)) || 1;
+export const models = data.models.map(ranked);
+export const largest = Math.max(...models.map(model => model.largest)) || 1;
 for (const model of models) for (const edge of model.list) edge.size = Math.abs(edge.score) / largest;
 
-function bytes(text) {
+export function bytes(text) {
   return Uint8Array.from(atob(text), character => character.charCodeAt(0));
 }
 
@@ -28,11 +28,11 @@ function ranked(model) {
   return { ...model, list, held: sum, largest: list.length ? Math.abs(list[0].score) : 0, of: new Map(list.map(edge => [edge.code, edge])) };
 }
 
-function edgeName(edge) {
+export function edgeName(edge) {
   return `${data.sources[edge.source]}->${data.destinations[edge.destination]}`;
 }
 
-function edgeNamed(name) {
+export function edgeNamed(name) {
   const [start, end] = name.split("->");
   const source = data.sources.indexOf(start), destination = data.destinations.indexOf(end);
   return source < 0 || destination < 0 ? null : { source, destination, owner: owners[destination], code: source * owners.length + destination };
@@ -55,19 +55,19 @@ function cut(model) {  // how many of the largest edges the threshold keeps: the
   return total > 0 && state.share > 0 ? Math.min(list.length, countAtLeast(list, edge => edge.reached < goal) + 1) : 0;
 }
 
-function runsOut(model) {  // is more wanted than the page holds?
+export function runsOut(model) {  // is more wanted than the page holds?
   if (model.list.length === model.edges) return false;
   if (state.mode === "top") return state.top > model.list.length;
   if (state.mode === "score") return cut(model) === model.list.length;
   return model.held < state.share * model.total * (1 - 1e-12);
 }
 
-function signed(model) {
+export function signed(model) {
   const first = model.list.slice(0, cut(model));
   return state.sign === "both" ? first : first.filter(edge => (edge.score < 0) === (state.sign === "negative"));
 }
 
-function alongPaths(list) {  // the chosen node or edge, and all that leads there or follows; sources come before who reads them
+export function alongPaths(list) {  // the chosen node or edge, and all that leads there or follows; sources come before who reads them
   if (!state.chosen) return list;
   const node = nodeOf.get(state.chosen), edge = node ? null : edgeNamed(state.chosen);
   const before = new Set([node ? node.index : edge.source]), after = new Set([node ? node.index : edge.owner]);
@@ -79,7 +79,7 @@ function alongPaths(list) {  // the chosen node or edge, and all that leads ther
   return list.filter(one => kept.has(one.code));
 }
 
-function difference() {  // [only in the first, only in the second, in both], each in the style of its kind
+export function difference() {  // [only in the first, only in the second, in both], each in the style of its kind
   const kept = models.map(signed), [inFirst, inSecond] = kept.map(list => new Set(list.map(edge => edge.code)));
   const all = [], [first, second] = kept.map(alongPaths), listed = new Set(first.map(edge => edge.code));
   for (const edge of first) all.push({ ...edge, style: inSecond.has(edge.code) ? 2 : 0 });
@@ -90,12 +90,12 @@ function difference() {  // [only in the first, only in the second, in both], ea
 
 // -- the state as text: behind the address where there is one, else in the field
 
-function stateText() {
+export function stateText() {
   const changed = Object.entries(state).filter(([name, value]) => value !== START[name]);
   return new URLSearchParams(changed.map(([name, value]) => [name, String(value)])).toString();
 }
 
-function applyState(text) {
+export function applyState(text) {
   const said = new URLSearchParams(text.slice(text.indexOf("#") + 1));
   Object.assign(state, START);
   for (const [name, value] of said) {
@@ -112,7 +112,7 @@ function applyState(text) {
 }
 
 let written = null;
-function keepState() {
+export function keepState() {
   const text = stateText();
   if (document.activeElement !== byId("address")) byId("address").value = text;
   if (text === written) return;
@@ -121,4 +121,3 @@ function keepState() {
     history.replaceState(null, "", text ? `#${text}` : location.href.split("#")[0]);
   } catch { /* a frame without an address: the field holds the state */ }
 }
-</script>

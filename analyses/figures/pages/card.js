@@ -1,9 +1,15 @@
-<script>
 // What is known of the node or edge that was pointed at: labels, scores, its strongest edges, its head's patterns.
+
+import { byId, make } from "./dom.js";
+import { data, edgeName, models, nodeOf, signed, state } from "./state.js";
+import { choose, nameOf, number, panels, percent, point, touches } from "./graph.js";
+import { attentionOf, headNumber, paintPattern } from "./patterns.js";
+
 const HINT = "Point at a node or an edge, or move through the nodes with Tab and the arrow keys. A click or Enter keeps only what leads there and what follows; Escape drops the choice.";
+export let described = null;  // what the card is about: { node } or { edge }
 const LISTED = 8, RECEIVERS = { q: "queries", k: "keys", v: "values" };
 
-function describe(target) {
+export function describe(target) {
   const card = byId("card");
   described = target;
   card.replaceChildren();
@@ -49,7 +55,7 @@ function addEdgeButton(item, edge, node) {
 function describeEdge(card, edge) {
   const start = data.sources[edge.source], end = data.destinations[edge.destination];
   make(card, "div", {}, `from ${inWords(start)} to ${inWords(end)}`);
-  models.forEach((model, i) => {
+  models.forEach(model => {
     const known = model.of.get(edge.code), kept = known && signed(model).includes(known);
     const share = known && model.total ? `, ${percent(Math.abs(known.score) / model.total)} of |score|` : "";
     make(card, "h3", {}, model.name);
@@ -74,4 +80,3 @@ function addPatterns(card, name) {
     make(figure, "figcaption", {}, `${model.name}: ${attentionOf(i)[head].length / 3} edges`);
   });
 }
-</script>

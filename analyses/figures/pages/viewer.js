@@ -1,8 +1,18 @@
-<script>
 // Tabs and controls; the first drawing. Times are in milliseconds.
+
+import { byId, draw, make, offer, offerPng } from "./dom.js";
+import { alongPaths, applyState, data, difference, keepState, largest, models, signed, state, stateText } from "./state.js";
+import { aboutDifference, aboutModel, addPanel, inks, panels, point, targetNamed, update } from "./graph.js";
+import { describe, described } from "./card.js";
+import { addGrids, updatePatterns } from "./patterns.js";
+import { addPlot } from "./plots.js";
+import { DRAWINGS, TABLES, asText } from "./files.js";
+
 const TABS = { circuit: "Circuit", difference: "Difference", tokens: "Tokens", patterns: "Patterns", curves: "Curves" };
 const present = Object.keys(TABS).filter(tab => !{ tokens: !data.tokens, patterns: !data.patterns, curves: !data.plots.length }[tab]);
-const times = window.sparselensTimes = {};
+/** @type {Record<string, number>} */
+const times = {};
+Object.assign(window, { sparselensTimes: times });
 const began = performance.now();
 
 function addTabs() {
@@ -19,6 +29,9 @@ function addTabs() {
   }
 }
 
+/** @type {(selector: string) => NodeListOf<HTMLElement>} */
+const all = selector => document.querySelectorAll(selector);
+
 function showTab() {
   if (!present.includes(state.tab)) state.tab = "circuit";
   for (const tab of present) {
@@ -28,8 +41,8 @@ function showTab() {
   }
   for (const tab of Object.keys(TABS)) byId(tab).hidden = tab !== state.tab;
   const graph = state.tab === "circuit" || state.tab === "difference";
-  for (const element of document.querySelectorAll(".for-graph")) element.hidden = !graph;
-  for (const element of document.querySelectorAll(".for-patterns")) element.hidden = state.tab !== "patterns";
+  for (const element of all(".for-graph")) element.hidden = !graph;
+  for (const element of all(".for-patterns")) element.hidden = state.tab !== "patterns";
   byId("svg").hidden = byId("png").hidden = !DRAWINGS[state.tab];
   byId("json").hidden = !TABLES[state.tab];
   byId("controls").hidden = state.tab === "tokens" || state.tab === "curves";
@@ -66,7 +79,7 @@ function showControls() {
   if (data.patterns) byId("prompt").value = state.prompt;
 }
 
-function refresh() {
+export function refresh() {
   const start = performance.now();
   showTab();
   showControls();
@@ -89,12 +102,16 @@ function listen() {
   set("address", "change", ({ value }) => applyState(value));
   byId("copy").onclick = copyState;
   byId("svg").onclick = () => offer(new Blob([asText(DRAWINGS[state.tab]())], { type: "image/svg+xml" }), `${state.tab}.svg`);
-  byId("png").onclick = () => offerPng(DRAWINGS[state.tab](), `${state.tab}.png`);
+  byId("png").onclick = () => {
+    const svg = DRAWINGS[state.tab](), { width, height } = svg.viewBox.baseVal;
+    offerPng(asText(svg), width, height, `${state.tab}.png`);
+  };
   byId("json").onclick = () => offer(new Blob([JSON.stringify(TABLES[state.tab](), null, 1)], { type: "application/json" }), `${state.tab}.json`);
   document.addEventListener("keydown", event => {
     if (event.key !== "Escape") return;
     state.chosen = state.head = "";
-    if (document.activeElement.closest(".stage")) document.activeElement.blur();
+    const focused = /** @type {HTMLElement} */ (document.activeElement);
+    if (focused.closest(".stage")) focused.blur();
     refresh();
     point(null);
   });
@@ -149,4 +166,3 @@ applyState(location.hash);
 refresh();
 describe(targetNamed(state.chosen));
 times.draw = performance.now() - began;
-</script>

@@ -1,0 +1,114 @@
+"""What is computed for one model of a comparison; what is found out about the model is shared by its analyses.
+
+1. Attention of a few prompts, and what heads are known for.
+2. Activation patching of heads and MLPs, and the metric when only the top ones act.
+3. Edge scores; then the faithfulness of circuits, once the other model's scores are there.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sparselens.analyses.attribution.attention_edges import AttentionEdges, attention_edges
+from sparselens.analyses.attribution.edge_scores import EdgeScores
+from sparselens.analyses.attribution.edges import attribute_edges
+from sparselens.analyses.circuits.baselines import random_circuit
+from sparselens.analyses.circuits.faithfulness import CircuitRunner, Faithfulness, FaithfulnessCurve
+from sparselens.analyses.circuits.search import search
+from sparselens.analyses.comparison.files import Parts
+from sparselens.analyses.comparison.results import CircuitRuns, ComponentCurves
+from sparselens.analyses.engine.request import OpenModel, open_request
+from sparselens.analyses.patching.activation_patching import PatchingResult, patch_activations
+from sparselens.analyses.patching.top_components import ComponentCurve, keep_top
+from sparselens.analyses.sparsity.head_labels import label_heads
+from sparselens.prompts.metrics import Metric
+from sparselens.prompts.tokenized import TokenizedPairs
+from sparselens.training.evaluation import evaluating
+
+COUNTS = 40  # numbers of components that are tried at most
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is the same for both models."""
+
+    metric: Metric
+    method: str
+    steps: int
+    share: float
+    goal: float
+    ablation: str
+    seed: int
+    run: dict[str, Any]  # memory, batch_size, progress
+
+
+def analyse(
+    side: str, opened: OpenModel, pairs: TokenizedPairs, shown: TokenizedPairs, settings: Settings, parts: Parts
+) -> dict[str, Any]:
+    """The results of one model that do not depend on the other."""
+    model: Any = opened
+
+    def options(name: str) -> dict[str, Any]:
+        return {**settings.run, "out": parts.log(f"{side}.{name}")}
+
+    def patched(name: str) -> PatchingResult:
+        return patch_activations(model, pairs, settings.metric, name, ablation=settings.ablation, **options(name))
+
+    def curve(name: str, rank_by: str, *scores: PatchingResult | None) -> ComponentCurve | None:
+        known = [score for score in scores if score is not None]
+        if len(known) < len(scores):
+            return None
+        how: dict[str, Any] = {**options(f"kept.{name}"), "rank_by": rank_by, "ablation": settings.ablation}
+        counts = _counts(sum(score.mean.numel() for score in known))
+        return keep_top(model, pairs, known, settings.metric, counts=counts, **how)
+
+    def curves() -> ComponentCurves:
+        heads, mlps = found["heads"], found["mlps"]
+        alone, alone_once = curve("heads", "prompt", heads), curve("heads_once", "mean", heads)
+        assert alone is not None and alone_once is not None
+        both, both_once = curve("all", "prompt", heads, mlps), curve("all_once", "mean", heads, mlps)
+        return ComponentCurves(alone, alone_once, both, both_once)
+
+    def edges() -> EdgeScores:
+        return attribute_edges(model, pairs, settings.metric, settings.method, settings.steps, **options("edges"))
+
+    has_mlps = all(block.mlp for block in opened.reading.graph.blocks)
+    found: dict[str, Any] = {
+        "attention": parts.get(f"{side}.attention", lambda: _attention(opened.model, shown)),
+        "labels": parts.get(f"{side}.labels", lambda: label_heads(opened.model)),
+        "heads": parts.get(f"{side}.heads", lambda: patched("heads")),
+        "mlps": parts.get(f"{side}.mlps", lambda: patched("mlps")) if has_mlps else None,
+    }
+    found["kept"] = parts.get(f"{side}.kept", curves)
+    found["edges"] = parts.get(f"{side}.edges", edges)
+    return found
+
+
+def _attention(model: Any, shown: TokenizedPairs) -> AttentionEdges:
+    with evaluating(model), torch.no_grad():
+        return attention_edges(model, shown)
+
+
+def _counts(total: int) -> list[int]:
+    """From 0 to all: every number where they are few, else ever further apart."""
+    if total <= COUNTS:
+        return list(range(total + 1))
+    spread = torch.logspace(0, 1, COUNTS, base=float(total), dtype=torch.float64).round().long()
+    return sorted({0, *range(1, 11), *spread.tolist()})
+
+
+def run_circuits(
+    opened: OpenModel, pairs: TokenizedPairs, own: EdgeScores, other: EdgeScores, settings: Settings
+) -> CircuitRuns:
+    """Faithfulness in this model of its circuit, the other model's, random edges and the smallest faithful circuit."""
+    mine = own.smallest(settings.share)
+    circuits = [mine, other.smallest(settings.share), random_circuit(own.graph, len(mine), settings.seed)]
+    with open_request(opened, pairs, settings.metric, **settings.run) as request:
+        runner = CircuitRunner(request, own.graph, settings.ablation)
+        sizes = dict[int, Faithfulness]()
+        circuit, faithful = search(runner, own, settings.goal, request.progress, sizes)
+        alone, transferred, random = runner.run(circuits)
+    reached = len(circuit) if faithful.mean >= settings.goal else None
+    tried = FaithfulnessCurve(tuple(sorted(sizes)), own.graph.n_edges, tuple(sizes[size] for size in sorted(sizes)))
+    return CircuitRuns(alone, transferred, random, faithful, reached, tried)

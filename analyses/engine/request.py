@@ -1,0 +1,211 @@
+"""One request behind every analysis: a model, prompt pairs, a metric, and the runs that answer it.
+
+1. `open_request` refuses pairs that the model cannot read or that differ in length, and puts the model into evaluation
+   mode. What is found out about model and pairs is kept, so that analyses of one request share it.
+2. `Request.batch` takes prompts of one length, without padding, onto the model's device.
+3. `Request.measure` is the metric of a run under hooks; `Request.record` keeps activations of the run as well.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sparselens.analyses.engine.budget import Budget
+from sparselens.analyses.engine.fingerprints import of_model
+from sparselens.analyses.engine.partial_runs import (
+    Activations,
+    Hook,
+    only_at,
+    recording,
+    refuse_unless_finite,
+    returns_tuple,
+    run,
+)
+from sparselens.analyses.engine.residual_stream import Reading, read_model
+from sparselens.models.hooked_model import HookedModel
+from sparselens.prompts.checks import refuse_misfits
+from sparselens.prompts.metrics import METRICS, Metric, find_metric
+from sparselens.prompts.tokenized import TokenizedPairs
+from sparselens.training.evaluation import evaluating
+
+PerPrompt = Float[Tensor, " batch"]
+
+
+class OpenModel:
+    """A model in evaluation mode, and what has been found out about it."""
+
+    def __init__(self, model: HookedModel) -> None:
+        self.model: Any = model  # analyses look into TransformerLens' modules, which carry no types
+        parameter = next(self.model.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+
+    @cached_property
+    def reading(self) -> Reading:
+        """How its blocks read and write the residual stream."""
+        return read_model(self.model)
+
+    @cached_property
+    def as_tuple(self) -> bool:
+        """Whether its blocks return tuples."""
+        return returns_tuple(self.model, torch.zeros(1, 1, dtype=torch.long, device=self.device))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of weights and settings: hashing them takes seconds for a large model."""
+        return of_model(self.model)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One forward pass: the metric of every prompt, and the activations recorded in it."""
+
+    metric: PerPrompt
+    recorded: Activations
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A model, prompt pairs and a metric of its logits; made by `open_request`."""
+
+    opened: OpenModel
+    pairs: TokenizedPairs
+    metric: Metric
+    prompts: Int[Tensor, " batch"]  # the pairs' numbers among all pairs, for messages
+    budget: Budget = field(default_factory=Budget)
+    progress: bool = False
+    also: tuple[str, ...] = ()  # hook points that are recorded in every run, beside what sources write
+
+    @property
+    def model(self) -> Any:
+        """The model itself."""
+        return self.opened.model
+
+    @property
+    def reading(self) -> Reading:
+        """How the model's blocks read and write the residual stream."""
+        return self.opened.reading
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def sizes(self, *steps: Callable[[Any], Any]) -> tuple[list[int], Any]:
+        """How many rows like this batch's can run at once; see `Budget.sizes`."""
+        return self.budget.sizes(self.model, self.pairs.clean.shape[1], *steps)
+
+    def batch(self, rows: Int[Tensor, " row"]) -> "Request":
+        """Some prompts of one length, without padding, on the model's device."""
+        pairs = self.pairs[rows]._without_padding().to(self.opened.device)
+        return replace(self, pairs=pairs, prompts=self.prompts[rows])
+
+    def rows(self, rows: Int[Tensor, " row"]) -> "Request":
+        """Some prompts of a batch, in any order and as often as they are named."""
+        return replace(self, pairs=self.pairs[rows], prompts=self.prompts[rows])
+
+    def repeated(self, count: int) -> "Request":
+        """The prompts of a batch `count` times over."""
+        return self.rows(torch.arange(len(self)).repeat(count))
+
+    def measure(self, hooks: Sequence[Hook] = (), corrupted: bool = False, trim_mlp: bool = False) -> PerPrompt:
+        """The metric of a run under hooks.
+
+        The metrics of `sl.metrics` read the logits at the answer's position only, so no others are computed for them:
+        they see these at every position. A metric of your own gets all logits.
+
+        Args:
+            trim_mlp: run the last MLP at the answer's position only, too. Not while it is recorded or edited.
+
+        Raises:
+            ValueError: the metric does not return one finite number per prompt.
+        """
+        tokens = self.pairs.corrupted if corrupted else self.pairs.clean
+        if self.metric in METRICS.values():
+            with only_at(self.model, self.pairs.end, tokens.shape[1], trim_mlp):
+                logits = run(self.model, tokens, hooks).expand(-1, tokens.shape[1], -1)
+        else:
+            logits = run(self.model, tokens, hooks)
+        values = self.metric(logits, self.pairs)
+        if values.shape != self.prompts.shape:
+            raise ValueError(
+                f"the metric gave shape {list(values.shape)} for {len(self)} prompts: want one value for each prompt"
+            )
+        refuse_unless_finite("the metric", values, self.prompts)
+        return values
+
+    def record(
+        self, names: Sequence[str], hooks: Sequence[Hook] = (), corrupted: bool = False, trim_mlp: bool = False
+    ) -> Run:
+        """The metric of a run, and its activations at the named hook points.
+
+        Raises:
+            ValueError: as `measure`; or an activation is not finite, or a hook point was not reached.
+        """
+        recorded: Activations = {}
+        with torch.no_grad():
+            metric = self.measure([*hooks, *recording(recorded, names, self.prompts)], corrupted, trim_mlp)
+        silent = [name for name in names if name not in recorded]
+        if silent:
+            raise ValueError(f"{silent[0]} was not called in a run of this {type(self.model).__name__}")
+        return Run(metric, recorded)
+
+
+@contextmanager
+def open_request(
+    model: HookedModel | OpenModel,
+    pairs: TokenizedPairs,
+    metric: Metric | str,
+    *,
+    memory: int | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> Iterator[Request]:
+    """Inside, the request's runs can be made: in evaluation mode, and without gradients unless one is asked for.
+
+    Args:
+        model: an `OpenModel` goes wherever a model does; what has been found out about it is shared
+        metric: function or name in `sparselens.prompts.metrics`
+        memory: bytes to work in beside the model; a trial run is measured
+        batch_size: rows (prompts, or patched prompts) per run; nothing is measured
+
+    Raises:
+        ValueError: there is no such metric, the prompts of a pair differ in length, or the pairs are another model's.
+    """
+    opened = model if isinstance(model, OpenModel) else OpenModel(model)
+    function, budget = find_metric(metric), Budget(batch_size, memory)
+    refuse_unequal(pairs)
+    refuse_misfits(opened.model, pairs)
+    with evaluating(opened.model), torch.no_grad():
+        yield Request(opened, pairs, function, torch.arange(len(pairs)), budget, progress)
+
+
+def refuse_unequal(pairs: TokenizedPairs) -> None:
+    """Raise a ValueError if the prompts of some pair differ in length, or padding cannot be cut off.
+
+    Every position needs its counterpart, and prompts of one length run without their masks.
+    """
+    if pairs.corrupted_mask is not None:  # else the other mask is for both
+        mask = torch.ones_like(pairs.corrupted_mask) if pairs.attention_mask is None else pairs.attention_mask
+        unequal = (mask != pairs.corrupted_mask).any(-1).nonzero()
+        if len(unequal):
+            raise ValueError(
+                f"clean and corrupted prompt of pair {int(unequal[0])} differ in length ({len(unequal)} of "
+                f"{len(pairs)} pairs do): every position needs its counterpart"
+            )
+    for rows, batch in pairs.batches(len(pairs)):
+        if batch.attention_mask is not None:
+            broken = int(rows[int((batch.attention_mask == 0).any(-1).nonzero()[0])])
+            raise ValueError(
+                f"prompt {broken} has padding inside, or on another side than prompts as long: pad all on one side"
+            )
+
+
+def refuse_several_lengths(pairs: TokenizedPairs, what: str) -> None:
+    """Raise a ValueError unless all prompts have one length, without which a mean over prompts means nothing."""
+    lengths = sorted({batch.clean.shape[1] for _, batch in pairs.batches(len(pairs))})
+    if len(lengths) > 1:
+        raise ValueError(f"prompts have lengths {lengths[0]} to {lengths[-1]}: {what} need one length for all")
