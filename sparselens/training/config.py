@@ -40,6 +40,7 @@ class PostTrainConfig:
     # Nats above the target that count as met at the full learning rate; falls to zero with the rate. Most of the loss
     # comes back by itself as the rate falls, and a multiplier that rises before that opens edges again.
     allowance: float = 0.05
+    reserve: float = 0.005  # nats below the target that are aimed at in the end: slow steering ends a little above its aim
     evaluate_every: int = 50  # steps; the multiplier moves after each evaluation
     checkpoint_every: int = 500  # steps; only with an `out` folder
     checkpoint_minutes: float = 10.0  # where steps are slow: no longer than this between two checkpoints
@@ -66,8 +67,9 @@ class PostTrainConfig:
                 raise ValueError(f"{name} must be a finite number above 0, not {getattr(self, name)}")
         if not 1 <= self.multiplier_range < math.inf:
             raise ValueError(f"multiplier_range must be a finite factor of at least 1, not {self.multiplier_range}")
-        if not 0 <= self.allowance < math.inf:
-            raise ValueError(f"allowance must be a finite number of nats, 0 or more, not {self.allowance}")
+        for name in ("allowance", "reserve"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a finite number of nats, 0 or more, not {getattr(self, name)}")
         if self.control_steps < 0:
             raise ValueError(f"control_steps must be 0 or more, not {self.control_steps}")
         if not 0 <= self.distillation <= 1:
@@ -102,3 +104,8 @@ class PostTrainConfig:
     def fall_at(self, step: int) -> float:
         """The share of the learning rate that the decay has left: from 1 to 0 over the last `decay` of the steps."""
         return min(1.0, (self.steps - step) / max(1.0, self.decay * self.steps))
+
+    def allowance_at(self, step: int) -> float:
+        """By how many nats the target may be missed for now: from `allowance` to minus `reserve`, as the rate falls."""
+        fall = self.fall_at(step)
+        return self.allowance * fall - self.reserve * (1 - fall)

@@ -263,7 +263,7 @@ class _Run:
         now = self._evaluate(self.plain)
         if not math.isfinite(now.loss):
             raise ValueError(f"the held-out loss is {now.loss} after step {self.step}: {self.stepper.cure}")
-        allowance = self.config.allowance * self.config.fall_at(self.step)
+        allowance = self.config.allowance_at(self.step)
         in_layers = self.step < self.config.layerwise_steps
         if self.step and not in_layers:
             self.geco.update(now.loss, allowance)
