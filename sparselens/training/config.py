@@ -40,7 +40,7 @@ class PostTrainConfig:
     # Nats above the target that count as met at the full learning rate; falls to zero with the rate. Most of the loss
     # comes back by itself as the rate falls, and a multiplier that rises before that opens edges again.
     allowance: float = 0.05
-    reserve: float = 0.005  # nats below the target that are aimed at in the end: slow steering ends a little above its aim
+    reserve: float = 0.005  # nats below the target that are aimed at in the end, since slow steering ends above its aim
     evaluate_every: int = 50  # steps; the multiplier moves after each evaluation
     checkpoint_every: int = 500  # steps; only with an `out` folder
     checkpoint_minutes: float = 10.0  # where steps are slow: no longer than this between two checkpoints
