@@ -1,7 +1,7 @@
 """Scores of all edges of a model, per prompt and on average, and the circuits chosen by them."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -68,7 +68,8 @@ class EdgeScores:
         """
         from sparselens.analyses.circuits.stability import stability
 
-        return stability(self, share)
+        this: Any = self  # type checkers meet this class under two names
+        return stability(this, share)
 
     def of_prompt(self, prompt: int) -> "EdgeScores":
         """The scores of one prompt.

@@ -59,9 +59,9 @@ def analyse(
         known = [score for score in scores if score is not None]
         if len(known) < len(scores):
             return None
-        chosen = {"counts": _counts(sum(score.mean.numel() for score in known)), "rank_by": rank_by}
-        how = {"ablation": settings.ablation, **chosen, **options(f"kept.{name}")}
-        return keep_top(model, pairs, known, settings.metric, **how)
+        how = {**options(f"kept.{name}"), "rank_by": rank_by, "ablation": settings.ablation}
+        counts = _counts(sum(score.mean.numel() for score in known))
+        return keep_top(model, pairs, known, settings.metric, counts=counts, **how)
 
     def curves() -> ComponentCurves:
         heads, mlps = found["heads"], found["mlps"]

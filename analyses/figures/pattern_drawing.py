@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from sparselens.analyses.attribution.attention_edges import AttentionEdges
+from sparselens.analyses.figures.paper import Drawing
 from sparselens.analyses.figures.pattern_grid import chosen, draw_bands, whole
 
 Heads = Sequence[tuple[int, int]]  # (layer, head)

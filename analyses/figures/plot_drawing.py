@@ -48,7 +48,7 @@ def draw(plots: Sequence[Plot], width: float) -> Any:
     """The matplotlib Figure that `save_plots` writes."""
     if not plots or width / len(plots) < NARROWEST:
         raise ValueError(f"{len(plots)} plots in {width:g} inches: want at least one, and {NARROWEST} inches for each")
-    figure = paper.measured_figure(width, 1)
+    figure = paper.measured_figure(width, 1.0)
     panels = list(figure.subplots(1, len(plots), squeeze=False)[0])
     shown = [[thinned(series, plot.log_x) for series in plot.series] for plot in plots]
     for axes, plot, series in zip(panels, plots, shown, strict=True):

@@ -28,7 +28,7 @@ def set_ticks(axes: Any, plot: Plot) -> None:
     axes.set_yticks(y, labels=[number(tick, plot.percent_y) for tick in y])
 
 
-def clear_along_x(axes: Any, ticks: Ticks, percent: bool = False, gap: float = 3) -> bool:
+def clear_along_x(axes: Any, ticks: Ticks, percent: bool = False, gap: float = 3.0) -> bool:
     """Whether the numbers of these ticks keep so many points of distance."""
     middle = axes.transData.transform([(tick, 1) for tick in ticks])[:, 0]
     half = np.array([text_size(axes, number(tick, percent))[0] / 2 for tick in ticks])

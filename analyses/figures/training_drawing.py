@@ -263,7 +263,7 @@ def _lay_out(figure: Any, drawn: Sequence[tuple[Any, Any, Panel]], legend: float
 
 def _set_ticks(axes: Any, panel: Panel) -> None:
     first, last = axes.get_xlim()
-    steps = linear_ticks(first, last, partial(clear_along_x, axes, gap=4), whole=True)
+    steps = linear_ticks(first, last, partial(clear_along_x, axes, gap=4.0), whole=True)
     axes.set_xticks(steps, labels=[number(step) for step in steps])
     low, high = sorted(axes.get_ylim())
     if axes.get_yscale() == "symlog":

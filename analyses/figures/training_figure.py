@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sparselens.analyses.figures.paper import Drawing
 from sparselens.training.result import PostTrainResult
 
 History = Sequence[dict[str, Any]]

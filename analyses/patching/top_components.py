@@ -145,7 +145,7 @@ def _run(
                 (found,) = log.once(where, lambda: (_ablated(setup, batch, recorded, rows, acting),))  # noqa: B023
                 values[where] = found.to(values)
                 bar.update(len(rows))
-    return values, *baselines
+    return values, baselines[0], baselines[1]
 
 
 def _refuse_scores(scores: Sequence[PatchingResult], n_prompts: int) -> None:
