@@ -32,10 +32,11 @@ def run(
     hook point for theirs.
     """
     options = {"use_cache": False} if hasattr(model, "original_model") else {}
+    known = model.hook_dict if hooks else ()  # a TransformerBridge puts it together anew whenever it is read
     points: list[tuple[str, Callable[..., Any]]] = []
     with ExitStack() as stack:
         for name, call in hooks:
-            if name in model.hook_dict:
+            if name in known:
                 points.append((name, partial(_without_point, call)))
             else:
                 before = model.get_submodule(name).register_forward_pre_hook(partial(_replace_first, call))

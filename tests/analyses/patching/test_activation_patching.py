@@ -309,9 +309,7 @@ def test_intervals():
 
 def test_the_old_name_of_ablation_warns_and_works():
     model, pairs = tiny_bridge("gpt2"), make_pairs()
-    with pytest.warns(
-        DeprecationWarning, match=r"patch_activations\(source=\.\.\.\) is now patch_activations\(ablation=\.\.\.\)"
-    ):
+    with pytest.warns(DeprecationWarning, match=r"patch_heads\(source=\.\.\.\) is now patch_heads\(ablation=\.\.\.\)"):
         old = patch_heads(model, pairs, source="zero", progress=False)  # type: ignore[call-arg]
     assert old.ablation == "zero" and torch.equal(old.values, patched(model, pairs, ablation="zero").values)
     with pytest.raises(TypeError, match="got both ablation= and its old name source="):
