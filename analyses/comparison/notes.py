@@ -40,7 +40,7 @@ def notes_on(
         notes.append("The sparse model has no gates.")
     n_asked = int(solved.asked.sum())
     if n_asked < FEW:
-        notes.append(f"Only {n_asked} pairs: intervals are wide, and of skewed values they may be too narrow still.")
+        notes.append(f"Only {n_asked} pairs: intervals are wide, and may be too narrow still.")
     different = len(solved.clean_prompt[solved.asked].unique())
     if different < n_asked:
         notes.append(
