@@ -29,16 +29,16 @@ BATCH = 64
 # One run: while the target may be missed by the allowance it prunes far, and as the rate falls it learns to be right
 # again with the edges that are left. An edge in an upper layer costs more, which empties those layers.
 SPARSE = PostTrainConfig(
-    steps=8000,
+    steps=4000,
     target=0.002,  # nats per answer place
-    learning_rate=1e-3,
+    learning_rate=5e-4,
     control_steps=0,  # the loss of a model that is right on every sum is too small to tell rates apart
-    allowance=0.02,
+    allowance=0.005,
+    reserve=0.0,  # there is no room below so small a target
     violation_limit=0.005,
     multiplier=10.0,
-    multiplier_range=1e4,
     layer_cost=4.0,
-    evaluate_every=50,
+    evaluate_every=25,
 )
 
 
