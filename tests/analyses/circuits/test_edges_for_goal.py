@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from sparselens.analyses.circuits.edges_for_goal import edges_for_goal
-from sparselens.analyses.circuits.faithfulness import Curve, Faithfulness
+from sparselens.analyses.circuits.faithfulness import Faithfulness, FaithfulnessCurve
 
 
-def curve(*shares: list[float]) -> Curve:
+def curve(*shares: list[float]) -> FaithfulnessCurve:
     """Circuits of 1, 2, 4 and 8 edges of 16, by the share of the metric that each keeps of every prompt."""
     n = len(shares[0])
     points = tuple(Faithfulness(torch.tensor(share), torch.ones(n), torch.zeros(n)) for share in shares)
-    return Curve((1, 2, 4, 8)[: len(points)], 16, points)
+    return FaithfulnessCurve((1, 2, 4, 8)[: len(points)], 16, points)
 
 
 def test_prompts_that_agree_leave_no_doubt():
@@ -46,4 +46,4 @@ def test_no_gap_is_refused():
     same = Faithfulness(torch.zeros(4), torch.tensor([1.0, -1.0, 1.0, 1.0]), torch.zeros(4))
     full = Faithfulness(same.clean, same.clean, same.ablated)
     with pytest.raises(ValueError, match="not finite"):
-        edges_for_goal(Curve((1, 2), 4, (same, full)), 0.8)
+        edges_for_goal(FaithfulnessCurve((1, 2), 4, (same, full)), 0.8)

@@ -36,4 +36,4 @@ def test_pairs_that_ask_the_same_are_one_observation(comparison: Comparison):
     assert wide.distinct == plain.distinct // 2 and wide.mean == plain.mean and wide.low != plain.low
     accuracy, clustered = (rows_of(found)[0].values[0] for found in (comparison, paired))
     assert isinstance(accuracy, Interval) and isinstance(clustered, Interval) and clustered.low < accuracy.low
-    assert f"{len(half.asked) // 2} clean prompts" in report_page(paired)
+    assert f"{len(half.kept) // 2} clean prompts" in report_page(paired)

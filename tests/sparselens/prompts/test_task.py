@@ -204,7 +204,7 @@ def test_broken_records_are_named(rows: Any, message: str):
         (lambda: fill("{A} {A}", {"A": "x"}), "occurs twice"),
         (lambda: sl.PromptPair("", "b", (" c",), (" d",)), "are empty"),
         (lambda: sl.PromptPair("a", "b", (" c",), ("",)), "an answer to 'a' is empty"),
-        (lambda: sl.PromptPair("a", "b", (" c",), (" d",), {"X": (0, 1)}, {}), "name other positions"),
+        (lambda: sl.PromptPair("a", "b", (" c",), (" d",), {"X": (0, 1)}, {}), "name different positions"),
         (lambda: Draw(0).sample([1, 2], 3), "cannot choose 3 of 2"),
         (lambda: Draw(0).below(0), "nothing to choose from"),
     ],

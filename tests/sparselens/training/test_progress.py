@@ -13,6 +13,7 @@ from sparselens.training.evaluation import evaluate
 from sparselens.training.loop import post_train
 from sparselens.training.progress import Journal
 from sparselens.training.result import notes_on
+from sparselens.training.step import StepMeans
 from tests.tiny_runs import HELD_OUT, counting_rows, gated, run, settings
 
 RECORD = {"loss": 1.5, "share_of_visible_pairs": 0.25, "multiplier": 2.0}
@@ -24,7 +25,7 @@ def told(capsys: pytest.CaptureFixture, config: sl.PostTrainConfig, first: int =
     journal = Journal(config, 1.25, first, out=None, live=True)
     for step in range(first, config.steps + 1):
         if step > first:
-            journal.step(step, 1.5, 2.0, 0.3, 0.1, 100)
+            journal.step(step, StepMeans(1.5, 0.3, 0.1), 2.0, 100)
         if step % config.evaluate_every == 0 or step == config.steps:
             journal.evaluation({"step": step, **RECORD})
     journal.close()
@@ -49,7 +50,7 @@ def test_a_line_says_how_fast_and_how_long(capsys: pytest.CaptureFixture, monkey
     journal = Journal(sl.PostTrainConfig(steps=6000), 1.25, 1000, out=None, live=True)
     for step in range(1001, 2001):
         seconds += 2.0
-        journal.step(step, 1.5, 2.0, 0.3, 0.1, 2048)
+        journal.step(step, StepMeans(1.5, 0.3, 0.1), 2.0, 2048)
     journal.evaluation({"step": 2000, **RECORD})
     journal.close()
     (line,) = capsys.readouterr().err.splitlines()
@@ -62,7 +63,7 @@ def test_a_terminal_has_one_live_line(capsys: pytest.CaptureFixture, monkeypatch
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     journal = Journal(sl.PostTrainConfig(steps=3, evaluate_every=1), 1.25, 0, out=None, live=True)
     for step in (1, 2, 3):
-        journal.step(step, 1.5, 2.0, 0.3, 0.1, 100)
+        journal.step(step, StepMeans(1.5, 0.3, 0.1), 2.0, 100)
         journal.evaluation({"step": step, **RECORD})
     journal.event(3, "back to step 1, multiplier 3")
     journal.close()
@@ -74,7 +75,7 @@ def test_a_terminal_has_one_live_line(capsys: pytest.CaptureFixture, monkeypatch
 
 def test_silence_can_be_had(capsys: pytest.CaptureFixture):
     journal = Journal(sl.PostTrainConfig(steps=1), 1.25, 0, out=None, live=False)
-    journal.step(1, 1.5, 2.0, 0.3, 0.1, 100)
+    journal.step(1, StepMeans(1.5, 0.3, 0.1), 2.0, 100)
     journal.evaluation({"step": 1, **RECORD})
     journal.event(1, "a rule acted")
     journal.close()
