@@ -247,7 +247,7 @@ def _bca(
         found = stats.bootstrap(data, statistic, method="BCa", rng=generator, batch=batch, **options)
     samples = np.asarray(found.bootstrap_distribution)
     ends = found.confidence_interval
-    if not np.isfinite(ends).all():
+    if not np.isfinite(ends).all() and np.isfinite(samples).all():
         ends = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
     return samples, (float(ends[0]), float(ends[1]))
 

@@ -37,7 +37,7 @@ def test_peak_is_the_same_for_few_and_many_prompts(call: Callable[..., Any], opt
     few, many = (pairs[torch.arange(n) % 12] for n in (48, 144))
     peaks = [peak_bytes(lambda some=some: call(model, some, option))[1] for some in (few, many)]
     assert peaks[1] - peaks[0] <= OWN * (len(many) - len(few))
-    assert BUDGET / 2 < peaks[0] < 1.2 * BUDGET  # the mean writes or scores come on top
+    assert BUDGET / 2 < peaks[0] < 1.25 * BUDGET  # the mean writes or scores come on top
 
 
 def test_exact_scores_grow_by_themselves_alone():
