@@ -41,7 +41,9 @@ def main() -> None:
 def build() -> Path:
     for leftover in ("build", "dist"):  # setuptools would pack files that are no longer in the sources
         shutil.rmtree(ROOT / leftover, ignore_errors=True)
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--no-isolation", ROOT], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", ROOT], check=True, stdout=subprocess.DEVNULL
+    )
     (wheel,) = (ROOT / "dist").glob("*.whl")
     return wheel
 
