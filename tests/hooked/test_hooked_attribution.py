@@ -196,7 +196,7 @@ def test_edges_nodes_and_attention_edges_agree(kind: str, gate_bias: float | Non
 
 def test_half_precision():
     pairs = make_pairs()
-    exact = attribute_edges(make_model("gpt2"), pairs, logit_difference, **QUIET).mean
+    exact = attribute_edges(make_model("gpt2"), pairs, logit_difference, "eap", **QUIET).mean
     for method in ("eap", "exact"):
         found = attribute_edges(make_model("gpt2", dtype=torch.bfloat16), pairs, logit_difference, method, **QUIET)
         assert found.mean.isfinite().all() and found.mean.dtype == torch.float32

@@ -72,7 +72,7 @@ def test_equal_to_transformer_lens(kind: str, gate_bias: float | None):
         with torch.no_grad():
             wanted = function(model, pairs.corrupted, cache, lambda logits: logit_difference(logits, pairs).mean())
         found = patch_activations(
-            model, pairs, site=site, base="corrupted", source="clean", by_position=by_position, progress=False
+            model, pairs, site=site, base="corrupted", ablation="clean", by_position=by_position, progress=False
         )
         torch.testing.assert_close(found.mean, wanted, atol=1e-5, rtol=0)
         assert (found.effects.abs() > 1e-6).any()
