@@ -85,6 +85,27 @@ def sharding_accelerator() -> Any:
     return accelerator
 
 
+class _StopError(Exception):
+    """The run was broken off."""
+
+
+def _until(last: int, index: int) -> Tensor:
+    if index == last:
+        raise _StopError
+    return counting_rows(index)
+
+
+def _check_saved_model(model: Any, weights: dict[str, Tensor], given: dict[str, Any], main: bool) -> None:
+    from sparselens.cli.post_train import _in_one_piece
+    from sparselens.gates.surgery import gate_settings
+
+    saved = _in_one_piece(model, lambda: tiny_model(given["family"]), main)
+    assert (saved is model) == (not main)
+    if main:
+        assert all(torch.equal(value, weights[name]) for name, value in saved.state_dict().items())
+        assert gate_settings(saved).gate_bias == 2.0
+
+
 def _run_given(given: dict[str, Any]) -> None:
     model = gated(given["kind"], given["family"], **given.get("model", {}))
     if "pause" in given:  # gives the one who kills this program time to choose the moment
@@ -99,15 +120,20 @@ def _run_given(given: dict[str, Any]) -> None:
         given["options"]["loss"] = slow_loss
     if "hidden_by" in given:
         given["options"]["batches"] = partial(ragged_rows, hidden_by=given["hidden_by"])
-    out: Path | None = Path(given["out"])
     if given.get("fsdp"):
-        given["options"]["accelerator"], out = sharding_accelerator(), None
-        given["options"]["held_out"] = THREE
-    result = run(model, out=out, resume=given.get("resume", False), **given["options"])
+        given["options"]["accelerator"], given["options"]["held_out"] = sharding_accelerator(), THREE
+    if "stop_at" in given:
+        given["options"]["batches"] = partial(_until, given["stop_at"])
+    try:
+        result = run(model, out=Path(given["out"]), resume=given.get("resume", False), **given["options"])
+    except _StopError:
+        return
     import os
 
     rank = os.environ.get("RANK", "0")
     weights = {name: getattr(value, "full_tensor", lambda v=value: v)() for name, value in model.state_dict().items()}
+    if given.get("fsdp"):
+        _check_saved_model(model, weights, given, main=rank == "0")
     torch.save({"model": weights, "history": result.history}, Path(given["out"]) / f"result-{rank}.pt")
 
 

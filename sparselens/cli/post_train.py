@@ -138,12 +138,12 @@ def post_train(
     source = Source(data, column, split, stream)
     if not resume:
         next(source.pieces())  # what cannot be read is refused before a model is loaded
-    network, tokenizer, saved_bias = load_transformers(model, gguf_file=gguf_file, dtype=torch.float32)
+    opened = partial(_open, model, gguf_file, lora, train, seed)
+    network, tokenizer, saved_bias = opened()
     if saved_bias is not None and dense is None:
         raise ValueError(f"{model} is sparse already: name the dense model that it came from with --dense")
     if tokenizer is None:
         raise ValueError(f"{model} has no tokenizer, so its text cannot be read")
-    _choose(network, lora, train, seed)
     network.to(accelerator.device)
     reference = network if dense is None else load_transformers(dense, dtype=torch.float32)[0].to(accelerator.device)
     embedding: Any = network.get_input_embeddings()
@@ -186,6 +186,7 @@ def post_train(
             _explain(stop, out)
         raise typer.Exit(130) from stop
     after = evaluate(network, test, accelerator=accelerator)
+    network = _in_one_piece(network, lambda: opened()[0], accelerator.is_main_process)
     if accelerator.is_main_process:
         folder = save(
             network,
@@ -212,15 +213,36 @@ def _refuse_contradiction(lora: int | None, train: str, merge: bool) -> None:
         raise ValueError("--merge is about adapters: give --lora too, or leave it out")
 
 
-def _choose(network: Any, lora: int | None, train: str, seed: int) -> None:
-    """Freeze what is not to be trained."""
+def _open(model: str, gguf_file: str | None, lora: int | None, train: str, seed: int) -> tuple[Any, Any, float | None]:
+    """The model with all frozen that is not to be trained, its tokenizer, and its gate bias if it is sparse."""
+    import torch
+
     from sparselens.models.adapters import add_lora
+    from sparselens.models.folder import load_transformers
     from sparselens.training.trained import choose_trained
 
+    network, tokenizer, gate_bias = load_transformers(model, gguf_file=gguf_file, dtype=torch.float32)
     if lora is None:
         choose_trained(network, train)
     else:
         add_lora(network, lora, seed)
+    return network, tokenizer, gate_bias
+
+
+def _in_one_piece(network: Any, another: Callable[[], Any], keep: bool) -> Any:
+    """What can be saved. Where FSDP shares the weights out it is another model, which gets them whole."""
+    from sparselens.gates.surgery import gate_settings, sparsify
+    from sparselens.training.processes import is_shared_out, whole
+    from sparselens.training.trained import put_trained_state, trained_state
+
+    if not is_shared_out(next(network.parameters())):
+        return network
+    state = whole(trained_state(network), keep)
+    if not keep:
+        return network
+    fresh = sparsify(another(), gate_settings(network).gate_bias)
+    put_trained_state(fresh, state)
+    return fresh
 
 
 def _command() -> str:

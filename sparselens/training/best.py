@@ -3,9 +3,10 @@
 from dataclasses import asdict
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from sparselens.training.evaluation import Evaluation
+from sparselens.training.processes import is_shared_out
 from sparselens.training.trained import put_trained_state, trained_state
 
 
@@ -17,9 +18,9 @@ class Best:
         self.state = state
 
     def offer(self, model: nn.Module, evaluation: Evaluation, *, step: int, multiplier: float) -> None:
-        """Keep the trained weights, copied to main memory, if this state is better."""
+        """Keep the trained weights, copied to main memory if they are whole, if this state is better."""
         if self.state is None or evaluation.rank(self._target) < self.evaluation.rank(self._target):
-            weights = {name: value.to("cpu", copy=True) for name, value in trained_state(model).items()}
+            weights = {name: _copy(value) for name, value in trained_state(model).items()}
             self.state = dict[str, Any](model=weights, evaluation=asdict(evaluation), step=step, multiplier=multiplier)
 
     def put_into(self, model: nn.Module) -> None:
@@ -49,3 +50,7 @@ class Best:
     def feasible(self) -> bool:
         """Does the kept state meet the target?"""
         return not self.evaluation.rank(self._target).misses
+
+
+def _copy(value: Tensor) -> Tensor:
+    return value.clone() if is_shared_out(value) else value.to("cpu", copy=True)

@@ -20,7 +20,6 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from sparselens.files.locks import locked
@@ -34,7 +33,7 @@ from sparselens.training.evaluation import OPEN_BIAS, Evaluation, evaluate, open
 from sparselens.training.geco import Geco
 from sparselens.training.layerwise import layerwise_fit
 from sparselens.training.losses import Batch, Loss, next_token_loss
-from sparselens.training.processes import accelerator_for
+from sparselens.training.processes import accelerator_for, load_optimizer_state, whole
 from sparselens.training.progress import Journal
 from sparselens.training.result import PostTrainResult, notes_on
 from sparselens.training.step import NotFiniteError, Objective, Stepper, task_fit
@@ -69,21 +68,21 @@ def post_train(
             over rows. The expected share of edges is a mean over the batches and processes of a step
         dense: the dense model that target and distillation refer to. Default: `model` itself with its gates open and
             its adapters, if it has any, off; give it when `model` has been post-trained before
-        out: folder for the checkpoint and `log.jsonl`; not with FSDP. With it Ctrl-C and SIGTERM end the run after its
-            step, with a checkpoint
+        out: folder for the checkpoint and `log.jsonl`. With it Ctrl-C and SIGTERM end the run after its step, with a
+            checkpoint
         resume: go on from the checkpoint in `out`, given the same dense model and data; the result is that of the
-            uninterrupted run
+            uninterrupted run, in another number of processes but for rounding
         progress: tell on standard error how the run goes
         on_evaluation: called in the main process with the history so far, after every evaluation on held-out data; for
             instance `analyses.live_training_figure()`
         accelerator: default: one made for this run with the precision that `config` names
 
-    The model is left in evaluation mode, with its `.grad` cleared.
+    The model is left in evaluation mode, with its `.grad` cleared; with FSDP its weights stay shared out.
 
     Raises:
         ValueError: the model carries no gates, a loss or gradient is not finite (the model then holds the weights from
             before that step), a parameter to be trained has half precision, `out` holds another run or another process
-            is at work in it, or the checkpoint is damaged; `out` was given with FSDP.
+            is at work in it, or the checkpoint is damaged; layer-by-layer steps were asked of several processes.
         KeyboardInterrupt: the run was asked to stop. With `out`, `resume=True` goes on from there.
     """
     config = config or PostTrainConfig()
@@ -116,7 +115,7 @@ class _Run:
     ) -> None:
         self.config, self.loss, self.held_out = config, loss, held_out
         self.accelerator = accelerator or accelerator_for(config.mixed_precision)
-        self._refuse_processes(out)
+        self._refuse_processes()
         self.checkpoint = None if out is None else Path(out) / "checkpoint.pt"
         self.reference = dense.to(self.accelerator.device)
         layerwise = config.layerwise_steps > 0
@@ -133,9 +132,7 @@ class _Run:
         self.saved_at = 0.0
         self.history: list[dict[str, Any]] = []
 
-    def _refuse_processes(self, out: str | Path | None) -> None:
-        if out is not None and self.accelerator.distributed_type == DistributedType.FSDP:
-            raise ValueError("with FSDP no process holds the whole model to write it down: run without `out`")
+    def _refuse_processes(self) -> None:
         if self.config.layerwise_steps and self.accelerator.num_processes > 1:
             raise ValueError("layerwise_steps runs layers by themselves, past what splits a model over processes: 0")
 
@@ -335,28 +332,30 @@ class _Run:
 
     def _save(self) -> None:
         self.saved_at = time.monotonic()
-        if not self.checkpoint or not self.accelerator.is_main_process:
+        if not self.checkpoint:
             return
-        scaler = self.accelerator.scaler
-        save_checkpoint(
-            self.checkpoint,
-            {
-                "step": self.step,
-                "restarted": self.restarted,
-                "config": asdict(self.config),
-                "model": trained_state(self.plain),
-                "frozen": frozen_sample(self.plain),
-                "optimizer": self.stepper.optimizer.state_dict(),
-                "scaler": None if scaler is None else scaler.state_dict(),
-                "geco": self.geco.state_dict(),
-                "learning_rate": self.learning_rate,
-                "controls": [asdict(control) for control in self.controls],
-                "dense": asdict(self.dense),
-                "target": self.target,
-                "best": self.best.state,
-                "history": self.history,
-            },
-        )
+        scaler, main = self.accelerator.scaler, self.accelerator.is_main_process
+        tensors = {
+            "model": trained_state(self.plain),
+            "optimizer": self.stepper.optimizer.state_dict(),
+            "best": self.best.state,
+        }
+        state = {
+            **whole(tensors, keep=main),
+            "frozen": frozen_sample(self.plain),
+            "step": self.step,
+            "restarted": self.restarted,
+            "config": asdict(self.config),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "geco": self.geco.state_dict(),
+            "learning_rate": self.learning_rate,
+            "controls": [asdict(control) for control in self.controls],
+            "dense": asdict(self.dense),
+            "target": self.target,
+            "history": self.history,
+        }
+        if main:
+            save_checkpoint(self.checkpoint, state)
 
     def _restore(self) -> None:
         assert self.checkpoint is not None
@@ -368,7 +367,7 @@ class _Run:
             raise ValueError(f"{self.checkpoint} is {error}") from error
         if state["frozen"] != frozen_sample(self.plain):
             raise ValueError(f"{self.checkpoint} is of another model: the frozen weights are not the same")
-        self.stepper.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(self.stepper.optimizer, state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self._aim(Evaluation(**state["dense"]), state["target"], state["best"])

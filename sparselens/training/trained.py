@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sparselens.gates.hooked import is_hooked
 from sparselens.models.adapters import without_peft
+from sparselens.training.processes import shared_out_like, whole
 
 PARTS = ("attention", "qk", "all")
 _OF_EACH = 4  # weights
@@ -116,7 +117,7 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def put_trained_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give a model what `trained_state` took from it.
+    """Give a model what `trained_state` took from it, or from the same model in another number of processes.
 
     Raises:
         ValueError: the names or shapes are those of another model, or other parameters are frozen.
@@ -132,12 +133,12 @@ def put_trained_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             )
     with torch.no_grad():
         for name, value in wanted.items():
-            value.copy_(state[name])
+            value.copy_(shared_out_like(value, state[name]))
 
 
 def frozen_sample(model: nn.Module) -> list[float]:
     """Some of the frozen weights, of every one a few: by them a model is known again."""
-    frozen = [value.detach().flatten() for value in _entries(model).values() if _is_frozen(value)]
+    frozen = (whole(value.detach()).flatten() for value in _entries(model).values() if _is_frozen(value))
     return [float(x) for values in frozen for x in values[:: -(-len(values) // _OF_EACH)]]
 
 

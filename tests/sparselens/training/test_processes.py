@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from sparselens.training.batches import rows_of_process
+from sparselens.training.checkpoint import load_checkpoint
 from sparselens.training.processes import accelerator_for
 from tests.tiny_runs import THREE, assert_histories_close, gated, ragged_rows, run
 
@@ -25,32 +27,41 @@ def free_port() -> str:
 
 
 RUNS: dict[str, dict[str, Any]] = {
-    "transformers": {"family": "llama", "options": {"accumulation": 2, "distillation": 0.5}},
+    "transformers": {"family": "llama", "options": {"accumulation": 2, "distillation": 0.5, "checkpoint_every": 3}},
     "bridge": {"kind": "bridge", "family": "gpt2", "options": {"steps": 8}},
     "of unequal rows": {"family": "llama", "options": {"distillation": 0.5, "steps": 8}, "hidden_by": "labels"},
-    "that share one model": {"family": "llama", "options": {"distillation": 0.5}, "fsdp": True},
+    "that share one model": {"family": "llama", "options": {"distillation": 0.5, "checkpoint_every": 3}, "fsdp": True},
 }
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """What two processes leave of every run; to start them takes longer than to run."""
-    outs = {name: tmp_path_factory.mktemp("run") for name in RUNS}
-    given = json.dumps([{"kind": "transformers", "out": str(outs[name]), **RUNS[name]} for name in RUNS])
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+BROKEN_OFF = {"transformers": {"stop_at": 15}, "that share one model": {"stop_at": 7}}  # batches; two a step in one
+
+
+def in_processes(number: int, given: list[dict[str, Any]]) -> None:
+    """These runs, one after the other, in so many processes; to start them takes longer than to run."""
+    shared = {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     shared |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     programs = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.tiny_runs", given],
+            [sys.executable, "-m", "tests.tiny_runs", json.dumps(given)],
             cwd=ROOT,
             env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(2)
+        for rank in range(number)
     ]
     errors = [program.communicate(timeout=300)[1] for program in programs]
-    assert [program.returncode for program in programs] == [0, 0], "\n".join(errors)
+    assert [program.returncode for program in programs] == [0] * number, "\n".join(errors)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What two processes leave of every run, and of those that were broken off, under "broken off: ..."."""
+    wanted = RUNS | {f"broken off: {name}": RUNS[name] | stop for name, stop in BROKEN_OFF.items()}
+    outs = {name: tmp_path_factory.mktemp("run") for name in wanted}
+    in_processes(2, [{"kind": "transformers", "out": str(outs[name]), **wanted[name]} for name in wanted])
     return outs
 
 
@@ -92,6 +103,34 @@ def test_two_processes_that_share_one_model_are_one_run(folders: dict[str, Path]
     assert_histories_close(first["history"], history, rel=1e-5, by=1e-5)
     for name, value in alone.state_dict().items():
         torch.testing.assert_close(first["model"][name], value, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_in_another_number_of_processes(folders: dict[str, Path], tmp_path: Path):
+    broken = {name: folders[f"broken off: {name}"] for name in BROKEN_OFF}
+    steps = {name: load_checkpoint(out / "checkpoint.pt")["step"] for name, out in broken.items()}
+    assert steps == {"transformers": 6, "that share one model": 6}
+    one_more = shutil.copytree(broken["that share one model"], tmp_path / "alone")
+    again = {"kind": "transformers", "resume": True}
+    in_processes(4, [{**again, "out": str(out), **RUNS[name]} for name, out in broken.items()])
+
+    for name, out in broken.items():
+        for rank in range(4):
+            resumed = torch.load(out / f"result-{rank}.pt")
+            assert_same_run(resumed, torch.load(folders[name] / "result-0.pt"))
+    alone = gated("transformers", "llama")
+    options = RUNS["that share one model"]["options"]
+    history = run(alone, held_out=THREE, out=one_more, resume=True, **options).history
+    assert_same_run(
+        {"history": history, "model": alone.state_dict()}, torch.load(folders["that share one model"] / "result-0.pt")
+    )
+
+
+def assert_same_run(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """The same curve, to a millionth, and the same weights."""
+    assert_histories_close(one["history"], other["history"], rel=1e-6, by=1e-6)
+    for name, value in one["model"].items():
+        torch.testing.assert_close(value, other["model"][name], atol=1e-5, rtol=1e-4, msg=name)
 
 
 def test_rows_are_split_evenly():
