@@ -50,7 +50,7 @@ RATE = Panel("learning_rate", "learning rate", "")
 PANELS = (
     Panel("loss", "held-out loss", "nats per token"),
     Panel("share_of_visible_pairs", "open edges", "share of visible pairs", log=True, percent=True),
-    Panel("multiplier", "multiplier", "share per nat", log=True),
+    Panel("multiplier", "multiplier", "relative edges per nat", log=True),
     Panel("gate_bias", "gate bias", "added to scores"),
     RATE,
     LAYERS,

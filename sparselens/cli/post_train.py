@@ -46,7 +46,7 @@ def post_train(
     ] = False,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 3000,
     target: Annotated[float | None, typer.Option(help="Loss not to exceed, nats per token; replaces --margin.")] = None,
-    margin: Annotated[float, typer.Option(help="Target as the dense model's held-out loss plus this.")] = 0.01,
+    margin: Annotated[float, typer.Option(help="Target as the dense model's held-out loss plus this.")] = 0.0,
     gate_bias: Annotated[
         float | None,
         typer.Option(help="Added to the scores in the gate. Default: the model's, else 0; 3e4 is a dense control."),

@@ -17,7 +17,7 @@ class PostTrainConfig:
 
     steps: int = 3000
     target: float | None = None  # nats per token; None: the dense model's held-out loss plus `margin`
-    margin: float = 0.01  # nats per token
+    margin: float = 0.0  # nats per token
     learning_rate: float | Literal["auto"] = "auto"  # auto: the largest that the dense control holds, see control.py
     control_steps: int = 50  # of the dense control, at most a tenth of `steps`; 0: none, for a rate that is known
     warmup: int = 100  # steps of linear rise
