@@ -111,7 +111,12 @@ class Explorer {
     this.root.classList.add("explore");
     this.root.classList.toggle("recorded", !this.send);
     this.prompt = make("textarea", { rows: 2, "aria-label": "prompt", placeholder: "Type a prompt and press Enter", spellcheck: "false", readonly: !this.send });
-    [this.tools, this.answers, this.parts, this.drawings, this.patterns] = ["tools", "answers", "parts", "drawings", "patterns"].map(name => make("section", { class: name }));
+    const section = name => make("section", { class: name });
+    this.tools = section("tools");
+    this.answers = section("answers");
+    this.parts = section("parts");
+    this.drawings = section("drawings");
+    this.patterns = section("patterns");
     this.errors = make("div", { class: "errors", role: "alert" });
     this.status = make("p", { class: "status", role: "status" });
     this.about = make("p", { class: "about" });
