@@ -281,8 +281,6 @@ class _Run:
 
         A gate closed for good has no gradient left that could open it again, however high the multiplier climbs.
         """
-        if not self.best.step:
-            return  # there is nothing to go back to
         self.best.put_into(self.plain)
         self.stepper.forget()
         self.restarted = self.step  # Adam's first steps move every weight by the whole rate: it has to rise again

@@ -95,6 +95,16 @@ def test_a_broken_run_goes_back_to_its_best_state():
         assert step and kept["feasible"] and history[i]["multiplier"] < history[i + 1]["multiplier"]
 
 
+def test_a_run_that_begins_well_and_breaks_goes_back_to_its_start():
+    model = trained()
+    before = weights(model)
+    result = run(model, learning_rate=0.3, margin=1.0, violation_limit=1e-3)
+    assert result.history[0]["feasible"] and not result.history[1]["feasible"]
+    assert "back to step 0" in result.history[1]["event"]
+    assert result.step == 0 and result.feasible
+    assert_same_weights(model, before, atol=0, rtol=0)
+
+
 def test_dense_control_tells_a_rate_that_wrecks_the_model():
     model = trained()
     before = weights(model)
