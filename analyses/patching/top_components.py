@@ -10,6 +10,7 @@ The ranking by patching is our choice; the paper does not say how it ranks.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -26,12 +27,13 @@ from sparselens.models.hooked_model import HookedModel
 from sparselens.prompts.intervals import Interval, ratio_interval
 from sparselens.prompts.metrics import Metric, logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
+from sparselens.results import Result
 
 RANKINGS = ("prompt", "mean")
 
 
-@dataclass(frozen=True)
-class ComponentCurve:
+@dataclass(frozen=True, repr=False)
+class ComponentCurve(Result):
     """The metric of every prompt when only its top components act.
 
     Raises:
@@ -48,6 +50,23 @@ class ComponentCurve:
     def __post_init__(self) -> None:
         if list(self.counts) != sorted(set(self.counts)):
             raise ValueError(f"counts must rise, not {list(self.counts)}")
+
+    def _line(self) -> str:
+        enough, total = self.smallest(), self.counts[-1] if self.counts else 0
+        return f"{len(self.values)} prompts, {enough or 'no number'} of {total} components keep 90 % of the metric"
+
+    def _columns(self) -> dict[str, list[Any]]:
+        return {"components": list(self.counts), "share": self.shares.tolist()}
+
+    def __getitem__(self, count: int) -> float:
+        return self.interval(count).mean
+
+    def plot(self) -> Any:
+        """The share of the metric over the number of components, in plotly."""
+        from sparselens.analyses.figures.plot import curve
+
+        labels = ("components that act", "metric kept")
+        return curve("Top components", self.counts, self.shares.tolist(), labels).plotly()
 
     @property
     def shares(self) -> Float[Tensor, " count"]:

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from sparselens.cli.options import Json, Out
 from sparselens.cli.table import finish, print_table
+from sparselens.prompts.pairs import some
 from sparselens.prompts.words import Words
 from sparselens.tasks import TASKS, find_task
 
@@ -48,7 +49,7 @@ def list_tasks(out: Out = None, json: Json = False) -> None:
     Example: `sparselens tasks list`
     """
     examples = {name: task.pairs(1)[0] for name, task in TASKS.items()}
-    rows = [(name, task.description, _example(examples[name])) for name, task in TASKS.items()]
+    rows = [(name, task.description, str(examples[name])) for name, task in TASKS.items()]
     print_table("Tasks", ("name", "asks", "example"), rows)
     table = {name: {**_about(task), "example": _record(examples[name])} for name, task in TASKS.items()}
     finish(table, json, out and out / "tasks.json")
@@ -196,15 +197,6 @@ def _hard(task: "Task", pairs: "Sequence[PromptPair]", seed: int, chosen: str) -
     return None
 
 
-def _example(pair: "PromptPair") -> str:
-    return f"{pair.clean} -> {_some(pair.answers)}, not {_some(pair.wrong_answers)}"
-
-
-def _some(answers: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, answers[:3]))
-    return shown if len(answers) <= 3 else f"{shown}, ... ({len(answers)})"
-
-
 def _about(task: "Task") -> dict[str, Any]:
     names = ("name", "description", "metric", "source", "circuit", "version")
     return {name: getattr(task, name) for name in names} | {"corruptions": dict(task.corruptions)}
@@ -219,8 +211,8 @@ def _pair_rows(pair: "PromptPair", task: "Task") -> list[tuple[str, str]]:
     words = "  ".join(
         f"{name}={pair.clean[start:end]!r}" for name, (start, end) in pair.positions.items() if name != "END"
     )
-    rows = [("clean", pair.clean), ("corrupted", pair.corrupted), ("right", _some(pair.answers))]
-    rows += [("wrong", _some(pair.wrong_answers)), ("positions", words)]
+    rows = [("clean", pair.clean), ("corrupted", pair.corrupted), ("right", some(pair.answers))]
+    rows += [("wrong", some(pair.wrong_answers)), ("positions", words)]
     if task.fit is not None:
         (encoded,) = task.fit.encode([pair])
         rows.append(("tokens", "|".join(encoded.token_strings)))

@@ -35,7 +35,7 @@ MOST = 10**6  # pairs drawn at once: more take gigabytes
 _AT_ONCE = 512  # candidates fitted to a tokenizer together
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Task:
     """How to draw pairs, and what is known about the task.
 
@@ -64,6 +64,9 @@ class Task:
     circuit: str = ""
     version: int = 1
     fit: Fit | None = None
+
+    def __repr__(self) -> str:
+        return f"Task({self.name!r}: {self.description})"
 
     def pairs(self, n: int, seed: int = 0, corruption: str | None = None) -> list[PromptPair]:
         """N different pairs, the same on every machine; a smaller n gives the first of them.

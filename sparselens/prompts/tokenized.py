@@ -14,14 +14,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparselens.prompts.pairs import PromptPair
+from sparselens.results import Result
 from sparselens.training.losses import Batch
 
 CLUSTER_BY = ("prompt", "answer")
 NO_ANSWER = -1  # fills the rows of prompts with fewer answers than others
 
 
-@dataclass(frozen=True)
-class TokenizedPairs:
+@dataclass(frozen=True, repr=False)
+class TokenizedPairs(Result):
     """Clean and corrupted prompts of equal length, position by position, and the tokens that a metric compares.
 
     >>> pairs = sl.TokenizedPairs(clean, corrupted, answer, wrong_answer)  # Int["batch pos"] twice, Int[" batch"] twice
@@ -114,6 +115,34 @@ class TokenizedPairs:
             return [tuple(sorted(row)) for row in self.answers.tolist()]
         mask = torch.ones_like(self.clean) if self.attention_mask is None else self.attention_mask
         return [tuple(row) for row in torch.where(mask.bool(), self.clean, NO_ANSWER).tolist()]
+
+    # -- what it shows
+
+    def _line(self) -> str:
+        lengths = sorted({int(length) for length in _lengths(self.inputs())})
+        tokens = str(lengths[0]) if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
+        named = f", positions {', '.join(self.positions)}" if self.positions else ""
+        return f"{len(self)} pairs of {tokens} tokens{named}"
+
+    def _columns(self) -> Mapping[str, Sequence[Any]]:
+        if self.prompts:
+            return {
+                "clean": [pair.clean for pair in self.prompts],
+                "corrupted": [pair.corrupted for pair in self.prompts],
+                "answer": [", ".join(pair.answers) for pair in self.prompts],
+                "wrong_answer": [", ".join(pair.wrong_answers) for pair in self.prompts],
+            }
+        return {name: getattr(self, name).tolist() for name in ("clean", "corrupted", "answer", "wrong_answer")}
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """A label for every position: its number, and the token or named position that all clean prompts have there."""
+        names = {int(at[0]): name for name, at in self.positions.items() if bool((at == at[0]).all())}
+        said = [names.get(place, "") for place in range(self.clean.shape[1])]
+        if self.token_strings and self.attention_mask is None:
+            for place, tokens in enumerate(zip(*self.token_strings, strict=True)):
+                said[place] = tokens[0] if len({*tokens}) == 1 else said[place]
+        return tuple(f"{place} {text}".rstrip() for place, text in enumerate(said))
 
     # -- parts
 
