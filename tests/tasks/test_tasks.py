@@ -166,5 +166,5 @@ def test_importing_the_tasks_loads_nothing_heavy():
 
 
 def test_an_unknown_task_is_named():
-    with pytest.raises(ValueError, match=r"no such task: 'ioy' \(want .*ioi"):
+    with pytest.raises(ValueError, match=r"no such task: 'ioy', did you mean 'ioi'\? \(want .*ioi"):
         find_task("ioy")
