@@ -86,9 +86,12 @@ def attention_edges(model: Any, prompts: "TokenizedPairs | Any") -> AttentionEdg
             counted as in `clean`; or Int["batch pos"] token ids without padding
 
     Raises:
-        ValueError: the model is in training mode, or shows no attention pattern; tokens without a mask hold padding, or
-            pairs are another model's.
+        ValueError: the model is in training mode, of another kind, or shows no attention pattern; tokens without a mask
+            hold padding, or pairs are another model's.
     """
+    from sparselens.prompts.checks import refuse_other_model  # with torch
+
+    refuse_other_model(model)
     if model.training:
         raise ValueError("the model is in training mode, where gates are random: call model.eval() first")
     n_prompts = n_heads = n_pos = 0

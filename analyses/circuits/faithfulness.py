@@ -106,6 +106,8 @@ def faithfulness(
         ValueError: the circuit is another model's, the ablation is unknown or a mean of prompts of several lengths, or
             as `attribute_edges`.
     """
+    if not isinstance(circuit, Circuit):
+        raise ValueError(f"want a Circuit, such as scores.top(20), not {circuit!r:.80}")
     with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
         return CircuitRunner(request, circuit.graph, ablation).run([circuit])[0]
 
@@ -231,7 +233,7 @@ def faithfulness_curve(
         raise ValueError(f"sizes must rise, not {list(sizes)}")
     ways = {"top": scores.top, "greedy": scores.greedy}
     if choose not in ways:
-        raise ValueError(f"no such choice: {choose!r} (want {', '.join(ways)})")
+        raise unknown("choice", choose, ways)
     circuits = [ways[choose](number) for number in numbers]
     with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
         points = CircuitRunner(request, graph, ablation).run(circuits)
@@ -256,7 +258,7 @@ class CircuitRunner:
 
     def __init__(self, request: Request, graph: Graph, ablation: str) -> None:
         if ablation not in get_args(Ablation):
-            raise ValueError(f"no such ablation: {ablation!r} (want {', '.join(get_args(Ablation))})")
+            raise unknown("ablation", ablation, get_args(Ablation))
         reading = request.reading
         if reading.graph != graph:
             raise ValueError(f"the circuit is one of a model with {graph}, not of this one with {reading.graph}")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from sparselens.analyses.comparison.figures import Draw, figures_of, view
+from sparselens.analyses.comparison.figures import Draw, figures_of, left_out, view
 from sparselens.analyses.comparison.results import Comparison
 from sparselens.analyses.comparison.table import percent
 from sparselens.analyses.figures.page import filled
@@ -47,7 +47,7 @@ def report_page(comparison: Comparison) -> str:
     return filled_report(
         title=f"{about.names[0]} and {about.names[1]}: {about.description}",
         description=_description(comparison),
-        notes=about.notes,
+        notes=(*about.notes, *left_out(comparison)),
         table=comparison.table("html"),
         reading=READING,
         explored="Both circuits",

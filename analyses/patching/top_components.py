@@ -24,6 +24,7 @@ from sparselens.analyses.patching.activation_patching import PatchingResult
 from sparselens.analyses.patching.patch_runs import Patching, Recorded, patching, record, with_means
 from sparselens.analyses.patching.patch_sites import find_site, replacing
 from sparselens.models.hooked_model import HookedModel
+from sparselens.names import unknown
 from sparselens.prompts.intervals import Interval, ratio_interval
 from sparselens.prompts.metrics import Metric, logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
@@ -127,7 +128,7 @@ def keep_top(
         ValueError: scores are of other prompts, by position, incomplete, or of other sites; or as `patch_activations`.
     """
     if rank_by not in RANKINGS:
-        raise ValueError(f"no such ranking: rank_by = {rank_by!r} (want {', '.join(RANKINGS)})")
+        raise unknown("ranking", rank_by, RANKINGS)
     _refuse_scores(scores, len(pairs))
     order = _order(scores, rank_by)
     n_components = order.shape[1]

@@ -96,13 +96,14 @@ def compare(
 
 def write_report(comparison: Any, out: Path, form: str, json: bool) -> None:
     """Print the table of a comparison, and write its report and figures."""
+    from sparselens.analyses.comparison.figures import left_out
     from sparselens.analyses.comparison.table import cells, rows_of
 
     rows = rows_of(comparison)
     head = ("", *comparison.about.names, "dense / sparse")
     print_table(comparison.about.description, head, [(row.name, *cells(row)) for row in rows])
-    if comparison.about.notes:
-        print_table("Caveats", ("",), [(note,) for note in comparison.about.notes])
+    if notes := (*comparison.about.notes, *left_out(comparison)):
+        print_table("Caveats", ("",), [(note,) for note in notes])
     report = comparison.save_html(out / "report.html")
     files = [*comparison.figures(out / "figures", form), *comparison.save_circuits(out / "circuits")]
     print_table("Written", ("what", "where"), [("report", report), *((file.stem, file) for file in files)])

@@ -97,6 +97,8 @@ def evaluate(
     """
     if cluster_by not in CLUSTER_BY:
         raise ValueError(f"cluster_by={cluster_by!r}: want {' or '.join(CLUSTER_BY)}")
+    if not hasattr(task, "tokenize"):
+        raise ValueError(f"want a Task, such as TASKS['ioi'], not {task!r:.80}")
     measure = find_metric(metric or task.metric)
     if measure is kl_divergence:
         raise ValueError("kl_divergence compares two runs, and only clean prompts are run here: take another metric")

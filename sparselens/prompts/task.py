@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sparselens.names import unknown
 from sparselens.prompts.candidates import Candidates
 from sparselens.prompts.draw import Draw
 from sparselens.prompts.fitting import Encoded, Fit, MisfitError
@@ -183,7 +184,7 @@ class Task:
         if name is None:
             return next(iter(self.corruptions))
         if name not in self.corruptions:
-            raise ValueError(f"{self.name!r} has no corruption {name!r} (want {', '.join(self.corruptions)})")
+            raise unknown(f"corruption of {self.name!r}", name, self.corruptions)
         return name
 
     def fingerprint(self, n: int, seed: int, corruption: str | None = None) -> str:

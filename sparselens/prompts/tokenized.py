@@ -50,6 +50,10 @@ class TokenizedPairs(Result):
     vocabulary: str = ""  # its digest (`fitting.vocabulary_of`); "": not known
 
     def __post_init__(self) -> None:
+        for name in ("clean", "corrupted", "answer", "wrong_answer"):
+            ids: Any = getattr(self, name)
+            if not isinstance(ids, Tensor) or ids.is_floating_point():
+                raise ValueError(f"{name} is {ids!r:.60}: want a tensor of token ids (sl.tokenize_pairs takes strings)")
         if self.clean.ndim != 2 or self.clean.shape != self.corrupted.shape:
             raise ValueError(
                 f"clean is {_shape(self.clean)}, corrupted {_shape(self.corrupted)}: want both [batch, pos], alike"
@@ -153,8 +157,10 @@ class TokenizedPairs(Result):
         """Some of the prompts, in the order of `rows`.
 
         Raises:
-            ValueError: no row is left.
+            ValueError: no row is left, or they are no numbers.
         """
+        if isinstance(rows, str):
+            raise ValueError(f"no such rows: {rows!r} (want numbers, a slice or a mask; positions are in .positions)")
         places = rows.cpu() if isinstance(rows, Tensor) else rows if isinstance(rows, (int, slice)) else list(rows)
         chosen = torch.arange(len(self))[places].reshape(-1)
         kept = self._map(lambda values: values[chosen.to(values.device)])
