@@ -16,12 +16,13 @@ from torch import Tensor
 
 from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.circuits.ablated_run import Ablated, ablated_by, run_circuit, writes_of
-from sparselens.analyses.engine.batching import in_batches, longest, progress_bar
+from sparselens.analyses.engine.batching import in_batches, longest
 from sparselens.analyses.engine.budget import MEMORY
 from sparselens.analyses.engine.edge_products import Writes
 from sparselens.analyses.engine.gradients import written
 from sparselens.analyses.engine.renamed import pairs_first
 from sparselens.analyses.engine.request import PerPrompt, Request, open_request, refuse_several_lengths
+from sparselens.bars import progress_bar
 from sparselens.circuits.circuit import Circuit
 from sparselens.circuits.graph import Graph
 from sparselens.models.hooked_model import HookedModel

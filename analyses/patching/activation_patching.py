@@ -17,13 +17,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sparselens.analyses.engine.batching import progress_bar
 from sparselens.analyses.engine.partial_runs import holding, starting_at
 from sparselens.analyses.engine.renamed import renamed_argument
 from sparselens.analyses.engine.request import Request, open_request
 from sparselens.analyses.engine.resume import batch_log
 from sparselens.analyses.patching.patch_runs import Patching, Recorded, patching, record, with_means
 from sparselens.analyses.patching.patch_sites import find_site, replacing
+from sparselens.bars import progress_bar
 from sparselens.circuits.graph import head_of
 from sparselens.models.hooked_model import HookedModel
 from sparselens.names import unknown

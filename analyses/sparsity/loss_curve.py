@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from sparselens.analyses.sparsity.row_losses import (
     RowLoss,
@@ -29,6 +28,7 @@ from sparselens.analyses.sparsity.row_losses import (
     text_losses,
 )
 from sparselens.analyses.sparsity.top_k import top_k_attention
+from sparselens.bars import progress_bar
 from sparselens.gates.statistics import record_gates
 from sparselens.gates.surgery import is_sparse
 from sparselens.prompts.checks import refuse_misfits, refuse_unreadable
@@ -112,9 +112,11 @@ def loss_points(
         runs.append(("control", control, nullcontext))
     runs.append(("sparse", sparse, nullcontext))
     points: list[LossPoint] = []
-    for name, model, changed in tqdm(runs, desc="loss", unit="point", disable=not progress, leave=False):
-        with changed():
-            points.append(measure_loss(model, batches, row_losses, name, batch_size))
+    with progress_bar(len(runs), "loss", "point", progress) as bar:
+        for name, model, changed in runs:
+            with changed():
+                points.append(measure_loss(model, batches, row_losses, name, batch_size))
+            bar.update()
     return tuple(points)
 
 

@@ -11,6 +11,7 @@ import typer
 from sparselens.cli import options
 from sparselens.cli.options import Json, alone_in_out
 from sparselens.cli.table import finish, print_table
+from sparselens.tasks import find_task
 
 if TYPE_CHECKING:
     from sparselens.analyses.attribution.edge_scores import EdgeScores
@@ -22,12 +23,12 @@ SHOWN = 30  # edges in the table
 
 @alone_in_out
 def attribute(
-    model: Annotated[str, typer.Option(help="A folder, a shipped name (stories260k-sparse) or a hub id.")],
-    task: Annotated[str, typer.Option(help="As `sparselens tasks` lists it.")],
+    model: options.Model,
+    task: options.Task,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the circuit and the scores.")],
     method: options.Method = "eap-ig",
     steps: options.Steps = 5,
-    n: Annotated[int, typer.Option("-n", help="Pairs to draw; those that the model solves are used.")] = 100,
+    n: Annotated[int, typer.Option("-n", min=1, help="Pairs to draw; those that the model solves are used.")] = 100,
     all_pairs: Annotated[bool, typer.Option("--all", help="Use also the pairs that the model gets wrong.")] = False,
     seed: options.Seed = 0,
     corruption: options.Corruption = None,
@@ -49,6 +50,8 @@ def attribute(
     (what is printed); `sparselens figures` and `sparselens report` read them without the model. Until then finished
     batches of prompts are in `attribute.unfinished`, from which the same command resumes with `--resume`.
     """
+    known = find_task(task)
+    known.find_corruption(corruption)  # before torch is loaded
     from sparselens.analyses import attribute_edges, random_circuit
     from sparselens.analyses.circuits.faithfulness import CircuitRunner
     from sparselens.analyses.circuits.search import search
@@ -56,12 +59,10 @@ def attribute(
     from sparselens.models.folder import load
     from sparselens.prompts.capability import evaluate
     from sparselens.prompts.metrics import find_metric, name_of
-    from sparselens.tasks import find_task
 
     unfinished = out / "attribute.unfinished"
     if unfinished.exists() and not resume:
         raise ValueError(f"{out} holds an interrupted run: pass --resume to continue it, or choose another --out")
-    known = find_task(task)
     measure = find_metric(metric or known.metric)
     opened = load(model)
     found = evaluate(opened, known, n, seed, corruption=corruption)

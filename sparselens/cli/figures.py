@@ -5,15 +5,16 @@ from typing import Annotated
 
 import typer
 
+from sparselens.cli import options
 from sparselens.cli.options import Json
 from sparselens.cli.report import opened
 from sparselens.cli.table import finish, print_table
 
 
 def figures(
-    folder: Annotated[Path, typer.Argument(help="That `compare`, `attribute` or `Comparison.save` wrote.")],
+    folder: options.Written,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the figures and tables.")],
-    form: Annotated[str, typer.Option("--format", help="pdf, svg or png.")] = "pdf",
+    form: options.Form = "pdf",
     json: Json = False,
 ) -> None:
     """Draw every figure of a comparison, with its table, or of one model's circuit, at the column widths of papers.

@@ -5,12 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
+from sparselens.cli import options
 from sparselens.cli.options import Json
 from sparselens.cli.table import finish, print_table
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="That `compare` or `attribute` wrote.")],
+    folder: options.Written,
     out: Annotated[Path, typer.Option(metavar="FILE", help="The page.")] = Path("report.html"),
     json: Json = False,
 ) -> None:

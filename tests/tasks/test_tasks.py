@@ -156,7 +156,7 @@ def test_mistakes_are_named(name: str):
     for n in (0, -3):
         with pytest.raises(ValueError, match=f"{n} pairs: want at least 1"):
             task.pairs(n)
-    with pytest.raises(ValueError, match="no such corruption of .*: 'nonsense'"):
+    with pytest.raises(ValueError, match=r"no such corruption of .*: 'nonsense'"):
         task.pairs(1, corruption="nonsense")
 
 
