@@ -1,4 +1,4 @@
-"""The options that several commands share, so that they read the same everywhere, and are checked before torch loads."""
+"""The options that several commands share: they read the same everywhere, and are checked before torch loads."""
 
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
