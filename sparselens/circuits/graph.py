@@ -34,7 +34,7 @@ class Block:
     parallel: bool = False  # the MLP reads what the attention reads, not what it writes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Graph:
     """Nodes and possible edges of a model with these blocks.
 
@@ -215,9 +215,12 @@ class Graph:
         owners = [self._source_of.get(name.partition("<")[0], -1) for name in self.destinations]
         return torch.arange(len(self.sources))[:, None] == torch.tensor(owners)
 
+    def __repr__(self) -> str:
+        return f"Graph({self})"
+
     def __str__(self) -> str:
         heads = sorted({block.n_heads for block in self.blocks})
-        shape = f"{len(self.blocks)} layers of {' or '.join(map(str, heads))} heads"
+        shape = f"{len(self.blocks)} layer{'s' * (len(self.blocks) != 1)} of {' or '.join(map(str, heads))} heads"
         return shape + ("" if all(block.mlp for block in self.blocks) else ", not all with MLPs")
 
 

@@ -28,7 +28,7 @@ def capability(task: str = "sums") -> sl.Capability:
 
 
 RESULTS: dict[str, tuple[Any, str, int]] = {
-    "circuit": (CIRCUIT, "Circuit(2 of 13 edges, 1 layers of 2 heads)", 2),
+    "circuit": (CIRCUIT, "Circuit(2 of 13 edges, 1 layer of 2 heads)", 2),
     "pairs": (PAIRS, "TokenizedPairs(12 pairs of 11 tokens, positions A1, A0, B1, B0, S1, END)", 12),
     "capability": (
         capability(),
