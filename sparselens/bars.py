@@ -15,5 +15,5 @@ def is_watched() -> bool:
 
 def progress_bar(total: int, label: str | None, unit: str, shown: bool = True, delay: float = 0.0) -> "tqdm[Any]":
     """A bar with the time left, on standard error; it appears after `delay` seconds."""
-    often = {"delay": delay} if is_watched() else {"delay": max(delay, SELDOM), "mininterval": SELDOM}
+    often: dict[str, Any] = {"delay": delay} if is_watched() else {"delay": max(delay, SELDOM), "mininterval": SELDOM}
     return tqdm(total=total, desc=label, unit=unit, disable=not shown, leave=False, dynamic_ncols=True, **often)

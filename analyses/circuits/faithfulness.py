@@ -107,8 +107,9 @@ def faithfulness(
         ValueError: the circuit is another model's, the ablation is unknown or a mean of prompts of several lengths, or
             as `attribute_edges`.
     """
-    if not isinstance(circuit, Circuit):
-        raise ValueError(f"want a Circuit, such as scores.top(20), not {circuit!r:.80}")
+    given: Any = circuit
+    if not isinstance(given, Circuit):
+        raise ValueError(f"want a Circuit, such as scores.top(20), not {given!r:.80}")
     with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
         return CircuitRunner(request, circuit.graph, ablation).run([circuit])[0]
 

@@ -59,7 +59,7 @@ class Viewer(Page):
         if view == "difference":
             if len(self.circuits) == 1:
                 raise ValueError("a difference is of two circuits: give circuit_viewer the scores of a second model")
-            return lay_out_difference(*self.circuits, self.names)
+            return lay_out_difference(self.circuits[0], self.circuits[1], self.names)
         return lay_out_circuits(self.circuits, self.names, width)
 
     def save(self, path: str | Path, view: View = "circuit", width: float = PAGE, dpi: int = 300) -> Path:

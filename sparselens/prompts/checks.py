@@ -62,9 +62,10 @@ def refuse_unreadable(model: Any, tokens: Int[Tensor, "batch pos"], packed: bool
     Args:
         packed: rows are cut from running text, which may start or end with one EOS by chance: only two are refused
     """
-    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.is_floating_point():
-        given = list(tokens.shape) if isinstance(tokens, Tensor) else repr(tokens)[:80]
-        raise ValueError(f"want rows of token ids, Int[batch pos], not {given}: model.to_tokens(text) makes them")
+    given: Any = tokens
+    if not isinstance(given, Tensor) or given.ndim != 2 or given.is_floating_point():
+        said = list(given.shape) if isinstance(given, Tensor) else repr(given)[:80]
+        raise ValueError(f"want rows of token ids, Int[batch pos], not {said}: model.to_tokens(text) makes them")
     _refuse_out_of_range(model, "prompt", tokens, lowest=0)
     tokenizer = getattr(model, "tokenizer", None)
     padding = getattr(tokenizer, "pad_token_id", None)
