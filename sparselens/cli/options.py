@@ -1,6 +1,6 @@
 """The options that several commands share: they read the same everywhere, and are checked before torch loads."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
@@ -21,14 +21,13 @@ CLUSTERS = ("prompt", "answer")
 _SHIPPED = Path(__file__).resolve().parents[1] / "models" / "shipped"
 
 
-def one_of(kind: str, known: Iterable[str]) -> Callable[[Any], Any]:
+def one_of(kind: str, known: Collection[str]) -> Callable[[Any], Any]:
     """A check of an option's value, or values."""
-    names = tuple(known)
 
     def check(value: Any) -> Any:
         for name in value if isinstance(value, (list, tuple)) else [value]:
-            if name is not None and name not in names:
-                raise unknown(kind, name, names)
+            if name is not None and name not in known:
+                raise unknown(kind, name, known)
         return value
 
     return check

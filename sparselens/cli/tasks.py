@@ -35,7 +35,7 @@ app = typer.Typer(help="What models are asked to do: list tasks, show, export, e
 
 MANY = 2000  # clean prompts, to which they are counted
 
-Name = Annotated[str, typer.Argument(help="The task, as `sparselens tasks` lists it.", callback=one_of("task", TASKS))]
+Name = Annotated[str, typer.Argument(help="The task, as `sparselens tasks` lists it.")]
 Seed = Annotated[int, typer.Option(help="Of the choices.")]
 Corruption = Annotated[str | None, typer.Option(help="What the corrupted prompt changes. Default: the task's first.")]
 Tokenizer = Annotated[
