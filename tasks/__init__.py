@@ -1,8 +1,11 @@
 """What models are asked to do: one task per file, strings and labels only. `TASKS` finds a task by its name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
+from sparselens.names import unknown
 from sparselens.prompts.task import Task
+from sparselens.results import Result, html_table
 from sparselens.tasks.acronyms import acronyms
 from sparselens.tasks.addition import Addition, addition_task
 from sparselens.tasks.arithmetic import arithmetic
@@ -48,7 +51,39 @@ _ALL = (
     multiple_choice,
     fact_retrieval,
 )
-TASKS: Mapping[str, Task] = {task.name: task for task in _ALL}
+
+
+class Tasks(Result, dict[str, Task]):
+    """Tasks by name, which list themselves with an example of each."""
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise unknown("task", name, self)
+
+    def _line(self) -> str:
+        return f"{len(self)} tasks"
+
+    def _columns(self) -> Mapping[str, Sequence[Any]]:
+        return {
+            "task": list(self),
+            "asks": [task.description for task in self.values()],
+            "example": [str(task.pairs(1)[0]) for task in self.values()],
+        }
+
+    def __repr__(self) -> str:
+        rows = zip(*self._columns().values(), strict=True)
+        return "\n".join(f"{name:<30} {_cut(asks, 34):<34} {_cut(example, 54)}" for name, asks, example in rows)
+
+    def _repr_html_(self) -> str:
+        return html_table(self._line(), self.to_frame(), shown=len(self))
+
+
+def _cut(text: str, width: int) -> str:
+    """On one line, without the middle of what is too long: the answers stand at the end."""
+    text = text.replace("\n", "\\n")
+    return text if len(text) <= width else f"{text[: width // 3]}…{text[width // 3 + 1 - width :]}"
+
+
+TASKS: Mapping[str, Task] = Tasks({task.name: task for task in _ALL})
 
 __all__ = ["TASKS", "find_task"]
 
@@ -59,6 +94,4 @@ def find_task(name: str) -> Task:
     Raises:
         ValueError: there is none.
     """
-    if name not in TASKS:
-        raise ValueError(f"no such task: {name!r} (want {', '.join(TASKS)})")
     return TASKS[name]

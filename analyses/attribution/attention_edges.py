@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from sparselens.results import Result
+
 if TYPE_CHECKING:
     from sparselens.prompts.tokenized import TokenizedPairs
 
 PATTERN, SCORES, GATE = "attn.hook_pattern", "attn.hook_attn_scores", "attn.hook_gate"
 
 
-@dataclass(frozen=True)
-class AttentionEdges:
+@dataclass(frozen=True, repr=False)
+class AttentionEdges(Result):
     """Attention edges as the columns of a table, ordered by prompt, layer, head, query and key."""
 
     n_prompts: int
@@ -35,6 +37,15 @@ class AttentionEdges:
 
     def __len__(self) -> int:
         return len(self.weight)
+
+    _largest = "weight"
+
+    def _line(self) -> str:
+        shape = f"{self.n_layers} layers of {self.n_heads} heads, {self.n_pos} positions"
+        return f"{len(self):,} attention edges on {self.n_prompts} prompts, {shape}"
+
+    def _columns(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in COLUMNS}
 
     def take(self, which: Bool[np.ndarray, " edge"] | Int[np.ndarray, " taken"]) -> "AttentionEdges":
         """Some of the edges, by a mask or by their numbers, in that order."""
@@ -75,9 +86,12 @@ def attention_edges(model: Any, prompts: "TokenizedPairs | Any") -> AttentionEdg
             counted as in `clean`; or Int["batch pos"] token ids without padding
 
     Raises:
-        ValueError: the model is in training mode, or shows no attention pattern; tokens without a mask hold padding, or
-            pairs are another model's.
+        ValueError: the model is in training mode, of another kind, or shows no attention pattern; tokens without a mask
+            hold padding, or pairs are another model's.
     """
+    from sparselens.prompts.checks import refuse_other_model  # with torch
+
+    refuse_other_model(model)
     if model.training:
         raise ValueError("the model is in training mode, where gates are random: call model.eval() first")
     n_prompts = n_heads = n_pos = 0

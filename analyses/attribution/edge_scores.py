@@ -11,17 +11,19 @@ from sparselens.circuits import circuit
 from sparselens.circuits.circuit import Circuit
 from sparselens.circuits.graph import RECEIVERS, Graph
 from sparselens.prompts.intervals import Interval, mean_interval
+from sparselens.results import Result
 
 if TYPE_CHECKING:
     from sparselens.analyses.circuits.stability import Stability
 
 
-@dataclass(frozen=True, eq=False)
-class EdgeScores:
+@dataclass(frozen=True, eq=False, repr=False)
+class EdgeScores(Result):
     """How much each edge matters for a metric.
 
     >>> scores = attribute_edges(model, pairs, "logit_difference")
-    >>> scores.mean[scores.graph.edge("a0.h1->m0")], scores.top(20).edges, scores.stability().mean_overlap
+    >>> scores["a0.h1->m0"], scores["a0.h1", "m0"], scores.interval("a0.h1->m0")  # its mean, twice, and its interval
+    >>> scores.top(20).edges, scores.stability().mean_overlap
 
     Sign convention: positive where corrupting the edge lowers the metric, in the metric's unit.
     """
@@ -32,6 +34,29 @@ class EdgeScores:
     per_prompt: Float[Tensor, "batch source destination"] | None  # None: only the mean was kept
     clean: Float[Tensor, " batch"]  # the metric of the clean runs
     corrupted: Float[Tensor, " batch"]
+
+    _largest = "score"
+
+    def _line(self) -> str:
+        gap = f"metric {float(self.clean.mean()):.3g}, corrupted {float(self.corrupted.mean()):.3g}"
+        best = self.top(1).edges
+        largest = f", largest {best[0]} {self[best[0]]:+.3g}" if best else ""
+        return f"{self.method} scores of {self.graph.n_edges:,} edges, {len(self.clean)} prompts: {gap}{largest}"
+
+    def _columns(self) -> dict[str, list[Any]]:
+        return self.graph.columns(self.exists, self.mean.detach().cpu())
+
+    def __getitem__(self, edge: str | tuple[str, str]) -> float:
+        return float(self.mean[self.graph.edge(edge)])
+
+    def plot(self) -> Any:
+        """The mean scores as a plotly heat map, sources by destinations."""
+        from sparselens.analyses.figures.heat_maps import heat_map
+
+        values = self.mean.detach().cpu().masked_fill(~self.exists, torch.nan)
+        return heat_map(
+            values, f"Edge scores, {self.method}", rows=self.sources, columns=self.destinations, value_label="score"
+        )
 
     @property
     def exists(self) -> Bool[Tensor, "source destination"]:

@@ -15,6 +15,7 @@ EAP-IG's own code gives the same numbers for the loss -metric, divided once more
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from jaxtyping import Float
 from torch import Tensor
@@ -29,6 +30,7 @@ from sparselens.analyses.engine.request import open_request, refuse_several_leng
 from sparselens.analyses.engine.residual_stream import Reading
 from sparselens.analyses.engine.resume import batch_log
 from sparselens.models.hooked_model import HookedModel
+from sparselens.names import unknown
 from sparselens.prompts.metrics import Metric, logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
 
@@ -73,6 +75,8 @@ def attribute_edges(
             differentiable finite number per prompt, the model's residual stream cannot be read
             (`residual_stream.read_model`), or `out` belongs to another call.
     """
+    if method not in get_args(Method):
+        raise unknown("method", method, get_args(Method))
     with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
         if method == "exact":
             scores = exact_scores(request, None, out)

@@ -16,13 +16,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparselens.analyses.attribution.edge_scores import EdgeScores
-from sparselens.analyses.engine.batching import longest, progress_bar
+from sparselens.analyses.engine.batching import longest
 from sparselens.analyses.engine.edge_products import Writes, differences
 from sparselens.analyses.engine.gradients import written
 from sparselens.analyses.engine.partial_runs import Hook, Projections, holding, keeping_projections, starting_at
 from sparselens.analyses.engine.request import Request, Run, open_request
 from sparselens.analyses.engine.residual_stream import Layer, Reading
 from sparselens.analyses.engine.resume import batch_log
+from sparselens.bars import progress_bar
 from sparselens.circuits.graph import RECEIVERS
 from sparselens.models.hooked_model import HookedModel
 from sparselens.prompts.metrics import Metric, logit_difference

@@ -19,6 +19,7 @@ from sparselens.analyses.engine.partial_runs import Activations, Hook, refuse_un
 from sparselens.analyses.engine.request import PerPrompt, Request, Run
 from sparselens.analyses.engine.residual_stream import Reading
 from sparselens.analyses.engine.resume import BatchLog
+from sparselens.names import unknown
 
 Method = Literal["eap", "eap-ig", "eap-ig-activations", "clean-corrupted", "exact"]
 BY_GRADIENT = ("eap", "eap-ig", "eap-ig-activations", "clean-corrupted")
@@ -57,7 +58,7 @@ def attribute(
         log: where finished batches are kept
     """
     if method not in BY_GRADIENT:
-        raise ValueError(f"no such method: {method!r} (want {', '.join(BY_GRADIENT)})")
+        raise unknown("method", method, BY_GRADIENT)
     if steps < 1:
         raise ValueError(f"steps = {steps}: want at least 1")
     n = len(request)

@@ -8,6 +8,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,13 +20,16 @@ from sparselens.analyses.engine.gradients import Gradients, gradients_at
 from sparselens.analyses.engine.partial_runs import Activations, Hook
 from sparselens.analyses.engine.request import Request, open_request, refuse_several_lengths
 from sparselens.analyses.engine.residual_stream import TOLERANCE, Layer, Reading
+from sparselens.circuits.graph import head_of
 from sparselens.models.hooked_model import HookedModel
+from sparselens.names import unknown
 from sparselens.prompts.metrics import Metric, logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
+from sparselens.results import Result
 
 
-@dataclass(frozen=True, eq=False)
-class NodeScores:
+@dataclass(frozen=True, eq=False, repr=False)
+class NodeScores(Result):
     """How much each source matters: positive where corrupting it lowers the metric, in the metric's unit."""
 
     sources: tuple[str, ...]
@@ -34,15 +38,63 @@ class NodeScores:
     clean: Float[Tensor, " batch"]  # the metric of the clean runs
     corrupted: Float[Tensor, " batch"]
 
+    _largest = "score"
 
-@dataclass(frozen=True, eq=False)
-class AttentionEdgeScores:
+    def _line(self) -> str:
+        best = self.sources[int(self.mean.abs().argmax())]
+        return f"{len(self.sources)} nodes, {len(self.clean)} prompts: largest {best} {self[best]:+.3g}"
+
+    def _columns(self) -> dict[str, list[Any]]:
+        return {"node": list(self.sources), "score": self.mean.tolist()}
+
+    def __getitem__(self, node: str) -> float:
+        if node not in self.sources:
+            raise unknown("node", node, self.sources)
+        return float(self.mean[self.sources.index(node)])
+
+    def plot(self) -> Any:
+        """The mean scores of heads and MLPs as a plotly heat map, layer by layer."""
+        from sparselens.analyses.figures.heat_maps import heat_map
+
+        places = [(*name.removeprefix("a").partition(".")[::2], name) for name in self.sources if name[0] == "a"]
+        places += [(name[1:], "MLP", name) for name in self.sources if name[0] == "m"]
+        rows, columns = (list(dict.fromkeys(place[axis] for place in places)) for axis in (0, 1))
+        values = torch.full((len(rows), len(columns)), torch.nan)
+        for layer, column, name in places:
+            values[rows.index(layer), columns.index(column)] = self[name]
+        return heat_map(values, f"Nodes; input {self['input']:+.3g}", columns=columns, value_label="score")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AttentionEdgeScores(Result):
     """How much each attention edge matters: positive where corrupting it lowers the metric, in the metric's unit."""
 
     mean: Float[Tensor, "layer head query_pos key_pos"]
     per_prompt: Float[Tensor, "batch layer head query_pos key_pos"] | None  # None: only the mean was kept
     clean: Float[Tensor, " batch"]  # the metric of the clean runs
     corrupted: Float[Tensor, " batch"]
+    positions: tuple[str, ...] = ()  # `TokenizedPairs.labels`
+
+    _largest = "score"
+
+    def _line(self) -> str:
+        n_layers, n_heads, n_pos, _ = self.mean.shape
+        shape = f"{n_layers} layers of {n_heads} heads, {n_pos} positions"
+        return f"{int((self.mean != 0).sum()):,} attention edges with a score, {shape}, {len(self.clean)} prompts"
+
+    def _columns(self) -> dict[str, list[Any]]:
+        places = (self.mean != 0).nonzero()
+        names = ("layer", "head", "query_pos", "key_pos")
+        return dict(zip(names, places.T.tolist(), strict=True)) | {"score": self.mean[tuple(places.T)].tolist()}
+
+    def __getitem__(self, head: str) -> Float[Tensor, "query_pos key_pos"]:
+        return self.mean[head_of(head, self.mean.shape)]
+
+    def plot(self, head: str | None = None) -> Any:
+        """The mean scores of one head as a plotly heat map; by default of the head with the largest."""
+        from sparselens.analyses.figures.heat_maps import pattern_map
+
+        return pattern_map(self.mean, head, self.positions, "score")
 
 
 def attribute_nodes(
@@ -107,7 +159,7 @@ def attribute_attention_edges(
         found = attribute(
             request, method, steps, _head_gradients, _attention, also=_patterns_and_values, per_prompt=per_prompt
         )
-    return AttentionEdgeScores(found.mean, found.per_prompt, found.clean, found.corrupted)
+    return AttentionEdgeScores(found.mean, found.per_prompt, found.clean, found.corrupted, pairs.labels)
 
 
 def _patterns_and_values(reading: Reading) -> list[str]:

@@ -26,19 +26,33 @@ from sparselens.analyses.engine.renamed import renamed_argument, warn
 from sparselens.analyses.patching.patch_sites import SITES, shows_only_copies
 from sparselens.models.hooked_model import HookedModel
 from sparselens.prompts.tokenized import TokenizedPairs
+from sparselens.results import Result
 from sparselens.training.evaluation import evaluating
 
 _READ, _LAST = "blocks.{}.hook_resid_pre", "blocks.{}.hook_resid_post"
 
 
-@dataclass(frozen=True)
-class DependencyCone:
+@dataclass(frozen=True, repr=False)
+class DependencyCone(Result):
     """What the logits at some positions of each prompt can depend on."""
 
     tokens: Int[Tensor, "batch pos"]
     positions: Bool[np.ndarray, "batch pos"]  # those whose logits the cone belongs to
     states: Bool[np.ndarray, "batch state pos"]  # entry l: the input of block l; the last: that of the unembedding
     edges: AttentionEdges  # those inside
+
+    def _line(self) -> str:
+        states = f"{float(self.size.mean()):.1f} of {self.states[0].size} states"
+        return f"{len(self.tokens)} prompts: {states}, {len(self.edges) / len(self.tokens):.1f} edges each, on average"
+
+    def _columns(self) -> dict[str, Any]:
+        return {"prompt": range(len(self.tokens)), "states": self.size, "edges": self.edges.per_layer().sum(1)}
+
+    def plot(self, prompt: int = 0) -> Any:
+        """The states in one prompt's cone, as a plotly heat map of layers by positions."""
+        from sparselens.analyses.figures.heat_maps import heat_map
+
+        return heat_map(torch.from_numpy(self.states[prompt]).float(), f"Cone of prompt {prompt}", columns="pos")
 
     @property
     def size(self) -> Int[np.ndarray, " batch"]:

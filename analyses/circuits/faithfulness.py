@@ -16,31 +16,47 @@ from torch import Tensor
 
 from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.circuits.ablated_run import Ablated, ablated_by, run_circuit, writes_of
-from sparselens.analyses.engine.batching import in_batches, longest, progress_bar
+from sparselens.analyses.engine.batching import in_batches, longest
 from sparselens.analyses.engine.budget import MEMORY
 from sparselens.analyses.engine.edge_products import Writes
 from sparselens.analyses.engine.gradients import written
 from sparselens.analyses.engine.renamed import pairs_first
 from sparselens.analyses.engine.request import PerPrompt, Request, open_request, refuse_several_lengths
+from sparselens.bars import progress_bar
 from sparselens.circuits.circuit import Circuit
 from sparselens.circuits.graph import Graph
 from sparselens.models.hooked_model import HookedModel
+from sparselens.names import unknown
 from sparselens.prompts.intervals import Clusters, Interval, ratio_interval
 from sparselens.prompts.metrics import Metric, logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
+from sparselens.results import Result
 
 Ablation = Literal["corrupted", "mean", "zero"]
 DELAY = 5.0  # seconds after which a bar shows
 SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # MIB's, shares of all edges
 
 
-@dataclass(frozen=True, eq=False)
-class Faithfulness:
+@dataclass(frozen=True, eq=False, repr=False)
+class Faithfulness(Result):
     """The metric of a circuit, of the whole model, and of nothing, for every prompt."""
 
     circuit: Float[Tensor, " batch"]
     clean: Float[Tensor, " batch"]
     ablated: Float[Tensor, " batch"]
+
+    def _line(self) -> str:
+        whole, nothing, n = float(self.clean.mean()), float(self.ablated.mean()), len(self.clean)
+        sure = f"{self.interval()}" if whole != nothing else "not known"
+        return f"{sure}, {n} prompts: metric {float(self.circuit.mean()):.3g}, {whole:.3g} whole, {nothing:.3g} ablated"
+
+    def _columns(self) -> dict[str, list[Any]]:
+        names = ("circuit", "clean", "ablated", "per_prompt")
+        return {name.replace("per_prompt", "faithfulness"): getattr(self, name).tolist() for name in names}
+
+    def plot(self) -> Any:
+        """Faithfulness over prompts, as a plotly histogram."""
+        return self._figure("histogram", self.to_frame(), x="faithfulness")
 
     @property
     def per_prompt(self) -> Float[Tensor, " batch"]:
@@ -91,6 +107,9 @@ def faithfulness(
         ValueError: the circuit is another model's, the ablation is unknown or a mean of prompts of several lengths, or
             as `attribute_edges`.
     """
+    given: Any = circuit
+    if not isinstance(given, Circuit):
+        raise ValueError(f"want a Circuit, such as scores.top(20), not {given!r:.80}")
     with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
         return CircuitRunner(request, circuit.graph, ablation).run([circuit])[0]
 
@@ -137,13 +156,33 @@ def minimality(
     }
 
 
-@dataclass(frozen=True, eq=False)
-class FaithfulnessCurve:
+@dataclass(frozen=True, eq=False, repr=False)
+class FaithfulnessCurve(Result):
     """Faithfulness of circuits of growing size."""
 
     n_edges: tuple[int, ...]
     total: int  # edges of the whole graph
     points: tuple[Faithfulness, ...]
+
+    def _line(self) -> str:
+        sizes = f"{len(self.n_edges)} circuits of up to {max(self.n_edges, default=0):,} of {self.total:,} edges"
+        return f"{sizes}: CPR {self.cpr:.3g}, CMD {self.cmd:.3g}"
+
+    def _columns(self) -> dict[str, list[Any]]:
+        shares = [n / self.total for n in self.n_edges]
+        return {"edges": [*self.n_edges], "share": shares, "faithfulness": [point.mean for point in self.points]}
+
+    def __getitem__(self, n_edges: int) -> Faithfulness:
+        if n_edges not in self.n_edges:
+            raise unknown("circuit", n_edges, map(str, self.n_edges))
+        return self.points[self.n_edges.index(n_edges)]
+
+    def plot(self) -> Any:
+        """Faithfulness over the number of edges, in plotly; the empty circuit has no place on its log axis."""
+        from sparselens.analyses.figures.plot import curve
+
+        values, labels = [point.mean for point in self.points], ("edges", "faithfulness")
+        return curve("Faithfulness", self.n_edges, values, labels, log_x=True, guides=(1.0,)).plotly()
 
     @property
     def cpr(self) -> float:
@@ -196,7 +235,7 @@ def faithfulness_curve(
         raise ValueError(f"sizes must rise, not {list(sizes)}")
     ways = {"top": scores.top, "greedy": scores.greedy}
     if choose not in ways:
-        raise ValueError(f"no such choice: {choose!r} (want {', '.join(ways)})")
+        raise unknown("choice", choose, ways)
     circuits = [ways[choose](number) for number in numbers]
     with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
         points = CircuitRunner(request, graph, ablation).run(circuits)
@@ -221,7 +260,7 @@ class CircuitRunner:
 
     def __init__(self, request: Request, graph: Graph, ablation: str) -> None:
         if ablation not in get_args(Ablation):
-            raise ValueError(f"no such ablation: {ablation!r} (want {', '.join(get_args(Ablation))})")
+            raise unknown("ablation", ablation, get_args(Ablation))
         reading = request.reading
         if reading.graph != graph:
             raise ValueError(f"the circuit is one of a model with {graph}, not of this one with {reading.graph}")

@@ -7,6 +7,7 @@
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,10 +16,11 @@ from torch import Tensor
 from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.circuits.circuit import edges_to_reach
 from sparselens.prompts.intervals import Interval, mean_interval
+from sparselens.results import Result
 
 
-@dataclass(frozen=True, eq=False)
-class Stability:
+@dataclass(frozen=True, eq=False, repr=False)
+class Stability(Result):
     """How much the prompts' own circuits differ from each other, and from the circuit of the mean scores."""
 
     share: float  # of the sum of |scores|
@@ -27,6 +29,18 @@ class Stability:
     overlap: Float[Tensor, "batch other"]  # Jaccard index of each pair of prompts' circuits
     overlap_with_mean: Float[Tensor, " batch"]
     rank_correlation: Float[Tensor, " batch"]  # Spearman's, of a prompt's |scores| with the |mean scores|
+
+    def _line(self) -> str:
+        sizes = f"{self.size_interval()} edges a prompt, {self.size_of_mean} of the mean scores"
+        return f"{self.share:.0%} of |score|, {len(self.sizes)} prompts: {sizes}, overlap {self.mean_overlap:.2f}"
+
+    def _columns(self) -> dict[str, list[Any]]:
+        names = ("sizes", "overlap_with_mean", "rank_correlation")
+        return {name.replace("sizes", "edges"): getattr(self, name).tolist() for name in names}
+
+    def plot(self) -> Any:
+        """Edges of the prompts' circuits, as a plotly histogram."""
+        return self._figure("histogram", self.to_frame(), x="edges")
 
     @property
     def mean_overlap(self) -> float:
@@ -67,12 +81,31 @@ def _jaccard(first: Bool[Tensor, "batch edge"], second: Bool[Tensor, "other edge
     return torch.where(either > 0, both / either.clamp_min(1), torch.ones(()))
 
 
-@dataclass(frozen=True, eq=False)
-class ShareCurves:
+@dataclass(frozen=True, eq=False, repr=False)
+class ShareCurves(Result):
     """Share of the sum of |scores| that the n largest edges hold, n = 1, 2, ..."""
 
     per_prompt: Float[Tensor, "batch edge"]
     of_mean: Float[Tensor, " edge"]  # the curve of the mean scores: dotted in the paper
+
+    def _line(self) -> str:
+        n_prompts, n_edges = self.per_prompt.shape
+        needed = int((self.mean < 0.9).sum()) + 1
+        return f"{n_prompts} prompts, {n_edges:,} edges: {needed} hold 90 % of a prompt's |score| on average"
+
+    def _columns(self) -> dict[str, list[Any]]:
+        return {
+            "edges": [*range(1, len(self.of_mean) + 1)],
+            "share": self.mean.tolist(),
+            "of_mean": self.of_mean.tolist(),
+        }
+
+    def plot(self) -> Any:
+        """The mean of the prompts' curves over the number of edges, in plotly."""
+        from sparselens.analyses.figures.plot import curve
+
+        edges, labels = range(1, len(self.of_mean) + 1), ("edges, largest |score| first", "share of attribution")
+        return curve("Edges needed", edges, self.mean.tolist(), labels, log_x=True, guides=(0.9,)).plotly()
 
     @property
     def mean(self) -> Float[Tensor, " edge"]:

@@ -28,6 +28,7 @@ from sparselens.analyses.engine.resume import unique_name
 from sparselens.analyses.sparsity.loss_curve import loss_points, measure_loss
 from sparselens.gates.surgery import is_sparse
 from sparselens.models.hooked_model import HookedModel
+from sparselens.names import unknown
 from sparselens.prompts.capability import chance_of
 from sparselens.prompts.metrics import Metric, accuracy, find_metric, kl_divergence, name_of
 from sparselens.prompts.runs import answer_logits
@@ -144,7 +145,7 @@ def compare(
 def _refuse_settings(method: str, steps: int, ablation: str, share: float, goal: float, names: tuple[str, str]) -> None:
     for name, value, known in (("method", method, get_args(Method)), ("ablation", ablation, get_args(Ablation))):
         if value not in known:
-            raise ValueError(f"no such {name}: {value!r} (want {', '.join(known)})")
+            raise unknown(name, value, known)
     for name, value in (("share", share), ("goal", goal)):
         if not 0 < value <= 1:
             raise ValueError(f"{name} must be above 0 and at most 1, not {value}")

@@ -12,6 +12,7 @@ from sparselens.analyses.figures.plot import Plot
 from sparselens.analyses.figures.plot_drawing import save_plots
 from sparselens.analyses.figures.token_view import TokenView, token_view
 from sparselens.analyses.figures.viewer import Viewer, circuit_viewer
+from sparselens.names import unknown
 
 ACROSS = 36  # positions beside each other in Fig. 1
 
@@ -20,12 +21,23 @@ Draw = Callable[..., Path]  # draw(path, dpi=300)
 
 def plots_of(comparison: Comparison) -> list[Plot]:
     """Every plot for which the comparison has numbers."""
-    return [loss_plot_of(comparison), *kept_plots(comparison), edges_needed_plot(comparison)]
+    return [*loss_plots(comparison), *kept_plots(comparison), edges_needed_plot(comparison)]
 
 
-def loss_plot_of(comparison: Comparison) -> Plot:
-    """Fig. 2a."""
-    return loss_plot(comparison.loss.points, comparison.about.names, comparison.about.loss)
+def loss_plots(comparison: Comparison) -> list[Plot]:
+    """Fig. 2a, which is about text: none of the loss of a task's answers (see `left_out`)."""
+    about = comparison.about
+    return [] if left_out(comparison) else [loss_plot(comparison.loss.points, about.names, about.loss)]
+
+
+def left_out(comparison: Comparison) -> tuple[str, ...]:
+    """What is not drawn, and what to pass to have it."""
+    if comparison.about.loss != "the answers":
+        return ()
+    return (
+        "Fig. 2a, loss against open edges, is not drawn: this loss is of the task's answers alone, on few prompts. For "
+        "the figure compare with text=rows of tokens, on the command line --text FILE.",
+    )
 
 
 def kept_plots(comparison: Comparison) -> list[Plot]:
@@ -87,7 +99,7 @@ def figures_of(comparison: Comparison, viewer: Viewer | None = None) -> dict[str
     kept = kept_plots(comparison)
     return {
         "fig1_tokens": tokens_view(comparison).save,
-        "fig2a_loss": loss_plot_of(comparison).save,
+        **{f"fig2a_{plot.name}": plot.save for plot in loss_plots(comparison)},
         "fig2b_patterns": patterns.save,
         **({"fig3_kept": partial(save_plots, kept[:2])} if kept else {}),
         **({"fig3_kept_with_mlps": partial(save_plots, kept[2:])} if kept[2:] else {}),
@@ -112,7 +124,7 @@ def draw_all(comparison: Comparison, folder: str | Path, form: str = "pdf") -> l
 def refuse_unknown_form(form: str) -> None:
     """Raise a ValueError unless figures can be drawn in this format."""
     if form not in FORMATS:
-        raise ValueError(f"no such form of a figure: {form!r} (want {', '.join(FORMATS)})")
+        raise unknown("form of a figure", form, FORMATS)
 
 
 def write_tables(comparison: Comparison, folder: Path) -> list[Path]:

@@ -31,6 +31,7 @@ from sparselens.analyses.patching.activation_patching import PatchingResult
 from sparselens.analyses.patching.top_components import ComponentCurve
 from sparselens.analyses.sparsity.head_labels import HeadScores
 from sparselens.analyses.sparsity.loss_curve import LossPoint
+from sparselens.bars import is_watched
 from sparselens.circuits.graph import Block, Graph
 from sparselens.circuits.neuronpedia import write_neuronpedia
 from sparselens.files.records import load_record, save_record
@@ -63,12 +64,14 @@ class Parts:
             _refuse_other(folder, request)
             if _card(folder) is None:  # a complete one stays so, whatever becomes of this run
                 write_json(folder / CARD, {"request": request})
-        total = 2 + len(SIDES) * len(OF_A_MODEL)
-        self._bar = tqdm(total=total, disable=not progress, unit="part", dynamic_ncols=True, file=sys.stderr)
+        total, self._told = 2 + len(SIDES) * len(OF_A_MODEL), progress and not is_watched()
+        self._bar = tqdm(total=total, disable=not progress or self._told, unit="part", dynamic_ncols=True, leave=False)
 
     def get(self, name: str, compute: Callable[[], Part]) -> Part:
         """The part called `name`, such as "loss" or "dense.heads": read if it is there, else computed and written."""
         self._bar.set_description_str(name)
+        if self._told:
+            tqdm.write(name, file=sys.stderr)  # a line for each part, where a bar would fill a log
         if self._folder is None:
             part = compute()
         else:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from sparselens.analyses.attribution.edge_scores import EdgeScores
+from sparselens.analyses.circuits.stability import ShareCurves, share_curves
 from sparselens.analyses.comparison.results import SIDES, Comparison
 from sparselens.analyses.comparison.table import GOAL, known, percent, times
 from sparselens.analyses.figures.palette import MODELS
@@ -91,12 +93,23 @@ def kept_plot(comparison: Comparison, part: str = "heads") -> Plot:
 
 def edges_needed_plot(comparison: Comparison) -> Plot:
     """Cumulative share of sorted |edge scores|: mean of the prompts' curves, and (dotted) curve of the mean scores."""
-    series: list[Series] = []
-    for side, name in zip(SIDES, comparison.about.names, strict=True):
-        curves = getattr(comparison, side).curves
-        x = tuple(float(n + 1) for n in range(len(curves.of_mean)))
-        series.append(Series(f"{name}, per prompt", side, x, tuple(curves.mean.tolist())))
-        series.append(Series(f"{name}, mean scores", side, x, tuple(curves.of_mean.tolist()), dotted=True))
+    named = dict(zip(SIDES, comparison.about.names, strict=True))
+    series = [one for side in SIDES for one in _needed(getattr(comparison, side).curves, named[side], side)]
+    return _needed_plot(series, comparison.about.share, _fewer(comparison))
+
+
+def edges_needed_of_one(scores: EdgeScores, name: str = "model", share: float = 0.9) -> Plot:
+    """As `edges_needed_plot`, of one model."""
+    return _needed_plot(_needed(share_curves(scores), name, "sparse"), share)
+
+
+def _needed(curves: ShareCurves, name: str, side: str) -> list[Series]:
+    x = tuple(float(n + 1) for n in range(len(curves.of_mean)))
+    whole = Series(f"{name}, per prompt", side, x, tuple(curves.mean.tolist()))
+    return [whole, Series(f"{name}, mean scores", side, x, tuple(curves.of_mean.tolist()), dotted=True)]
+
+
+def _needed_plot(series: Sequence[Series], share: float, notes: tuple[str, ...] = ()) -> Plot:
     return Plot(
         name="edges_needed",
         title="Edges needed",
@@ -104,9 +117,9 @@ def edges_needed_plot(comparison: Comparison) -> Plot:
         y_label="share of attribution",
         series=tuple(series),
         log_x=True,
-        guides=(comparison.about.share,),
+        guides=(share,),
         percent_y=True,
-        notes=_fewer(comparison),
+        notes=notes,
     )
 
 

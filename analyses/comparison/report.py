@@ -3,15 +3,14 @@
 import base64
 import html
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from sparselens.analyses.comparison.figures import Draw, figures_of, view
+from sparselens.analyses.comparison.figures import Draw, figures_of, left_out, view
 from sparselens.analyses.comparison.results import Comparison
 from sparselens.analyses.comparison.table import percent
 from sparselens.analyses.figures.page import filled
-from sparselens.analyses.figures.viewer import Viewer
 from sparselens.files.whole import write_file
 
 LARGE, DPI = 300_000, 160  # bytes of an SVG above which a PNG takes its place
@@ -26,6 +25,14 @@ CAPTIONS = {
     "fig4b_circuits": "The smallest circuits that hold the given share of attribution.",
     "fig4b_difference": "Edges in one circuit only, and in both.",
 }
+READING = (
+    "In brackets: 95 % bootstrap confidence intervals over prompts, which are the same for both models. Faithfulness: "
+    "(metric of the circuit - metric of nothing) / (metric of the model - metric of nothing); random edges: one draw. "
+    "The share of attribution is a property of the scores, faithfulness of the circuit's behaviour, so both are given. "
+    "Heads for 90 % of the metric: the number from which on the mean over prompts stays above 90 %, with heads ranked "
+    "for every prompt or once for all. A head counts as of a kind when at least 0.4 of its attention on repeated "
+    "random tokens goes where that kind attends."
+)
 WIDE = ("fig1_tokens", "fig2b_patterns", "fig3_kept", "fig3_kept_with_mlps", "fig4b_circuits")
 
 
@@ -37,14 +44,41 @@ def save_report(comparison: Comparison, path: str | Path) -> Path:
 def report_page(comparison: Comparison) -> str:
     """The page as text."""
     about, viewer = comparison.about, view(comparison)
+    return filled_report(
+        title=f"{about.names[0]} and {about.names[1]}: {about.description}",
+        description=_description(comparison),
+        notes=(*about.notes, *left_out(comparison)),
+        table=comparison.table("html"),
+        reading=READING,
+        explored="Both circuits",
+        viewer=viewer.html,
+        drawings=figures_of(comparison, viewer),
+        captions=CAPTIONS,
+        made=_made(comparison),
+    )
+
+
+def filled_report(
+    *,
+    drawings: Mapping[str, Draw],
+    captions: Mapping[str, str],
+    made: Mapping[str, str],
+    table: str,
+    notes: Sequence[str] = (),
+    **texts: str,
+) -> str:
+    """The page of a comparison, or of one model's circuit.
+
+    Args:
+        table: as HTML; everything else is escaped
+        texts: title, description, what to know when reading the table, what is explored, and the viewer's page
+    """
     filling = {
-        "title": _safe(f"{about.names[0]} and {about.names[1]}: {about.description}"),
-        "description": _safe(_description(comparison)),
-        "notes": "".join(f'<p class="note">{_safe(note)}</p>' for note in about.notes),
-        "table": comparison.table("html"),
-        "viewer": _safe(viewer.html),
-        "figures": "".join(_figures(comparison, viewer)),
-        "made": _made(comparison),
+        "notes": "".join(f'<p class="note">{_safe(note)}</p>' for note in notes),
+        "table": table,
+        "figures": "".join(_figures(drawings, captions)),
+        "made": _made_table(made),
+        **{name: _safe(text) for name, text in texts.items()},
     }
     template = files("sparselens.analyses.comparison").joinpath("report.html").read_text(encoding="utf-8")
     return filled(template, filling)
@@ -61,11 +95,11 @@ def _description(comparison: Comparison) -> str:
     )
 
 
-def _figures(comparison: Comparison, viewer: Viewer) -> Iterable[str]:
+def _figures(drawings: Mapping[str, Draw], captions: Mapping[str, str]) -> Iterable[str]:
     with tempfile.TemporaryDirectory() as folder:
-        for name, draw in figures_of(comparison, viewer).items():
+        for name, draw in drawings.items():
             wide = ' class="full"' if name in WIDE else ""
-            caption = _safe(CAPTIONS[name])
+            caption = _safe(captions[name])
             picture = _picture(draw, Path(folder) / name)
             yield f'<figure{wide}><img alt="{caption}" src="{picture}"><figcaption>{caption}</figcaption></figure>'
 
@@ -79,15 +113,18 @@ def _picture(draw: Draw, path: Path) -> str:
     return f"data:{kind};base64,{base64.b64encode(drawn.read_bytes()).decode()}"
 
 
-def _made(comparison: Comparison) -> str:
+def _made(comparison: Comparison) -> dict[str, str]:
     about = comparison.about
-    rows = {
+    return {
         "task": about.task,
         "command": about.command or "called from Python",
         "seed": str(about.seed),
         "circuit": f"fewest edges with {percent(about.share)} of the sum of |mean scores|",
         **about.versions,
     }
+
+
+def _made_table(rows: Mapping[str, str]) -> str:
     cells_ = (f"<tr><td>{_safe(name)}</td><td><code>{_safe(value)}</code></td></tr>" for name, value in rows.items())
     return f"<table><tbody>{''.join(cells_)}</tbody></table>"
 

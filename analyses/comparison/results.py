@@ -26,6 +26,7 @@ from sparselens.analyses.sparsity.head_labels import HeadScores
 from sparselens.analyses.sparsity.loss_curve import LossPoint
 from sparselens.circuits.circuit import Circuit
 from sparselens.prompts.intervals import Interval, bootstrap_interval, ratio_interval
+from sparselens.results import Result
 
 SIDES = ("dense", "sparse")
 
@@ -106,8 +107,8 @@ class CircuitRuns:
     tried: FaithfulnessCurve  # all circuits that the search for it has run
 
 
-@dataclass(frozen=True, eq=False)
-class ModelResults:
+@dataclass(frozen=True, eq=False, repr=False)
+class ModelResults(Result):
     """The results of one model."""
 
     attention: AttentionEdges  # of `About.prompts`
@@ -118,6 +119,18 @@ class ModelResults:
     edges: EdgeScores
     circuits: CircuitRuns
     share: float = 0.9  # of the sum of |scores|, for the circuit
+
+    def _line(self) -> str:
+        found = f"{len(self.circuit)} edges hold {self.share:.0%} of |score|, {self.circuits.own.mean:.2f} faithful"
+        return f"{found}; {len(self.edges.clean)} prompts"
+
+    def _columns(self) -> dict[str, list[str]]:
+        shown = {name: getattr(self, name) for name in ("attention", "labels", "heads", "mlps", "edges", "circuit")}
+        return {"of": list(shown), "result": [repr(result) for result in shown.values()]}
+
+    def plot(self) -> Any:
+        """The effects of patching heads, as a plotly heat map."""
+        return self.heads.plot()
 
     @cached_property
     def circuit(self) -> Circuit:
@@ -135,8 +148,8 @@ class ModelResults:
         return stability(self.edges, self.share)
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison:
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Result):
     """Both models' results; made by `compare`, or read by `load_comparison`.
 
     >>> comparison.sparse.circuit.edges, comparison.dense.heads.mean  # Float["layer head"]
@@ -149,8 +162,17 @@ class Comparison:
     dense: ModelResults
     sparse: ModelResults
 
-    def __repr__(self) -> str:
-        return f"Comparison({' and '.join(self.about.names)} on {self.about.task}, {int(self.solved.kept.sum())} pairs)"
+    def _line(self) -> str:
+        return f"{' and '.join(self.about.names)} on {self.about.task}, {int(self.solved.kept.sum())} pairs"
+
+    def _columns(self) -> Any:
+        return self.table().reset_index()
+
+    def plot(self) -> Any:
+        """Share of attribution in the largest edges of both models (Fig. 4a), in plotly."""
+        from sparselens.analyses.comparison.plots import edges_needed_plot
+
+        return edges_needed_plot(cast(Any, self)).plotly()
 
     @property
     def clusters(self) -> list[int]:

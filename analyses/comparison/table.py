@@ -13,6 +13,7 @@ from typing import Any
 
 from sparselens.analyses.comparison.results import SIDES, Comparison, ModelResults
 from sparselens.analyses.patching.top_components import ComponentCurve
+from sparselens.names import unknown
 from sparselens.prompts.intervals import Interval, mean_interval, proportion_interval
 
 GOAL = 0.9  # of the metric, for the number of components that keep it
@@ -161,7 +162,7 @@ def in_form(comparison: Comparison, form: str) -> Any:
         ValueError: there is no such form.
     """
     if form not in FORMS:
-        raise ValueError(f"no such form of a table: {form!r} (want {', '.join(FORMS)})")
+        raise unknown("form of a table", form, FORMS)
     rows = rows_of(comparison)
     if form == "pandas":
         return _frame(rows)

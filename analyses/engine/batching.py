@@ -1,14 +1,13 @@
 """Results batch by batch, under a progress bar; finished batches are kept in a log."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
-from tqdm import tqdm
 
 from sparselens.analyses.engine.request import Request
 from sparselens.analyses.engine.resume import BatchLog, Tensors
+from sparselens.bars import progress_bar
 from sparselens.prompts.tokenized import TokenizedPairs
 
 
@@ -34,11 +33,6 @@ def in_batches(
             for some in rest.split(size) if len(rest) else ():
                 yield some, log.once([some], lambda: call(request.batch(some)))  # noqa: B023
                 bar.update(len(some))
-
-
-def progress_bar(total: int, label: str, unit: str, shown: bool, delay: float = 0.0) -> "tqdm[Any]":
-    """A bar with the time left, on standard error; it appears after `delay` seconds."""
-    return tqdm(total=total, desc=label, unit=unit, disable=not shown, delay=delay, dynamic_ncols=True)
 
 
 def longest(pairs: TokenizedPairs) -> Int[Tensor, "1"]:

@@ -5,8 +5,6 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar
 
-from sparselens.prompts.tokenized import TokenizedPairs
-
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -39,6 +37,8 @@ def pairs_first(call: Function) -> Function:
 
     @wraps(call)
     def in_any_order(*args: Any, **options: Any) -> Any:
+        from sparselens.prompts.tokenized import TokenizedPairs  # with torch, which figures can do without
+
         if len(args) > 2 and isinstance(args[2], TokenizedPairs):
             warn(f"{call.__name__}(model, scores, pairs, ...) is now (model, pairs, scores, ...)", stacklevel=3)
             args = (args[0], args[2], args[1], *args[3:])

@@ -29,7 +29,7 @@ from sparselens.analyses.engine.partial_runs import (
 )
 from sparselens.analyses.engine.residual_stream import Reading, read_model
 from sparselens.models.hooked_model import HookedModel
-from sparselens.prompts.checks import refuse_misfits
+from sparselens.prompts.checks import refuse_misfits, refuse_other_model, refuse_other_pairs
 from sparselens.prompts.metrics import METRICS, Metric, find_metric
 from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.training.evaluation import evaluating
@@ -41,6 +41,7 @@ class OpenModel:
     """A model in evaluation mode, and what has been found out about it."""
 
     def __init__(self, model: HookedModel) -> None:
+        refuse_other_model(model)
         self.model: Any = model  # analyses look into TransformerLens' modules, which carry no types
         parameter = next(self.model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
@@ -177,6 +178,7 @@ def open_request(
     """
     opened = model if isinstance(model, OpenModel) else OpenModel(model)
     function, budget = find_metric(metric), Budget(batch_size, memory)
+    refuse_other_pairs(pairs)
     refuse_unequal(pairs)
     refuse_misfits(opened.model, pairs)
     with evaluating(opened.model), torch.no_grad():
@@ -206,6 +208,7 @@ def refuse_unequal(pairs: TokenizedPairs) -> None:
 
 def refuse_several_lengths(pairs: TokenizedPairs, what: str) -> None:
     """Raise a ValueError unless all prompts have one length, without which a mean over prompts means nothing."""
+    refuse_other_pairs(pairs)
     lengths = sorted({batch.clean.shape[1] for _, batch in pairs.batches(len(pairs))})
     if len(lengths) > 1:
         raise ValueError(f"prompts have lengths {lengths[0]} to {lengths[-1]}: {what} need one length for all")

@@ -1,8 +1,9 @@
-"""A number for every head, or every position, as a plotly heat map: layers downward, zero white.
+"""A number for every head, every position or every pair of names, as a plotly heat map: first row on top, zero white.
 
 As a page it is one file without a network request if written with `figure.write_html(path, include_plotlyjs=True)`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from sparselens.analyses.figures.palette import NEGATIVE, POSITIVE
 from sparselens.analyses.figures.plot_plotly import axis, escaped, look
+from sparselens.circuits.graph import head_of
 
 _COLUMNS = {"head": ("head", "a%{y}.h%{x}"), "pos": ("position", "layer %{y}, position %{x}")}  # label, hover
 
@@ -19,7 +21,8 @@ def heat_map(
     values: Float[Tensor, "layer column"],
     title: str,
     *,
-    columns: str = "head",
+    columns: str | Sequence[str] = "head",
+    rows: Sequence[str] | None = None,
     value_label: str = "change of the metric",
     limit: float | None = None,
 ) -> Any:
@@ -29,7 +32,9 @@ def heat_map(
 
     Args:
         values: NaN stays white, as what was not asked for.
-        columns: what a layer's numbers belong to, "head" or "pos" (the second axis of `Patched.mean`)
+        columns: what a layer's numbers belong to, "head" or "pos" (the second axis of `PatchingResult.mean`); or a
+            different name for every column, such as `TokenizedPairs.labels`
+        rows: a different name for every row; default: numbers of layers
         limit: the value of full colour, for maps that are to be compared; the largest |value| unless given.
 
     Raises:
@@ -37,16 +42,20 @@ def heat_map(
     """
     import plotly.graph_objects as go
 
-    if columns not in _COLUMNS:
-        raise ValueError(f"no such columns: {columns!r} (want {', '.join(_COLUMNS)})")
-    label, hover = _COLUMNS[columns]
+    if isinstance(columns, str) and columns not in _COLUMNS:
+        raise ValueError(f"no such columns: {columns!r} (want {', '.join(_COLUMNS)}, or names)")
+    row_label = "layer" if rows is None else ""
+    label, hover = _COLUMNS[columns] if isinstance(columns, str) else ("", f"{row_label} %{{y}}, %{{x}}".strip())
     numbers = values.detach().float().cpu().numpy()
     if not np.isfinite(numbers).any():
         raise ValueError(f"heat map {title!r} has no finite value among its {numbers.shape} values")
     top = float(np.abs(numbers[np.isfinite(numbers)]).max()) or 1.0 if limit is None else limit
     if not top > 0:
         raise ValueError(f"limit = {limit}: want a value above zero")
-    layers, places = (list(range(n)) for n in numbers.shape)
+    layers, places = (
+        list(range(n)) if names is None or isinstance(names, str) else [escaped(name) for name in names]
+        for n, names in zip(numbers.shape, (rows, columns), strict=True)
+    )
     figure = go.Figure(
         go.Heatmap(
             x=places,
@@ -64,7 +73,25 @@ def heat_map(
     figure.update_layout(
         **look(title),
         xaxis=axis(label) | {"dtick": 1 if len(places) <= 16 else None, "showgrid": False, "constrain": "domain"},
-        yaxis=axis("layer")
+        yaxis=axis(row_label)
         | {"dtick": 1 if len(layers) <= 16 else None, "showgrid": False, "autorange": "reversed", "scaleanchor": "x"},
     )
     return figure
+
+
+def pattern_map(
+    values: Float[Tensor, "layer head query_pos key_pos"],
+    head: str | None,
+    positions: Sequence[str] = (),
+    value_label: str = "change of the metric",
+) -> Any:
+    """The numbers of one head, `a0.h1`, by query and key; by default of the head with the largest.
+
+    Raises:
+        ValueError: there is no such head.
+    """
+    n_heads, n_pos = values.shape[1:3]
+    known = values.nan_to_num().abs().amax((-2, -1)).flatten()
+    layer, number = divmod(int(known.argmax()), n_heads) if head is None else head_of(head, values.shape)
+    names = positions or [str(place) for place in range(n_pos)]
+    return heat_map(values[layer, number], f"a{layer}.h{number}", rows=names, columns=names, value_label=value_label)

@@ -1,4 +1,4 @@
-"""Attention patterns of one prompt in two models (the paper's Fig. 2b): queries downward, keys to the right.
+"""Attention patterns of one prompt in one model or two (the paper's Fig. 2b): queries downward, keys to the right.
 
 All heads: two grids side by side, a row per layer. Chosen heads: dense over sparse, a column per head.
 """
@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from sparselens.analyses.attribution.attention_edges import AttentionEdges
+from sparselens.analyses.engine.renamed import renamed_argument
 from sparselens.analyses.figures.paper import Drawing
 from sparselens.analyses.figures.pattern_grid import chosen, draw_bands, whole
 
@@ -21,10 +22,10 @@ Heads = Sequence[tuple[int, int]]  # (layer, head)
 class PatternFigure(Drawing):
     """A drawing of patterns; see `pattern_figure`."""
 
-    patterns: tuple[Float[np.ndarray, "layer head query_pos key_pos"], ...]  # dense, sparse
+    patterns: tuple[Float[np.ndarray, "layer head query_pos key_pos"], ...]  # of every model
     tokens: tuple[str, ...]
     heads: tuple[tuple[int, int], ...]  # none: all
-    names: tuple[str, str]
+    names: tuple[str, ...]
 
     def draw(self, width: float = 6.75) -> Any:
         """The matplotlib Figure."""
@@ -32,31 +33,35 @@ class PatternFigure(Drawing):
         return draw_bands(bands, self.tokens, width)
 
 
+@renamed_argument("dense", "edges")
+@renamed_argument("sparse", "other")
 def pattern_figure(
-    dense: AttentionEdges,
-    sparse: AttentionEdges,
-    tokens: Sequence[Sequence[str]],
+    edges: AttentionEdges,
+    other: AttentionEdges | None = None,
+    tokens: Sequence[Sequence[str]] = (),
     prompt: int = 0,
     heads: Heads | None = None,
-    names: tuple[str, str] = ("dense", "sparse"),
+    names: Sequence[str] | None = None,
 ) -> PatternFigure:
-    """Draw the attention patterns of a dense and a sparse model on one prompt, beside each other.
+    """Draw the attention patterns of a model on one prompt, or of a dense and a sparse one beside each other.
 
     Args:
+        other: of a second model, beside the first
         tokens: the strings of every prompt, as for `token_view`.
         heads: (layer, head) of those to draw large; all unless given.
 
     Raises:
         ValueError: edges and tokens do not belong together, or there is no such prompt or head.
     """
-    patterns = tuple(pattern_of(edges, tokens, prompt) for edges in (dense, sparse))
-    if patterns[0].shape != patterns[1].shape:
+    patterns = tuple(pattern_of(one, tokens, prompt) for one in ((edges,) if other is None else (edges, other)))
+    if patterns[0].shape != patterns[-1].shape:
         raise ValueError(
             f"dense and sparse differ in (layers, heads, queries, keys): {patterns[0].shape}, {patterns[1].shape}"
         )
     for layer, head in heads or ():
-        check_head(dense, layer, head)
-    return PatternFigure(patterns, tuple(tokens[prompt]), tuple(heads or ()), names)
+        check_head(edges, layer, head)
+    said = names or (("model",) if other is None else ("dense", "sparse"))
+    return PatternFigure(patterns, tuple(tokens[prompt]), tuple(heads or ()), tuple(said))
 
 
 def pattern_of(

@@ -46,7 +46,7 @@ class Band:
         return 4 + 2 * gap
 
 
-def whole(patterns: Patterns, names: tuple[str, str]) -> list[Band]:
+def whole(patterns: Patterns, names: tuple[str, ...]) -> list[Band]:
     """All heads of both models, side by side."""
     n_layers, n_heads = patterns[0].shape[:2]
     squares = [[model[layer, head] for model in patterns for head in range(n_heads)] for layer in range(n_layers)]
@@ -54,7 +54,7 @@ def whole(patterns: Patterns, names: tuple[str, str]) -> list[Band]:
     return [Band(squares, rows, [f"head {head}" for _ in names for head in range(n_heads)], names)]
 
 
-def chosen(patterns: Patterns, heads: Sequence[tuple[int, int]], names: tuple[str, str]) -> list[Band]:
+def chosen(patterns: Patterns, heads: Sequence[tuple[int, int]], names: tuple[str, ...]) -> list[Band]:
     """Some heads, one model above the other, in bands of a few."""
     n_bands = -(-len(heads) // WIDEST)
     per_band = -(-len(heads) // n_bands)

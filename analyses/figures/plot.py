@@ -95,3 +95,16 @@ class Plot:
 
         this: Any = self
         return picture([this], width=3.25, form="png", dpi=220)
+
+
+def curve(title: str, x: Sequence[float | int], y: Sequence[float], labels: tuple[str, str], **options: Any) -> Plot:
+    """A plot of one curve, without the points that cannot be shown.
+
+    Args:
+        labels: of x and y
+        options: other fields of `Plot`
+    """
+    least = 0 if options.get("log_x") else -1
+    shown = [(float(at), float(value)) for at, value in zip(x, y, strict=True) if isfinite(value) and at > least]
+    series = Series(title, "sparse", tuple(at for at, _ in shown), tuple(value for _, value in shown))
+    return Plot(title.lower().replace(" ", "_"), title, *labels, (series,), percent_y=True, **options)

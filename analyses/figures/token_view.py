@@ -1,4 +1,4 @@
-"""The token x layer drawing (the paper's Fig. 1): dense over sparse, one column per prompt, a line per attention edge.
+"""The token x layer drawing (the paper's Fig. 1): a column per prompt, a line per attention edge; dense over sparse.
 
 `token_view` takes results, never models, and lays them out once; `save` draws the layout with matplotlib, `save_html`
 writes the interactive page, `show` puts the page into a notebook.
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sparselens.analyses.attribution.attention_edges import AttentionEdges
+from sparselens.analyses.engine.renamed import renamed_argument
 from sparselens.analyses.figures.notebook import Page, framed
 from sparselens.analyses.figures.paper import encoded, form_of, style
 from sparselens.analyses.figures.token_layout import (
@@ -68,27 +69,33 @@ class TokenView(Page):
             return encoded(figure, kind, dpi)
 
 
+@renamed_argument("dense", "edges")
+@renamed_argument("sparse", "other")
 def token_view(
-    dense: AttentionEdges,
-    sparse: AttentionEdges,
-    tokens: Sequence[Sequence[str]],
+    edges: AttentionEdges,
+    other: AttentionEdges | None = None,
+    tokens: Sequence[Sequence[str]] = (),
     *,
     titles: Sequence[str] | None = None,
     outputs: Sequence[Sequence[str]] | None = None,
     arrows: Sequence[Sequence[tuple[int, int]]] | None = None,
-    row_names: tuple[str, str] = ("dense", "sparse"),
-    title: str = "Attention edges, dense and sparse",
+    row_names: Sequence[str] | None = None,
+    title: str = "Attention edges",
     arrow_name: str = "carry",
     dense_threshold: float = 0.0,
     max_edges: int = 5000,
 ) -> TokenView:
-    """Lay out the attention edges of a dense and a sparse model on a few prompts.
+    """Lay out the attention edges of a model on a few prompts, or of a dense model above those of a sparse one.
+
+    >>> token_view(attention_edges(model, pairs[:2]), tokens=pairs.token_strings[:2])
 
     Args:
+        other: of a second model, below the first
         tokens: the strings below the positions, for every prompt.
         outputs: the strings above them, such as the model's answers; "" for none.
         arrows: for every prompt, (from, to) positions of arrows above, such as the carries of a sum.
-        dense_threshold: smallest attention weight that is drawn in the dense row; the page has a slider.
+        row_names: of the models; default: model, or dense and sparse
+        dense_threshold: smallest attention weight that is drawn in the first row; the page has a slider.
         max_edges: at most so many per panel are drawn, the strongest. Headers say how many there are.
 
     Raises:
@@ -104,8 +111,10 @@ def token_view(
             strict=True,
         )
     ]
-    _check_shapes(dense, sparse, columns)
-    rows = [Row(row_names[0], dense, dense_threshold), Row(row_names[1], sparse)]
+    every = [edges] if other is None else [edges, other]
+    _check_shapes(every, columns)
+    names = row_names or (("model",) if other is None else ("dense", "sparse"))
+    rows = [Row(name, one, dense_threshold * (one is edges)) for name, one in zip(names, every, strict=True)]
     return TokenView(lay_out(rows, columns, arrow_name, max_edges), title)
 
 
@@ -115,9 +124,10 @@ def _for_each(name: str, given: Sequence[Any] | None, default: Any, tokens: Sequ
     return [default] * len(tokens) if given is None else given
 
 
-def _check_shapes(dense: AttentionEdges, sparse: AttentionEdges, columns: Sequence[Prompt]) -> None:
-    shapes = [(edges.n_prompts, edges.n_layers, edges.n_heads, edges.n_pos) for edges in (dense, sparse)]
-    if shapes[0] != shapes[1]:
+def _check_shapes(every: Sequence[AttentionEdges], columns: Sequence[Prompt]) -> None:
+    dense = every[0]
+    shapes = [(edges.n_prompts, edges.n_layers, edges.n_heads, edges.n_pos) for edges in every]
+    if shapes[0] != shapes[-1]:
         raise ValueError(
             f"dense and sparse edges differ in (prompts, layers, heads, positions): {shapes[0]}, {shapes[1]}"
         )

@@ -1,4 +1,4 @@
-"""The circuit viewer: dense beside sparse as a layer x head graph, their difference, their patterns, and curves.
+"""The circuit viewer: one model, or dense beside sparse, as a layer x head graph; their difference, patterns, curves.
 
 `circuit_viewer` takes results, never models, and lays them out once; `save` draws the layout with matplotlib,
 `save_html` writes the interactive page, `show` puts the page into a notebook.
@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from sparselens.analyses.attribution.attention_edges import AttentionEdges
 from sparselens.analyses.attribution.edge_scores import EdgeScores
+from sparselens.analyses.engine.renamed import renamed_argument
 from sparselens.analyses.figures.circuit_layout import (
     COLUMN,
     PAGE,
@@ -32,28 +33,33 @@ from sparselens.circuits.graph import Graph
 from sparselens.files.whole import write_file
 
 TOKEN_EDGES = 1500  # drawn in each panel of the token view within the page
+ALONE, SIDES = ("model",), ("dense", "sparse")  # names of the models, where none are given
 View = Literal["circuit", "difference"]
 
 
 @dataclass(frozen=True, eq=False)
 class Viewer(Page):
-    """Two circuits, laid out, and the page about them; see `circuit_viewer`."""
+    """A circuit or two, laid out, and the page about them; see `circuit_viewer`."""
 
-    circuits: tuple[Circuit, Circuit]
-    names: tuple[str, str]
+    circuits: tuple[Circuit, ...]
+    names: tuple[str, ...]
     title: str
     html: str  # the interactive page
 
     def layout(self, view: View = "circuit", width: float = PAGE) -> CircuitLayout:
         """Both circuits beside each other (6.75 inches) or above each other (3.25), or their difference (3.25).
 
+        One circuit alone takes 3.25 inches.
+
         Raises:
-            ValueError: there is no such view, or no such width.
+            ValueError: there is no such view, or no such width, or no second circuit to differ.
         """
         if view not in ("circuit", "difference") or width not in (COLUMN, PAGE):
             raise ValueError(f"no view {view!r} of {width} inches: want 'circuit' or 'difference', 3.25 or 6.75")
         if view == "difference":
-            return lay_out_difference(*self.circuits, self.names)
+            if len(self.circuits) == 1:
+                raise ValueError("a difference is of two circuits: give circuit_viewer the scores of a second model")
+            return lay_out_difference(self.circuits[0], self.circuits[1], self.names)
         return lay_out_circuits(self.circuits, self.names, width)
 
     def save(self, path: str | Path, view: View = "circuit", width: float = PAGE, dpi: int = 300) -> Path:
@@ -74,27 +80,35 @@ class Viewer(Page):
         return draw_circuits(layout, kind, dpi)
 
 
+@renamed_argument("dense", "scores")
+@renamed_argument("sparse", "other")
 def circuit_viewer(
-    dense: EdgeScores,
-    sparse: EdgeScores,
+    scores: EdgeScores,
+    other: EdgeScores | None = None,
     *,
     share: float = 0.9,
-    names: tuple[str, str] = ("dense", "sparse"),
-    title: str = "Circuits, dense and sparse",
-    attention: tuple[AttentionEdges, AttentionEdges] | None = None,
+    edges: int | None = None,
+    names: Sequence[str] | None = None,
+    title: str = "Circuits",
+    attention: AttentionEdges | tuple[AttentionEdges, AttentionEdges] | None = None,
     tokens: Sequence[Sequence[str]] = (),
     outputs: Sequence[Sequence[str]] | None = None,
     arrows: Sequence[Sequence[tuple[int, int]]] | None = None,
     titles: Sequence[str] | None = None,
-    labels: tuple[Mapping[str, str], Mapping[str, str]] | None = None,
+    labels: Mapping[str, str] | tuple[Mapping[str, str], Mapping[str, str]] | None = None,
     plots: Sequence[Plot] = (),
     max_edges: int = 3000,
 ) -> Viewer:
-    """Lay out the circuits of a dense and a sparse model, which have the same graph, and write the page about them.
+    """Lay out the circuit of a model, or of a dense and a sparse one with the same graph, and write the page about it.
+
+    >>> circuit_viewer(attribute_edges(model, pairs)).save_html("circuit.html")
 
     Args:
+        other: scores of a second model, beside the first
         share: of the sum of |mean score| that each circuit holds at first (`EdgeScores.smallest`).
-        attention: the attention edges of both models on a few prompts, for the patterns and the token view.
+        edges: begin with so many of the largest instead (`EdgeScores.top`), such as those of a faithful circuit.
+        names: of the models; default: model, or dense and sparse
+        attention: the attention edges of each model on a few prompts, for the patterns and the token view.
         tokens, outputs, arrows, titles: of these prompts, as in `token_view`.
         labels: for each model, what is known of a node, such as {"a0.h1": "previous token 0.93"}.
         plots: drawn in the page's last tab.
@@ -103,44 +117,61 @@ def circuit_viewer(
     Raises:
         ValueError: the scores are of different graphs, or what comes with them is not of these models and prompts.
     """
-    if dense.graph != sparse.graph:
-        raise ValueError(f"the models differ: {dense.graph} and {sparse.graph}; want scores of one graph")
-    if max_edges < 1:
-        raise ValueError(f"max_edges must be at least 1, not {max_edges}")
-    known = labels or ({}, {})
-    _check_labels(dense.graph, known)
-    circuits = dense.smallest(share), sparse.smallest(share)
+    every = [scores] if other is None else [scores, other]
+    _check_models(every, max_edges)
+    chosen = tuple(names) if names else (ALONE if other is None else SIDES)
+    known = [dict[str, str]() for _ in every] if labels is None else _each(labels, Mapping)
+    _check_labels(scores.graph, known)
+    circuits = tuple(one.smallest(share) if edges is None else one.top(edges) for one in every)
+    shown = None if other is None else lay_out_difference(circuits[0], circuits[1], chosen)
     data: dict[str, Any] = {
         "share": share,
-        **graph_data(lay_out_circuits(circuits, names), lay_out_difference(*circuits, names)),
+        "begin": edges,
+        **graph_data(lay_out_circuits(circuits, chosen), shown),
         "models": [
-            model_data(ranked_edges(scores, max_edges), name, of_nodes)
-            for scores, name, of_nodes in zip((dense, sparse), names, known, strict=True)
+            model_data(ranked_edges(one, max_edges), name, of_nodes)
+            for one, name, of_nodes in zip(every, chosen, known, strict=True)
         ],
         "plots": [plot_data(plot) for plot in plots],
     }
     if attention is not None:
-        _check_attention(dense.graph, attention, tokens)
-        data["patterns"] = patterns_data(attention, tokens, titles or ())
-    if attention is not None and tokens:
-        prompts: dict[str, Any] = {"titles": titles, "outputs": outputs, "arrows": arrows, "row_names": names}
-        view = token_view(*attention, tokens, **prompts, title="Attention edges", max_edges=TOKEN_EDGES)
-        data["tokens"] = view.html
-    return Viewer(circuits, names, title, viewer_page(title, data))
+        patterns = _each(attention, AttentionEdges)
+        _check_attention(scores.graph, patterns, tokens, len(every))
+        data["patterns"] = patterns_data(patterns, tokens, titles or ())
+        if tokens:
+            prompts: dict[str, Any] = {"titles": titles, "outputs": outputs, "arrows": arrows, "row_names": chosen}
+            two = (patterns[0], patterns[1] if patterns[1:] else None)
+            view = token_view(*two, tokens, **prompts, title="Attention edges", max_edges=TOKEN_EDGES)
+            data["tokens"] = view.html
+    return Viewer(circuits, chosen, title, viewer_page(title, data))
 
 
-def _check_labels(graph: Graph, labels: tuple[Mapping[str, str], Mapping[str, str]]) -> None:
+def _each(given: Any, kind: type) -> list[Any]:
+    """What was given for every model, where one model's may come without a list around it."""
+    return [given] if isinstance(given, kind) else list(given)
+
+
+def _check_models(every: Sequence[EdgeScores], max_edges: int) -> None:
+    if every[0].graph != every[-1].graph:
+        raise ValueError(f"the models differ: {every[0].graph} and {every[-1].graph}; want scores of one graph")
+    if max_edges < 1:
+        raise ValueError(f"max_edges must be at least 1, not {max_edges}")
+
+
+def _check_labels(graph: Graph, labels: Sequence[Mapping[str, str]]) -> None:
     nodes = {node.name for node in skeleton(graph).nodes}
-    for name in (*labels[0], *labels[1]):
+    for name in (name for known in labels for name in known):
         if name not in nodes:
             raise ValueError(f"label of {name!r}: no such node (want input, a0.h1, m0 or logits within {graph})")
 
 
 def _check_attention(
-    graph: Graph, attention: tuple[AttentionEdges, AttentionEdges], tokens: Sequence[Sequence[str]]
+    graph: Graph, attention: Sequence[AttentionEdges], tokens: Sequence[Sequence[str]], n_models: int
 ) -> None:
+    if len(attention) != n_models:
+        raise ValueError(f"attention edges of {len(attention)} models for scores of {n_models}: want one for each")
     shapes = [(edges.n_prompts, edges.n_layers, edges.n_heads, edges.n_pos) for edges in attention]
-    if shapes[0] != shapes[1]:
+    if shapes[0] != shapes[-1]:
         raise ValueError(f"attention edges differ in (prompts, layers, heads, positions): {shapes[0]}, {shapes[1]}")
     n_prompts, n_layers, n_heads, n_pos = shapes[0]
     if n_layers != len(graph.blocks) or n_heads != max(block.n_heads for block in graph.blocks):

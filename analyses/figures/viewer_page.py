@@ -33,7 +33,7 @@ def colours() -> str:
     return f":root {{ {light} }} @media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"
 
 
-def graph_data(circuits: CircuitLayout, difference: CircuitLayout) -> dict[str, Any]:
+def graph_data(circuits: CircuitLayout, difference: CircuitLayout | None) -> dict[str, Any]:
     """Names and places of everything that may be drawn."""
     frame = circuits.skeleton
     return {
@@ -53,7 +53,7 @@ def graph_data(circuits: CircuitLayout, difference: CircuitLayout) -> dict[str, 
         "panel": layout.PANEL,
         "header": layout.HEADER,
         "styles": {"circuit": _styles(layout.SIGNS, "positive", "negative"), "difference": _difference_styles()},
-        "legends": {"circuit": _legend(circuits), "difference": _legend(difference)},
+        "legends": {"circuit": _legend(circuits)} | ({"difference": _legend(difference)} if difference else {}),
         "markers": {name: ink.marker for name, ink in MODELS.items()},
         "cfg": frame.graph.config(),
     }

@@ -2,7 +2,8 @@
 
 An edge's number counts (layer, head, query, key); a gap is one byte, and 255 means: 255 further, and no edge yet.
 Weights are kept in 255ths. A dense model has an edge for every pair that its mask leaves visible, so those below half
-of one step are left out; a sparse model's open gates are all kept.
+of one step are left out; a sparse model's open gates are all kept. Of a single model the number of edges says which it
+is.
 """
 
 import base64
@@ -19,10 +20,11 @@ STEPS = 255
 
 
 def patterns_data(
-    attention: tuple[AttentionEdges, AttentionEdges], tokens: Sequence[Sequence[str]], titles: Sequence[str]
+    attention: Sequence[AttentionEdges], tokens: Sequence[Sequence[str]], titles: Sequence[str]
 ) -> dict[str, Any]:
     """What the page reads: the shape, the tokens (positions where none are given), and for each model every prompt."""
-    dense, sparse = attention
+    dense = attention[0]
+    lossy = [True, False] if len(attention) == 2 else [_is_dense(dense)]
     known = tokens or [[str(i) for i in range(dense.n_pos)]] * dense.n_prompts
     return {
         "layers": dense.n_layers,
@@ -31,10 +33,17 @@ def patterns_data(
         "tokens": [[printable(token) for token in prompt] for prompt in known],
         "titles": [printable(title) or f"prompt {i}" for i, title in enumerate(titles or [""] * dense.n_prompts)],
         "models": [
-            [packed(edges.of_prompt(prompt), lossy=edges is dense) for prompt in range(edges.n_prompts)]
-            for edges in (dense, sparse)
+            [packed(edges.of_prompt(prompt), fades) for prompt in range(edges.n_prompts)]
+            for edges, fades in zip(attention, lossy, strict=True)
         ],
+        "lossy": lossy,
     }
+
+
+def _is_dense(edges: AttentionEdges) -> bool:
+    """Is every pair up to the query an edge, or nearly so?"""
+    pairs = edges.n_prompts * edges.n_layers * edges.n_heads * edges.n_pos * (edges.n_pos + 1) / 2
+    return len(edges) > 0.5 * pairs
 
 
 def packed(edges: AttentionEdges, lossy: bool) -> dict[str, str]:

@@ -17,22 +17,28 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sparselens.analyses.engine.batching import progress_bar
 from sparselens.analyses.engine.partial_runs import holding, starting_at
 from sparselens.analyses.engine.renamed import renamed_argument
 from sparselens.analyses.engine.request import Request, open_request
 from sparselens.analyses.engine.resume import batch_log
 from sparselens.analyses.patching.patch_runs import Patching, Recorded, patching, record, with_means
 from sparselens.analyses.patching.patch_sites import find_site, replacing
+from sparselens.bars import progress_bar
+from sparselens.circuits.graph import head_of
 from sparselens.models.hooked_model import HookedModel
+from sparselens.names import unknown
 from sparselens.prompts.intervals import Interval, mean_interval, ratio_interval
 from sparselens.prompts.metrics import Metric, logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
+from sparselens.results import Result
 
 
-@dataclass(frozen=True)
-class PatchingResult:
+@dataclass(frozen=True, repr=False)
+class PatchingResult(Result):
     """The metric of every prompt under every patch.
+
+    >>> heads = patch_heads(model, pairs)
+    >>> heads["a0.h1"], heads.effects.mean(0)[0, 1], heads.normalised_interval(0, 1)  # the mean effect, twice
 
     Sign convention: `values` is the metric itself. `effects` is what the patch adds to the base run's metric: negative
     where noising a component that matters. `normalised` is 1 as in the clean run and 0 as in the corrupted one.
@@ -45,6 +51,67 @@ class PatchingResult:
     values: Float[Tensor, "batch layer *cell"]  # NaN for patches that were left out
     clean: Float[Tensor, " batch"]  # the metric without a patch
     corrupted: Float[Tensor, " batch"]
+    positions: tuple[str, ...] = ()  # `TokenizedPairs.labels`
+
+    _largest = "effect"
+
+    def _line(self) -> str:
+        effects = self.effects.mean(0).nan_to_num()
+        cell = torch.unravel_index(effects.abs().argmax(), effects.shape)
+        where = ", ".join(f"{axis} {int(at)}" for axis, at in zip(self.axes[1:], cell, strict=True))
+        gap = f"metric {float(self.clean.mean()):.3g}, corrupted {float(self.corrupted.mean()):.3g}"
+        how = f"{self.site}, {self.ablation} into {self.base}, {len(self.values)} prompts"
+        return f"{how}: {gap}, largest effect {float(effects[cell]):+.3g} at {where}"
+
+    def _columns(self) -> dict[str, list[Any]]:
+        effects = self.effects.mean(0)
+        places = effects.isfinite().nonzero()
+        known = {axis: places[:, number].tolist() for number, axis in enumerate(self.axes[1:])}
+        cell = tuple(places.T)
+        return known | {"metric": self.mean[cell].tolist(), "effect": effects[cell].tolist()}
+
+    def __getitem__(self, node: str) -> Float[Tensor, "*place"]:
+        """Mean effect of patching a head (`a0.h1`) or an MLP (`m0`), of every position where these were patched apart.
+
+        Raises:
+            ValueError: nothing of that name was patched.
+        """
+        effects = self.effects.mean(0)
+        if "head" in self.axes:
+            return effects.movedim(self.axes.index("head") - 1, 1)[head_of(node, self._heads)]
+        known = {"mlps": "m", "attention": "a", "residual": "r"}[self.site]
+        names = [f"{known}{layer}" for layer in range(len(effects))]
+        if node not in names:
+            raise unknown("patch", node, names)
+        return effects[names.index(node)]
+
+    def plot(self, head: str | None = None) -> Any:
+        """The mean effects as a plotly heat map, with tokens on the axes where positions were patched apart.
+
+        Args:
+            head: of attention edges, those of one head; default: the head with the largest effect
+        """
+        from sparselens.analyses.figures.heat_maps import heat_map, pattern_map
+
+        effects, cell = self.effects.mean(0), self.axes[2:]
+        title = f"{self.site}: {self.ablation} into {self.base}"
+        if "query_pos" in cell:
+            return pattern_map(effects, head, self.positions)
+        if cell == ("head",):
+            return heat_map(effects, title)
+        if not cell:
+            return heat_map(effects[:, None], title, columns=[self.site])
+        columns = self.positions or "pos"
+        if "head" not in cell:
+            return heat_map(effects, title, columns=columns)
+        n_layers, n_heads = self._heads
+        rows = [f"a{layer}.h{number}" for layer in range(n_layers) for number in range(n_heads)]
+        by_head = effects.movedim(self.axes.index("head") - 1, 1).flatten(0, 1)
+        return heat_map(by_head, title, rows=rows, columns=columns)
+
+    @property
+    def _heads(self) -> tuple[int, int]:
+        return self.values.shape[1], self.values.shape[self.axes.index("head")]
 
     @property
     def mean(self) -> Float[Tensor, "layer *cell"]:
@@ -169,7 +236,7 @@ def patch_activations(
                     (found,) = log.once(where, lambda: (_patched(setup, group, layer, cells),))  # noqa: B023
                     values[where] = found.to(values)
                     bar.update(len(cells))
-        return PatchingResult(site, axes, base, ablation, values, *baselines)
+        return PatchingResult(site, axes, base, ablation, values, *baselines, positions=request.pairs.labels)
 
 
 def _chosen(only: Sequence[Sequence[int]] | None, axes: Sequence[str], shape: Sequence[int]) -> Bool[Tensor, "*cell"]:

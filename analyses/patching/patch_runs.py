@@ -16,6 +16,7 @@ from torch import Tensor
 from sparselens.analyses.engine.partial_runs import Activations, Hook, Projections, keeping_projections
 from sparselens.analyses.engine.request import Request, refuse_several_lengths
 from sparselens.analyses.patching.patch_sites import Site, shows_only_copies
+from sparselens.names import unknown
 from sparselens.training.evaluation import open_gates
 
 BASES = ("clean", "corrupted")
@@ -68,9 +69,10 @@ def patching(request: Request, sites: Sequence[Site], base: str, ablation: str) 
     """
     for name, value, known in (("base", base, BASES), ("ablation", ablation, ABLATIONS)):
         if value not in known:
-            raise ValueError(f"no such {name}: {value!r} (want {', '.join(known)})")
+            raise unknown(name, value, known)
     if base == ablation:
-        raise ValueError(f"base and ablation are both {base!r}: nothing would change")
+        (other,) = {*BASES} - {base}
+        raise ValueError(f"base and ablation are both {base!r}: nothing would change (want ablation={other!r} with it)")
     if ablation == "mean":
         refuse_several_lengths(request.pairs, "means at each position")
     model = request.model

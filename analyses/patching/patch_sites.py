@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sparselens.gates.points import leaves_it_to_inner
 from sparselens.gates.surgery import is_sparse
+from sparselens.names import unknown
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def find_site(model: Any, name: str, by_position: bool = False) -> Site:
         ValueError: there is no such site, or the model has no such hook point.
     """
     if name not in SITES:
-        raise ValueError(f"no such site: {name!r} (want {', '.join(SITES)})")
+        raise unknown("site", name, SITES)
     site = SITES[name]
     points = model.hook_dict
     missing = [site.hook_name(layer) for layer in range(model.cfg.n_layers) if site.hook_name(layer) not in points]

@@ -10,28 +10,31 @@ The ranking by patching is our choice; the paper does not say how it ranks.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sparselens.analyses.engine.batching import progress_bar
 from sparselens.analyses.engine.renamed import renamed_argument
 from sparselens.analyses.engine.request import Request, open_request
 from sparselens.analyses.engine.resume import BatchLog, batch_log
 from sparselens.analyses.patching.activation_patching import PatchingResult
 from sparselens.analyses.patching.patch_runs import Patching, Recorded, patching, record, with_means
 from sparselens.analyses.patching.patch_sites import find_site, replacing
+from sparselens.bars import progress_bar
 from sparselens.models.hooked_model import HookedModel
+from sparselens.names import unknown
 from sparselens.prompts.intervals import Interval, ratio_interval
 from sparselens.prompts.metrics import Metric, logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
+from sparselens.results import Result
 
 RANKINGS = ("prompt", "mean")
 
 
-@dataclass(frozen=True)
-class ComponentCurve:
+@dataclass(frozen=True, repr=False)
+class ComponentCurve(Result):
     """The metric of every prompt when only its top components act.
 
     Raises:
@@ -48,6 +51,23 @@ class ComponentCurve:
     def __post_init__(self) -> None:
         if list(self.counts) != sorted(set(self.counts)):
             raise ValueError(f"counts must rise, not {list(self.counts)}")
+
+    def _line(self) -> str:
+        enough, total = self.smallest(), self.counts[-1] if self.counts else 0
+        return f"{len(self.values)} prompts, {enough or 'no number'} of {total} components keep 90 % of the metric"
+
+    def _columns(self) -> dict[str, list[Any]]:
+        return {"components": list(self.counts), "share": self.shares.tolist()}
+
+    def __getitem__(self, count: int) -> float:
+        return self.interval(count).mean
+
+    def plot(self) -> Any:
+        """The share of the metric over the number of components, in plotly."""
+        from sparselens.analyses.figures.plot import curve
+
+        labels = ("components that act", "metric kept")
+        return curve("Top components", self.counts, self.shares.tolist(), labels).plotly()
 
     @property
     def shares(self) -> Float[Tensor, " count"]:
@@ -108,7 +128,7 @@ def keep_top(
         ValueError: scores are of other prompts, by position, incomplete, or of other sites; or as `patch_activations`.
     """
     if rank_by not in RANKINGS:
-        raise ValueError(f"no such ranking: rank_by = {rank_by!r} (want {', '.join(RANKINGS)})")
+        raise unknown("ranking", rank_by, RANKINGS)
     _refuse_scores(scores, len(pairs))
     order = _order(scores, rank_by)
     n_components = order.shape[1]

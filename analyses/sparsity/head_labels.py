@@ -14,9 +14,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sparselens.circuits.graph import head_of
 from sparselens.gates.hooked import is_hooked
+from sparselens.names import unknown
 from sparselens.prompts.checks import refuse_misfits, refuse_unreadable
 from sparselens.prompts.tokenized import TokenizedPairs
+from sparselens.results import Result
 from sparselens.training.evaluation import evaluating
 
 KINDS = ("previous token", "duplicate token", "induction")
@@ -25,13 +28,36 @@ _PATTERN = "blocks.{}.attn.hook_pattern"
 _COPIES, _LENGTH = 4, 16  # of the random tokens, and how many they are
 
 
-@dataclass(frozen=True, eq=False)
-class HeadScores:
+@dataclass(frozen=True, eq=False, repr=False)
+class HeadScores(Result):
     """The score of every head for each kind, 0 to 1."""
 
     kinds: tuple[str, ...]
     scores: Float[Tensor, "kind layer head"]  # 0 for a head without any attention, as sparse models have
     attention: Float[Tensor, "layer head"]  # per query: the denominator of the scores, 1 unless gates are closed
+
+    _largest = "score"
+
+    def _line(self) -> str:
+        known = ", ".join(f"{name} {label}" for name, label in list(self.labels().items())[:3])
+        return f"{len(self.labels())} of {self.attention.numel()} heads have a label{known and ': '}{known}"
+
+    def _columns(self) -> dict[str, list[Any]]:
+        kind, layer, head = torch.cartesian_prod(*map(torch.arange, self.scores.shape)).T.tolist()
+        heads = [f"a{i}.h{j}" for i, j in zip(layer, head, strict=True)]
+        return {"head": heads, "kind": [self.kinds[i] for i in kind], "score": self.scores.flatten().tolist()}
+
+    def __getitem__(self, head: str) -> dict[str, float]:
+        layer, number = head_of(head, self.scores.shape[1:])
+        return dict(zip(self.kinds, self.scores[:, layer, number].tolist(), strict=True))
+
+    def plot(self, kind: str = "induction") -> Any:
+        """The scores for one kind as a plotly heat map."""
+        from sparselens.analyses.figures.heat_maps import heat_map
+
+        if kind not in self.kinds:
+            raise unknown("kind", kind, self.kinds)
+        return heat_map(self.scores[self.kinds.index(kind)], kind, value_label="score", limit=1.0)
 
     def label(self, layer: int, head: int, threshold: float = 0.4) -> str:
         """The kind of the highest score with that score, such as "induction 0.82"; "" below the threshold.

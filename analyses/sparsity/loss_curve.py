@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from sparselens.analyses.sparsity.row_losses import (
     RowLoss,
@@ -28,17 +28,19 @@ from sparselens.analyses.sparsity.row_losses import (
     text_losses,
 )
 from sparselens.analyses.sparsity.top_k import top_k_attention
+from sparselens.bars import progress_bar
 from sparselens.gates.statistics import record_gates
 from sparselens.gates.surgery import is_sparse
 from sparselens.prompts.checks import refuse_misfits, refuse_unreadable
 from sparselens.prompts.intervals import Interval, ratio_interval
 from sparselens.prompts.tokenized import TokenizedPairs
+from sparselens.results import Result
 from sparselens.training.evaluation import evaluating, open_gates
 from sparselens.training.losses import logits_of, tokens_of
 
 
-@dataclass(frozen=True, eq=False)
-class LossPoint:
+@dataclass(frozen=True, eq=False, repr=False)
+class LossPoint(Result):
     """A model's loss on some rows, and its share of open attention edges."""
 
     name: str  # dense, top-4, control, sparse
@@ -47,6 +49,16 @@ class LossPoint:
     share_of_visible_pairs: float
     share_of_all_pairs: float  # the normalisation of the paper's Fig. 2
     edges_per_query_per_head: float
+
+    def _line(self) -> str:
+        return f"{self.name}: loss {self.interval()} nats, {self.share_of_visible_pairs:.2%} of visible pairs open"
+
+    def _columns(self) -> dict[str, list[Any]]:
+        return {"loss": self.losses.tolist(), "tokens": self.weights.tolist()}
+
+    def plot(self) -> Any:
+        """The losses of rows, as a plotly histogram."""
+        return self._figure("histogram", self.to_frame(), x="loss")
 
     @property
     def loss(self) -> float:
@@ -100,9 +112,11 @@ def loss_points(
         runs.append(("control", control, nullcontext))
     runs.append(("sparse", sparse, nullcontext))
     points: list[LossPoint] = []
-    for name, model, changed in tqdm(runs, desc="loss", unit="point", disable=not progress, leave=False):
-        with changed():
-            points.append(measure_loss(model, batches, row_losses, name, batch_size))
+    with progress_bar(len(runs), "loss", "point", progress) as bar:
+        for name, model, changed in runs:
+            with changed():
+                points.append(measure_loss(model, batches, row_losses, name, batch_size))
+            bar.update()
     return tuple(points)
 
 

@@ -8,11 +8,13 @@ of EAP-IG and MIB.
 """
 
 import heapq
+import html
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,16 +22,18 @@ from torch import Tensor
 
 from sparselens.circuits.graph import INPUT, LOGITS, Graph
 from sparselens.files.whole import write_file
+from sparselens.results import Result
 
 Scores = Float[Tensor, "source destination"]
 
 
-@dataclass(frozen=True, eq=False, init=False)
-class Circuit:
+@dataclass(frozen=True, eq=False, init=False, repr=False)
+class Circuit(Result):
     """Edges of a graph with the scores of all its edges.
 
     >>> circuit = Circuit(Graph.of_model(model), ["input->a0.h1<v>", "a0.h1->logits"])
     >>> circuit.kept.sum(), circuit.jaccard(scores.top(2))  # Bool["source destination"]
+    >>> circuit["a0.h1->logits"], "a0.h1->logits" in circuit, circuit - "a0.h1->logits"  # score, True, one less
 
     Args:
         kept: names of the edges, or a mask
@@ -101,8 +105,31 @@ class Circuit:
     def __len__(self) -> int:
         return int(self.kept.sum())
 
-    def __repr__(self) -> str:
-        return f"Circuit({len(self)} of {self.graph.n_edges} edges, {self.graph})"
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.edges)
+
+    def __contains__(self, edge: str | tuple[str, str]) -> bool:
+        return bool(self.kept[self.graph.edge(edge)])
+
+    def __getitem__(self, edge: str | tuple[str, str]) -> float:
+        return float(self.scores[self.graph.edge(edge)])
+
+    def __sub__(self, edges: str | Sequence[str]) -> "Circuit":
+        names = [edges] if isinstance(edges, str) else edges
+        return replace(self, kept=self.kept & ~self.graph.matrix(names).to(self.kept.device))
+
+    _largest = "score"
+
+    def _line(self) -> str:
+        return f"{len(self)} of {self.graph.n_edges} edges, {self.graph}"
+
+    def _columns(self) -> dict[str, list[Any]]:
+        return self.graph.columns(self.kept.cpu(), self.scores.detach().cpu())
+
+    def plot(self, most: int = 40) -> Any:
+        """The scores of the largest edges as plotly bars; `analyses.circuit_viewer` draws the graph."""
+        frame = self.to_frame().sort_values("score", key=abs).tail(most)
+        return self._figure("bar", frame.assign(edge=frame["edge"].map(html.escape)), x="score", y="edge")
 
     @property
     def edges(self) -> list[str]:

@@ -6,6 +6,7 @@
    exist. Edge names are those of EAP-IG (Hanna et al. 2024) and MIB: `a0.h1->a2.h3<q>`, `m0->logits`.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from torch import Tensor
 from sparselens.gates.hooked import is_hooked
 from sparselens.models.hooked_model import HookedModel
 
+_HEAD = re.compile(r"a(\d+)\.h(\d+)")
 RECEIVERS = ("q", "k", "v")
 INPUT, LOGITS = "input", "logits"
 
@@ -32,7 +34,7 @@ class Block:
     parallel: bool = False  # the MLP reads what the attention reads, not what it writes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Graph:
     """Nodes and possible edges of a model with these blocks.
 
@@ -170,12 +172,13 @@ class Graph:
             raise ValueError(f"no such destination: {name!r} (want m0, a0.h1<q>, <k> or <v>, or logits within {self})")
         return self._destination_of[name]
 
-    def edge(self, name: str) -> tuple[int, int]:
-        """Row and column of `a0.h1->a2.h3<q>`.
+    def edge(self, name: str | tuple[str, str]) -> tuple[int, int]:
+        """Row and column of `a0.h1->a2.h3<q>`, or of the pair of its ends.
 
         Raises:
             ValueError: the name is not one of an edge, or the source writes after the destination reads.
         """
+        name = name if isinstance(name, str) else "->".join(name)
         start, arrow, end = name.partition("->")
         if not arrow:
             raise ValueError(f"no such edge: {name!r} (want a source, ->, a destination, as in a0.h1->m2)")
@@ -188,6 +191,16 @@ class Graph:
         """Names of the chosen edges, source by source."""
         pairs: list[list[int]] = chosen.nonzero().tolist()
         return [f"{self.sources[source]}->{self.destinations[destination]}" for source, destination in pairs]
+
+    def columns(self, chosen: Bool[Tensor, "source destination"], scores: Tensor) -> dict[str, list[Any]]:
+        """The chosen edges as columns of a table, source by source."""
+        ends: list[list[int]] = chosen.nonzero().T.tolist()
+        return {
+            "edge": self.edge_names(chosen),
+            "source": [self.sources[source] for source in ends[0]],
+            "destination": [self.destinations[destination] for destination in ends[1]],
+            "score": scores[chosen].tolist(),
+        }
 
     def matrix(self, edges: Sequence[str]) -> Bool[Tensor, "source destination"]:
         """The named edges as a mask."""
@@ -202,7 +215,23 @@ class Graph:
         owners = [self._source_of.get(name.partition("<")[0], -1) for name in self.destinations]
         return torch.arange(len(self.sources))[:, None] == torch.tensor(owners)
 
+    def __repr__(self) -> str:
+        return f"Graph({self})"
+
     def __str__(self) -> str:
         heads = sorted({block.n_heads for block in self.blocks})
-        shape = f"{len(self.blocks)} layers of {' or '.join(map(str, heads))} heads"
+        shape = f"{len(self.blocks)} layer{'s' * (len(self.blocks) != 1)} of {' or '.join(map(str, heads))} heads"
         return shape + ("" if all(block.mlp for block in self.blocks) else ", not all with MLPs")
+
+
+def head_of(name: str, shape: Sequence[int]) -> tuple[int, int]:
+    """Layer and number of `a0.h1`, where there are so many layers and heads.
+
+    Raises:
+        ValueError: there is no such head.
+    """
+    found = _HEAD.fullmatch(name)
+    layer, head = map(int, found.groups()) if found else (shape[0], 0)
+    if layer >= shape[0] or head >= shape[1]:
+        raise ValueError(f"no such head: {name!r} (want a0.h0 to a{shape[0] - 1}.h{shape[1] - 1})")
+    return layer, head

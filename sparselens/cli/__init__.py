@@ -14,7 +14,7 @@ from rich.console import Console
 
 from sparselens import __version__
 
-COMMANDS = ("demo", "post-train", "attribute", "compare", "figures", "explore", "doctor")
+COMMANDS = ("demo", "post-train", "attribute", "compare", "figures", "report", "explore", "doctor")
 GROUPS = ("tasks",)  # commands of commands: modules with an `app`
 FAILURE = 1
 

@@ -11,23 +11,24 @@ import typer
 from sparselens.cli import options
 from sparselens.cli.options import Json, alone_in_out
 from sparselens.cli.table import finish, print_table
+from sparselens.tasks import find_task
 
 if TYPE_CHECKING:
     from sparselens.analyses.attribution.edge_scores import EdgeScores
     from sparselens.analyses.circuits.faithfulness import Faithfulness
     from sparselens.circuits.circuit import Circuit
 
-SHOWN = 15  # edges in the table
+SHOWN = 30  # edges in the table
 
 
 @alone_in_out
 def attribute(
-    model: Annotated[str, typer.Option(help="A folder, a shipped name (stories260k-sparse) or a hub id.")],
-    task: Annotated[str, typer.Option(help="As `sparselens tasks` lists it.")],
+    model: options.Model,
+    task: options.Task,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the circuit and the scores.")],
     method: options.Method = "eap-ig",
     steps: options.Steps = 5,
-    n: Annotated[int, typer.Option("-n", help="Pairs to draw; those that the model solves are used.")] = 100,
+    n: Annotated[int, typer.Option("-n", min=1, help="Pairs to draw; those that the model solves are used.")] = 100,
     all_pairs: Annotated[bool, typer.Option("--all", help="Use also the pairs that the model gets wrong.")] = False,
     seed: options.Seed = 0,
     corruption: options.Corruption = None,
@@ -40,14 +41,17 @@ def attribute(
     resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run in --out.")] = False,
     json: Json = False,
 ) -> None:
-    """Score every edge of a model on a task; write the smallest faithful circuit, and that of the paper's rule.
+    """Score every edge of a model on a task; show the smallest faithful circuit, write that of the paper's rule, too.
 
     Example: `sparselens attribute --model addition-sparse --task addition --out circuit`
 
-    Writes `faithful.json` and `share.json` (all mean scores and a circuit, as EAP-IG reads them), `scores.safetensors`
-    (every prompt's) and `attribute.json` (what is printed). Until then finished batches of prompts are in
-    `attribute.unfinished`, from which the same command resumes with `--resume`.
+    Writes `circuit.html` (the circuit and the model's attention, to explore offline), `faithful.json` and `share.json`
+    (all mean scores and a circuit, as EAP-IG reads them), `scores.safetensors` (every prompt's) and `attribute.json`
+    (what is printed); `sparselens figures` and `sparselens report` read them without the model. Until then finished
+    batches of prompts are in `attribute.unfinished`, from which the same command resumes with `--resume`.
     """
+    known = find_task(task)
+    known.find_corruption(corruption)  # before torch is loaded
     from sparselens.analyses import attribute_edges, random_circuit
     from sparselens.analyses.circuits.faithfulness import CircuitRunner
     from sparselens.analyses.circuits.search import search
@@ -55,12 +59,10 @@ def attribute(
     from sparselens.models.folder import load
     from sparselens.prompts.capability import evaluate
     from sparselens.prompts.metrics import find_metric, name_of
-    from sparselens.tasks import find_task
 
     unfinished = out / "attribute.unfinished"
     if unfinished.exists() and not resume:
         raise ValueError(f"{out} holds an interrupted run: pass --resume to continue it, or choose another --out")
-    known = find_task(task)
     measure = find_metric(metric or known.metric)
     opened = load(model)
     found = evaluate(opened, known, n, seed, corruption=corruption)
@@ -95,11 +97,34 @@ def attribute(
         "circuits": {name: _summary(circuit, kept) for name, (circuit, kept) in circuits.items()},
     }
     _save(scores, out / "scores.safetensors")
+    page = _view(opened, pairs, scores, len(faithful), f"{model}: {known.description}", Path(model).name)
     files = [by_share.save(out / "share.json"), faithful.save(out / "faithful.json"), out / "scores.safetensors"]
+    files.append(page.save_html(out / "circuit.html"))
     unfinished.unlink(missing_ok=True)  # absent when one batch was enough
-    _print(summary, scores)
-    print_table("Written", ("where",), [(file,) for file in files])
+    _print(summary, scores, faithful)
+    print_table("Written; open circuit.html in a browser", ("where",), [(file,) for file in files])
     finish(summary, json, out / "attribute.json")
+
+
+def _view(model: Any, pairs: Any, scores: "EdgeScores", n_edges: int, title: str, name: str) -> Any:
+    """The page about the circuit, with the model's attention on the first prompts."""
+    from sparselens.analyses import attention_edges, circuit_viewer, label_heads
+    from sparselens.analyses.comparison.caveats import first_of_one_length, prompts_of
+    from sparselens.analyses.comparison.plots import edges_needed_of_one
+
+    shown = first_of_one_length(pairs)
+    prompts = prompts_of(shown)
+    return circuit_viewer(
+        scores,
+        edges=n_edges,
+        names=[name],
+        title=title,
+        attention=attention_edges(model.eval(), shown),
+        tokens=[prompt.tokens for prompt in prompts],
+        titles=[prompt.title for prompt in prompts],
+        labels=label_heads(model).labels(),
+        plots=[edges_needed_of_one(scores, name)],
+    )
 
 
 def _summary(circuit: "Circuit", kept: "Faithfulness") -> dict[str, Any]:
@@ -119,7 +144,7 @@ def _save(scores: "EdgeScores", path: Path) -> None:
     write_file(path, save({name: values.contiguous() for name, values in tensors.items()}, {"axes": axes}))
 
 
-def _print(summary: dict[str, Any], scores: "EdgeScores") -> None:
+def _print(summary: dict[str, Any], scores: "EdgeScores", found: "Circuit") -> None:
     print_table(
         f"{summary['model']}, {summary['task']}, {summary['method']}",
         ("", ""),
@@ -131,10 +156,11 @@ def _print(summary: dict[str, Any], scores: "EdgeScores") -> None:
     )
     rows = [(name, c["edges"], _around(c["faithfulness"], c["interval"], 3)) for name, c in summary["circuits"].items()]
     print_table("Circuits", ("chosen by", f"edges of {summary['edges']}", "faithfulness"), rows)
-    best = scores.top(min(SHOWN, scores.graph.n_edges)).edges
-    intervals = sorted(((scores.interval(edge), edge) for edge in best), key=lambda found: -abs(found[0].mean))
-    shown = [(edge, _around(i.mean, (i.low, i.high), 4)) for i, edge in intervals]
-    print_table("Largest scores; positive: corrupting the edge lowers the metric", ("edge", "score"), shown)
+    largest = sorted(found, key=lambda edge: -abs(scores[edge]))
+    intervals = [(edge, scores.interval(edge)) for edge in largest[:SHOWN]]
+    shown = [(edge, _around(i.mean, (i.low, i.high), 4)) for edge, i in intervals]
+    shown += [(f"and {len(largest) - SHOWN} more", "in faithful.json")] if largest[SHOWN:] else []
+    print_table("The faithful circuit; positive: corrupting the edge lowers the metric", ("edge", "score"), shown)
 
 
 def _around(mean: float, ends: Sequence[float | None], digits: int) -> str:

@@ -10,6 +10,7 @@ import typer
 from sparselens.cli import options
 from sparselens.cli.options import Json, alone_in_out
 from sparselens.cli.table import finish, print_table
+from sparselens.tasks import find_task
 
 if TYPE_CHECKING:
     from sparselens.training.text import Source
@@ -19,12 +20,15 @@ SEQ_LEN, BATCH, ROWS = 64, 32, 512  # of the text that the loss is measured on
 
 @alone_in_out
 def compare(
-    dense: Annotated[str, typer.Option(help="A folder, a shipped name (stories260k) or a hub id.")],
-    sparse: Annotated[str, typer.Option(help="The sparse model made from it.")],
-    task: Annotated[str, typer.Option(help="As `sparselens tasks` lists it.")],
+    dense: options.Model,
+    sparse: Annotated[str, typer.Option(help="The sparse model made from it.", callback=options.known_model)],
+    task: options.Task,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the report, the figures and the numbers.")],
     control: Annotated[
-        str | None, typer.Option(help="The dense model fine-tuned with its gates open, for the loss.")
+        str | None,
+        typer.Option(
+            help="The dense model fine-tuned with its gates open, for the loss.", callback=options.known_model
+        ),
     ] = None,
     text: Annotated[
         str | None, typer.Option(help="Text for the loss: file, dataset folder or hub id. Default: the answers.")
@@ -33,7 +37,7 @@ def compare(
     split: Annotated[str, typer.Option(help="Split to read, where --text is a dataset.")] = "train",
     method: options.Method = "eap-ig",
     steps: options.Steps = 5,
-    n: Annotated[int, typer.Option("-n", help="Pairs to draw; those that both models solve are used.")] = 100,
+    n: Annotated[int, typer.Option("-n", min=1, help="Pairs to draw; those that both models solve are used.")] = 100,
     all_pairs: Annotated[bool, typer.Option("--all", help="Use also pairs that a model gets wrong.")] = False,
     seed: options.Seed = 0,
     corruption: options.Corruption = None,
@@ -43,7 +47,7 @@ def compare(
     ablation: options.Ablation = "corrupted",
     batch_size: options.BatchSize = None,
     memory: options.Memory = None,
-    form: Annotated[str, typer.Option("--format", help="File format of the figures: pdf, svg or png.")] = "pdf",
+    form: options.Form = "pdf",
     json: Json = False,
 ) -> None:
     """Compare the circuits of a dense and a sparse model on one task, and write a report.
@@ -54,14 +58,12 @@ def compare(
     `numbers/` (every per-prompt value; `sparselens figures` and `analyses.load_comparison` read it without a model). An
     interrupted run resumes with the same command.
     """
+    known = find_task(task)
+    known.find_corruption(corruption)  # before torch is loaded
     from sparselens.analyses import compare as compare_models
-    from sparselens.analyses.comparison.figures import refuse_unknown_form
     from sparselens.models.folder import load
-    from sparselens.tasks import find_task
     from sparselens.training.text import Source
 
-    refuse_unknown_form(form)
-    known = find_task(task)
     opened = {"dense": load(dense), "sparse": load(sparse)}
     names = {"dense": dense, "sparse": sparse} | ({} if control is None else {"control": control})
     rows, notes = (None, []) if text is None else _rows(Source(text, column, split), opened["dense"].tokenizer, names)
@@ -96,16 +98,18 @@ def compare(
 
 def write_report(comparison: Any, out: Path, form: str, json: bool) -> None:
     """Print the table of a comparison, and write its report and figures."""
+    from sparselens.analyses.comparison.figures import left_out
     from sparselens.analyses.comparison.table import cells, rows_of
 
     rows = rows_of(comparison)
     head = ("", *comparison.about.names, "dense / sparse")
     print_table(comparison.about.description, head, [(row.name, *cells(row)) for row in rows])
-    if comparison.about.notes:
-        print_table("Caveats", ("",), [(note,) for note in comparison.about.notes])
+    if notes := (*comparison.about.notes, *left_out(comparison)):
+        print_table("Caveats", ("",), [(note,) for note in notes])
     report = comparison.save_html(out / "report.html")
-    files = [*comparison.figures(out / "figures", form), *comparison.save_circuits(out / "circuits")]
-    print_table("Written", ("what", "where"), [("report", report), *((file.stem, file) for file in files)])
+    drawn, circuits = comparison.figures(out / "figures", form), comparison.save_circuits(out / "circuits")
+    folders = [(f"{len(files)} {name}", out / name) for name, files in (("figures", drawn), ("circuits", circuits))]
+    print_table("Written", ("what", "where"), [("report", report), *folders])
     frame = comparison.table().reset_index()
     finish({"rows": [_plain(row) for row in frame.to_dict("records")], "report": report}, json)
 

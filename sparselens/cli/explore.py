@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparselens.cli.options import Json, Out
+from sparselens.cli.options import Json, Model, Out, known_model
 from sparselens.cli.table import finish, print_table
 
 if TYPE_CHECKING:
@@ -13,8 +13,11 @@ if TYPE_CHECKING:
 
 
 def explore(
-    model: Annotated[str, typer.Option(help="A folder, a shipped name (stories260k-sparse) or a hub id.")],
-    dense: Annotated[str | None, typer.Option(help="A second model, shown above; what is cut is cut in both.")] = None,
+    model: Model,
+    dense: Annotated[
+        str | None,
+        typer.Option(help="A second model, shown above; what is cut is cut in both.", callback=known_model),
+    ] = None,
     prompt: Annotated[str, typer.Option(help="To begin with; others can be typed into the page.")] = "",
     port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1. Default: any that is free.")] = 0,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address.")] = False,

@@ -1,22 +1,113 @@
-"""The options that several commands share, so that they read the same everywhere."""
+"""The options that several commands share: they read the same everywhere, and are checked before torch loads."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from sparselens.names import unknown
+from sparselens.tasks import TASKS
+
+# What the analyses know, too (a test holds them equal): to ask them would load torch.
+METHODS = ("eap", "eap-ig", "eap-ig-activations", "clean-corrupted", "exact")
+METRICS = ("logit_difference", "probability_difference", "answer_probability", "rank", "accuracy", "kl_divergence")
+ABLATIONS = ("corrupted", "mean", "zero")
+FORMS = ("pdf", "svg", "png")
+PARTS = ("attention", "qk", "all")
+CLUSTERS = ("prompt", "answer")
+_SHIPPED = Path(__file__).resolve().parents[1] / "models" / "shipped"
+
+
+def one_of(kind: str, known: Collection[str]) -> Callable[[Any], Any]:
+    """A check of an option's value, or values."""
+
+    def check(value: Any) -> Any:
+        for name in value if isinstance(value, (list, tuple)) else [value]:
+            if name is not None and name not in known:
+                raise unknown(kind, name, known)
+        return value
+
+    return check
+
+
+def share_of(name: str) -> Callable[[Any], Any]:
+    """A check that a number is above 0 and at most 1."""
+
+    def check(value: Any) -> Any:
+        if not 0 < value <= 1:
+            raise ValueError(f"{name} must be above 0 and at most 1, not {value}")
+        return value
+
+    return check
+
+
+def known_model(name: Any) -> Any:
+    """Refuse what is no folder, and nearly a shipped model; whether it is a hub id is for the hub to say."""
+    if name is None or Path(name).exists():
+        return name
+    shipped = sorted(folder.name for folder in _SHIPPED.iterdir())
+    if name not in shipped and get_close_matches(name, shipped, 1, 0.8):
+        raise unknown("model", name, (*shipped, "a folder, or a hub id"))
+    if name.startswith((".", "/", "~")):
+        raise ValueError(f"no such folder: {name}")
+    return name
+
+
+def written_folder(folder: Any) -> Any:
+    """Refuse a folder that is not there."""
+    if not folder.is_dir():
+        raise ValueError(f"no such folder: {folder} (want one that `compare` or `attribute` wrote)")
+    return folder
+
+
+_check_task, _check_form = one_of("task", TASKS), one_of("form of a figure", FORMS)
+Task = Annotated[str, typer.Option(help="As `sparselens tasks` lists it.", callback=_check_task)]
+Tasks = Annotated[
+    list[str] | None, typer.Option(help="Only this task; may be given again. Default: all.", callback=_check_task)
+]
+Model = Annotated[
+    str, typer.Option(help="A folder, a shipped name (stories260k-sparse) or a hub id.", callback=known_model)
+]
+Form = Annotated[
+    str, typer.Option("--format", help="File format of the figures: pdf, svg or png.", callback=_check_form)
+]
+Written = Annotated[
+    Path, typer.Argument(help="Folder that `compare`, `attribute` or `Comparison.save` wrote.", callback=written_folder)
+]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for what the command writes.")]
 Method = Annotated[
-    str, typer.Option(help="Edge attribution: eap, eap-ig, eap-ig-activations, clean-corrupted, or exact (slow).")
+    str,
+    typer.Option(
+        help="Edge attribution: eap, eap-ig, eap-ig-activations, clean-corrupted, or exact (slow).",
+        callback=one_of("method", METHODS),
+    ),
 ]
-Steps = Annotated[int, typer.Option(help="Steps of the integrated methods.")]
+Steps = Annotated[int, typer.Option(min=1, help="Steps of the integrated methods.")]
 Corruption = Annotated[str | None, typer.Option(help="How prompts are corrupted. Default: the task's first way.")]
-Metric = Annotated[str | None, typer.Option(help="Name in sparselens.prompts.metrics. Default: the task's.")]
-Share = Annotated[float, typer.Option(help="Share of the sum of |scores| that the circuit of the paper's rule holds.")]
-Goal = Annotated[float, typer.Option(help="Faithfulness that the smallest circuit is searched for.")]
-Ablation = Annotated[str, typer.Option(help="What replaces what is outside a circuit: corrupted, mean or zero.")]
+Metric = Annotated[
+    str | None,
+    typer.Option(help="Name in sparselens.prompts.metrics. Default: the task's.", callback=one_of("metric", METRICS)),
+]
+Share = Annotated[
+    float,
+    typer.Option(
+        help="Share of the sum of |scores| that the circuit of the paper's rule holds.", callback=share_of("share")
+    ),
+]
+Goal = Annotated[
+    float,
+    typer.Option(help="Faithfulness that the smallest circuit is searched for.", callback=share_of("goal")),
+]
+Ablation = Annotated[
+    str,
+    typer.Option(
+        help="What replaces what is outside a circuit: corrupted, mean or zero.",
+        callback=one_of("ablation", ABLATIONS),
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Random seed for drawing prompts.")]
 BatchSize = Annotated[int | None, typer.Option(help="Prompts per run. Default: 64 for small models, else by --memory.")]
 Memory = Annotated[float | None, typer.Option(help="GiB to work in beside the model, measured. Default: 1.")]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparselens.cli.options import Json, alone_in_out
+from sparselens.cli.options import PARTS, Json, Model, alone_in_out, known_model, one_of
 from sparselens.cli.table import finish, print_table, warn
 
 if TYPE_CHECKING:
@@ -26,18 +26,26 @@ COLUMNS = {
 
 @alone_in_out
 def post_train(
-    model: Annotated[str, typer.Option(help="A folder, a shipped name (stories260k) or a hub id.")],
+    model: Model,
     data: Annotated[str, typer.Option(help="Text, JSON-lines, dataset folder or hub dataset id.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the model, the log and the checkpoint.")],
     dense: Annotated[
-        str | None, typer.Option(help="If --model has been post-trained before: the dense model it came from.")
+        str | None,
+        typer.Option(
+            help="If --model has been post-trained before: the dense model it came from.", callback=known_model
+        ),
     ] = None,
     gguf_file: Annotated[str | None, typer.Option(help="Read this GGUF file of --model, dequantised.")] = None,
     lora: Annotated[
         int | None, typer.Option(metavar="RANK", help="Train adapters of this rank on q, k, v, o; all else is frozen.")
     ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="With --lora: save the whole model, not adapters.")] = False,
-    train: Annotated[str, typer.Option(help="Which weights to train: attention, qk (queries, keys) or all.")] = "all",
+    train: Annotated[
+        str,
+        typer.Option(
+            help="Which weights to train: attention, qk (queries, keys) or all.", callback=one_of("part", PARTS)
+        ),
+    ] = "all",
     column: Annotated[str, typer.Option(help="Field that holds the text, in JSON lines and datasets.")] = "text",
     split: Annotated[str, typer.Option(help="Of a dataset, the split to read.")] = "train",
     stream: Annotated[
@@ -96,6 +104,10 @@ def post_train(
     selection has seen. Several processes: `accelerate launch -m sparselens post-train ...`. OUT/run.pdf shows the run.
     Ctrl-C writes a checkpoint and ends with exit code 130; the same command with --resume goes on from there.
     """
+    if held_out_rows < 1:
+        raise ValueError(f"--held-out-rows must be at least 1, not {held_out_rows}")
+    precision, rate = _precision(mixed_precision), _rate(learning_rate)
+    _refuse_contradiction(lora, train, merge)
     import torch
 
     from sparselens.gates.attention import recompute_activations
@@ -109,9 +121,6 @@ def post_train(
     from sparselens.training.text.batches import refuse_no_rows
 
     refuse_no_rows(seq_len, batch_size)
-    if held_out_rows < 1:
-        raise ValueError(f"--held-out-rows must be at least 1, not {held_out_rows}")
-    precision = _precision(mixed_precision)
     accelerator = accelerator_for(precision)
     rows_each, accumulation = _batches_per_step(
         batch_tokens, accumulation, seq_len, batch_size, accelerator.num_processes
@@ -120,7 +129,7 @@ def post_train(
         steps=steps,
         target=target,
         margin=margin,
-        learning_rate=_rate(learning_rate),
+        learning_rate=rate,
         accumulation=accumulation,
         mixed_precision=precision,
         control_steps=control_steps,
@@ -132,7 +141,6 @@ def post_train(
         wandb=wandb,
         checkpoint_minutes=checkpoint_minutes,
     )
-    _refuse_contradiction(lora, train, merge)
     if (out / "checkpoint.pt").exists() and not resume:
         raise ValueError(f"{out} holds the checkpoint of a run: pass --resume to go on, or choose another folder")
     source = Source(data, column, split, stream)
@@ -204,9 +212,6 @@ def post_train(
 
 
 def _refuse_contradiction(lora: int | None, train: str, merge: bool) -> None:
-    from sparselens.training.trained import refuse_unknown_part
-
-    refuse_unknown_part(train)
     if lora is not None and train != "all":
         raise ValueError(f"--lora trains adapters alone: leave --train {train} out, or --lora")
     if merge and lora is None:

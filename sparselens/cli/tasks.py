@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from sparselens.cli.options import Json, Out
+from sparselens.cli.options import CLUSTERS, Json, Model, Out, Tasks, known_model, one_of
 from sparselens.cli.table import finish, print_table
+from sparselens.prompts.formats import SUFFIXES
+from sparselens.prompts.pairs import some
 from sparselens.prompts.words import Words
 from sparselens.tasks import TASKS, find_task
 
@@ -37,7 +39,10 @@ Name = Annotated[str, typer.Argument(help="The task, as `sparselens tasks` lists
 Seed = Annotated[int, typer.Option(help="Of the choices.")]
 Corruption = Annotated[str | None, typer.Option(help="What the corrupted prompt changes. Default: the task's first.")]
 Tokenizer = Annotated[
-    str | None, typer.Option(help="A folder, a shipped model or a hub id: draw only pairs that fit this tokenizer.")
+    str | None,
+    typer.Option(
+        help="A folder, a shipped model or a hub id: draw only pairs that fit this tokenizer.", callback=known_model
+    ),
 ]
 
 
@@ -48,7 +53,7 @@ def list_tasks(out: Out = None, json: Json = False) -> None:
     Example: `sparselens tasks list`
     """
     examples = {name: task.pairs(1)[0] for name, task in TASKS.items()}
-    rows = [(name, task.description, _example(examples[name])) for name, task in TASKS.items()]
+    rows = [(name, task.description, str(examples[name])) for name, task in TASKS.items()]
     print_table("Tasks", ("name", "asks", "example"), rows)
     table = {name: {**_about(task), "example": _record(examples[name])} for name, task in TASKS.items()}
     finish(table, json, out and out / "tasks.json")
@@ -84,7 +89,9 @@ def show(
 def export(
     name: Name,
     n: Annotated[int, typer.Option("-n", help="How many pairs; fewer where a task has fewer.")] = 1000,
-    format: Annotated[str, typer.Option(help="parquet, eap-ig, mib or auto-circuit.")] = "parquet",  # noqa: A002
+    format: Annotated[  # noqa: A002
+        str, typer.Option(help="parquet, eap-ig, mib or auto-circuit.", callback=one_of("format", SUFFIXES))
+    ] = "parquet",
     tokenizer: Tokenizer = None,
     seed: Seed = 0,
     corruption: Corruption = None,
@@ -96,7 +103,7 @@ def export(
     Example: `sparselens tasks export ioi -n 1000 --format eap-ig --tokenizer openai-community/gpt2`
     """
     from sparselens.models.folder import load_tokenizer
-    from sparselens.prompts.formats import SUFFIXES, write_pairs
+    from sparselens.prompts.formats import write_pairs
 
     task, reader = find_task(name), None if tokenizer is None else load_tokenizer(tokenizer)
     task = task if reader is None else task.fitted(reader)
@@ -120,14 +127,18 @@ def export(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Option(help="A folder, a shipped name (stories260k) or a hub id.")],
-    task: Annotated[list[str] | None, typer.Option(help="Only this task; may be given again. Default: all.")] = None,
+    model: Model,
+    task: Tasks = None,
     n: Annotated[int, typer.Option("-n", help="Pairs of each task; fewer where a task has fewer.")] = 200,
     seed: Seed = 0,
     corruption: Corruption = None,
     batch_size: Annotated[int, typer.Option(help="Prompts that the model reads at once.")] = 64,
     cluster_by: Annotated[
-        str, typer.Option(help="Pairs that count as one observation: with the same clean prompt, or the same answer.")
+        str,
+        typer.Option(
+            help="Pairs that count as one observation: with the same clean prompt, or the same answer.",
+            callback=one_of("cluster-by", CLUSTERS),
+        ),
     ] = "prompt",
     out: Out = None,
     json: Json = False,
@@ -139,12 +150,12 @@ def evaluate(
 
     Example: `sparselens tasks evaluate --model stories260k --task ioi`
     """
-    from sparselens.models.folder import load
-    from sparselens.prompts.capability import evaluate as run
-
     chosen = [find_task(name) for name in task or TASKS]
     if n < 1 or batch_size < 1:
         raise ValueError(f"-n {n}, --batch-size {batch_size}: want at least 1")
+    from sparselens.models.folder import load
+    from sparselens.prompts.capability import evaluate as run
+
     opened, table, refused = load(model), dict[str, dict[str, Any]](), list[tuple[str, str]]()
     for item in chosen:
         try:
@@ -196,15 +207,6 @@ def _hard(task: "Task", pairs: "Sequence[PromptPair]", seed: int, chosen: str) -
     return None
 
 
-def _example(pair: "PromptPair") -> str:
-    return f"{pair.clean} -> {_some(pair.answers)}, not {_some(pair.wrong_answers)}"
-
-
-def _some(answers: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, answers[:3]))
-    return shown if len(answers) <= 3 else f"{shown}, ... ({len(answers)})"
-
-
 def _about(task: "Task") -> dict[str, Any]:
     names = ("name", "description", "metric", "source", "circuit", "version")
     return {name: getattr(task, name) for name in names} | {"corruptions": dict(task.corruptions)}
@@ -219,8 +221,8 @@ def _pair_rows(pair: "PromptPair", task: "Task") -> list[tuple[str, str]]:
     words = "  ".join(
         f"{name}={pair.clean[start:end]!r}" for name, (start, end) in pair.positions.items() if name != "END"
     )
-    rows = [("clean", pair.clean), ("corrupted", pair.corrupted), ("right", _some(pair.answers))]
-    rows += [("wrong", _some(pair.wrong_answers)), ("positions", words)]
+    rows = [("clean", pair.clean), ("corrupted", pair.corrupted), ("right", some(pair.answers))]
+    rows += [("wrong", some(pair.wrong_answers)), ("positions", words)]
     if task.fit is not None:
         (encoded,) = task.fit.encode([pair])
         rows.append(("tokens", "|".join(encoded.token_strings)))

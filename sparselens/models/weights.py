@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 import transformers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -39,7 +42,8 @@ def open_weights(path: Path, name: str, gguf_file: str | None, options: dict[str
         options = {"dtype": torch.float32} | options | {"gguf_file": gguf_file}
         kind = AutoModelForCausalLM
     try:
-        loaded: Any = kind.from_pretrained(path, output_loading_info=True, **options)
+        with _without_bar():
+            loaded: Any = kind.from_pretrained(path, output_loading_info=True, **options)
     except RuntimeError as error:  # transformers' word for tensors of other shapes
         raise ValueError(f"the weights of {name} do not fit its config.json: {error}") from error
     model, found = loaded
@@ -47,6 +51,18 @@ def open_weights(path: Path, name: str, gguf_file: str | None, options: dict[str
     if gguf_file is not None:
         _forget_quantisation(model)
     return model
+
+
+@contextmanager
+def _without_bar() -> Iterator[None]:
+    """Without transformers' progress bar, which says nothing of what is loaded or why."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def read_config(path: Path) -> Any:

@@ -1,5 +1,6 @@
 """How well a model does a task: accuracy and metric with confidence intervals, and the prompts on which it fails."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +12,14 @@ from sparselens.prompts.metrics import Metric, accuracy, find_metric, kl_diverge
 from sparselens.prompts.pairs import PromptPair
 from sparselens.prompts.runs import answer_logits
 from sparselens.prompts.tokenized import CLUSTER_BY, NO_ANSWER, TokenizedPairs
+from sparselens.results import Result
 
 if TYPE_CHECKING:
     from sparselens.prompts.task import Task
 
 
-@dataclass(frozen=True)
-class Capability:
+@dataclass(frozen=True, repr=False)
+class Capability(Result):
     """A model's answers to a task's clean prompts."""
 
     task: str
@@ -27,6 +29,19 @@ class Capability:
     values: Float[Tensor, " batch"]  # the metric, per prompt
     chance: float  # accuracy of guessing
     cluster_by: str = "prompt"  # which pairs count as one observation in the intervals (`TokenizedPairs.clusters`)
+
+    def _line(self) -> str:
+        also = "" if self.metric_name == "accuracy" else f", {self.metric_name} {self.metric}"
+        return f"{self.task}, {len(self.values)} pairs: accuracy {self.accuracy}, chance {self.chance:.3g}{also}"
+
+    def _columns(self) -> Mapping[str, Sequence[Any]]:
+        asked = self.pairs._columns()
+        shown = {name: asked[name] for name in ("clean", "answer", "wrong_answer")}
+        return {**shown, "correct": self.correct.tolist(), self.metric_name: self.values.tolist()}
+
+    def plot(self) -> Any:
+        """The metric over prompts, as a plotly histogram."""
+        return self._figure("histogram", self.to_frame(), x=self.metric_name, color="correct")
 
     @property
     def accuracy(self) -> Interval:
@@ -82,6 +97,8 @@ def evaluate(
     """
     if cluster_by not in CLUSTER_BY:
         raise ValueError(f"cluster_by={cluster_by!r}: want {' or '.join(CLUSTER_BY)}")
+    if not hasattr(task, "tokenize"):
+        raise ValueError(f"want a Task, such as TASKS['ioi'], not {task!r:.80}")
     measure = find_metric(metric or task.metric)
     if measure is kl_divergence:
         raise ValueError("kl_divergence compares two runs, and only clean prompts are run here: take another metric")

@@ -1,4 +1,7 @@
-"""Refuses prompts that a model cannot read: of another vocabulary, with token ids out of range, or unmarked padding."""
+"""Refuses what is no model or no pairs, and prompts that a model cannot read.
+
+These are of another vocabulary, with token ids out of range, or with unmarked padding.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,8 +9,28 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
+from sparselens.gates.hooked import is_hooked
 from sparselens.prompts.fitting import vocabulary_of
 from sparselens.prompts.tokenized import TokenizedPairs
+
+
+def refuse_other_model(model: Any) -> None:
+    """Raise a ValueError unless this is a model that shows its activations to hooks."""
+    if not is_hooked(model):
+        kind = model if isinstance(model, str) else f"a {type(model).__name__}"
+        raise ValueError(
+            f"want a TransformerBridge or HookedTransformer, not {kind}: sl.load(FOLDER_OR_ID) opens one, and "
+            "TransformerBridge.boot_transformers(..., hf_model=model) wraps a transformers model"
+        )
+
+
+def refuse_other_pairs(pairs: Any) -> None:
+    """Raise a ValueError unless these are prompt pairs as tokens."""
+    if not isinstance(pairs, TokenizedPairs):
+        raise ValueError(
+            f"want TokenizedPairs, not {pairs!r:.80}: task.tokenize(model.tokenizer, 100) makes them, and "
+            "sl.tokenize_pairs of strings"
+        )
 
 
 def refuse_misfits(model: Any, pairs: TokenizedPairs) -> None:
@@ -16,6 +39,7 @@ def refuse_misfits(model: Any, pairs: TokenizedPairs) -> None:
     The vocabulary is not known, and so not compared, for pairs made from plain tensors and for models that carry no
     tokenizer.
     """
+    refuse_other_pairs(pairs)
     tokenizer = getattr(model, "tokenizer", None)
     known = vocabulary_of(tokenizer) if pairs.vocabulary and tokenizer is not None else ""
     if pairs.vocabulary and known not in ("", pairs.vocabulary):
@@ -38,6 +62,10 @@ def refuse_unreadable(model: Any, tokens: Int[Tensor, "batch pos"], packed: bool
     Args:
         packed: rows are cut from running text, which may start or end with one EOS by chance: only two are refused
     """
+    given: Any = tokens
+    if not isinstance(given, Tensor) or given.ndim != 2 or given.is_floating_point():
+        said = list(given.shape) if isinstance(given, Tensor) else repr(given)[:80]
+        raise ValueError(f"want rows of token ids, Int[batch pos], not {said}: model.to_tokens(text) makes them")
     _refuse_out_of_range(model, "prompt", tokens, lowest=0)
     tokenizer = getattr(model, "tokenizer", None)
     padding = getattr(tokenizer, "pad_token_id", None)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sparselens.names import unknown
 from sparselens.prompts.tokenized import NO_ANSWER, TokenizedPairs
 from sparselens.training.losses import Logits
 
@@ -80,7 +81,7 @@ def find_metric(metric: Metric | str) -> Metric:
     if not isinstance(metric, str):
         return metric
     if metric not in METRICS:
-        raise ValueError(f"no such metric: {metric!r} (want {', '.join(METRICS)}, or a function)")
+        raise unknown("metric", metric, (*METRICS, "or a function"))
     return METRICS[metric]
 
 

@@ -54,6 +54,10 @@ class PromptPair:
     def __hash__(self) -> int:
         return hash(self.key)
 
+    def __str__(self) -> str:
+        """The clean prompt with its answers, as lists of tasks show it."""
+        return f"{self.clean} -> {some(self.answers)}, not {some(self.wrong_answers)}"
+
     @property
     def key(self) -> tuple[str, str, tuple[str, ...], tuple[str, ...]]:
         """Two pairs with the same key are the same pair."""
@@ -139,3 +143,9 @@ def _with_end(text: str, positions: Mapping[str, Span]) -> dict[str, Span]:
         if not 0 <= start < end <= len(text):
             raise ValueError(f"position {name!r} is characters {start} to {end} of {text!r}, which has {len(text)}")
     return whole
+
+
+def some(answers: Sequence[str]) -> str:
+    """The first few answers, as they are listed."""
+    shown = ", ".join(map(repr, answers[:3]))
+    return shown if len(answers) <= 3 else f"{shown}, ... ({len(answers)})"

@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from sparselens.bars import progress_bar
 from sparselens.prompts.checks import refuse_misfits
 from sparselens.prompts.metrics import end_logits
 from sparselens.prompts.tokenized import TokenizedPairs
@@ -31,7 +31,7 @@ def answer_logits(
     device = next(model.parameters()).device
     found: Tensor | None = None
     with evaluating(model), torch.no_grad():
-        bar = tqdm(total=len(pairs), desc=progress, unit="prompt", disable=progress is None, leave=False)
+        bar = progress_bar(len(pairs), progress, "prompt", progress is not None)
         for rows, batch in pairs.batches(batch_size):
             bar.update(len(rows))
             moved = batch.to(device)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sparselens.names import unknown
 from sparselens.prompts.candidates import Candidates
 from sparselens.prompts.draw import Draw
 from sparselens.prompts.fitting import Encoded, Fit, MisfitError
@@ -35,7 +36,7 @@ MOST = 10**6  # pairs drawn at once: more take gigabytes
 _AT_ONCE = 512  # candidates fitted to a tokenizer together
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Task:
     """How to draw pairs, and what is known about the task.
 
@@ -64,6 +65,9 @@ class Task:
     circuit: str = ""
     version: int = 1
     fit: Fit | None = None
+
+    def __repr__(self) -> str:
+        return f"Task({self.name!r}: {self.description})"
 
     def pairs(self, n: int, seed: int = 0, corruption: str | None = None) -> list[PromptPair]:
         """N different pairs, the same on every machine; a smaller n gives the first of them.
@@ -180,7 +184,7 @@ class Task:
         if name is None:
             return next(iter(self.corruptions))
         if name not in self.corruptions:
-            raise ValueError(f"{self.name!r} has no corruption {name!r} (want {', '.join(self.corruptions)})")
+            raise unknown(f"corruption of {self.name!r}", name, self.corruptions)
         return name
 
     def fingerprint(self, n: int, seed: int, corruption: str | None = None) -> str:

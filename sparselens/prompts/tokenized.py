@@ -14,14 +14,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparselens.prompts.pairs import PromptPair
+from sparselens.results import Result
 from sparselens.training.losses import Batch
 
 CLUSTER_BY = ("prompt", "answer")
 NO_ANSWER = -1  # fills the rows of prompts with fewer answers than others
 
 
-@dataclass(frozen=True)
-class TokenizedPairs:
+@dataclass(frozen=True, repr=False)
+class TokenizedPairs(Result):
     """Clean and corrupted prompts of equal length, position by position, and the tokens that a metric compares.
 
     >>> pairs = sl.TokenizedPairs(clean, corrupted, answer, wrong_answer)  # Int["batch pos"] twice, Int[" batch"] twice
@@ -49,6 +50,10 @@ class TokenizedPairs:
     vocabulary: str = ""  # its digest (`fitting.vocabulary_of`); "": not known
 
     def __post_init__(self) -> None:
+        for name in ("clean", "corrupted", "answer", "wrong_answer"):
+            ids: Any = getattr(self, name)
+            if not isinstance(ids, Tensor) or ids.is_floating_point():
+                raise ValueError(f"{name} is {ids!r:.60}: want a tensor of token ids (sl.tokenize_pairs takes strings)")
         if self.clean.ndim != 2 or self.clean.shape != self.corrupted.shape:
             raise ValueError(
                 f"clean is {_shape(self.clean)}, corrupted {_shape(self.corrupted)}: want both [batch, pos], alike"
@@ -115,6 +120,34 @@ class TokenizedPairs:
         mask = torch.ones_like(self.clean) if self.attention_mask is None else self.attention_mask
         return [tuple(row) for row in torch.where(mask.bool(), self.clean, NO_ANSWER).tolist()]
 
+    # -- what it shows
+
+    def _line(self) -> str:
+        lengths = sorted({int(length) for length in _lengths(self.inputs())})
+        tokens = str(lengths[0]) if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
+        named = f", positions {', '.join(self.positions)}" if self.positions else ""
+        return f"{len(self)} pairs of {tokens} tokens{named}"
+
+    def _columns(self) -> Mapping[str, Sequence[Any]]:
+        if self.prompts:
+            return {
+                "clean": [pair.clean for pair in self.prompts],
+                "corrupted": [pair.corrupted for pair in self.prompts],
+                "answer": [", ".join(pair.answers) for pair in self.prompts],
+                "wrong_answer": [", ".join(pair.wrong_answers) for pair in self.prompts],
+            }
+        return {name: getattr(self, name).tolist() for name in ("clean", "corrupted", "answer", "wrong_answer")}
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """A label for every position: its number, and the token or named position that all clean prompts have there."""
+        names = {int(at[0]): name for name, at in self.positions.items() if bool((at == at[0]).all())}
+        said = [names.get(place, "") for place in range(self.clean.shape[1])]
+        if self.token_strings and self.attention_mask is None:
+            for place, tokens in enumerate(zip(*self.token_strings, strict=True)):
+                said[place] = tokens[0] if len({*tokens}) == 1 else said[place]
+        return tuple(f"{place} {text}".rstrip() for place, text in enumerate(said))
+
     # -- parts
 
     def __len__(self) -> int:
@@ -124,8 +157,10 @@ class TokenizedPairs:
         """Some of the prompts, in the order of `rows`.
 
         Raises:
-            ValueError: no row is left.
+            ValueError: no row is left, or they are no numbers.
         """
+        if isinstance(rows, str):
+            raise ValueError(f"no such rows: {rows!r} (want numbers, a slice or a mask; positions are in .positions)")
         places = rows.cpu() if isinstance(rows, Tensor) else rows if isinstance(rows, (int, slice)) else list(rows)
         chosen = torch.arange(len(self))[places].reshape(-1)
         kept = self._map(lambda values: values[chosen.to(values.device)])

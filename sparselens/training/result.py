@@ -1,17 +1,18 @@
 """What a post-training run came to, and what is to be said of a run that came to nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sparselens.results import Result
 from sparselens.training.control import Control
 from sparselens.training.evaluation import Evaluation
 
 _LOST = 2.0  # nats above the dense model: no step towards sparsity costs as much
 
 
-@dataclass(frozen=True)
-class PostTrainResult:
+@dataclass(frozen=True, repr=False)
+class PostTrainResult(Result):
     """What a run came to. The model itself now holds the weights of `step`."""
 
     dense: Evaluation  # the dense model on the held-out batches
@@ -22,6 +23,21 @@ class PostTrainResult:
     history: list[dict[str, Any]]  # one record per evaluation
     controls: list[Control] = field(default_factory=list[Control])  # learning rates tried with every gate open
     notes: list[str] = field(default_factory=list[str])  # what went wrong, in words; empty if nothing did
+
+    def _line(self) -> str:
+        losses = f"loss {self.sparse.loss:.4f} (dense {self.dense.loss:.4f}, target {self.target:.4f})"
+        met = "" if self.feasible else ", target not met"
+        return f"step {self.step}: {losses}, {self.sparse.share_of_visible_pairs:.2%} of visible pairs open{met}"
+
+    def _columns(self) -> Mapping[str, Sequence[Any]]:
+        names = {name: None for record in self.history for name in record}
+        return {name: [record.get(name) for record in self.history] for name in names}
+
+    def plot(self) -> Any:
+        """Loss, open edges and multiplier over steps, in plotly; `analyses.training_figure` draws all of it."""
+        shown = self.to_frame().melt("step", ["loss", "open_edges", "multiplier"], "of")
+        figure = self._figure("line", shown, x="step", y="value", facet_row="of")
+        return figure.update_yaxes(matches=None)
 
 
 def notes_on(history: Sequence[dict[str, Any]], kept: int, learning_rate: float) -> list[str]:

@@ -32,7 +32,7 @@ function unpack({ gaps, weights }) {
 }
 
 export function paintPattern(context, model, head, x, y, size) {
-  const cells = attentionOf(model)[head], faintest = model ? FAINTEST : 0;  // an open gate is seen, however small its weight
+  const cells = attentionOf(model)[head], faintest = data.patterns.lossy[model] ? 0 : FAINTEST;  // an open gate is seen, however small its weight
   context.fillStyle = patternInk(model);
   for (let i = 0; i < cells.length; i += 3) {
     context.globalAlpha = Math.max(faintest, cells[i + 2] / 255);
@@ -42,7 +42,7 @@ export function paintPattern(context, model, head, x, y, size) {
 }
 
 function patternInk(model) {
-  return getComputedStyle(document.documentElement).getPropertyValue(model ? "--sparse" : "--dense").trim();
+  return getComputedStyle(document.documentElement).getPropertyValue(data.patterns.lossy[model] ? "--dense" : "--sparse").trim();
 }
 
 export function addGrids() {
@@ -117,7 +117,7 @@ function enlarge() {
 export function updatePatterns() {
   models.forEach((model, i) => {
     const edges = attentionOf(i).reduce((sum, cells) => sum + cells.length / 3, 0);
-    gridCanvas(i).parentElement.firstChild.textContent = `${model.name}: ${edges.toLocaleString("en")} attention edges${i ? "" : " of weight 1/510 or more"}`;
+    gridCanvas(i).parentElement.firstChild.textContent = `${model.name}: ${edges.toLocaleString("en")} attention edges${data.patterns.lossy[i] ? " of weight 1/510 or more" : ""}`;
     paintGrid(i);
   });
   const large = document.querySelector("#patterns .large"), head = headNumber(state.head);
@@ -134,8 +134,8 @@ function addLarge(large, model, head) {
   const svg = draw(figure, "svg", { viewBox: `0 0 ${margin + side + 1} ${side + margin + 1}`, role: "img", style: `max-height: 80vh` });
   draw(svg, "rect", { x: margin, y: 0.5, width: side, height: side, fill: "none", stroke: "var(--line)" });
   for (let i = 0; i < cells.length; i += 3) {
-    const opacity = Math.max(model ? FAINTEST : 0, cells[i + 2] / 255).toFixed(3);
-    const box = draw(svg, "rect", { x: margin + cells[i + 1] * cell, y: 0.5 + cells[i] * cell, width: cell, height: cell, fill: model ? "var(--sparse)" : "var(--dense)", "fill-opacity": opacity });
+    const opacity = Math.max(data.patterns.lossy[model] ? 0 : FAINTEST, cells[i + 2] / 255).toFixed(3);
+    const box = draw(svg, "rect", { x: margin + cells[i + 1] * cell, y: 0.5 + cells[i] * cell, width: cell, height: cell, fill: data.patterns.lossy[model] ? "var(--dense)" : "var(--sparse)", "fill-opacity": opacity });
     draw(box, "title", {}, `${tokens[cells[i]]} reads ${tokens[cells[i + 1]]}: ${(cells[i + 2] / 255).toFixed(3)}`);
   }
   tokens.forEach((token, i) => {

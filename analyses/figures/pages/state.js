@@ -3,7 +3,7 @@
 import { byId, pageData } from "./dom.js";
 
 export const data = pageData();
-const START = { tab: "circuit", mode: "share", share: data.share, score: 0, top: 20, sign: "both", hide: false, chosen: "", head: "", prompt: 0 };
+const START = { tab: "circuit", mode: data.begin === null ? "share" : "top", share: data.share, score: 0, top: data.begin ?? 20, sign: "both", hide: false, chosen: "", head: "", prompt: 0 };
 export const state = { ...START };
 export const nodes = data.nodes.map(([name, kind, text, x, y, width, height], index) => ({ name, kind, text, x, y, width, height, index }));
 export const nodeOf = new Map(nodes.map(node => [node.name, node]));

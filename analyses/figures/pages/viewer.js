@@ -9,7 +9,7 @@ import { addPlot } from "./plots.js";
 import { DRAWINGS, TABLES, asText } from "./files.js";
 
 const TABS = { circuit: "Circuit", difference: "Difference", tokens: "Tokens", patterns: "Patterns", curves: "Curves" };
-const present = Object.keys(TABS).filter(tab => !{ tokens: !data.tokens, patterns: !data.patterns, curves: !data.plots.length }[tab]);
+const present = Object.keys(TABS).filter(tab => !{ difference: models.length < 2, tokens: !data.tokens, patterns: !data.patterns, curves: !data.plots.length }[tab]);
 /** @type {Record<string, number>} */
 const times = {};
 Object.assign(window, { sparselensTimes: times });
@@ -138,7 +138,7 @@ function copyState() {  // a frame may not write the clipboard, but may copy wha
 }
 
 function addLegends() {
-  for (const view of ["circuit", "difference"]) {
+  for (const view of Object.keys(data.legends)) {
     const legend = document.querySelector(`#${view} .legend`), styles = inks(view);
     data.legends[view].labels.forEach(([, , text], i) => {
       const entry = make(legend, "span");
@@ -153,8 +153,10 @@ models.forEach(model => {
   addPanel("circuit", () => alongPaths(signed(model)), edges => aboutModel(model, edges));
   panels.at(-1).name = model.name;
 });
-addPanel("difference", difference, aboutDifference);
-panels.at(-1).name = "edges of both";
+if (models.length > 1) {
+  addPanel("difference", difference, aboutDifference);
+  panels.at(-1).name = "edges of both";
+}
 addLegends();
 if (data.patterns) {
   byId("prompt").append(...data.patterns.titles.map((title, i) => new Option(title, i)));

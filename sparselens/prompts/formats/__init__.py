@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sparselens.files.whole import write_file
+from sparselens.names import unknown
 from sparselens.prompts.formats import auto_circuit, eap_ig, mib, parquet
 from sparselens.prompts.pairs import PromptPair
 
@@ -64,5 +65,5 @@ def write_pairs(
 
 def _known(name: str) -> str:
     if name not in SUFFIXES:
-        raise ValueError(f"no such format: {name!r} (want {', '.join(SUFFIXES)})")
+        raise unknown("format", name, SUFFIXES)
     return name

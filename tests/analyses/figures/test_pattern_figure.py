@@ -138,11 +138,11 @@ def test_a_model_of_144_heads_gives_a_small_file(tmp_path: Path):
         ({"tokens": []}, "tokens of 0 prompts"),
         ({"prompt": 1}, "prompt = 1: want 0 to 0"),
         ({"heads": [(0, 2)]}, r"no head a0\.h2: want layers below 2, heads below 2"),
-        ({"sparse": causal(2, 3, 3)}, r"differ in \(layers, heads, queries, keys\)"),
+        ({"other": causal(2, 3, 3)}, r"differ in \(layers, heads, queries, keys\)"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(change: dict, message: str):
-    arguments = {"dense": causal(2, 2, 3), "sparse": causal(2, 2, 3), "tokens": [list("abc")], **change}
+    arguments = {"edges": causal(2, 2, 3), "other": causal(2, 2, 3), "tokens": [list("abc")], **change}
     with pytest.raises(ValueError, match=message):
         pattern_figure(**arguments)
 
@@ -207,3 +207,10 @@ def test_the_page_of_a_head_draws_in_a_browser(tmp_path: Path):
     said, complaints = use_in_chromium(tmp_path / "p.html", tmp_path / "profile")
     assert said["wide"] > 100 and said["title"] == "Attention pattern of a0.h0"
     assert "CONSOLE" not in complaints
+
+
+@pytest.mark.parametrize("heads", [None, [(0, 1)]])
+def test_one_model_needs_no_second(heads: list[tuple[int, int]] | None):
+    figure = pattern_figure(causal(2, 2, 3), tokens=[list("abc")], heads=heads)
+    assert len(figure.patterns) == 1 and figure.names == ("model",)
+    assert figure.draw().get_size_inches()[0] == pytest.approx(6.75)

@@ -382,5 +382,5 @@ def test_a_heat_map_of_positions_calls_them_positions():
     assert heads.layout.xaxis.title.text == "head" and "a%{y}.h%{x}" in heads.data[0].hovertemplate
     assert positions.layout.xaxis.title.text == "position"
     assert positions.data[0].hovertemplate.startswith("layer %{y}, position %{x}: ")
-    with pytest.raises(ValueError, match=r"no such columns: 'neuron' \(want head, pos\)"):
+    with pytest.raises(ValueError, match=r"no such columns: 'neuron' \(want head, pos, or names\)"):
         heat_map(torch.ones(2, 3), "x", columns="neuron")

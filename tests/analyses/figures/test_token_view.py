@@ -216,11 +216,11 @@ def test_from_two_models_to_a_figure(tmp_path: Path):
         ({"titles": ["one", "two"]}, "2 titles for 1 prompts"),
         ({"outputs": [["x"]]}, "1 outputs for 2 positions"),
         ({"arrows": [[(1, 2)]]}, r"arrows \[\(1, 2\)\] leave the 2 positions"),
-        ({"sparse": table([], n_heads=3)}, r"differ in \(prompts, layers, heads, positions\)"),
+        ({"other": table([], n_heads=3)}, r"differ in \(prompts, layers, heads, positions\)"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(change: dict, message: str):
-    arguments = {"dense": DENSE, "sparse": SPARSE, "tokens": [["a", "b"]], **change}
+    arguments = {"edges": DENSE, "other": SPARSE, "tokens": [["a", "b"]], **change}
     with pytest.raises(ValueError, match=message):
         token_view(**arguments)
 
@@ -235,3 +235,9 @@ def test_a_model_without_any_edge(tmp_path: Path):
     assert view.layout.panels[0].header.text == "dense: 0 edges"
     view.save(tmp_path / "empty.svg")
     view.save_html(tmp_path / "empty.html")
+
+
+def test_one_model_has_one_row():
+    view = token_view(SPARSE, tokens=[["a", "b"]])
+    assert [panel.name for panel in view.layout.panels] == ["model"]
+    assert token_view(SPARSE, tokens=[["a", "b"]], row_names=["mine"]).layout.panels[0].header.text.startswith("mine: ")

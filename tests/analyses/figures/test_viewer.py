@@ -25,6 +25,7 @@ from sparselens.analyses.figures.plot import Plot, Series
 from sparselens.analyses.figures.viewer_edges import ranked_edges
 from sparselens.analyses.figures.viewer_patterns import packed
 from sparselens.circuits.graph import Graph
+from tests.chromium import browser
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = ["</script><script>alert(1)</script>", "<!--", "\u2028 & \u2029", "{{data}}", "\\", "'\"><img src=x>"]
@@ -142,6 +143,42 @@ def test_tabs_without_data_are_left_out():
     attention = (attention_of((1, 2, 2, 3), 1), attention_of((1, 2, 2, 3), 1))
     data = data_of(circuit_viewer(scores, scores, attention=attention).html)
     assert "tokens" not in data and data["patterns"]["tokens"] == [["0", "1", "2"]]
+
+
+def test_one_model_needs_no_second():
+    scores, shape = scores_of(2, 2, 0), (1, 2, 2, 3)
+    viewer = circuit_viewer(
+        scores, attention=attention_of(shape, 0.2), labels={"m0": "copies"}, tokens=[["a", "b", "c"]]
+    )
+    data = data_of(viewer.html)
+    assert [model["name"] for model in data["models"]] == ["model"] and [*data["legends"]] == ["circuit"]
+    assert data["patterns"]["lossy"] == [False] and len(viewer.layout().panels) == 1
+    assert data_of(circuit_viewer(scores, attention=attention_of(shape, 1.0)).html)["patterns"]["lossy"] == [True]
+    with pytest.raises(ValueError, match="a difference is of two circuits: give circuit_viewer the scores of a second"):
+        viewer.layout("difference", 3.25)
+    with pytest.raises(ValueError, match="attention edges of 2 models for scores of 1"):
+        circuit_viewer(scores, attention=(attention_of(shape, 0.2),) * 2)
+
+
+def test_a_viewer_may_begin_with_so_many_edges():
+    viewer = circuit_viewer(scores_of(2, 2, 0), edges=3)
+    assert data_of(viewer.html)["begin"] == len(viewer.circuits[0]) == 3
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_page_of_one_model_works(tmp_path: Path):
+    attention, tokens = attention_of((2, 2, 2, 3), 0.3), [["a", "b", "c"], ["d", "e", "f"]]
+    viewer = circuit_viewer(scores_of(2, 2, 0), edges=3, names=["mine"], attention=attention, tokens=tokens)
+    with browser(tmp_path) as page:
+        page.open(viewer.save_html(tmp_path / "page.html").as_uri())
+        assert page.get("[...document.querySelectorAll('#tabs button')].map(b => b.textContent).join()") == (
+            "Circuit,Tokens,Patterns"
+        )
+        assert page.get("document.querySelector('#circuit h2').textContent").startswith("mine: 3 of ")
+        for tab in ("patterns", "tokens", "circuit"):
+            page.click(f"#tab-{tab}")
+        page.click("#circuit .node:nth-of-type(3)")
+        assert not page.complaints
 
 
 def test_notebooks_get_a_frame_without_rights_over_a_picture():

@@ -144,5 +144,5 @@ def test_old_names_warn_and_work():
         with pytest.warns(DeprecationWarning, match=rf"keep_top\({next(iter(old))}=\.\.\.\) is now"):
             found = keep_top(model, pairs, heads, progress=False, **old)
         assert torch.equal(found.values, keep_top(model, pairs, heads, progress=False, **new).values)
-    with pytest.raises(ValueError, match=r"rank_by = 'best' \(want prompt, mean\)"):
+    with pytest.raises(ValueError, match=r"no such ranking: 'best' \(want prompt, mean\)"):
         keep_top(model, pairs, heads, rank_by="best", progress=False)

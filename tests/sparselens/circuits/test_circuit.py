@@ -155,7 +155,7 @@ def test_circuits_of_different_models_are_not_compared():
 def test_edges_by_name_or_by_mask():
     named = Circuit(ONE, ["input->m0", "m0->logits"])
     assert torch.equal(named.kept, circuit("input->m0", "m0->logits").kept) and not named.scores.any()
-    assert repr(named) == f"Circuit(2 of {ONE.n_edges} edges, 1 layers of 1 heads)"
+    assert repr(named) == f"Circuit(2 of {ONE.n_edges} edges, 1 layer of 1 heads)"
     assert len(Circuit(ONE, [])) == 0
     with pytest.raises(ValueError, match="no such source: 'm7'"):
         Circuit(ONE, ["m7->logits"])

@@ -37,6 +37,32 @@ def test_addition(tmp_path: Path):
         assert len(circuit) == expected["edges"]
         assert (circuit.scores - scores["mean"])[circuit.graph.exists].abs().max() < 1e-6
     assert scores["per_prompt"].shape == (20, *scores["mean"].shape)
+    page = (tmp_path / "circuit.html").read_text()
+    assert f'"begin":{faithful["edges"]}' in page and '"tokens":"' in page and "attention edges" in page
+    figures_and_report(tmp_path)
+
+
+def figures_and_report(folder: Path):
+    """What the folder is for, without the model."""
+    drawn = CliRunner().invoke(cli.build_app(), ["figures", str(folder), "--out", str(folder / "f"), "--format", "svg"])
+    assert drawn.exit_code == 0 and {file.name for file in (folder / "f").iterdir()} == {
+        "circuit.svg",
+        "edges_needed.svg",
+    }
+    report = ["report", str(folder), "--out", str(folder / "report.html")]
+    assert CliRunner().invoke(cli.build_app(), report).exit_code == 0
+    text = (folder / "report.html").read_text()
+    assert "80% faithful" in text and text.count("<figure") == 2 and "The circuit, to explore" in text
+    (folder / "faithful.json").unlink()
+    with pytest.raises(ValueError, match=r"does not hold a whole attribution: .*faithful\.json"):
+        CliRunner().invoke(cli.build_app(), report, catch_exceptions=False)
+
+
+def test_the_circuit_is_printed(tmp_path: Path):
+    asked = ["attribute", "--model", "addition-sparse", "--task", "addition", "-n", "8", "--out", str(tmp_path)]
+    shown = CliRunner().invoke(cli.build_app(), asked).output
+    edges = Circuit.load(tmp_path / "faithful.json").edges
+    assert edges and all(f" {edge} " in shown for edge in edges) and "circuit.html" in shown
 
 
 def test_a_killed_run_goes_on(tmp_path: Path):

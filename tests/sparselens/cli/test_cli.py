@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from packaging.requirements import Requirement
@@ -11,8 +12,14 @@ from safetensors import SafetensorError
 from typer.testing import CliRunner, Result
 
 from sparselens import __version__, cli
-from sparselens.cli import doctor, table
+from sparselens.analyses.attribution.integration import Method
+from sparselens.analyses.circuits.faithfulness import Ablation
+from sparselens.analyses.figures.paper import FORMATS
+from sparselens.cli import doctor, options, table
 from sparselens.files.whole import write_json
+from sparselens.prompts.metrics import METRICS
+from sparselens.prompts.tokenized import CLUSTER_BY
+from sparselens.training.trained import PARTS
 
 HELP = """
 import sys, time
@@ -49,6 +56,44 @@ def test_every_command_shows_an_example_and_the_common_options(command: str):
     assert f"sparselens {command}" in shown.split("Usage:")[1].split("\n", 1)[1]
     assert "--out" in shown
     assert "--json" in shown
+
+
+PAIR = ("--dense", "addition", "--sparse", "addition-sparse", "--task", "addition", "--out", "x")
+RUN = ("--model", "addition", "--task", "addition", "--out", "x")
+POST = ("post-train", "--model", "addition", "--data", "x", "--out", "x")
+WRONG = {  # what is typed, and what is said
+    ("compare", *PAIR, "--method", "eap-gi"): "no such method: 'eap-gi', did you mean 'eap-ig'? (want eap, ",
+    ("compare", *PAIR, "--task", "iio"): "no such task: 'iio', did you mean 'ioi'? (want ",
+    ("compare", *PAIR, "--format", "pfd"): "did you mean 'pdf'?",
+    ("compare", *PAIR, "--corruption", "cary"): "no such corruption of 'addition': 'cary', did you mean 'carry'?",
+    ("attribute", *RUN, "--metric", "logit_dif"): "did you mean 'logit_difference'?",
+    ("attribute", *RUN, "--ablation", "corrupt"): "did you mean 'corrupted'?",
+    ("attribute", *RUN, "--goal", "80"): "goal must be above 0 and at most 1, not 80",
+    ("attribute", *RUN, "--steps", "0"): "Invalid value for '--steps'",
+    ("attribute", *RUN, "--model", "story260k"): "did you mean 'stories260k'?",
+    ("figures", "nowhere", "--out", "x"): "no such folder: nowhere (want one that `compare` or `attribute` wrote)",
+    (*POST, "--train", "qkv"): "no such part: 'qkv', did you mean 'qk'?",
+    (*POST, "--learning-rate", "fast"): "--learning-rate 'fast': want \"auto\" or a number",
+    ("tasks", "show", "brakets"): "did you mean 'brackets'?",
+    ("compar", *PAIR): "Did you mean 'compare'?",
+}
+QUICKLY = HELP.replace('"--help"', "*sys.argv[1:]").replace("print(time", 'print("\\nTIME", time')
+
+
+@pytest.mark.parametrize("typed", WRONG, ids=" ".join)
+def test_a_wrong_option_is_answered_at_once(typed: tuple[str, ...], tmp_path: Path):
+    """Below a second of processor time, and before torch loads, which takes many."""
+    done = subprocess.run([sys.executable, "-c", QUICKLY, *typed], capture_output=True, text=True, cwd=tmp_path)
+    said, last = done.stderr.split("\nTIME ")
+    assert done.returncode and WRONG[typed] in " ".join(said.split())
+    seconds, *loaded = last.split("\n")[0].split()
+    assert loaded == [] and float(seconds) < 1 and not list(tmp_path.iterdir())
+
+
+def test_options_know_what_the_analyses_know():
+    assert get_args(Method) == options.METHODS and get_args(Ablation) == options.ABLATIONS
+    assert (tuple(METRICS), FORMATS) == (options.METRICS, options.FORMS)
+    assert (PARTS, CLUSTER_BY) == (options.PARTS, options.CLUSTERS)
 
 
 def test_version():

@@ -20,7 +20,7 @@ from sparselens.training.text.tokens import mapped_tokens
 compare_module: Any = import_module("sparselens.cli.compare")
 
 FIGURES = {
-    "fig1_tokens", "fig2a_loss", "fig2b_patterns", "fig3_kept", "fig3_kept_with_mlps", "fig4a_edges_needed",
+    "fig1_tokens", "fig2b_patterns", "fig3_kept", "fig3_kept_with_mlps", "fig4a_edges_needed",
     "fig4b_circuits", "fig4b_difference",
 }  # fmt: skip
 TABLES = {"table.csv", "table.md", "table.tex"}
@@ -30,7 +30,7 @@ ASKED = ("--dense", "addition", "--sparse", "addition-sparse", "--task", "additi
 def run(*arguments: object) -> dict[str, Any]:
     result = CliRunner().invoke(cli.build_app(), [*map(str, arguments), "--json"], catch_exceptions=False)
     assert result.exit_code == 0
-    return json.loads(result.stdout.strip().split("\n")[-1])
+    return json.loads(result.stdout.strip().split("\n")[-1]) | {"progress": re.split("[\r\n]+", result.stderr)}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,13 @@ def test_it_writes_report_figures_and_numbers(ran: tuple[dict[str, Any], Path]):
     assert list(rows) == list(frame.droplevel(0).index)
     assert rows["logit difference"]["dense"] == frame.droplevel(0).loc["logit difference", "dense"]
     assert rows["accuracy"]["ratio"] is None
-    assert "<code>sparselens" in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    assert "<code>sparselens" in page and "Fig. 2a, loss against open edges, is not drawn" in page
+
+
+def test_without_a_terminal_progress_is_a_line_a_part(ran: tuple[dict[str, Any], Path]):
+    said = [line for line in ran[0]["progress"] if line.strip()]
+    assert len(said) <= 40 and said[:3] == ["solved", "loss", "dense.attention"] and "sparse.circuits" in said
 
 
 def test_circuits_are_those_of_the_comparison(ran: tuple[dict[str, Any], Path]):

@@ -136,7 +136,7 @@ def test_evaluate(tmp_path: Path):
     [
         (("show", "ioy"), "no such task: 'ioy'"),
         (("show", "ioi", "-n", "0"), "0 pairs: want at least 1"),
-        (("show", "ioi", "--corruption", "none"), "no corruption 'none'"),
+        (("show", "ioi", "--corruption", "none"), "no such corruption of 'ioi': 'none'"),
         (("show", "ioi", "--tokenizer", "/nowhere/at/all"), "/nowhere/at/all"),
         (("export", "ioi", "--format", "xml"), "no such format: 'xml'"),
         (("evaluate", "--model", "stories260k", "--task", "x"), "no such task: 'x'"),

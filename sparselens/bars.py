@@ -1,0 +1,19 @@
+"""Progress bars that go away when they are done; where nobody looks on, only those of more than half a minute show."""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+SELDOM = 30.0  # seconds between two signs of life in a log
+
+
+def is_watched() -> bool:
+    """Is standard error a terminal or a notebook, rather than a log?"""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
+def progress_bar(total: int, label: str | None, unit: str, shown: bool = True, delay: float = 0.0) -> "tqdm[Any]":
+    """A bar with the time left, on standard error; it appears after `delay` seconds."""
+    often: dict[str, Any] = {"delay": delay} if is_watched() else {"delay": max(delay, SELDOM), "mininterval": SELDOM}
+    return tqdm(total=total, desc=label, unit=unit, disable=not shown, leave=False, dynamic_ncols=True, **often)

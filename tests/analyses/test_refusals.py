@@ -1,0 +1,73 @@
+"""One thing where another is wanted: what would do is said before anything slow. The type checks of tests are off."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jaxtyping
+import pytest
+import torch
+
+import sparselens as sl
+from sparselens import analyses
+from sparselens.analyses.engine import request
+from sparselens.tasks import TASKS
+from tests.tiny_models import FAMILIES, tiny_bridge
+
+PLAIN = FAMILIES["gpt2"]()
+MODEL = tiny_bridge("gpt2")
+IDS = torch.arange(8).reshape(2, 4)
+PAIRS = sl.TokenizedPairs(IDS, IDS + 1, torch.tensor([1, 2]), torch.tensor([3, 4]))
+WRONG: dict[str, tuple[Callable[[], Any], str]] = {
+    "a task as pairs": (lambda: analyses.attribute_edges(MODEL, TASKS["ioi"]), r"not Task\('ioi': .*task\.tokenize"),
+    "a string as pairs": (lambda: analyses.patch_heads(MODEL, "Hello"), r"want TokenizedPairs, not 'Hello'"),
+    "a task for attention edges": (
+        lambda: analyses.attribute_attention_edges(MODEL, TASKS["ioi"]),
+        "want TokenizedPairs, not Task",
+    ),
+    "a transformers model": (
+        lambda: analyses.attribute_edges(PLAIN, PAIRS),
+        r"want a TransformerBridge or HookedTransformer, not a GPT2LMHeadModel: sl\.load",
+    ),
+    "a name as a model": (lambda: analyses.patch_heads("gpt2", PAIRS), "not gpt2: sl.load"),
+    "a name for its attention": (lambda: analyses.attention_edges("gpt2", PAIRS), "not gpt2: sl.load"),
+    "a name to compare": (lambda: analyses.compare("gpt2", MODEL, TASKS["ioi"]), "not gpt2: sl.load"),
+    "a name to evaluate": (lambda: sl.evaluate(MODEL, "ioi"), r"want a Task, such as TASKS\['ioi'\], not 'ioi'"),
+    "scores as a circuit": (
+        lambda: analyses.faithfulness(MODEL, torch.ones(2), PAIRS),
+        r"want a Circuit, such as scores\.top\(20\)",
+    ),
+    "a string as tokens": (lambda: analyses.attention_edges(MODEL, "Hello"), r"not 'Hello': model\.to_tokens"),
+    "one row of tokens": (lambda: analyses.attention_edges(MODEL, IDS[0]), r"Int\[batch pos\], not \[4\]"),
+    "an id out of the vocabulary": (
+        lambda: analyses.attention_edges(MODEL, IDS + 90),
+        r"token 90 of prompt 0: this model has tokens 0 to 30",
+    ),
+    "pairs out of the vocabulary": (
+        lambda: analyses.patch_heads(MODEL, sl.TokenizedPairs(IDS, IDS + 90, PAIRS.answer, PAIRS.wrong_answer)),
+        "token 90 of corrupted prompt 0",
+    ),
+    "strings as pairs": (lambda: sl.TokenizedPairs("a", "b", "c", "d"), r"clean is 'a': .*sl\.tokenize_pairs"),
+    "floats as ids": (lambda: sl.TokenizedPairs(IDS.float(), IDS, IDS[:, 0], IDS[:, 1]), "clean is tensor"),
+    "a position as rows": (lambda: PAIRS["END"], r"no such rows: 'END' \(want numbers"),
+    "a mistyped method": (
+        lambda: analyses.attribute_edges(MODEL, PAIRS, method="exakt"),
+        r"'exakt', did you mean 'exact'\? \(want eap, eap-ig, .*, exact\)",
+    ),
+    "a mistyped metric": (
+        lambda: analyses.patch_heads(MODEL, PAIRS, "logit_diference"),
+        "did you mean 'logit_difference'",
+    ),
+    "base alone": (
+        lambda: analyses.patch_heads(MODEL, PAIRS, base="corrupted"),
+        r"nothing would change \(want ablation='clean' with it\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_would_do_is_said(case: str, monkeypatch: pytest.MonkeyPatch):
+    call, message = WRONG[case]
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    monkeypatch.setattr(request, "run", lambda *_: pytest.fail("the model was run"))
+    with pytest.raises(ValueError, match=message):
+        call()

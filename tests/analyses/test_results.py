@@ -1,0 +1,109 @@
+"""Every result of an analysis shows itself: a line, a small table, a tidy frame, a plot, parts by their names."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import sparselens as sl
+from sparselens import analyses
+from sparselens.tasks import TASKS
+
+QUIET: dict[str, Any] = {"progress": False}
+MODEL = sl.load("addition-sparse")  # 4 layers of 2 heads, 11 positions
+PAIRS = TASKS["addition"].tokenize(MODEL.tokenizer, 12)
+SCORES = analyses.attribute_edges(MODEL, PAIRS, **QUIET)
+HEADS = analyses.patch_heads(MODEL, PAIRS, **QUIET)
+BY_POSITION = analyses.patch_heads(MODEL, PAIRS, by_position=True, **QUIET)
+ATTENTION = analyses.attribute_attention_edges(MODEL, PAIRS, **QUIET)
+
+MADE: dict[str, Callable[[], Any]] = {  # with what its line says
+    "eap-ig scores of 175 edges, 12 prompts: metric ": lambda: SCORES,
+    "13 nodes, 12 prompts: largest ": lambda: analyses.attribute_nodes(MODEL, PAIRS, **QUIET),
+    "6 attention edges with a score, 4 layers of 2 heads, 11 positions, 12 prompts": lambda: ATTENTION,
+    "heads, corrupted into clean, 12 prompts: metric ": lambda: HEADS,
+    "heads, corrupted into clean, 12 prompts: metric": lambda: BY_POSITION,
+    "mlps, corrupted into clean, 12 prompts": lambda: analyses.patch_activations(MODEL, PAIRS, site="mlps", **QUIET),
+    "residual, corrupted into clean, 12 prompts": lambda: analyses.patch_activations(
+        MODEL, PAIRS, site="residual", by_position=True, **QUIET
+    ),
+    "attention_edges, zero into clean, 2 prompts": lambda: analyses.patch_activations(
+        MODEL, PAIRS[:2], site="attention_edges", ablation="zero", **QUIET
+    ),
+    "12 prompts, ": lambda: analyses.keep_top(MODEL, PAIRS, [HEADS], **QUIET),
+    "1 [1, 1], 12 prompts: metric ": lambda: analyses.faithfulness(MODEL, SCORES.top(175), PAIRS, **QUIET),
+    "2 circuits of up to 175 of 175 edges: CPR ": lambda: analyses.faithfulness_curve(
+        MODEL, PAIRS, SCORES, sizes=(0, 175), **QUIET
+    ),
+    "90% of |score|, 12 prompts: ": lambda: SCORES.stability(),
+    "12 prompts, 175 edges: ": lambda: analyses.share_curves(SCORES),
+    "1 of 8 heads have a label: a1.h0 previous token 0.73": lambda: analyses.label_heads(MODEL),
+    "12 prompts: ": lambda: analyses.dependency_cone(MODEL, PAIRS),
+    "dense: loss ": lambda: analyses.measure_loss(MODEL, PAIRS, name="dense"),
+}
+
+
+@pytest.mark.parametrize("line", MADE)
+def test_a_result_is_a_line_a_table_a_frame_and_a_plot(line: str):
+    result = MADE[line]()
+    assert repr(result).startswith(f"{type(result).__name__}({line}") and len(repr(result)) < 200
+    rows = len(result.to_frame())
+    assert rows and result._repr_html_().count("<tr") == 1 + min(rows, 10)
+    assert json.loads(result.plot().to_json())["data"]
+
+
+def test_attention_edges_are_a_frame():
+    edges = analyses.attention_edges(MODEL, PAIRS)
+    assert (
+        repr(edges)
+        == f"AttentionEdges({len(edges):,} attention edges on 12 prompts, 4 layers of 2 heads, 11 positions)"
+    )
+    assert edges.to_frame()["weight"].sum() == pytest.approx(edges.weight.sum())
+
+
+def test_parts_are_found_by_their_names():
+    edge = SCORES.top(1).edges[0]
+    assert SCORES[edge] == SCORES[tuple(edge.split("->"))] == float(SCORES.mean.flatten()[SCORES.mean.abs().argmax()])
+    assert HEADS["a1.h0"] == HEADS.effects.mean(0)[1, 0]
+    assert torch.allclose(BY_POSITION["a1.h1"], BY_POSITION.effects.mean(0)[1, :, 1])
+    assert torch.equal(ATTENTION["a0.h1"], ATTENTION.mean[0, 1])
+    mlps = analyses.patch_activations(MODEL, PAIRS[:2], site="mlps", **QUIET)
+    assert mlps["m3"] == mlps.effects.mean(0)[3]
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (lambda: SCORES["a0.h1->a0.h0<q>"], "reads before"),
+        (lambda: HEADS["a4.h0"], r"no such head: 'a4\.h0' \(want a0\.h0 to a3\.h1\)"),
+        (lambda: HEADS["m0"], "no such head: 'm0'"),
+        (lambda: analyses.patch_activations(MODEL, PAIRS[:1], site="mlps", **QUIET)["m4"], r"'m4' \(want m0, m1"),
+        (lambda: analyses.label_heads(MODEL).plot("inductoin"), "did you mean 'induction'"),
+        (lambda: ATTENTION.plot("a0.h2"), r"no such head: 'a0\.h2'"),
+    ],
+)
+def test_what_is_not_there_is_refused(part: Callable[[], Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        part()
+
+
+def test_maps_have_tokens_on_their_axes():
+    (trace,) = BY_POSITION.plot().data
+    assert list(trace.x)[:3] == ["0 A1", "1 A0", "2 +"] and list(trace.y)[:3] == ["a0.h0", "a0.h1", "a1.h0"]
+    assert trace.z[1, 0] == pytest.approx(float(BY_POSITION["a0.h1"][0]), rel=1e-5)
+    (pattern,) = ATTENTION.plot("a0.h1").data
+    assert list(pattern.x) == list(pattern.y) == list(PAIRS.labels)
+    (edges,) = SCORES.plot().data
+    assert "a1.h0&lt;q&gt;" in edges.x and list(edges.y) == list(SCORES.sources)
+
+
+def test_the_five_cells_fit_on_one_screen():
+    """What once printed 33 screens of numbers: scores, patching, a model's results, tasks, an evaluation."""
+    comparison = analyses.compare(sl.load("addition"), MODEL, PAIRS[:4], **QUIET)
+    cells = [SCORES, HEADS, comparison.sparse, TASKS, sl.evaluate(MODEL, TASKS["addition"], n=8, **QUIET)]
+    assert sum(len(repr(cell).splitlines()) for cell in cells) <= 30
+    assert sum(len(cell._repr_html_()) for cell in cells) < 20_000
+    assert list(comparison.sparse.to_frame()["of"]) == ["attention", "labels", "heads", "mlps", "edges", "circuit"]
+    assert len(comparison.to_frame()) == len(comparison.table())
