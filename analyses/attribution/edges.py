@@ -12,6 +12,7 @@
 EAP-IG's own code gives the same numbers for the loss -metric, divided once more by the number of prompts.
 """
 
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -73,13 +74,15 @@ def attribute_edges(
             differentiable finite number per prompt, the model's residual stream cannot be read
             (`residual_stream.read_model`), or `out` belongs to another call.
     """
+    begun = time.monotonic()
     with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
         if method == "exact":
-            scores = exact_scores(request, None, out)
+            scores = replace(exact_scores(request, None, out), seconds=time.monotonic() - begun)
             return scores if per_prompt else replace(scores, per_prompt=None)
         log = batch_log(out, request, **{"method": method, "steps": steps, "per prompt": per_prompt})
         found = attribute(request, method, steps, gradients, _edges, per_prompt=per_prompt, log=log)
-    return EdgeScores(request.reading.graph, method, found.mean, found.per_prompt, found.clean, found.corrupted)
+    parts = found.mean, found.per_prompt, found.clean, found.corrupted
+    return EdgeScores(request.reading.graph, method, *parts, time.monotonic() - begun)
 
 
 def attribute_edge_positions(

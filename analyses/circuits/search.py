@@ -39,10 +39,15 @@ def faithful_circuit(
     Raises:
         ValueError: the goal is not above 0 and at most 1, or as `faithfulness`.
     """
-    if not 0 < goal <= 1:
-        raise ValueError(f"goal must be above 0 and at most 1, not {goal}")
+    refuse_goal(goal)
     with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
         return search(CircuitRunner(request, scores.graph, ablation), scores, goal, progress)
+
+
+def refuse_goal(goal: float) -> None:
+    """Raise a ValueError unless the goal is above 0 and at most 1."""
+    if not 0 < goal <= 1:
+        raise ValueError(f"goal must be above 0 and at most 1, not {goal}")
 
 
 def search(

@@ -36,8 +36,8 @@ def in_batches(
                 bar.update(len(some))
 
 
-def progress_bar(total: int, label: str, unit: str, shown: bool, delay: float = 0.0) -> "tqdm[Any]":
-    """A bar with the time left, on standard error; it appears after `delay` seconds."""
+def progress_bar(total: int | None, label: str, unit: str, shown: bool, delay: float = 0.0) -> "tqdm[Any]":
+    """A bar with the time left (None: a count), on standard error; it appears after `delay` seconds."""
     return tqdm(total=total, desc=label, unit=unit, disable=not shown, delay=delay, dynamic_ncols=True)
 
 

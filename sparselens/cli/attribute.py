@@ -10,7 +10,7 @@ import typer
 
 from sparselens.cli import options
 from sparselens.cli.options import Json, alone_in_out
-from sparselens.cli.table import finish, print_table
+from sparselens.cli.table import finish, print_table, warn
 
 if TYPE_CHECKING:
     from sparselens.analyses.attribution.edge_scores import EdgeScores
@@ -35,20 +35,22 @@ def attribute(
     share: options.Share = 0.9,
     goal: options.Goal = 0.8,
     ablation: options.Ablation = "corrupted",
+    prune_seconds: options.PruneSeconds = None,
     batch_size: options.BatchSize = None,
     memory: options.Memory = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run in --out.")] = False,
     json: Json = False,
 ) -> None:
-    """Score every edge of a model on a task; write the smallest faithful circuit, and that of the paper's rule.
+    """Score every edge of a model on a task; write a faithful circuit, the same pruned, and that of the paper's rule.
 
     Example: `sparselens attribute --model addition-sparse --task addition --out circuit`
 
-    Writes `faithful.json` and `share.json` (all mean scores and a circuit, as EAP-IG reads them), `scores.safetensors`
-    (every prompt's) and `attribute.json` (what is printed). Until then finished batches of prompts are in
-    `attribute.unfinished`, from which the same command resumes with `--resume`.
+    Writes three circuits as EAP-IG reads them, with all mean scores: `faithful.json` (the fewest of the highest-scoring
+    edges that reach --goal), `pruned.json` (those of them that it needs, chosen on half of the pairs) and `share.json`;
+    `scores.safetensors` (every prompt's) and `attribute.json` (what is printed). Until then finished batches of prompts
+    are in `attribute.unfinished`, from which the same command resumes with `--resume`.
     """
-    from sparselens.analyses import attribute_edges, random_circuit
+    from sparselens.analyses import attribute_edges, pruned_circuit, random_connected_circuits
     from sparselens.analyses.circuits.faithfulness import CircuitRunner
     from sparselens.analyses.circuits.search import search
     from sparselens.analyses.engine.request import OpenModel, open_request
@@ -73,13 +75,21 @@ def attribute(
     with open_request(shared, pairs, measure, **budget, progress=True) as request:
         runner = CircuitRunner(request, scores.graph, ablation)
         faithful, alone = search(runner, scores, goal, progress=True)
-        by_share, chance = scores.smallest(share), random_circuit(scores.graph, len(faithful), seed)
-        found_by_share, found_by_chance = runner.run([by_share, chance])
+        by_share, chance = scores.smallest(share), random_connected_circuits(faithful, seed=seed)
+        found_by_share, *found_by_chance = runner.run([by_share, *chance])
     circuits = {
-        f"{share:.0%} of all |scores|": (by_share, found_by_share),
-        f"{goal:.0%} faithful": (faithful, alone),
-        "as many edges at random": (chance, found_by_chance),
+        f"{share:.0%} of all |scores|": _summary(by_share, found_by_share),
+        f"{goal:.0%} faithful": _summary(faithful, alone),
     }
+    pruned = None
+    if prune_seconds != 0 and len(set(pairs.clusters())) > 1:
+        how: dict[str, Any] = {**budget, "seconds": prune_seconds, "seed": seed}
+        pruned = pruned_circuit(shared, pairs, scores, measure, goal, ablation, **how)
+    if pruned is not None:
+        circuits[f"{goal:.0%} faithful, pruned; on held-out pairs"] = _summary(pruned.circuit, pruned.held_out) | {
+            "untested": pruned.untested
+        }
+    circuits[f"{len(chance)} connected at random [lowest, highest]"] = _spread(chance[0], found_by_chance)
     summary = {
         "model": model,
         "task": known.fingerprint(n, seed, corruption),
@@ -92,10 +102,12 @@ def attribute(
         "method": method,
         "ablation": ablation,
         "edges": scores.graph.n_edges,
-        "circuits": {name: _summary(circuit, kept) for name, (circuit, kept) in circuits.items()},
+        "circuits": circuits,
     }
     _save(scores, out / "scores.safetensors")
     files = [by_share.save(out / "share.json"), faithful.save(out / "faithful.json"), out / "scores.safetensors"]
+    if pruned is not None:
+        files.append(pruned.circuit.save(out / "pruned.json"))
     unfinished.unlink(missing_ok=True)  # absent when one batch was enough
     _print(summary, scores)
     print_table("Written", ("where",), [(file,) for file in files])
@@ -106,6 +118,12 @@ def _summary(circuit: "Circuit", kept: "Faithfulness") -> dict[str, Any]:
     interval = kept.interval()
     around = [end if math.isfinite(end) else None for end in (interval.low, interval.high)]
     return {"edges": len(circuit), "faithfulness": interval.mean, "interval": around}
+
+
+def _spread(circuit: "Circuit", drawn: "Sequence[Faithfulness]") -> dict[str, Any]:
+    """Mean and range of circuits that are all as large as this one."""
+    means = [found.mean for found in drawn]
+    return {"edges": len(circuit), "faithfulness": sum(means) / len(means), "interval": [min(means), max(means)]}
 
 
 def _save(scores: "EdgeScores", path: Path) -> None:
@@ -131,6 +149,9 @@ def _print(summary: dict[str, Any], scores: "EdgeScores") -> None:
     )
     rows = [(name, c["edges"], _around(c["faithfulness"], c["interval"], 3)) for name, c in summary["circuits"].items()]
     print_table("Circuits", ("chosen by", f"edges of {summary['edges']}", "faithfulness"), rows)
+    left = [(name, c["untested"], c["edges"]) for name, c in summary["circuits"].items() if c.get("untested")]
+    for name, untested, edges in left:
+        warn(f"{name}: time was over with {untested} of {edges} edges not tried alone (--prune-seconds)")
     best = scores.top(min(SHOWN, scores.graph.n_edges)).edges
     intervals = sorted(((scores.interval(edge), edge) for edge in best), key=lambda found: -abs(found[0].mean))
     shown = [(edge, _around(i.mean, (i.low, i.high), 4)) for i, edge in intervals]

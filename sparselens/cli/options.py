@@ -15,7 +15,14 @@ Steps = Annotated[int, typer.Option(help="Steps of the integrated methods.")]
 Corruption = Annotated[str | None, typer.Option(help="How prompts are corrupted. Default: the task's first way.")]
 Metric = Annotated[str | None, typer.Option(help="Name in sparselens.prompts.metrics. Default: the task's.")]
 Share = Annotated[float, typer.Option(help="Share of the sum of |scores| that the circuit of the paper's rule holds.")]
-Goal = Annotated[float, typer.Option(help="Faithfulness that the smallest circuit is searched for.")]
+Goal = Annotated[float, typer.Option(help="Faithfulness that circuits are searched for and pruned to.")]
+PruneSeconds = Annotated[
+    float | None,
+    typer.Option(
+        "--prune-seconds",
+        help="Seconds to prune a faithful circuit for. Default: as long as scoring took, at least 60. 0: do not prune.",
+    ),
+]
 Ablation = Annotated[str, typer.Option(help="What replaces what is outside a circuit: corrupted, mean or zero.")]
 Seed = Annotated[int, typer.Option(help="Random seed for drawing prompts.")]
 BatchSize = Annotated[int | None, typer.Option(help="Prompts per run. Default: 64 for small models, else by --memory.")]
