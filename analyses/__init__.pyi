@@ -13,6 +13,7 @@ from .circuits.baselines import random_circuit as random_circuit
 from .circuits.baselines import random_connected_circuits as random_connected_circuits
 from .circuits.baselines import score_by_magnitude as score_by_magnitude
 from .circuits.cones import DependencyCone as DependencyCone
+from .circuits.cones import OutsideEffect as OutsideEffect
 from .circuits.cones import cut_effects as cut_effects
 from .circuits.cones import dependency_cone as dependency_cone
 from .circuits.cones import outside_effect as outside_effect
