@@ -17,13 +17,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sparselens.analyses.attribution.integration import DEFAULT, Method
+from sparselens.analyses.attribution.integration import DEFAULT, Method, chosen
 from sparselens.analyses.circuits.faithfulness import Ablation
 from sparselens.analyses.comparison.caveats import caveats, first_of_one_length, prompts_of, pruning_caveats
 from sparselens.analyses.comparison.files import Parts
 from sparselens.analyses.comparison.one_model import Settings, analyse, run_circuits
 from sparselens.analyses.comparison.results import SIDES, About, Comparison, LossPoints, ModelResults, Solved
 from sparselens.analyses.engine.fingerprints import of_pairs, of_tensors
+from sparselens.analyses.engine.gate_gradient import GateGradient, refuse_gate_gradient
 from sparselens.analyses.engine.request import OpenModel
 from sparselens.analyses.engine.resume import unique_name
 from sparselens.analyses.sparsity.loss_curve import loss_points, measure_loss
@@ -49,6 +50,7 @@ def compare(
     metric: Metric | str | None = None,
     method: Method | str = DEFAULT,
     steps: int = 5,
+    gate_gradient: GateGradient | str = "none",
     share: float = 0.9,
     goal: float = 0.8,
     ablation: Ablation | str = "corrupted",
@@ -74,7 +76,7 @@ def compare(
         task: draws `n` pairs with `seed` and `corruption`; or pairs, all of which are taken
         metric: function of (logits, pairs), or name in `sparselens.prompts.metrics`; default: the task's, or the logit
             difference
-        method: of edge attribution, with its `steps` (see `attribute_edges`)
+        method: of edge attribution, with its `steps` and `gate_gradient` (see `attribute_edges`)
         share: of the sum of |scores|, for the circuit of the paper's rule
         goal: faithfulness that circuits are searched for and pruned to
         ablation: what replaces everything that does not act: "corrupted", "mean" or "zero"
@@ -96,6 +98,8 @@ def compare(
     _refuse_settings(method, steps, ablation, share, goal, prune_seconds, names)  # at once, not after an hour
     opened = {"dense": OpenModel(dense), "sparse": OpenModel(sparse)}
     _refuse_unlike(opened["dense"], opened["sparse"])
+    method = chosen(method, opened["dense"].reading.graph)
+    refuse_gate_gradient(gate_gradient, method)
     other = None if control is None else OpenModel(control)
     if other is not None:
         _refuse_unlike(opened["dense"], other)
@@ -105,14 +109,14 @@ def compare(
     name = name_of(measure) if out is None else unique_name(measure)
     rows = [text] if isinstance(text, Tensor) else text
     run: dict[str, Any] = {"memory": memory, "batch_size": batch_size, "progress": progress}
-    settings = Settings(measure, method, steps, share, goal, ablation, prune_seconds, seed, run)
+    settings = Settings(measure, method, steps, gate_gradient, share, goal, ablation, prune_seconds, seed, run)
     request: dict[str, Any] = {
         "models": [opened[side].fingerprint for side in SIDES],
         "control": None if other is None else other.fingerprint,
         "prompts": of_pairs(pairs),
         "text": None if rows is None else of_tensors({str(number): batch for number, batch in enumerate(rows)}),
         "task": fingerprint,
-        "settings": [name, method, steps, share, goal, ablation, prune_seconds, seed, all_pairs],
+        "settings": [name, method, steps, gate_gradient, share, goal, ablation, prune_seconds, seed, all_pairs],
     }
     parts = Parts(None if out is None else Path(out), request, progress)
     solved = parts.get("solved", lambda: _solved(dense, sparse, pairs, all_pairs))
@@ -128,7 +132,7 @@ def compare(
         task=fingerprint,
         description=description,
         metric=name_of(measure),
-        method=method,
+        method=scores["dense"].method,
         share=share,
         goal=goal,
         ablation=ablation,

@@ -37,6 +37,7 @@ class Settings:
     metric: Metric
     method: str
     steps: int
+    gate_gradient: str
     share: float
     goal: float
     ablation: str
@@ -73,7 +74,8 @@ def analyse(
         return ComponentCurves(alone, alone_once, both, both_once)
 
     def edges() -> EdgeScores:
-        return attribute_edges(model, pairs, settings.metric, settings.method, settings.steps, **options("edges"))
+        how = {"gate_gradient": settings.gate_gradient, **options("edges")}
+        return attribute_edges(model, pairs, settings.metric, settings.method, settings.steps, **how)
 
     has_mlps = all(block.mlp for block in opened.reading.graph.blocks)
     found: dict[str, Any] = {

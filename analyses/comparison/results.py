@@ -46,7 +46,7 @@ class About:
     task: str  # a fingerprint: name, version, corruption, seed, n
     description: str
     metric: str
-    method: str  # of edge attribution
+    method: str  # of edge attribution, with the gates' gradient if they are given one
     share: float  # of the sum of |scores|: the paper's rule
     goal: float  # faithfulness that circuits are searched for and pruned to
     ablation: str

@@ -27,6 +27,7 @@ def attribute(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the circuit and the scores.")],
     method: options.Method = "eap-ig",
     steps: options.Steps = 5,
+    gate_gradient: options.GateGradient = "none",
     n: Annotated[int, typer.Option("-n", help="Pairs to draw; those that the model solves are used.")] = 100,
     all_pairs: Annotated[bool, typer.Option("--all", help="Use also the pairs that the model gets wrong.")] = False,
     seed: options.Seed = 0,
@@ -71,7 +72,8 @@ def attribute(
     pairs = found.pairs if all_pairs else found.pairs[found.correct]
     shared: Any = OpenModel(opened)
     budget = options.budget(memory, batch_size)
-    scores = attribute_edges(shared, pairs, measure, method, steps, **budget, out=unfinished)
+    how: dict[str, Any] = {**budget, "gate_gradient": gate_gradient, "out": unfinished}
+    scores = attribute_edges(shared, pairs, measure, method, steps, **how)
     with open_request(shared, pairs, measure, **budget, progress=True) as request:
         runner = CircuitRunner(request, scores.graph, ablation)
         faithful, alone = search(runner, scores, goal, progress=True)
@@ -83,8 +85,8 @@ def attribute(
     }
     pruned = None
     if prune_seconds != 0 and len(set(pairs.clusters())) > 1:
-        how: dict[str, Any] = {**budget, "seconds": prune_seconds, "seed": seed}
-        pruned = pruned_circuit(shared, pairs, scores, measure, goal, ablation, **how)
+        time: dict[str, Any] = {"seconds": prune_seconds, "seed": seed}
+        pruned = pruned_circuit(shared, pairs, scores, measure, goal, ablation, **budget, **time)
     if pruned is not None:
         circuits[f"{goal:.0%} faithful, pruned; on held-out pairs"] = _summary(pruned.circuit, pruned.held_out) | {
             "untested": pruned.untested
@@ -99,7 +101,7 @@ def attribute(
         "metric": name_of(metric or known.metric),
         "clean": float(scores.clean.mean()),
         "corrupted": float(scores.corrupted.mean()),
-        "method": method,
+        "method": scores.method,
         "ablation": ablation,
         "edges": scores.graph.n_edges,
         "circuits": circuits,

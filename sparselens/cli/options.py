@@ -9,7 +9,15 @@ import typer
 
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for what the command writes.")]
 Method = Annotated[
-    str, typer.Option(help="Edge attribution: eap, eap-ig, eap-ig-activations, clean-corrupted, or exact (slow).")
+    str,
+    typer.Option(
+        help="Edge attribution: eap, eap-ig, eap-ig-activations, clean-corrupted, exact (slow), or auto: exact for "
+        "graphs of at most 1,000 edges, else eap-ig."
+    ),
+]
+GateGradient = Annotated[
+    str,
+    typer.Option(help="Of hard gates, in attribution: none (as they are) or straight-through (as in training)."),
 ]
 Steps = Annotated[int, typer.Option(help="Steps of the integrated methods.")]
 Corruption = Annotated[str | None, typer.Option(help="How prompts are corrupted. Default: the task's first way.")]
