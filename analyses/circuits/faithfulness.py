@@ -272,7 +272,9 @@ class CircuitRunner:
             for number, rows in enumerate(self._rows):
                 found = self._kept[number] if self._kept else self._baselines(rows)
                 for some in torch.arange(len(circuits)).split(max(1, self._at_once // len(rows))):
-                    values[some[:, None], rows] = self._run(found, [circuits[i] for i in some]).float().cpu()
+                    values[some[:, None], rows] = (
+                        self._run(found, [circuits[number] for number in some.tolist()]).float().cpu()
+                    )
                     (own if bar is None else bar).update(len(some) * len(rows))
                 del found  # before the next are made
         return [Faithfulness(row, self.clean, self.ablated) for row in values]

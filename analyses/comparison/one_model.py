@@ -74,7 +74,7 @@ def analyse(
         return ComponentCurves(alone, alone_once, both, both_once)
 
     def edges() -> EdgeScores:
-        how = {"gate_gradient": settings.gate_gradient, **options("edges")}
+        how: dict[str, Any] = {"gate_gradient": settings.gate_gradient, **options("edges")}
         return attribute_edges(model, pairs, settings.metric, settings.method, settings.steps, **how)
 
     has_mlps = all(block.mlp for block in opened.reading.graph.blocks)

@@ -66,8 +66,7 @@ def test_edges_whose_scores_decide_over_gates_are_seen():
 
 
 def test_a_dense_model_has_no_gates():
-    model, pairs = tiny_bridge("llama"), tiny_pairs()
-    assert gate_gradient_hooks(model, "straight-through") == []
+    assert gate_gradient_hooks(tiny_bridge("llama"), "straight-through") == []
 
 
 def test_what_has_no_gradient_is_refused():

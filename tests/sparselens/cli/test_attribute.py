@@ -43,7 +43,7 @@ def test_addition(tmp_path: Path):
 
 
 def test_a_killed_run_goes_on(tmp_path: Path):
-    asked = ("--model", "addition-sparse", "--task", "addition", "-n", 12, "--memory", 0.0005)
+    asked = ("--model", "addition-sparse", "--task", "addition", "-n", 12, "--memory", 0.0005, "--prune-seconds", 0)
     whole = run(*asked, "--out", tmp_path / "whole")
     code = f"""
 import os, signal
