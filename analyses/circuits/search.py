@@ -1,8 +1,9 @@
-"""The smallest circuit that does what the model does: how many of the highest-scoring edges it takes to be faithful.
+"""The smallest faithful prefix of the ranking: how many of the highest-scoring edges do what the model does.
 
 1. Double the number of edges until the circuit of the top n is faithful enough.
 2. Halve the gap to the last n that was not, until it is one edge.
-Faithfulness need not rise with every edge, so a smaller faithful circuit may exist between the sizes that were tried.
+Faithfulness need not rise with every edge, so a smaller faithful prefix may exist between the sizes that were tried.
+Nor is every edge of the prefix needed: `pruning` removes those that are not.
 """
 
 import math
@@ -31,7 +32,9 @@ def faithful_circuit(
     batch_size: int | None = None,
     progress: bool = True,
 ) -> tuple[Circuit, Faithfulness]:
-    """The smallest circuit of top edges, among the sizes tried, whose faithfulness reaches the goal.
+    """The fewest highest-scoring edges, among the sizes tried, whose faithfulness reaches the goal.
+
+    Not the smallest faithful circuit: `pruned_circuit` goes on from here.
 
     >>> circuit, found = faithful_circuit(model, pairs, attribute_edges(model, pairs), goal=0.8)
     >>> len(circuit), found.interval()
