@@ -118,9 +118,11 @@ def _edges(comparison: Comparison) -> list[Row]:
     ]
 
 
-def _drawn(model: ModelResults) -> Interval:
-    """Mean faithfulness of the circuits drawn at random, and its range."""
+def _drawn(model: ModelResults) -> Interval | None:
+    """Mean faithfulness of the circuits drawn at random, and its range; None where the whole model does as nothing."""
     means = [found.mean for found in model.circuits.random]
+    if not all(map(math.isfinite, means)):
+        return None
     mean, spread = sum(means) / len(means), stdev(means) if len(means) > 1 else math.nan
     return Interval(mean, min(means), max(means), spread, len(means))
 
