@@ -26,7 +26,7 @@ def test_the_value_is_the_gate_and_the_slope_that_of_a_sigmoid():
     hard = (logits > 0).float()
     read(logits)
     gate = put(hard)
-    assert torch.equal(gate, hard)
+    assert gate is not None and torch.equal(gate, hard)
     (slope,) = torch.autograd.grad(gate.sum(), logits)
     soft = torch.sigmoid(logits)
     torch.testing.assert_close(slope, soft * (1 - soft))
