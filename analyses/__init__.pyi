@@ -10,8 +10,10 @@ from .attribution.nodes import NodeScores as NodeScores
 from .attribution.nodes import attribute_attention_edges as attribute_attention_edges
 from .attribution.nodes import attribute_nodes as attribute_nodes
 from .circuits.baselines import random_circuit as random_circuit
+from .circuits.baselines import random_connected_circuits as random_connected_circuits
 from .circuits.baselines import score_by_magnitude as score_by_magnitude
 from .circuits.cones import DependencyCone as DependencyCone
+from .circuits.cones import OutsideEffect as OutsideEffect
 from .circuits.cones import cut_effects as cut_effects
 from .circuits.cones import dependency_cone as dependency_cone
 from .circuits.cones import outside_effect as outside_effect
@@ -21,6 +23,8 @@ from .circuits.faithfulness import completeness as completeness
 from .circuits.faithfulness import faithfulness as faithfulness
 from .circuits.faithfulness import faithfulness_curve as faithfulness_curve
 from .circuits.faithfulness import minimality as minimality
+from .circuits.pruning import PrunedCircuit as PrunedCircuit
+from .circuits.pruning import pruned_circuit as pruned_circuit
 from .circuits.search import faithful_circuit as faithful_circuit
 from .circuits.stability import ShareCurves as ShareCurves
 from .circuits.stability import Stability as Stability

@@ -13,7 +13,9 @@ def is_watched() -> bool:
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
-def progress_bar(total: int, label: str | None, unit: str, shown: bool = True, delay: float = 0.0) -> "tqdm[Any]":
+def progress_bar(
+    total: int | None, label: str | None, unit: str, shown: bool = True, delay: float = 0.0
+) -> "tqdm[Any]":
     """A bar with the time left, on standard error; it appears after `delay` seconds."""
     often: dict[str, Any] = {"delay": delay} if is_watched() else {"delay": max(delay, SELDOM), "mininterval": SELDOM}
     return tqdm(total=total, desc=label, unit=unit, disable=not shown, leave=False, dynamic_ncols=True, **often)

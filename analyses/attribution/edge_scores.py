@@ -1,10 +1,10 @@
 """Scores of all edges of a model, per prompt and on average, and the circuits chosen by them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparselens.circuits import circuit
@@ -107,6 +107,16 @@ class EdgeScores(Result):
             raise ValueError(f"prompt = {prompt}: want 0 to {len(scores) - 1}")
         rows = slice(prompt, prompt + 1)
         return EdgeScores(self.graph, self.method, scores[prompt], scores[rows], self.clean[rows], self.corrupted[rows])
+
+    def of_prompts(self, prompts: Int[Tensor, " chosen"]) -> "EdgeScores":
+        """The scores of some prompts.
+
+        Raises:
+            ValueError: only the mean was kept.
+        """
+        scores = self._all()[prompts]
+        chosen = {"mean": scores.mean(0), "per_prompt": scores}
+        return replace(self, **chosen, clean=self.clean[prompts], corrupted=self.corrupted[prompts])
 
     def interval(self, edge: str, level: float = 0.95) -> Interval:
         """The mean score of one edge, with a bootstrap confidence interval over prompts.

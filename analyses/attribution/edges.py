@@ -8,22 +8,25 @@
 4. eap-ig-activations: mean over the input, all attention layers and all MLPs, each in turn put k/m of the way, for
    k = 1 .. m. As in EAP-IG's code no gradient passes through what is put there.
 5. clean-corrupted: mean of the gradients of the clean and the corrupted run.
-6. exact: the difference of step 1 itself, one edge at a time (`exact`).
+6. exact: the difference of step 1 itself, one edge at a time (`exact`). Recommended where the graph has at most 1,000
+   edges: it misses nothing of step 1 and takes seconds to minutes. auto: exact up to there, else eap-ig.
+7. Where gates are hard, gradients stop at them; `gate_gradient` may give gates the slope of training.
 EAP-IG's own code gives the same numbers for the loss -metric, divided once more by the number of prompts.
 """
 
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from jaxtyping import Float
 from torch import Tensor
 
 from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.attribution.exact import exact_scores
-from sparselens.analyses.attribution.integration import DEFAULT, Method, Score, attribute
+from sparselens.analyses.attribution.integration import DEFAULT, Method, Score, attribute, chosen
 from sparselens.analyses.engine.edge_products import differences, edge_products
+from sparselens.analyses.engine.gate_gradient import GateGradient, refuse_gate_gradient
 from sparselens.analyses.engine.gradients import gradients
 from sparselens.analyses.engine.partial_runs import Activations
 from sparselens.analyses.engine.request import open_request, refuse_several_lengths
@@ -42,6 +45,7 @@ def attribute_edges(
     method: Method | str = DEFAULT,
     steps: int = 5,
     *,
+    gate_gradient: GateGradient | str = "none",
     per_prompt: bool = True,
     memory: int | None = None,
     batch_size: int | None = None,
@@ -62,7 +66,12 @@ def attribute_edges(
 
     Args:
         metric: function of (logits, pairs), or name in `sparselens.prompts.metrics`
+        method: "eap-ig", "eap", "eap-ig-activations", "clean-corrupted" or "exact"; "auto": exact, as recommended, if
+            the graph has at most 1,000 edges, else eap-ig
         steps: m, for the two integrated methods
+        gate_gradient: of a sparse model's hard gates. "none": that of the function, in which a gate is a step.
+            "straight-through": sigmoid'(gate_logit), as in training without noise, so that an edge whose score decides
+            over a gate is seen. A dense model has no gates, and both are the same
         per_prompt: keep the scores of every prompt (4 bytes x sources x destinations each); without them, memory does
             not grow with the number of prompts
         memory: bytes to work in beside the model and the scores, by measuring one prompt. Default: 64 prompts at a time
@@ -78,12 +87,17 @@ def attribute_edges(
     if method not in get_args(Method):
         raise unknown("method", method, get_args(Method))
     with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
+        method = chosen(method, request.reading.graph)
+        refuse_gate_gradient(gate_gradient, method)
         if method == "exact":
             scores = exact_scores(request, None, out)
             return scores if per_prompt else replace(scores, per_prompt=None)
-        log = batch_log(out, request, **{"method": method, "steps": steps, "per prompt": per_prompt})
-        found = attribute(request, method, steps, gradients, _edges, per_prompt=per_prompt, log=log)
-    return EdgeScores(request.reading.graph, method, found.mean, found.per_prompt, found.clean, found.corrupted)
+        how: dict[str, Any] = {"gate_gradient": gate_gradient, "per_prompt": per_prompt}
+        log = batch_log(out, request, method=method, steps=steps, **how)
+        found = attribute(request, method, steps, gradients, _edges, log=log, **how)
+    parts = found.mean, found.per_prompt, found.clean, found.corrupted
+    name = method if gate_gradient == "none" else f"{method}, {gate_gradient} gates"
+    return EdgeScores(request.reading.graph, name, *parts)
 
 
 def attribute_edge_positions(

@@ -14,16 +14,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparselens.analyses.engine.batching import in_batches
+from sparselens.analyses.engine.gate_gradient import gate_gradient_hooks, refuse_gate_gradient
 from sparselens.analyses.engine.gradients import Gradients, written
 from sparselens.analyses.engine.partial_runs import Activations, Hook, refuse_unless_finite
 from sparselens.analyses.engine.request import PerPrompt, Request, Run
 from sparselens.analyses.engine.residual_stream import Reading
 from sparselens.analyses.engine.resume import BatchLog
+from sparselens.circuits.graph import Graph
 from sparselens.names import unknown
 
-Method = Literal["eap", "eap-ig", "eap-ig-activations", "clean-corrupted", "exact"]
+Method = Literal["eap", "eap-ig", "eap-ig-activations", "clean-corrupted", "exact", "auto"]
 BY_GRADIENT = ("eap", "eap-ig", "eap-ig-activations", "clean-corrupted")
 DEFAULT: Method = "eap-ig"
+FEW_EDGES = 1000  # up to which "auto" takes exact scores
 
 Take = Callable[[Request, bool, Sequence[Hook]], Gradients]  # gradients(request, corrupted, edits)
 Score = Callable[[Gradients], Float[Tensor, "batch *axes"]]
@@ -40,6 +43,13 @@ class Attribution:
     corrupted: PerPrompt
 
 
+def chosen(method: str, graph: Graph) -> str:
+    """The method, where "auto" is the exact one for a graph of at most FEW_EDGES edges and else the default."""
+    if method != "auto":
+        return method
+    return "exact" if graph.n_edges <= FEW_EDGES else DEFAULT
+
+
 def attribute(
     request: Request,
     method: str,
@@ -48,6 +58,7 @@ def attribute(
     scoring: Scoring,
     *,
     also: Callable[[Reading], Sequence[str]] = lambda _: (),
+    gate_gradient: str = "none",
     per_prompt: bool = True,
     log: BatchLog | None = None,
 ) -> Attribution:
@@ -55,18 +66,23 @@ def attribute(
 
     Args:
         also: hook points that `scoring` needs beside the sources' writes
+        gate_gradient: of hard gates, see `gate_gradient`
         log: where finished batches are kept
     """
     if method not in BY_GRADIENT:
         raise unknown("method", method, BY_GRADIENT)
     if steps < 1:
         raise ValueError(f"steps = {steps}: want at least 1")
+    refuse_gate_gradient(gate_gradient, method)
     n = len(request)
     total, kept, metrics = torch.zeros((), dtype=torch.float64), torch.zeros(n, 0), torch.zeros(2, n)
     request = replace(request, also=tuple(also(request.reading)))
 
+    def through_gates(batch: Request, corrupted: bool, edits: Sequence[Hook]) -> Gradients:
+        return take(batch, corrupted, [*edits, *gate_gradient_hooks(batch.model, gate_gradient)])
+
     def score(batch: Request) -> tuple[Tensor, ...]:
-        scores, clean, corrupted = _attribute(batch, method, steps, take, scoring)
+        scores, clean, corrupted = _attribute(batch, method, steps, through_gates, scoring)
         refuse_unless_finite("a score", scores, batch.prompts)
         found = scores.sum(0, dtype=torch.float64), torch.stack([clean, corrupted]).float()
         return (*found, scores.float()) if per_prompt else found

@@ -1,5 +1,7 @@
 """Runs a model in which only a circuit's edges carry this run's writes; all other edges carry the ablation's.
 
+Several circuits run at once, as rows of a batch.
+
 1. v reads x_ablated + sum over kept edges u -> v of (write of u in this run - its ablated write).
 2. Sources run in the model's own modules, in order; only their inputs are replaced, so that every head reads its
    queries, keys and values through edges of its own.
@@ -48,7 +50,8 @@ def ablated_by(batch: Request, writes: Writes | None = None) -> Ablated:
         return Ablated(own, {name: run.recorded[name].to(own.dtype) for name in names}, run.metric)
     writes = writes.to(own).expand_as(own).contiguous()
     ablated = Ablated(writes, _streams(reading, writes, run.recorded), run.metric)
-    return replace(ablated, metric=run_circuit(batch, torch.zeros_like(reading.graph.exists), ablated, writes[0]))
+    nothing = torch.zeros_like(reading.graph.exists)[None]
+    return replace(ablated, metric=run_circuits(batch, nothing, ablated, writes[0])[0])
 
 
 def writes_of(reading: Reading, recorded: Activations) -> Writes:
@@ -80,33 +83,39 @@ def _streams(reading: Reading, writes: Writes, recorded: Activations) -> Activat
     return streams | {reading.end: stream.to(recorded[reading.end].device)}
 
 
-def run_circuit(
+def run_circuits(
     batch: Request,
-    kept: Bool[Tensor, "source destination"],
+    kept: Bool[Tensor, "circuit source destination"],
     ablated: Ablated,
     start: Float[Tensor, "batch pos d_model"],
-) -> PerPrompt:
-    """The metric of the clean prompts when only the kept edges carry what the run makes.
+) -> Float[Tensor, "circuit batch"]:
+    """The metric of the clean prompts when only a circuit's edges carry what the run makes, for several at once.
 
     Args:
         start: what the input writes in the clean run
     """
-    reading = batch.reading
+    reading, circuits = batch.reading, len(kept)
     copies = max(block.n_heads // (block.n_kv_heads or block.n_heads) for block in reading.graph.blocks)
-    run = _CircuitRun(reading, kept.to(ablated.writes), ablated, torch.zeros_like(ablated.writes), copies)
-    run.changes[0] = start.to(ablated.writes) - ablated.writes[0]
+    sources, _, *size = ablated.writes.shape
+    changes = ablated.writes.new_zeros(sources, circuits, len(batch), *size)
+    changes[0] = start.to(ablated.writes) - ablated.writes[0]
+    run = _CircuitsRun(reading, kept.to(ablated.writes), ablated, changes, copies)
     with skipping(batch.model, run.needless(), batch.opened.as_tuple):
-        return batch.repeated(copies).measure(run.hooks())[: len(batch)]
+        found = batch.repeated(copies * circuits).measure(run.hooks())
+    return found[: circuits * len(batch)].unflatten(0, (circuits, -1))
 
 
 @dataclass(frozen=True, eq=False)
-class _CircuitRun:
-    """One run; `changes` fills up with each source's write minus its ablated write."""
+class _CircuitsRun:
+    """One run, whose rows are circuits times prompts, `copies` times over.
+
+    `changes` fills up with each source's write minus its ablated write.
+    """
 
     reading: Reading
-    kept: Float[Tensor, "source destination"]
+    kept: Float[Tensor, "circuit source destination"]
     ablated: Ablated
-    changes: Writes
+    changes: Float[Tensor, "source circuit batch pos d_model"]
     copies: int
 
     def hooks(self) -> list[Hook]:
@@ -126,7 +135,7 @@ class _CircuitRun:
         found: dict[int, Callable[[], Tensor]] = {}
         for layer in self.reading.layers:
             heads = self.reading.graph.head_sources(layer.number)
-            if not self.kept[heads.start : heads.stop + layer.block.mlp].any():
+            if not self.kept[:, heads.start : heads.stop + layer.block.mlp].any():
                 found[layer.number] = partial(self._skipped, layer)
         return found
 
@@ -135,18 +144,19 @@ class _CircuitRun:
         if layer is self.reading.layers[-1]:
             return self._into_logits(like)
         stream = self.ablated.streams[layer.at("hook_resid_pre")]  # of the right shape; nothing reads it
-        return stream.repeat(self.copies, 1, 1).to(like)
+        return stream.repeat(self.copies * len(self.kept), 1, 1).to(like)
 
     def _reads(
         self, stream: str, written: int, columns: Int[Tensor, " reader"]
-    ) -> Float[Tensor, "reader batch pos d_model"]:
-        """The inputs of these destinations."""
-        kept, changes = self.kept[:written, columns], self.changes[:written]
-        sources = kept.any(1)
+    ) -> Float[Tensor, "reader row pos d_model"]:
+        """The inputs of these destinations, circuit by circuit."""
+        kept, changes = self.kept[:, :written, columns], self.changes[:written]
+        sources = kept.any(2).any(0)
         if not sources.all():
-            kept, changes = kept[sources], changes[sources]
+            kept, changes = kept[:, sources], changes[sources]
         base = self.ablated.streams[stream]
-        return (kept.T @ changes.flatten(1)).unflatten(1, changes.shape[1:]).to(base) + base
+        read = kept.transpose(1, 2) @ changes.flatten(2).transpose(0, 1)  # circuit reader numbers
+        return (read.unflatten(2, changes.shape[2:]).to(base) + base).transpose(0, 1).flatten(1, 2)
 
     def _into_heads(self, layer: Layer, number: int, activation: Tensor) -> Tensor:
         block, graph = layer.block, self.reading.graph
@@ -156,10 +166,11 @@ class _CircuitRun:
         receiver = RECEIVERS[number]
         weight, bias = self.reading.weight(layer.number, receiver), self.reading.bias(layer.number, receiver)
         base = self.ablated.streams[name]
-        own = self.kept[:written, columns].any(0).to(weight.device)  # heads that read something of the circuit
-        found = base.new_empty(*base.shape[:2], *weight.shape[::2])
+        own = self.kept[:, :written, columns].any(1).any(0).to(weight.device)  # heads that read something of a circuit
+        found = base.new_empty(len(self.kept) * len(base), base.shape[1], *weight.shape[::2])
         if not own.all():
-            found[:, :, ~own] = torch.einsum("btm,hme->bthe", _normed(layer.norm, base), weight[~own])
+            alike = torch.einsum("btm,hme->bthe", _normed(layer.norm, base), weight[~own])
+            found[:, :, ~own] = alike.repeat(len(self.kept), 1, 1, 1)
         if own.any():
             stream = self._reads(name, written, start + own.nonzero()[:, 0].to(self.kept.device))
             found[:, :, own] = torch.einsum("hbtm,hme->bthe", _normed(layer.norm, stream), weight[own])
@@ -174,7 +185,7 @@ class _CircuitRun:
         own = torch.arange(layer.block.n_heads, device=z.device) % shared  # the copy that holds a head's key and value
         z = torch.stack([copies[int(copy), :, :, head] for head, copy in enumerate(own)], 2)
         heads = self.reading.graph.head_sources(layer.number)
-        self.changes[heads] = self.reading.head_writes(layer.number, z).to(self.changes) - self.ablated.writes[heads]
+        self._write(heads, self.reading.head_writes(layer.number, z))
 
     def _into_mlp(self, layer: Layer, activation: Tensor) -> Tensor:
         """One copy is enough: an MLP reads the same whichever head of a group a copy keeps."""
@@ -185,11 +196,15 @@ class _CircuitRun:
 
     def _mlp_writes(self, layer: Layer, activation: Tensor) -> Tensor:
         place = self.reading.graph.head_sources(layer.number).stop
-        self.changes[place] = activation.to(self.changes) - self.ablated.writes[place]
+        self._write(slice(place, place + 1), activation[None])
         return activation.repeat(self.copies, 1, 1)
 
+    def _write(self, sources: slice, writes: Float[Tensor, "source row pos d_model"]) -> None:
+        own = writes.to(self.changes).unflatten(1, (len(self.kept), -1))
+        self.changes[sources] = own - self.ablated.writes[sources, None]
+
     def _into_logits(self, activation: Tensor) -> Tensor:
-        last = torch.tensor([self.kept.shape[1] - 1], device=self.kept.device)
+        last = torch.tensor([self.kept.shape[2] - 1], device=self.kept.device)
         stream = self._reads(self.reading.end, len(self.changes), last)[0]
         return stream.repeat(self.copies, 1, 1).to(activation.dtype)
 

@@ -1,4 +1,15 @@
-"""Baselines that a circuit must beat: edges drawn at random, and edges of the sources whose writes differ most."""
+"""Baselines that a circuit must beat: edges drawn at random, and edges of the sources whose writes differ most.
+
+Edges drawn uniformly seldom lead from the input to the logits, and then do nothing. `random_connected_circuits` walks
+at random among circuits that do:
+
+1. Start from the circuit without its dead ends, with the heads of every layer shuffled.
+2. Exchange the destinations of two edges, or move an end of one to another node of the layer that is in the circuit,
+   where this makes no dead end. This leaves the number of edges out of and into every layer as it was.
+"""
+
+import random
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -9,14 +20,17 @@ from sparselens.analyses.engine.edge_products import differences
 from sparselens.analyses.engine.gradients import written
 from sparselens.analyses.engine.request import PerPrompt, Request, open_request
 from sparselens.circuits.circuit import Circuit
-from sparselens.circuits.graph import Graph
+from sparselens.circuits.graph import RECEIVERS, Graph
 from sparselens.models.hooked_model import HookedModel
 from sparselens.prompts.metrics import Metric, logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
 
+DRAWS = 10  # random circuits
+MOVES = 30  # tried for every edge
+
 
 def random_circuit(graph: Graph, n: int, seed: int = 0) -> Circuit:
-    """`n` edges drawn uniformly at random; all scores are zero.
+    """`n` edges drawn uniformly at random; all scores are zero. Few of them lead from the input to the logits.
 
     >>> len(random_circuit(Graph.of_model(model), 50))
     50
@@ -27,6 +41,109 @@ def random_circuit(graph: Graph, n: int, seed: int = 0) -> Circuit:
     drawn = places[torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:n]]
     kept = torch.zeros(graph.exists.numel(), dtype=torch.bool).index_fill_(0, drawn, True)
     return Circuit(graph, kept.view(graph.exists.shape))
+
+
+def random_connected_circuits(circuit: Circuit, draws: int = DRAWS, seed: int = 0) -> list[Circuit]:
+    """Random circuits on which every edge leads from the input to the logits; all scores are zero.
+
+    Each has as many edges as the circuit has without its dead ends, and as many out of and into every layer.
+
+    >>> null = random_connected_circuits(scores.smallest(0.9), seed=0)  # ten of them
+
+    Scope: which MLPs are in the circuit stays, and how many heads of every layer; what is random is which heads, and
+    which edges join them.
+
+    Raises:
+        ValueError: draws is not positive.
+    """
+    if draws < 1:
+        raise ValueError(f"draws = {draws}: want 1 or more")
+    generator, connected = random.Random(seed), circuit.pruned()
+    return [_Walk(connected, generator).run() for _ in range(draws)]
+
+
+class _Walk:
+    """A random walk among circuits without dead ends, of one graph and with one number of edges at every layer."""
+
+    def __init__(self, circuit: Circuit, generator: random.Random) -> None:
+        self._graph, self._random = circuit.graph, generator
+        graph = circuit.graph
+        self._node = graph.receivers.int().argmax(0).tolist()  # the node of every destination
+        self._node[-1] = len(graph.sources)
+        self._sources, self._destinations = _layers_of(graph.sources), _layers_of(graph.destinations)
+        rows, columns = _shuffled(graph, generator)
+        self._edges = [(rows[s], columns[d]) for s, d in circuit.kept.nonzero().tolist()]
+        self._there = set(self._edges)
+        self._writes, self._reads = [0] * len(graph.sources), [0] * (len(graph.sources) + 1)  # last: the logits
+        for source, destination in self._edges:
+            self._writes[source] += 1
+            self._reads[self._node[destination]] += 1
+
+    def run(self) -> Circuit:
+        """The circuit where the walk ends."""
+        for _ in range(MOVES * len(self._edges)):
+            (self._exchange, self._move_source, self._move_destination)[self._random.randrange(3)]()
+        kept = torch.zeros_like(self._graph.exists)
+        for edge in self._edges:
+            kept[edge] = True
+        return Circuit(self._graph, kept)
+
+    def _exchange(self) -> None:
+        """The destinations of two edges."""
+        one, other = (self._random.randrange(len(self._edges)) for _ in range(2))
+        (source, destination), (second, another) = self._edges[one], self._edges[other]
+        if self._free(source, another) and self._free(second, destination):
+            self._put(one, (source, another))
+            self._put(other, (second, destination))
+
+    def _move_source(self) -> None:
+        """To a node of its layer that reads something; the old one must still write something."""
+        number = self._random.randrange(len(self._edges))
+        old, destination = self._edges[number]
+        new = self._random.choice(self._sources[old])
+        if self._writes[old] > 1 and self._reads[new] and self._free(new, destination):
+            self._writes[old] -= 1
+            self._writes[new] += 1
+            self._put(number, (new, destination))
+
+    def _move_destination(self) -> None:
+        """To a node of its layer that writes something; the old one must still read something."""
+        number = self._random.randrange(len(self._edges))
+        source, old = self._edges[number]
+        new = self._random.choice(self._destinations[old])
+        before, after = self._node[old], self._node[new]
+        if (before == after or (self._reads[before] > 1 and self._writes[after])) and self._free(source, new):
+            self._reads[before] -= 1
+            self._reads[after] += 1
+            self._put(number, (source, new))
+
+    def _free(self, source: int, destination: int) -> bool:
+        return bool(self._graph.exists[source, destination]) and (source, destination) not in self._there
+
+    def _put(self, number: int, edge: tuple[int, int]) -> None:
+        self._there.discard(self._edges[number])
+        self._there.add(edge)
+        self._edges[number] = edge
+
+
+def _layers_of(names: Sequence[str]) -> list[list[int]]:
+    """For every node, the nodes of its layer: `a2.h1`, `a2.h3<q>` and `m2` are of one."""
+    layers = [name.partition(".")[0].lstrip("am") for name in names]
+    return [[place for place, other in enumerate(layers) if other == layer] for layer in layers]
+
+
+def _shuffled(graph: Graph, generator: random.Random) -> tuple[list[int], list[int]]:
+    """New places of sources and destinations, when the heads of every layer change places."""
+    rows, columns = list(range(len(graph.sources))), list(range(len(graph.destinations)))
+    for layer, block in enumerate(graph.blocks):
+        order = list(range(block.n_heads))
+        generator.shuffle(order)
+        source, destination = graph.head_sources(layer).start, graph.head_destinations(layer).start
+        for old, new in enumerate(order):
+            rows[source + old] = source + new
+            for receiver in range(len(RECEIVERS)):
+                columns[destination + receiver * block.n_heads + old] = destination + receiver * block.n_heads + new
+    return rows, columns
 
 
 def score_by_magnitude(

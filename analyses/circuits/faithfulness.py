@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparselens.analyses.attribution.edge_scores import EdgeScores
-from sparselens.analyses.circuits.ablated_run import Ablated, ablated_by, run_circuit, writes_of
+from sparselens.analyses.circuits.ablated_run import Ablated, ablated_by, run_circuits, writes_of
 from sparselens.analyses.engine.batching import in_batches, longest
 from sparselens.analyses.engine.budget import MEMORY
 from sparselens.analyses.engine.edge_products import Writes
@@ -34,7 +34,7 @@ from sparselens.results import Result
 
 Ablation = Literal["corrupted", "mean", "zero"]
 DELAY = 5.0  # seconds after which a bar shows
-SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # MIB's, shares of all edges
+SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # MIB's percentages, as shares of all edges
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -158,11 +158,16 @@ def minimality(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FaithfulnessCurve(Result):
-    """Faithfulness of circuits of growing size."""
+    """Faithfulness of circuits of growing size.
+
+    The areas are those of MIB (Mueller et al. 2025, arXiv 2504.13151) as its code has them: by trapezoids over the
+    nominal shares on a linear axis, from the first to the last; a circuit of share s has `int(s * total)` edges.
+    """
 
     n_edges: tuple[int, ...]
     total: int  # edges of the whole graph
     points: tuple[Faithfulness, ...]
+    shares: tuple[float, ...] | None = None  # nominal, of all edges; None: those of `n_edges`
 
     def _line(self) -> str:
         sizes = f"{len(self.n_edges)} circuits of up to {max(self.n_edges, default=0):,} of {self.total:,} edges"
@@ -199,7 +204,8 @@ class FaithfulnessCurve(Result):
         return next((n for n, point in zip(self.n_edges, self.points, strict=True) if point.mean >= goal), None)
 
     def _area(self, heights: Sequence[float]) -> float:
-        shares = torch.tensor(self.n_edges, dtype=torch.float64) / self.total
+        nominal = [n / self.total for n in self.n_edges] if self.shares is None else self.shares
+        shares = torch.tensor(nominal, dtype=torch.float64)
         return float(torch.trapezoid(torch.tensor(heights, dtype=torch.float64), shares))
 
 
@@ -223,14 +229,16 @@ def faithfulness_curve(
     >>> curve.n_edges, curve.cpr, curve.cmd
 
     Args:
-        sizes: shares of all edges (floats) or numbers of edges (ints), rising; areas run from the first to the last
+        sizes: shares of all edges (floats, rounded down to whole edges as by MIB) or numbers of edges (ints), rising;
+            areas run from the first to the last
         choose: "top": by |mean score|; "greedy": from the logits upward, as EAP-IG
 
     Raises:
         ValueError: sizes do not rise, the choice is unknown, or as `faithfulness`.
     """
     graph = scores.graph
-    numbers = [size if isinstance(size, int) else round(size * graph.n_edges) for size in sizes]
+    numbers = [size if isinstance(size, int) else int(size * graph.n_edges) for size in sizes]
+    shares = tuple(size / graph.n_edges if isinstance(size, int) else size for size in sizes)
     if not numbers or numbers != sorted(numbers):
         raise ValueError(f"sizes must rise, not {list(sizes)}")
     ways = {"top": scores.top, "greedy": scores.greedy}
@@ -239,7 +247,7 @@ def faithfulness_curve(
     circuits = [ways[choose](number) for number in numbers]
     with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
         points = CircuitRunner(request, graph, ablation).run(circuits)
-    return FaithfulnessCurve(tuple(numbers), graph.n_edges, tuple(points))
+    return FaithfulnessCurve(tuple(numbers), graph.n_edges, tuple(points), shares)
 
 
 # -- running
@@ -267,7 +275,7 @@ class CircuitRunner:
         self._request, self._ablation = request, ablation
         self._post_norm = any(layer.post_norm is not None for layer in reading.layers)
         self._means = _mean_writes(request) if ablation == "mean" else None
-        self._rows, keep = self._plan()
+        self._rows, self._at_once, keep = self._plan()
         self._kept: list[_Baselines] = []
         self.clean, self.ablated = torch.zeros(2, len(request))
         with progress_bar(len(request), "baselines", "prompt", request.progress, DELAY) as bar:
@@ -278,18 +286,19 @@ class CircuitRunner:
                 del found  # before the next are made
                 bar.update(len(rows))
 
-    def _plan(self) -> tuple[list[Int[Tensor, " row"]], bool]:
-        """The prompts that run together, and whether what circuits share is kept for all prompts."""
+    def _plan(self) -> tuple[list[Int[Tensor, " row"]], int, bool]:
+        """The prompts that run together, the rows that may, and whether to keep what is shared."""
         request, graph = self._request, self._request.reading.graph
         whole, first = Circuit(graph, graph.exists), longest(request.pairs)
         one = request.batch(first)
-        (at_once,), measured = one.sizes(lambda _: [self._run(self._baselines(first), whole)])
+        (at_once,), measured = one.sizes(lambda _: [self._run(self._baselines(first), [whole])])
         memory = request.budget.memory or MEMORY
         shared = 1 + len(graph.sources) + sum(1 + block.mlp for block in graph.blocks) + 1  # start, writes and streams
         kept = 4 * shared * one.pairs.clean.shape[1] * request.model.cfg.d_model * len(request)  # bytes
         fewer = at_once * (memory - kept) // memory if measured else at_once
         keep = 2 * kept <= memory and fewer > 0
-        return list(request.pairs.rows(fewer if keep else at_once)), keep
+        at_once = fewer if keep else at_once
+        return list(request.pairs.rows(at_once)), at_once, keep
 
     def run(self, circuits: Sequence[Circuit], bar: Any = None) -> list[Faithfulness]:
         """The faithfulness of every circuit.
@@ -301,9 +310,11 @@ class CircuitRunner:
         with progress_bar(values.numel(), "circuits", "run", self._request.progress and bar is None, DELAY) as own:
             for number, rows in enumerate(self._rows):
                 found = self._kept[number] if self._kept else self._baselines(rows)
-                for place, circuit in enumerate(circuits):
-                    values[place, rows] = self._run(found, circuit).float().cpu()
-                    (own if bar is None else bar).update(len(rows))
+                for some in torch.arange(len(circuits)).split(max(1, self._at_once // len(rows))):
+                    values[some[:, None], rows] = (
+                        self._run(found, [circuits[number] for number in some.tolist()]).float().cpu()
+                    )
+                    (own if bar is None else bar).update(len(some) * len(rows))
                 del found  # before the next are made
         return [Faithfulness(row, self.clean, self.ablated) for row in values]
 
@@ -317,11 +328,16 @@ class CircuitRunner:
             writes = torch.zeros(len(batch.reading.graph.sources), 1, n_pos, d_model)
         return _Baselines(batch, clean.metric, clean.recorded[start], ablated_by(batch, writes))
 
-    def _run(self, shared: _Baselines, circuit: Circuit) -> PerPrompt:
-        kept = circuit.kept if self._post_norm else circuit.pruned(from_input=self._ablation == "corrupted").kept
-        if not kept.any():
-            return shared.ablated.metric
-        return run_circuit(shared.batch, kept, shared.ablated, shared.start)
+    def acting(self, circuit: Circuit) -> Circuit:
+        """The circuit without its dead ends: the edges that no run of it would miss."""
+        return circuit if self._post_norm else circuit.pruned(from_input=self._ablation == "corrupted")
+
+    def _run(self, shared: _Baselines, circuits: Sequence[Circuit]) -> Float[Tensor, "circuit batch"]:
+        kept = torch.stack([self.acting(circuit).kept for circuit in circuits])
+        values, some = shared.ablated.metric.repeat(len(kept), 1), kept.flatten(1).any(1)
+        if some.any():
+            values[some.to(values.device)] = run_circuits(shared.batch, kept[some], shared.ablated, shared.start)
+        return values
 
 
 def _mean_writes(request: Request) -> Writes:

@@ -1,17 +1,18 @@
-"""The smallest circuit that does what the model does: how many of the highest-scoring edges it takes to be faithful.
+"""The smallest faithful prefix of the ranking: how many of the highest-scoring edges do what the model does.
 
 1. Double the number of edges until the circuit of the top n is faithful enough.
 2. Halve the gap to the last n that was not, until it is one edge.
-Faithfulness need not rise with every edge, so a smaller faithful circuit may exist between the sizes that were tried.
+Faithfulness need not rise with every edge, so a smaller faithful prefix may exist between the sizes that were tried.
+Nor is every edge of the prefix needed: `pruning` removes those that are not.
 """
 
 import math
 
 from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.circuits.faithfulness import DELAY, Ablation, CircuitRunner, Faithfulness
-from sparselens.analyses.engine.batching import progress_bar
 from sparselens.analyses.engine.renamed import pairs_first
 from sparselens.analyses.engine.request import open_request
+from sparselens.bars import progress_bar
 from sparselens.circuits.circuit import Circuit
 from sparselens.models.hooked_model import HookedModel
 from sparselens.prompts.metrics import Metric, logit_difference
@@ -31,7 +32,9 @@ def faithful_circuit(
     batch_size: int | None = None,
     progress: bool = True,
 ) -> tuple[Circuit, Faithfulness]:
-    """The smallest circuit of top edges, among the sizes tried, whose faithfulness reaches the goal.
+    """The fewest highest-scoring edges, among the sizes tried, whose faithfulness reaches the goal.
+
+    Not the smallest faithful circuit: `pruned_circuit` goes on from here.
 
     >>> circuit, found = faithful_circuit(model, pairs, attribute_edges(model, pairs), goal=0.8)
     >>> len(circuit), found.interval()
@@ -39,10 +42,15 @@ def faithful_circuit(
     Raises:
         ValueError: the goal is not above 0 and at most 1, or as `faithfulness`.
     """
-    if not 0 < goal <= 1:
-        raise ValueError(f"goal must be above 0 and at most 1, not {goal}")
+    refuse_goal(goal)
     with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
         return search(CircuitRunner(request, scores.graph, ablation), scores, goal, progress)
+
+
+def refuse_goal(goal: float) -> None:
+    """Raise a ValueError unless the goal is above 0 and at most 1."""
+    if not 0 < goal <= 1:
+        raise ValueError(f"goal must be above 0 and at most 1, not {goal}")
 
 
 def search(

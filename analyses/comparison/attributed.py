@@ -20,13 +20,14 @@ from sparselens.circuits.circuit import Circuit
 from sparselens.files.whole import write_file
 
 CARD = "attribute.json"
+SAVED = ("mean", "per_prompt", "clean", "corrupted")  # fields of the scores
 CAPTIONS = {
     "circuit": "The smallest circuit found that is as faithful as was asked for.",
     "edges_needed": "Share of attribution in the largest edges; dotted: of the mean scores.",
 }
 READING = (
     "In brackets: 95 % bootstrap confidence intervals over prompts. Faithfulness: (metric of the circuit - metric of "
-    "nothing) / (metric of the model - metric of nothing); random edges: one draw."
+    "nothing) / (metric of the model - metric of nothing); of random circuits mean, lowest and highest."
 )
 
 
@@ -98,7 +99,7 @@ def load_attribution(folder: str | Path) -> Attributed:
     try:
         summary = json.loads((folder / CARD).read_text(encoding="utf-8"))
         faithful, tensors = Circuit.load(folder / "faithful.json"), load_file(folder / "scores.safetensors")
-        scores = EdgeScores(faithful.graph, summary["method"], **tensors)
+        scores = EdgeScores(faithful.graph, summary["method"], *(tensors[name] for name in SAVED))
         return Attributed(summary, scores, faithful, (folder / "circuit.html").read_text(encoding="utf-8"))
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder} does not hold a whole attribution: {error}") from error

@@ -27,6 +27,16 @@ def prompts_of(shown: TokenizedPairs) -> tuple[Prompt, ...]:
     return tuple(Prompt(title, tokens) for title, tokens in zip(titles, strings, strict=True))
 
 
+def pruning_caveats(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """How far pruning got, for each model in which its runs were used up before it was done."""
+    return [
+        f"In the {name} model pruning used up its runs: {pruned.untested} of {len(pruned.circuit)} edges of its pruned "
+        "circuit may be removable (prune_runs)."
+        for name, results in found.items()
+        if (pruned := results["circuits"].pruned) is not None and pruned.untested
+    ]
+
+
 def caveats(
     dense: Any, sparse: Any, solved: Solved, digests: Sequence[str], scores: Mapping[str, EdgeScores]
 ) -> tuple[str, ...]:

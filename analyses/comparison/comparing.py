@@ -4,6 +4,7 @@
 2. What do heads attend to, and which have known patterns?
 3. Which heads and MLPs matter (activation patching), and how few of them carry the metric?
 4. Which edges matter (attribution), how few hold `share` of it, and how faithful is that circuit in either model?
+5. How few of the highest-scoring edges are as faithful as `goal`, and how few are left when these are pruned?
 """
 
 from collections.abc import Sequence
@@ -16,13 +17,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sparselens.analyses.attribution.integration import DEFAULT, Method
+from sparselens.analyses.attribution.integration import DEFAULT, Method, chosen
 from sparselens.analyses.circuits.faithfulness import Ablation
-from sparselens.analyses.comparison.caveats import caveats, first_of_one_length, prompts_of
+from sparselens.analyses.comparison.caveats import caveats, first_of_one_length, prompts_of, pruning_caveats
 from sparselens.analyses.comparison.files import Parts
 from sparselens.analyses.comparison.one_model import Settings, analyse, run_circuits
 from sparselens.analyses.comparison.results import SIDES, About, Comparison, LossPoints, ModelResults, Solved
 from sparselens.analyses.engine.fingerprints import of_pairs, of_tensors
+from sparselens.analyses.engine.gate_gradient import GateGradient, refuse_gate_gradient
 from sparselens.analyses.engine.request import OpenModel
 from sparselens.analyses.engine.resume import unique_name
 from sparselens.analyses.sparsity.loss_curve import loss_points, measure_loss
@@ -49,9 +51,11 @@ def compare(
     metric: Metric | str | None = None,
     method: Method | str = DEFAULT,
     steps: int = 5,
+    gate_gradient: GateGradient | str = "none",
     share: float = 0.9,
     goal: float = 0.8,
     ablation: Ablation | str = "corrupted",
+    prune_runs: int = RUNS,
     all_pairs: bool = False,
     text: Int[Tensor, "_batch _pos"] | Sequence[Int[Tensor, "_batch _pos"]] | None = None,
     control: HookedModel | None = None,
@@ -73,10 +77,11 @@ def compare(
         task: draws `n` pairs with `seed` and `corruption`; or pairs, all of which are taken
         metric: function of (logits, pairs), or name in `sparselens.prompts.metrics`; default: the task's, or the logit
             difference
-        method: of edge attribution, with its `steps` (see `attribute_edges`)
+        method: of edge attribution, with its `steps` and `gate_gradient` (see `attribute_edges`)
         share: of the sum of |scores|, for the circuit of the paper's rule
-        goal: faithfulness that the smallest circuit is searched for
+        goal: faithfulness that circuits are searched for and pruned to
         ablation: what replaces everything that does not act: "corrupted", "mean" or "zero"
+        prune_runs: circuits to run in pruning each model's faithful circuit (`pruned_circuit`); 0: do not prune
         all_pairs: use all pairs, not only those that both models solve
         text: token rows for the loss against the share of open edges; default: the loss of the answers
         control: the dense model, fine-tuned in the same way with its gates held open, for the loss
@@ -90,9 +95,11 @@ def compare(
         ValueError: the models differ in tokenizer, layers or heads; no pair is left; `out` holds something else; or as
             the analyses that are called.
     """
-    _refuse_settings(method, steps, ablation, share, goal, names)  # at once, not after an hour
+    _refuse_settings(method, steps, ablation, share, goal, prune_runs, names)  # at once, not after an hour
     opened = {"dense": OpenModel(dense), "sparse": OpenModel(sparse)}
     _refuse_unlike(opened["dense"], opened["sparse"])
+    method = chosen(method, opened["dense"].reading.graph)
+    refuse_gate_gradient(gate_gradient, method)
     other = None if control is None else OpenModel(control)
     if other is not None:
         _refuse_unlike(opened["dense"], other)
@@ -102,14 +109,14 @@ def compare(
     name = name_of(measure) if out is None else unique_name(measure)
     rows = [text] if isinstance(text, Tensor) else text
     run: dict[str, Any] = {"memory": memory, "batch_size": batch_size, "progress": progress}
-    settings = Settings(measure, method, steps, share, goal, ablation, seed, run)
+    settings = Settings(measure, method, steps, gate_gradient, share, goal, ablation, prune_runs, seed, run)
     request: dict[str, Any] = {
         "models": [opened[side].fingerprint for side in SIDES],
         "control": None if other is None else other.fingerprint,
         "prompts": of_pairs(pairs),
         "text": None if rows is None else of_tensors({str(number): batch for number, batch in enumerate(rows)}),
         "task": fingerprint,
-        "settings": [name, method, steps, share, goal, ablation, seed, all_pairs],
+        "settings": [name, method, steps, gate_gradient, share, goal, ablation, prune_runs, seed, all_pairs],
     }
     parts = Parts(None if out is None else Path(out), request, progress)
     solved = parts.get("solved", lambda: _solved(dense, sparse, pairs, all_pairs))
@@ -125,7 +132,7 @@ def compare(
         task=fingerprint,
         description=description,
         metric=name_of(measure),
-        method=method,
+        method=scores["dense"].method,
         share=share,
         goal=goal,
         ablation=ablation,
@@ -134,7 +141,7 @@ def compare(
         prompts=prompts_of(shown),
         versions={package: version(package) for package in VERSIONS},
         seed=seed,
-        notes=(*notes, *caveats(dense, sparse, solved, request["models"], scores)),
+        notes=(*notes, *caveats(dense, sparse, solved, request["models"], scores), *pruning_caveats(found)),
         command=command,
     )
     parts.finish(about, request)
@@ -142,7 +149,15 @@ def compare(
     return Comparison(about, solved, loss, *results)
 
 
-def _refuse_settings(method: str, steps: int, ablation: str, share: float, goal: float, names: tuple[str, str]) -> None:
+def _refuse_settings(
+    method: str,
+    steps: int,
+    ablation: str,
+    share: float,
+    goal: float,
+    prune_runs: int,
+    names: tuple[str, str],
+) -> None:
     for name, value, known in (("method", method, get_args(Method)), ("ablation", ablation, get_args(Ablation))):
         if value not in known:
             raise unknown(name, value, known)
@@ -151,6 +166,8 @@ def _refuse_settings(method: str, steps: int, ablation: str, share: float, goal:
             raise ValueError(f"{name} must be above 0 and at most 1, not {value}")
     if steps < 1:
         raise ValueError(f"steps = {steps}: want 1 or more")
+    if prune_runs < 0:
+        raise ValueError(f"prune_runs = {prune_runs}: want 0 or more")
     if not all(names) or names[0] == names[1]:
         raise ValueError(f"names = {names}: want two different ones, neither empty")
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from sparselens.analyses.attribution.attention_edges import AttentionEdges
 from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.circuits.faithfulness import Faithfulness, FaithfulnessCurve
+from sparselens.analyses.circuits.pruning import PrunedCircuit
 from sparselens.analyses.comparison.results import (
     SIDES,
     About,
@@ -32,6 +33,7 @@ from sparselens.analyses.patching.top_components import ComponentCurve
 from sparselens.analyses.sparsity.head_labels import HeadScores
 from sparselens.analyses.sparsity.loss_curve import LossPoint
 from sparselens.bars import is_watched
+from sparselens.circuits.circuit import Circuit
 from sparselens.circuits.graph import Block, Graph
 from sparselens.circuits.neuronpedia import write_neuronpedia
 from sparselens.files.records import load_record, save_record
@@ -48,7 +50,7 @@ KINDS: dict[str, type] = {
     "edges": EdgeScores,
     "circuits": CircuitRuns,
 }
-INSIDE = (Block, ComponentCurve, Faithfulness, FaithfulnessCurve, Graph, LossPoint)
+INSIDE = (Block, Circuit, ComponentCurve, Faithfulness, FaithfulnessCurve, Graph, LossPoint, PrunedCircuit)
 OF_A_MODEL = [f.name for f in fields(ModelResults) if f.name in KINDS]
 CARD = "comparison.json"
 
@@ -146,7 +148,8 @@ def load_comparison(folder: str | Path) -> Comparison:
 def save_circuits(comparison: Comparison, folder: str | Path) -> list[Path]:
     """Write both circuits in the format of EAP-IG and MIB, and as attribution graphs for Neuronpedia.
 
-    EAP-IG's files have one shape for all blocks: where a model's blocks differ, only Neuronpedia's are written.
+    The pruned circuits are written in EAP-IG's format alone. That has one shape for all blocks: where a model's blocks
+    differ, only Neuronpedia's are written.
     """
     folder, about = Path(folder), comparison.about
     prompt, written = about.prompts[0], list[Path]()
@@ -162,7 +165,9 @@ def save_circuits(comparison: Comparison, folder: str | Path) -> list[Path]:
             labels=getattr(comparison, side).labels.labels(),
         )
         alike = len(set(circuit.graph.blocks)) == 1
-        written += [*([circuit.save(folder / f"{side}.json")] if alike else []), graph]
+        pruned = getattr(comparison, side).circuits.pruned
+        files = {f"{side}.json": circuit} | ({} if pruned is None else {f"{side}.pruned.json": pruned.circuit})
+        written += [*(found.save(folder / name) for name, found in files.items() if alike), graph]
     return written
 
 

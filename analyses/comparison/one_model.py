@@ -2,7 +2,7 @@
 
 1. Attention of a few prompts, and what heads are known for.
 2. Activation patching of heads and MLPs, and the metric when only the top ones act.
-3. Edge scores; then the faithfulness of circuits, once the other model's scores are there.
+3. Edge scores; then the faithfulness of circuits, once the other model's scores are there; and the pruned circuit.
 """
 
 from dataclasses import dataclass
@@ -13,8 +13,9 @@ import torch
 from sparselens.analyses.attribution.attention_edges import AttentionEdges, attention_edges
 from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.attribution.edges import attribute_edges
-from sparselens.analyses.circuits.baselines import random_circuit
+from sparselens.analyses.circuits.baselines import random_connected_circuits
 from sparselens.analyses.circuits.faithfulness import CircuitRunner, Faithfulness, FaithfulnessCurve
+from sparselens.analyses.circuits.pruning import PrunedCircuit, pruned_circuit
 from sparselens.analyses.circuits.search import search
 from sparselens.analyses.comparison.files import Parts
 from sparselens.analyses.comparison.results import CircuitRuns, ComponentCurves
@@ -36,9 +37,11 @@ class Settings:
     metric: Metric
     method: str
     steps: int
+    gate_gradient: str
     share: float
     goal: float
     ablation: str
+    prune_runs: int
     seed: int
     run: dict[str, Any]  # memory, batch_size, progress
 
@@ -71,7 +74,8 @@ def analyse(
         return ComponentCurves(alone, alone_once, both, both_once)
 
     def edges() -> EdgeScores:
-        return attribute_edges(model, pairs, settings.metric, settings.method, settings.steps, **options("edges"))
+        how: dict[str, Any] = {"gate_gradient": settings.gate_gradient, **options("edges")}
+        return attribute_edges(model, pairs, settings.metric, settings.method, settings.steps, **how)
 
     has_mlps = all(block.mlp for block in opened.reading.graph.blocks)
     found: dict[str, Any] = {
@@ -101,14 +105,24 @@ def _counts(total: int) -> list[int]:
 def run_circuits(
     opened: OpenModel, pairs: TokenizedPairs, own: EdgeScores, other: EdgeScores, settings: Settings
 ) -> CircuitRuns:
-    """Faithfulness in this model of its circuit, the other model's, random edges and the smallest faithful circuit."""
+    """Faithfulness in this model of its circuit, the other model's, random ones and the smallest faithful prefix."""
     mine = own.smallest(settings.share)
-    circuits = [mine, other.smallest(settings.share), random_circuit(own.graph, len(mine), settings.seed)]
+    circuits = [mine, other.smallest(settings.share), *random_connected_circuits(mine, seed=settings.seed)]
     with open_request(opened, pairs, settings.metric, **settings.run) as request:
         runner = CircuitRunner(request, own.graph, settings.ablation)
         sizes = dict[int, Faithfulness]()
         circuit, faithful = search(runner, own, settings.goal, request.progress, sizes)
-        alone, transferred, random = runner.run(circuits)
+        alone, transferred, *random = runner.run(circuits)
     reached = len(circuit) if faithful.mean >= settings.goal else None
     tried = FaithfulnessCurve(tuple(sorted(sizes)), own.graph.n_edges, tuple(sizes[size] for size in sorted(sizes)))
-    return CircuitRuns(alone, transferred, random, faithful, reached, tried)
+    pruned = None if reached is None else _pruned(opened, pairs, own, settings)
+    return CircuitRuns(alone, transferred, tuple(random), faithful, reached, tried, pruned)
+
+
+def _pruned(opened: OpenModel, pairs: TokenizedPairs, own: EdgeScores, settings: Settings) -> PrunedCircuit | None:
+    """None where it is not asked for, or all pairs ask one clean prompt."""
+    if settings.prune_runs == 0 or len(set(pairs.clusters())) < 2:
+        return None
+    how: dict[str, Any] = {"runs": settings.prune_runs, "seed": settings.seed, **settings.run}
+    model: Any = opened
+    return pruned_circuit(model, pairs, own, settings.metric, settings.goal, settings.ablation, **how)

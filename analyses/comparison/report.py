@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
+from sparselens.analyses.circuits.pruning import PrunedCircuit
 from sparselens.analyses.comparison.figures import Draw, figures_of, left_out, view
-from sparselens.analyses.comparison.results import Comparison
+from sparselens.analyses.comparison.results import SIDES, Comparison
 from sparselens.analyses.comparison.table import percent
 from sparselens.analyses.figures.page import filled
 from sparselens.files.whole import write_file
@@ -120,6 +121,7 @@ def _made(comparison: Comparison) -> dict[str, str]:
         "command": about.command or "called from Python",
         "seed": str(about.seed),
         "circuit": f"fewest edges with {percent(about.share)} of the sum of |mean scores|",
+        **_pruning(comparison),
         **about.versions,
     }
 
@@ -127,6 +129,21 @@ def _made(comparison: Comparison) -> dict[str, str]:
 def _made_table(rows: Mapping[str, str]) -> str:
     cells_ = (f"<tr><td>{_safe(name)}</td><td><code>{_safe(value)}</code></td></tr>" for name, value in rows.items())
     return f"<table><tbody>{''.join(cells_)}</tbody></table>"
+
+
+def _pruning(comparison: Comparison) -> dict[str, str]:
+    """What became of the faithful circuit of each model when it was pruned."""
+    sides = zip(SIDES, comparison.about.names, strict=True)
+    found = {name: getattr(comparison, side).circuits.pruned for side, name in sides}
+    return {f"pruned circuit, {name}": _said(pruned) for name, pruned in found.items() if pruned is not None}
+
+
+def _said(pruned: PrunedCircuit) -> str:
+    left = f"{pruned.untested} not yet tried alone" if pruned.untested else "none of which can be removed"
+    return (
+        f"{pruned.start} edges pruned to {len(pruned.circuit)} ({left}) on {len(pruned.chosen_on)} pairs; faithfulness "
+        f"on {len(pruned.held_out.clean)} other pairs {pruned.held_out.mean:.2f}"
+    )
 
 
 def _safe(text: str) -> str:

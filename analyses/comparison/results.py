@@ -19,6 +19,7 @@ from sparselens.analyses.attribution.attention_edges import AttentionEdges
 from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.circuits.edges_for_goal import edges_for_goal, edges_reached
 from sparselens.analyses.circuits.faithfulness import Faithfulness, FaithfulnessCurve
+from sparselens.analyses.circuits.pruning import PrunedCircuit
 from sparselens.analyses.circuits.stability import ShareCurves, Stability, edges_needed, share_curves, stability
 from sparselens.analyses.patching.activation_patching import PatchingResult
 from sparselens.analyses.patching.top_components import ComponentCurve
@@ -46,9 +47,9 @@ class About:
     task: str  # a fingerprint: name, version, corruption, seed, n
     description: str
     metric: str
-    method: str  # of edge attribution
+    method: str  # of edge attribution, with the gates' gradient if they are given one
     share: float  # of the sum of |scores|: the paper's rule
-    goal: float  # faithfulness that the smallest circuit is searched for
+    goal: float  # faithfulness that circuits are searched for and pruned to
     ablation: str
     names: tuple[str, str]  # of the two models
     loss: str  # what the loss is of
@@ -101,10 +102,11 @@ class CircuitRuns:
 
     own: Faithfulness  # this model's circuit of the paper's rule
     other: Faithfulness  # the other model's, transferred
-    random: Faithfulness  # as many edges as in `own`, drawn uniformly
-    faithful: Faithfulness  # the smallest circuit found to reach the goal
+    random: tuple[Faithfulness, ...]  # connected circuits like `own`, drawn at random
+    faithful: Faithfulness  # the smallest prefix of the ranking found to reach the goal
     faithful_edges: int | None  # None: not even all edges reach it, or the model scores as nothing does
     tried: FaithfulnessCurve  # all circuits that the search for it has run
+    pruned: PrunedCircuit | None = None  # None: not asked for, the goal is not reached, or a single clean prompt
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -180,7 +182,7 @@ class Comparison(Result):
         return self.solved.clean_prompt[self.solved.kept].tolist()
 
     def edges_for_goal(self, side: str) -> Interval | None:
-        """Edges of the smallest circuit that is as faithful as `about.goal`; None if none is.
+        """Edges of the smallest prefix of the ranking that is as faithful as `about.goal`; None if none is.
 
         Raises:
             ValueError: nothing is as good as the whole model, at least in one resample of the prompts.
@@ -230,7 +232,9 @@ class Comparison(Result):
         return self._ratio(lambda side, weights: _counts(getattr(side.kept, part), goal, weights))
 
     def fewer_edges_for_goal(self) -> Interval | None:
-        """Edges of the smallest circuits that are as faithful as `about.goal`, dense / sparse; None if one has none.
+        """Edges of the smallest prefixes of the rankings that are as faithful as `about.goal`, dense / sparse.
+
+        None if one model has none.
 
         Raises:
             ValueError: the ratio is not finite, at least in one resample of the prompts.
@@ -238,6 +242,33 @@ class Comparison(Result):
         if None in (self.dense.circuits.faithful_edges, self.sparse.circuits.faithful_edges):
             return None
         return self._ratio(lambda side, weights: edges_reached(side.circuits.tried, self.about.goal, weights))
+
+    def pruned_edges(self, side: str) -> Interval | None:
+        """Edges of the pruned circuit, with their interval over the prompts that chose it; None if there is none.
+
+        Raises:
+            ValueError: nothing is as good as the whole model, at least in one resample of the prompts.
+        """
+        pruned = self._side(side).circuits.pruned
+        return None if pruned is None else pruned.size_interval(self.about.goal, clusters=self._clusters_of(pruned))
+
+    def fewer_edges_pruned(self) -> Interval | None:
+        """Edges of the pruned circuits, dense / sparse, with its interval over the prompts that chose them both.
+
+        None if a model has none.
+
+        Raises:
+            ValueError: the ratio is not finite, at least in one resample of the prompts.
+        """
+        dense, sparse = self.dense.circuits.pruned, self.sparse.circuits.pruned
+        if dense is None or sparse is None:
+            return None
+
+        def size(side: ModelResults, weights: Weights) -> np.ndarray:
+            assert side.circuits.pruned is not None
+            return edges_reached(side.circuits.pruned.tried, self.about.goal, weights)
+
+        return self._ratio(size, self._clusters_of(dense))
 
     # -- out
 
@@ -298,14 +329,21 @@ class Comparison(Result):
     def _fewer_edges_of_mean(self) -> Interval:  # takes seconds on large graphs
         return self._ratio(lambda side, weights: _sizes_of_mean(side.edges, self.about.share, weights))
 
-    def _ratio(self, size: "Callable[[ModelResults, Weights], np.ndarray]") -> Interval:
+    def _clusters_of(self, pruned: PrunedCircuit) -> list[int]:
+        """The clean prompts of the pairs that chose it."""
+        return [self.clusters[row] for row in pruned.chosen_on.tolist()]
+
+    def _ratio(
+        self, size: "Callable[[ModelResults, Weights], np.ndarray]", clusters: list[int] | None = None
+    ) -> Interval:
         """Of two statistics that are not means; each resample weights the prompts of both models alike."""
 
         def ratio(weights: Weights) -> np.ndarray:
             with np.errstate(divide="ignore", invalid="ignore"):  # refused as not finite
                 return size(self.dense, weights) / size(self.sparse, weights)
 
-        return bootstrap_interval(ratio, len(self.dense.edges.clean), clusters=self.clusters)
+        clusters = self.clusters if clusters is None else clusters
+        return bootstrap_interval(ratio, len(clusters), clusters=clusters)
 
 
 Weights = Float[np.ndarray, "resample prompt"]

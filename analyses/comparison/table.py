@@ -9,8 +9,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import stdev
 from typing import Any
 
+from sparselens.analyses.circuits.pruning import PrunedCircuit
 from sparselens.analyses.comparison.results import SIDES, Comparison, ModelResults
 from sparselens.analyses.patching.top_components import ComponentCurve
 from sparselens.names import unknown
@@ -105,15 +107,50 @@ def _edges(comparison: Comparison) -> list[Row]:
         Row("Edges", "overlap of two prompts (Jaccard)", overlaps),
         Row("Circuit", f"faithfulness, {share} circuit", faithfulness("own")),
         Row("Circuit", "faithfulness, other model's circuit", faithfulness("other")),
-        Row("Circuit", "faithfulness, as many random edges", faithfulness("random")),
+        Row("Circuit", "faithfulness, random connected circuits [lowest, highest]", _both(comparison, _drawn)),
         Row(
             "Circuit", f"edges for {percent(about.goal)} faithfulness", faithful, known(comparison.fewer_edges_for_goal)
         ),
         Row("Circuit", "its faithfulness", faithfulness("faithful")),
+        *_pruned(comparison),
         Row("Circuit", f"edges in the {share} circuits of both", (shared, shared)),
         Row("Circuit", "overlap of the two models (Jaccard)", (overlap, overlap)),
         Row("Circuit", "rank correlation of the two models", (ranked, ranked)),
     ]
+
+
+def _drawn(model: ModelResults) -> Interval | None:
+    """Mean faithfulness of the circuits drawn at random, and its range; None where the whole model does as nothing."""
+    means = [found.mean for found in model.circuits.random]
+    if not all(map(math.isfinite, means)):
+        return None
+    mean, spread = sum(means) / len(means), stdev(means) if len(means) > 1 else math.nan
+    return Interval(mean, min(means), max(means), spread, len(means))
+
+
+def _pruned(comparison: Comparison) -> list[Row]:
+    pruned = [getattr(comparison, side).circuits.pruned for side in SIDES]
+    if pruned == [None, None]:
+        return []
+    goal = comparison.about.goal
+    dense, sparse = (known(partial(comparison.pruned_edges, side)) for side in SIDES)
+    judged = [None if found is None else known(partial(_judged, comparison, found)) for found in pruned]
+    return [
+        Row(
+            "Circuit",
+            f"edges for {percent(goal)} faithfulness, pruned",
+            (dense, sparse),
+            known(comparison.fewer_edges_pruned),
+        ),
+        Row("Circuit", "its faithfulness on held-out prompts", (judged[0], judged[1])),
+    ]
+
+
+def _judged(comparison: Comparison, pruned: PrunedCircuit) -> Interval:
+    """Faithfulness on the prompts that did not choose the circuit."""
+    chosen = set(pruned.chosen_on.tolist())
+    clusters = [label for row, label in enumerate(comparison.clusters) if row not in chosen]
+    return pruned.held_out.interval(clusters=clusters)
 
 
 def _labels(comparison: Comparison) -> list[Row]:

@@ -1,8 +1,10 @@
 """What heads are known for: attention to the previous token, to duplicates, and to what followed them (induction).
 
-1. score = attention on the pairs of the kind's pattern / all attention of the head, averaged over prompts. Patterns and
-   score are TransformerLens' own (`head_detector`, which takes strings only); a prompt is any row of tokens.
-2. Without prompts, random tokens are repeated: only there can an induction head be recognised by its attention.
+1. A query has a target where the kind's pattern gives it a key: induction only where its token has occurred before.
+2. score = attention on targets / all attention, of the queries that have one, averaged over the prompts with such a
+   query. Patterns and score are TransformerLens' own (`head_detector`, which takes strings only and counts all
+   queries); a prompt is any row of tokens.
+3. Without prompts, random tokens are repeated: only there can an induction head be recognised by its attention.
 """
 
 import math
@@ -11,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparselens.circuits.graph import head_of
@@ -34,7 +36,7 @@ class HeadScores(Result):
 
     kinds: tuple[str, ...]
     scores: Float[Tensor, "kind layer head"]  # 0 for a head without any attention, as sparse models have
-    attention: Float[Tensor, "layer head"]  # per query: the denominator of the scores, 1 unless gates are closed
+    attention: Float[Tensor, "layer head"]  # per query, with or without a target: 1 unless gates are closed
 
     _largest = "score"
 
@@ -103,8 +105,7 @@ def label_heads(
     Args:
         model: a TransformerBridge or HookedTransformer
         prompts: strings; pairs, of which the clean prompts are taken without their padding; or rows of tokens without
-            padding. Default: `repeated_tokens`, in which a perfect induction head reaches 0.75 if it attends elsewhere
-            in the first of the four copies
+            padding. Default: `repeated_tokens`, in which only the first of the four copies has no target of induction
         n: number of random rows, if there are no prompts
         exclude_bos: ignore attention to the first token, so that a head which rests there is judged by the remainder
         exclude_current_token: ignore attention to the query's own token
@@ -119,12 +120,14 @@ def label_heads(
     options = {"exclude_bos": exclude_bos, "exclude_current_token": exclude_current_token}
     scores = torch.zeros(len(KINDS), model.cfg.n_layers, model.cfg.n_heads)
     attention = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)
+    counted = torch.zeros(len(KINDS), 1, 1)  # prompts that have a query with a target
     with evaluating(model), torch.no_grad():
         for tokens in rows:
             patterns = _patterns(model, tokens)
-            scores += _scores(patterns, tokens, options)
+            found, has_targets = _scores(patterns, tokens, options)
+            scores, counted = scores + found, counted + has_targets[:, None, None]
             attention += patterns.sum((-2, -1)) / tokens.shape[-1]
-    return HeadScores(KINDS, scores / len(rows), attention / len(rows))
+    return HeadScores(KINDS, scores / counted.clamp_min(1), attention / len(rows))
 
 
 def repeated_tokens(model: Any, n: int = 10, seed: int = 0) -> Int[Tensor, "batch pos"]:
@@ -186,7 +189,8 @@ def _patterns(model: Any, tokens: Int[Tensor, "1 pos"]) -> Float[Tensor, "layer 
 
 def _scores(
     patterns: Float[Tensor, "layer head query_pos key_pos"], tokens: Int[Tensor, "1 pos"], options: dict[str, bool]
-) -> Float[Tensor, "kind layer head"]:
+) -> tuple[Float[Tensor, "kind layer head"], Bool[Tensor, " kind"]]:
+    """The scores, and whether the prompt has a query with a target of the kind."""
     from transformer_lens import head_detector as detector
 
     wanted = [
@@ -196,7 +200,9 @@ def _scores(
     ]
 
     def score(pattern: Tensor, kind: Tensor) -> float:
+        pattern = pattern * kind.any(-1, keepdim=True)  # the queries that have a target
         found = detector.compute_head_attention_similarity_score(pattern, kind, error_measure="mul", **options)
         return 0.0 if math.isnan(found) else found  # a head without attention: 0 of 0
 
-    return torch.tensor([[[score(head, kind) for head in layer] for layer in patterns] for kind in wanted])
+    scores = torch.tensor([[[score(head, kind) for head in layer] for layer in patterns] for kind in wanted])
+    return scores, torch.tensor([bool(kind.any()) for kind in wanted])

@@ -10,7 +10,7 @@ import typer
 
 from sparselens.cli import options
 from sparselens.cli.options import Json, alone_in_out
-from sparselens.cli.table import finish, print_table
+from sparselens.cli.table import finish, print_table, warn
 from sparselens.tasks import find_task
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def attribute(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the circuit and the scores.")],
     method: options.Method = "eap-ig",
     steps: options.Steps = 5,
+    gate_gradient: options.GateGradient = "none",
     n: Annotated[int, typer.Option("-n", min=1, help="Pairs to draw; those that the model solves are used.")] = 100,
     all_pairs: Annotated[bool, typer.Option("--all", help="Use also the pairs that the model gets wrong.")] = False,
     seed: options.Seed = 0,
@@ -36,23 +37,26 @@ def attribute(
     share: options.Share = 0.9,
     goal: options.Goal = 0.8,
     ablation: options.Ablation = "corrupted",
+    prune_runs: options.PruneRuns = 150,
     batch_size: options.BatchSize = None,
     memory: options.Memory = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run in --out.")] = False,
     json: Json = False,
 ) -> None:
-    """Score every edge of a model on a task; show the smallest faithful circuit, write that of the paper's rule, too.
+    """Score every edge of a model on a task; write a faithful circuit, the same pruned, and that of the paper's rule.
 
     Example: `sparselens attribute --model addition-sparse --task addition --out circuit`
 
-    Writes `circuit.html` (the circuit and the model's attention, to explore offline), `faithful.json` and `share.json`
-    (all mean scores and a circuit, as EAP-IG reads them), `scores.safetensors` (every prompt's) and `attribute.json`
-    (what is printed); `sparselens figures` and `sparselens report` read them without the model. Until then finished
-    batches of prompts are in `attribute.unfinished`, from which the same command resumes with `--resume`.
+    Writes `circuit.html` (the faithful circuit and the model's attention, to explore offline) and three circuits as
+    EAP-IG reads them, with all mean scores: `faithful.json` (the fewest of the highest-scoring edges that reach
+    --goal), `pruned.json` (those of them that it needs, chosen on half of the pairs) and `share.json`. Besides
+    `scores.safetensors` (every prompt's) and `attribute.json` (what is printed). `sparselens figures` and `sparselens
+    report` read them without the model. Until then finished batches of prompts are in `attribute.unfinished`, from
+    which the same command resumes with `--resume`.
     """
     known = find_task(task)
     known.find_corruption(corruption)  # before torch is loaded
-    from sparselens.analyses import attribute_edges, random_circuit
+    from sparselens.analyses import attribute_edges, pruned_circuit, random_connected_circuits
     from sparselens.analyses.circuits.faithfulness import CircuitRunner
     from sparselens.analyses.circuits.search import search
     from sparselens.analyses.engine.request import OpenModel, open_request
@@ -71,17 +75,25 @@ def attribute(
     pairs = found.pairs if all_pairs else found.pairs[found.correct]
     shared: Any = OpenModel(opened)
     budget = options.budget(memory, batch_size)
-    scores = attribute_edges(shared, pairs, measure, method, steps, **budget, out=unfinished)
+    how: dict[str, Any] = {**budget, "gate_gradient": gate_gradient, "out": unfinished}
+    scores = attribute_edges(shared, pairs, measure, method, steps, **how)
     with open_request(shared, pairs, measure, **budget, progress=True) as request:
         runner = CircuitRunner(request, scores.graph, ablation)
         faithful, alone = search(runner, scores, goal, progress=True)
-        by_share, chance = scores.smallest(share), random_circuit(scores.graph, len(faithful), seed)
-        found_by_share, found_by_chance = runner.run([by_share, chance])
+        by_share, chance = scores.smallest(share), random_connected_circuits(faithful, seed=seed)
+        found_by_share, *found_by_chance = runner.run([by_share, *chance])
     circuits = {
-        f"{share:.0%} of all |scores|": (by_share, found_by_share),
-        f"{goal:.0%} faithful": (faithful, alone),
-        "as many edges at random": (chance, found_by_chance),
+        f"{share:.0%} of all |scores|": _summary(by_share, found_by_share),
+        f"{goal:.0%} faithful": _summary(faithful, alone),
     }
+    pruned = None
+    if prune_runs and len(set(pairs.clusters())) > 1:
+        pruned = pruned_circuit(shared, pairs, scores, measure, goal, ablation, runs=prune_runs, seed=seed, **budget)
+    if pruned is not None:
+        circuits[f"{goal:.0%} faithful, pruned; on held-out pairs"] = _summary(pruned.circuit, pruned.held_out) | {
+            "untested": pruned.untested
+        }
+    circuits[f"{len(chance)} connected at random [lowest, highest]"] = _spread(chance[0], found_by_chance)
     summary = {
         "model": model,
         "task": known.fingerprint(n, seed, corruption),
@@ -91,15 +103,17 @@ def attribute(
         "metric": name_of(metric or known.metric),
         "clean": float(scores.clean.mean()),
         "corrupted": float(scores.corrupted.mean()),
-        "method": method,
+        "method": scores.method,
         "ablation": ablation,
         "edges": scores.graph.n_edges,
-        "circuits": {name: _summary(circuit, kept) for name, (circuit, kept) in circuits.items()},
+        "circuits": circuits,
     }
     _save(scores, out / "scores.safetensors")
     page = _view(opened, pairs, scores, len(faithful), f"{model}: {known.description}", Path(model).name)
     files = [by_share.save(out / "share.json"), faithful.save(out / "faithful.json"), out / "scores.safetensors"]
     files.append(page.save_html(out / "circuit.html"))
+    if pruned is not None:
+        files.append(pruned.circuit.save(out / "pruned.json"))
     unfinished.unlink(missing_ok=True)  # absent when one batch was enough
     _print(summary, scores, faithful)
     print_table("Written; open circuit.html in a browser", ("where",), [(file,) for file in files])
@@ -133,12 +147,19 @@ def _summary(circuit: "Circuit", kept: "Faithfulness") -> dict[str, Any]:
     return {"edges": len(circuit), "faithfulness": interval.mean, "interval": around}
 
 
+def _spread(circuit: "Circuit", drawn: "Sequence[Faithfulness]") -> dict[str, Any]:
+    """Mean and range of circuits that are all as large as this one."""
+    means = [found.mean for found in drawn]
+    return {"edges": len(circuit), "faithfulness": sum(means) / len(means), "interval": [min(means), max(means)]}
+
+
 def _save(scores: "EdgeScores", path: Path) -> None:
     from safetensors.torch import save
 
+    from sparselens.analyses.comparison.attributed import SAVED
     from sparselens.files.whole import write_file
 
-    tensors = {name: getattr(scores, name) for name in ("mean", "per_prompt", "clean", "corrupted")}
+    tensors = {name: getattr(scores, name) for name in SAVED}
     axes = json.dumps({"sources": scores.sources, "destinations": scores.destinations})
     # one entry: safetensors writes several in any order, and the same scores should be the same bytes
     write_file(path, save({name: values.contiguous() for name, values in tensors.items()}, {"axes": axes}))
@@ -156,6 +177,9 @@ def _print(summary: dict[str, Any], scores: "EdgeScores", found: "Circuit") -> N
     )
     rows = [(name, c["edges"], _around(c["faithfulness"], c["interval"], 3)) for name, c in summary["circuits"].items()]
     print_table("Circuits", ("chosen by", f"edges of {summary['edges']}", "faithfulness"), rows)
+    left = [(name, c["untested"], c["edges"]) for name, c in summary["circuits"].items() if c.get("untested")]
+    for name, untested, edges in left:
+        warn(f"{name}: {untested} of {edges} edges were not tried alone (--prune-runs)")
     largest = sorted(found, key=lambda edge: -abs(scores[edge]))
     intervals = [(edge, scores.interval(edge)) for edge in largest[:SHOWN]]
     shown = [(edge, _around(i.mean, (i.low, i.high), 4)) for edge, i in intervals]

@@ -12,7 +12,8 @@ from sparselens.names import unknown
 from sparselens.tasks import TASKS
 
 # What the analyses know, too (a test holds them equal): to ask them would load torch.
-METHODS = ("eap", "eap-ig", "eap-ig-activations", "clean-corrupted", "exact")
+METHODS = ("eap", "eap-ig", "eap-ig-activations", "clean-corrupted", "exact", "auto")
+GATE_GRADIENTS = ("none", "straight-through")
 METRICS = ("logit_difference", "probability_difference", "answer_probability", "rank", "accuracy", "kl_divergence")
 ABLATIONS = ("corrupted", "mean", "zero")
 FORMS = ("pdf", "svg", "png")
@@ -81,8 +82,16 @@ Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder f
 Method = Annotated[
     str,
     typer.Option(
-        help="Edge attribution: eap, eap-ig, eap-ig-activations, clean-corrupted, or exact (slow).",
+        help="Edge attribution: eap, eap-ig, eap-ig-activations, clean-corrupted, exact (slow), or auto: exact for "
+        "graphs of at most 1,000 edges, else eap-ig.",
         callback=one_of("method", METHODS),
+    ),
+]
+GateGradient = Annotated[
+    str,
+    typer.Option(
+        help="Of hard gates, in attribution: none (as they are) or straight-through (as in training).",
+        callback=one_of("gate gradient", GATE_GRADIENTS),
     ),
 ]
 Steps = Annotated[int, typer.Option(min=1, help="Steps of the integrated methods.")]
@@ -99,7 +108,15 @@ Share = Annotated[
 ]
 Goal = Annotated[
     float,
-    typer.Option(help="Faithfulness that the smallest circuit is searched for.", callback=share_of("goal")),
+    typer.Option(help="Faithfulness that circuits are searched for and pruned to.", callback=share_of("goal")),
+]
+PruneRuns = Annotated[
+    int,
+    typer.Option(
+        "--prune-runs",
+        min=0,
+        help="Circuits to run at most while a faithful circuit is pruned; 0: do not prune.",
+    ),
 ]
 Ablation = Annotated[
     str,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import sparselens as sl
+from sparselens.analyses.attribution import integration
 from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.attribution.edges import attribute_edges
 from sparselens.analyses.attribution.exact import patch_edges
@@ -70,6 +71,15 @@ def test_scores_of_a_linear_model_worked_out_by_hand(method: str):
     for name in scores.graph.edge_names(scores.exists):
         assert float(scores.mean[scores.graph.edge(name)]) == pytest.approx(worked_out.get(name, 0), abs=1e-5), name
     assert (scores.clean.item(), scores.corrupted.item()) == (-3, -11)
+
+
+def test_auto_is_exact_for_small_graphs_and_the_default_is_eap_ig(monkeypatch: pytest.MonkeyPatch):
+    model, pairs = two_layers(), two_layer_pairs()
+    auto, exact = (scores_of(model, pairs, method) for method in ("auto", "exact"))
+    assert auto.method == "exact" and torch.equal(auto.mean, exact.mean)
+    monkeypatch.setattr(integration, "FEW_EDGES", auto.graph.n_edges - 1)
+    assert scores_of(model, pairs, "auto").method == "eap-ig"
+    assert attribute_edges(model, pairs, progress=False).method == "eap-ig"
 
 
 def test_the_circuits_of_these_scores():

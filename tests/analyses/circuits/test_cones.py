@@ -1,5 +1,6 @@
 """Dependency cones: proved by replacing everything outside, and by cutting what is inside."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 import sparselens as sl
 from sparselens.analyses import cut_effects, dependency_cone, outside_effect
 from sparselens.analyses.engine.partial_runs import peak_bytes
+from sparselens.tasks import TASKS
 from sparselens.tasks.addition import Addition, ids
 from tests.analyses.hand_model import hand_model, hand_pairs
 from tests.tiny_models import tiny_bridge, tiny_tokenizer, tiny_tokens
@@ -63,6 +65,60 @@ def test_a_state_inside_matters():
     moved = outside_effect(model, cone, addition_tokens(seed=1))
     assert moved[prompt] > 1e-3
     assert moved[torch.arange(8) != prompt].max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "task"), [("addition-sparse", "addition"), ("stories260k-sparse", "gendered_pronoun")]
+)
+def test_a_cone_is_exact_with_the_patterns_held_and_not_in_a_fresh_run(name: str, task: str):
+    model = sl.load(name)
+    pairs = TASKS[task].solved_by(model, n=40)
+    _, pairs = max(pairs.batches(40), key=lambda batch: len(batch[1]))
+    cone = dependency_cone(model, pairs)
+    outside = cone.outside
+    assert outside is not None and len(outside.survives) == len(pairs)
+    assert torch.equal(outside.held, torch.zeros(len(pairs)))
+    assert 1 < outside.free_running.mean() < 30
+    assert not outside.survives.all()
+    assert outside.surviving.mean == outside.survives.float().mean()
+    assert "patterns held: logits move by at most 0; free-running: by " in repr(outside)
+
+
+def test_what_a_fresh_run_does_by_the_model_itself():
+    """Noise enters by hooks on the states outside, here put in by hand at one prompt."""
+    model = sl.load("addition-sparse")
+    pairs = TASKS["addition"].solved_by(model, n=6)
+    cone = dependency_cone(model, pairs)
+    assert cone.outside is not None
+    names = [*(f"blocks.{layer}.hook_resid_pre" for layer in range(3)), "blocks.2.hook_resid_post"]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        before, cache = model.run_with_cache(pairs.clean)
+
+        def noisy(name: str, states: torch.Tensor, hook: Any) -> torch.Tensor:
+            clean = cache[name]
+            noise = 30 * clean.std() * torch.randn(clean.shape, generator=generator)
+            inside = torch.from_numpy(cone.states[:, names.index(name)])
+            return torch.where(inside[..., None], states, clean + noise)
+
+        after = model.run_with_hooks(pairs.clean, fwd_hooks=[(name, partial(noisy, name)) for name in names])
+    rows = torch.arange(len(pairs))
+    moved = (after - before)[rows, pairs.end].abs().amax(-1)
+    torch.testing.assert_close(cone.outside.free_running, moved, rtol=1e-4, atol=1e-4)
+    signs = [sl.metrics.logit_difference(logits, pairs) > 0 for logits in (before, after)]
+    assert torch.equal(cone.outside.survives, signs[0] == signs[1])
+
+
+def test_patterns_that_cannot_be_held_leave_the_fresh_run():
+    outside = dependency_cone(tiny_bridge("gptj"), tiny_tokens()).outside
+    assert outside is not None and outside.held.isnan().all() and outside.free_running.isfinite().all()
+
+
+def test_without_answers_the_likeliest_token_survives_or_does_not():
+    model = sl.sparsify(tiny_bridge("gpt2"), 0.0)
+    outside = dependency_cone(model, tiny_tokens(6)).outside
+    assert outside is not None and outside.survives.shape == (6,) and (outside.free_running > 0).any()
+    assert outside.survives[outside.free_running == 0].all()
 
 
 def test_by_hand():

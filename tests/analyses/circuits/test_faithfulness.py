@@ -13,8 +13,10 @@ from sparselens.analyses.attribution.exact import patch_edges
 from sparselens.analyses.circuits import ablated_run
 from sparselens.analyses.circuits.ablated_run import ablated_by
 from sparselens.analyses.circuits.faithfulness import (
+    SIZES,
     CircuitRunner,
     Faithfulness,
+    FaithfulnessCurve,
     completeness,
     faithfulness,
     faithfulness_curve,
@@ -117,6 +119,41 @@ def test_the_curve_and_its_areas_by_hand():
     assert curve.cmd == pytest.approx((1 + 2 * 0.625 + 0.125 + 0) / 12)
     assert curve.first_to_reach(0.7) == 3
     assert curve.first_to_reach(1.1) is None
+
+
+def test_the_areas_are_those_of_mibs_code():
+    """addition-sparse on some pairs: 8 of its 175 edges keep 0.1475 of the metric, 17 keep all of it."""
+    kept = [0, 0, 0, 0, 0, 0.1475, 1, 1, 1, 1]
+    one = torch.ones(1)
+    points = tuple(Faithfulness(share * one, one, 0 * one) for share in kept)
+    curve = FaithfulnessCurve((0, 0, 0, 1, 3, 8, 17, 35, 87, 175), 175, points, SIZES)
+    # MIB's loop: sum over neighbours of (difference of the nominal shares) * (mean of the two heights)
+    assert curve.cpr == pytest.approx(0.9309, abs=1e-8)
+    assert curve.cmd == pytest.approx(0.0681, abs=1e-8)
+
+
+def test_sizes_are_rounded_down_as_mib_does():
+    model, pairs = two_layers(), two_layer_pairs()
+    scores = attribute_edges(model, pairs, logit_difference, **QUIET)  # of 12 edges
+    curve = faithfulness_curve(model, pairs, scores, logit_difference, [0.05, 0.15, 0.5, 12], **QUIET)
+    assert curve.n_edges == (0, 1, 6, 12) and curve.shares == (0.05, 0.15, 0.5, 1.0)
+    assert [point.mean for point in curve.points] == [0, 0, 1, 1]
+    assert curve.cpr == pytest.approx(0.35 * 0.5 + 0.5)
+
+
+# -- several at once
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+def test_circuits_that_run_together_do_as_each_alone(family: str):
+    model, pairs = tiny_bridge(family), tiny_pairs()
+    graph = graph_of(model, pairs)
+    circuits = [top(graph, torch.randn(graph.exists.shape), number) for number in (0, 10, 40, 70)]
+    with open_request(model, pairs, logit_difference) as request:
+        together = CircuitRunner(request, graph, "corrupted").run(circuits)
+    for circuit, found in zip(circuits, together, strict=True):
+        alone = faithfulness(model, circuit, pairs, logit_difference, **QUIET)
+        torch.testing.assert_close(found.circuit, alone.circuit, rtol=1e-4, atol=1e-5)
 
 
 # -- both ends, in every family

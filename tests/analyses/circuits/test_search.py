@@ -52,14 +52,14 @@ def test_the_model_is_read_once_and_runs_that_all_circuits_share_are_made_once(m
         whole = getattr(circuit_runs, name)
         monkeypatch.setattr(circuit_runs, name, lambda *args, **more: (calls.append(name), whole(*args, **more))[1])
 
-    for name in ("ablated_by", "run_circuit"):
+    for name in ("ablated_by", "run_circuits"):
         counted(name)
     monkeypatch.setattr(request, "read_model", lambda model: (calls.append("read_model"), read_model(model))[1])
     circuit, _ = faithful_circuit(model, pairs, scores, logit_difference, progress=False)
     assert len(circuit) > 8  # so at least four were tried
     assert calls.count("read_model") == 1
     assert calls.count("ablated_by") == 1
-    assert calls.count("run_circuit") >= 4
+    assert calls.count("run_circuits") >= 4
 
 
 def test_little_memory_takes_longer_and_gives_the_same(monkeypatch: pytest.MonkeyPatch):

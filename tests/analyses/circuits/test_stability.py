@@ -1,11 +1,15 @@
 """Circuits of single prompts beside that of all, and what circuits must beat."""
 
+from collections import Counter
+from itertools import combinations
+
 import pytest
 import torch
 
 from sparselens.analyses.attribution.edge_scores import EdgeScores
-from sparselens.analyses.circuits.baselines import random_circuit, score_by_magnitude
+from sparselens.analyses.circuits.baselines import random_circuit, random_connected_circuits, score_by_magnitude
 from sparselens.analyses.circuits.stability import edges_needed, share_curves, stability
+from sparselens.circuits.circuit import Circuit, top
 from sparselens.circuits.graph import Graph
 from sparselens.prompts.metrics import logit_difference
 from tests.analyses.small_models import two_layer_pairs, two_layers
@@ -74,6 +78,43 @@ def test_random_circuits():
     assert first.jaccard(other) < 0.5
     with pytest.raises(ValueError, match="n = 9: the graph has 8 edges"):
         random_circuit(ONE, 9)
+
+
+def layers(circuit: Circuit) -> tuple[Counter[str], Counter[str]]:
+    """How many edges leave and enter every layer."""
+    ends = [edge.split("->") for edge in circuit.edges]
+    out, into = ([name.partition(".")[0].lstrip("am") for name in side] for side in zip(*ends, strict=True))
+    return Counter(out), Counter(into)
+
+
+def test_random_connected_circuits_lead_from_input_to_logits_and_have_the_degrees_of_every_layer():
+    graph = Graph.of_shape(3, 4)
+    circuit = top(graph, torch.randn(graph.exists.shape, generator=torch.Generator().manual_seed(0)), 60)
+    connected = circuit.pruned()
+    assert 20 < len(connected) < 60
+    drawn = random_connected_circuits(circuit, seed=0)
+    assert len(drawn) == 10
+    for one in drawn:
+        assert len(one) == len(one.pruned()) == len(connected)
+        assert layers(one) == layers(connected)
+        assert one.jaccard(connected) < 0.6
+    assert max(one.jaccard(other) for one, other in combinations(drawn, 2)) < 0.6
+    again = random_connected_circuits(circuit, seed=0)
+    assert [one.edges for one in drawn] == [one.edges for one in again]
+    # edges drawn uniformly do not
+    assert len(random_circuit(graph, 10, seed=0).pruned()) == 0
+
+
+def test_random_circuits_of_a_chain_are_chains():
+    graph = Graph.of_shape(2, 4, mlp=False)
+    chain = Circuit(graph, ["input->a0.h0<v>", "a0.h0->a1.h0<v>", "a1.h0->logits"])
+    drawn = random_connected_circuits(chain, draws=40, seed=1)
+    assert all(len(one) == len(one.pruned()) == 3 for one in drawn)
+    heads = {edge.partition("->")[0] for one in drawn for edge in one.edges}
+    assert heads == {"input", *(f"a{layer}.h{head}" for layer in (0, 1) for head in range(4))}
+    assert {one.edges[0][-2] for one in drawn} == set("qkv")
+    with pytest.raises(ValueError, match="draws = 0: want 1 or more"):
+        random_connected_circuits(chain, draws=0)
 
 
 def test_magnitudes_by_hand():

@@ -55,9 +55,14 @@ def test_it_says_what_the_analyses_say(models: tuple[Any, Any], comparison: Comp
             model, scores.top(answers.circuits.faithful_edges - 1), pairs, sl.metrics.logit_difference, progress=False
         )
         assert smaller.mean < 0.8
-        chance = analyses.random_circuit(scores.graph, len(circuit), seed=0)
-        drawn = analyses.faithfulness(model, chance, pairs, sl.metrics.logit_difference, progress=False)
-        assert answers.circuits.random.mean == pytest.approx(drawn.mean, abs=1e-5)
+        chance = analyses.random_connected_circuits(circuit, seed=0)
+        assert len(answers.circuits.random) == len(chance) == 10
+        drawn = analyses.faithfulness(model, chance[3], pairs, sl.metrics.logit_difference, progress=False)
+        assert answers.circuits.random[3].mean == pytest.approx(drawn.mean, abs=1e-5)
+        pruned = answers.circuits.pruned
+        again = analyses.pruned_circuit(model, pairs, scores, sl.metrics.logit_difference, progress=False)
+        assert pruned is not None and again is not None and pruned.circuit.edges == again.circuit.edges
+        assert pruned.held_out.mean == pytest.approx(again.held_out.mean, abs=1e-5)
     assert bool(comparison.solved.kept.all())
     assert comparison.about.notes == (f"Only {N} pairs: confidence intervals are wide, and may still be too narrow.",)
 

@@ -28,9 +28,12 @@ def test_addition(tmp_path: Path):
     found = run("--model", "addition-sparse", "--task", "addition", "-n", 20, "--method", "eap-ig", "--out", tmp_path)
     assert json.loads((tmp_path / "attribute.json").read_text()) == found
     assert found["solved"] == found["pairs"] == 20
-    by_share, faithful, chance = found["circuits"].values()
-    assert faithful["faithfulness"] >= 0.8 and faithful["edges"] == chance["edges"] < found["edges"]
-    assert chance["faithfulness"] < 0.5
+    by_share, faithful, pruned, chance = found["circuits"].values()
+    assert faithful["faithfulness"] >= 0.8 and pruned["edges"] < faithful["edges"] < found["edges"]
+    assert chance["edges"] <= faithful["edges"] and pruned["untested"] == 0
+    low, high = chance["interval"]
+    assert low <= chance["faithfulness"] <= high and chance["faithfulness"] < 0.5
+    assert len(Circuit.load(tmp_path / "pruned.json")) == pruned["edges"]
     scores = load_file(tmp_path / "scores.safetensors")
     for name, expected in (("share", by_share), ("faithful", faithful)):
         circuit = Circuit.load(tmp_path / f"{name}.json")
@@ -66,7 +69,7 @@ def test_the_circuit_is_printed(tmp_path: Path):
 
 
 def test_a_killed_run_goes_on(tmp_path: Path):
-    asked = ("--model", "addition-sparse", "--task", "addition", "-n", 12, "--memory", 0.0005)
+    asked = ("--model", "addition-sparse", "--task", "addition", "-n", 12, "--memory", 0.0005, "--prune-runs", 0)
     whole = run(*asked, "--out", tmp_path / "whole")
     code = f"""
 import os, signal

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 from sparselens import __version__, cli
 from sparselens.analyses.attribution.integration import Method
 from sparselens.analyses.circuits.faithfulness import Ablation
+from sparselens.analyses.engine.gate_gradient import GateGradient
 from sparselens.analyses.figures.paper import FORMATS
 from sparselens.cli import doctor, options, table
 from sparselens.files.whole import write_json
@@ -92,6 +93,7 @@ def test_a_wrong_option_is_answered_at_once(typed: tuple[str, ...], tmp_path: Pa
 
 def test_options_know_what_the_analyses_know():
     assert get_args(Method) == options.METHODS and get_args(Ablation) == options.ABLATIONS
+    assert get_args(GateGradient) == options.GATE_GRADIENTS
     assert (tuple(METRICS), FORMATS) == (options.METRICS, options.FORMS)
     assert (PARTS, CLUSTER_BY) == (options.PARTS, options.CLUSTERS)
 

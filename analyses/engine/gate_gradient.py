@@ -1,0 +1,50 @@
+"""The gradient of a hard gate in attribution.
+
+gate = 1[gate_logit > 0] is flat on both sides of its step, so in evaluation it has no gradient: attribution does not
+see that a changed score opens or closes an edge. "straight-through" (Bengio et al. 2013, arXiv 1308.3432) gives it the
+slope of training, without noise: d gate / d gate_logit = sigmoid'(gate_logit). What the run computes stays the same.
+"""
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from sparselens.analyses.engine.partial_runs import Hook
+
+GateGradient = Literal["none", "straight-through"]
+
+
+def gate_gradient_hooks(model: Any, gate_gradient: str) -> list[Hook]:
+    """Hooks that give every gate of the model this gradient; none for a dense model, which has no gates."""
+    if gate_gradient == "none":
+        return []
+    hooks: list[Hook] = []
+    for layer in range(model.cfg.n_layers):
+        at = f"blocks.{layer}.attn.".__add__
+        if at("hook_gate") in model.hook_dict:
+            slope = _Slope()
+            hooks += [(at("hook_gate_logits"), slope.read), (at("hook_gate"), slope.put)]
+    return hooks
+
+
+def refuse_gate_gradient(gate_gradient: str, method: str) -> None:
+    """Raise a ValueError unless there is such a gradient, and the method takes any."""
+    if gate_gradient not in get_args(GateGradient):
+        raise ValueError(f"no such gate_gradient: {gate_gradient!r} (want {', '.join(get_args(GateGradient))})")
+    if method == "exact" and gate_gradient != "none":
+        raise ValueError("exact scores take no gradient, so none of the gates: gate_gradient must be 'none'")
+
+
+class _Slope:
+    """Carries the gate logits of one layer to its gates."""
+
+    _soft: Tensor | None = None
+
+    def read(self, logits: Tensor) -> None:
+        self._soft = torch.sigmoid(logits)
+
+    def put(self, gate: Tensor) -> Tensor:
+        soft, self._soft = self._soft, None
+        assert soft is not None
+        return gate + (soft - soft.detach())
