@@ -38,7 +38,7 @@ from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.results import Result
 
 GROUPS = 16  # into which the edges are divided at first
-RUNS = 150  # circuits that are run on the choosing half, by default
+SMALL, RUNS, FEWER_RUNS = 10_000, 400, 40  # circuits to run by default: up to so many edges, and beyond
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -78,7 +78,7 @@ def pruned_circuit(
     goal: float = 0.8,
     ablation: Ablation | str = "corrupted",
     *,
-    runs: int = RUNS,
+    runs: int | None = None,
     seed: int = 0,
     memory: int | None = None,
     batch_size: int | None = None,
@@ -96,13 +96,16 @@ def pruned_circuit(
 
     Args:
         scores: of these pairs, of which those of the choosing prompts are taken if they were kept per prompt
-        runs: circuits to run at most on the choosing half, not counting those of the search for the prefix
+        runs: circuits to run at most on the choosing half, not counting those of the search for the prefix. Default:
+            400, or 40 for a graph of more than 10,000 edges, whose runs take long
         seed: for the two halves
 
     Raises:
         ValueError: all pairs ask the same clean prompt, `runs` is below 1, or as `faithful_circuit`.
     """
     refuse_goal(goal)
+    if runs is None:
+        runs = RUNS if scores.graph.n_edges <= SMALL else FEWER_RUNS
     if runs < 1:
         raise ValueError(f"runs = {runs}: want at least 1")
     opened = model if isinstance(model, OpenModel) else OpenModel(model)

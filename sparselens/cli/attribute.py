@@ -37,7 +37,7 @@ def attribute(
     share: options.Share = 0.9,
     goal: options.Goal = 0.8,
     ablation: options.Ablation = "corrupted",
-    prune_runs: options.PruneRuns = 150,
+    prune_runs: options.PruneRuns = None,
     batch_size: options.BatchSize = None,
     memory: options.Memory = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run in --out.")] = False,
@@ -87,7 +87,7 @@ def attribute(
         f"{goal:.0%} faithful": _summary(faithful, alone),
     }
     pruned = None
-    if prune_runs and len(set(pairs.clusters())) > 1:
+    if prune_runs != 0 and len(set(pairs.clusters())) > 1:
         pruned = pruned_circuit(shared, pairs, scores, measure, goal, ablation, runs=prune_runs, seed=seed, **budget)
     if pruned is not None:
         circuits[f"{goal:.0%} faithful, pruned; on held-out pairs"] = _summary(pruned.circuit, pruned.held_out) | {

@@ -111,11 +111,11 @@ Goal = Annotated[
     typer.Option(help="Faithfulness that circuits are searched for and pruned to.", callback=share_of("goal")),
 ]
 PruneRuns = Annotated[
-    int,
+    int | None,
     typer.Option(
         "--prune-runs",
         min=0,
-        help="Circuits to run at most while a faithful circuit is pruned; 0: do not prune.",
+        help="Circuits to run at most while a faithful circuit is pruned. Default: 400, of large graphs 40. 0: none.",
     ),
 ]
 Ablation = Annotated[

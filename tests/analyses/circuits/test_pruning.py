@@ -88,18 +88,15 @@ def test_its_size_has_an_interval_over_the_prompts_that_chose_it():
 
 
 def test_runs_are_counted_and_what_is_left_is_said():
-    model, pairs = tiny_bridge("gpt2"), tiny_pairs(8)
+    model = sl.load("addition")
+    pairs = TASKS["addition"].tokenize(model.tokenizer, 8)
     scores = attribute_edges(model, pairs, logit_difference, "eap", progress=False)
-    whole = pruned_circuit(model, pairs, scores, logit_difference, 0.95, progress=False)
-    assert whole is not None and whole.untested == 0
     sizes: list[int] = []
-    for runs in (1, 8, 16, 32):
-        some = pruned_circuit(model, pairs, scores, logit_difference, 0.95, runs=runs, progress=False)
-        assert some is not None and 0 <= some.untested <= len(some.circuit)
+    for runs in (1, 20, 40, 400):
+        some = pruned_circuit(model, pairs, scores, logit_difference, 0.8, runs=runs, progress=False)
+        assert some is not None and (some.untested > 0) == (runs < 400)
         sizes.append(len(some.circuit))
-        if runs == 1:
-            assert some.untested > 0 and len(some.circuit) > len(whole.circuit)
-    assert sizes == sorted(sizes, reverse=True) and sizes[-1] >= len(whole.circuit)
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[-1]
 
 
 def test_a_long_pruning_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
