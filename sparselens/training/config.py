@@ -32,7 +32,7 @@ class PostTrainConfig:
     distillation: float = 0.0
     # Steps, at the start, in which each attention learns to give what the dense model's gives, see layerwise.py
     layerwise_steps: int = 0
-    layerwise_multiplier: float = 100.0  # of the relative error that gates make in the residual stream, in those steps
+    layerwise_multiplier: float = 300.0  # of the relative error that gates make in the residual stream, in those steps
     noise_temperature: float = 0.3  # of the gates' noise; the paper's is 1, whose noise costs more loss than the gates
     multiplier: float = 10.0  # GECO's, at the start: half of the edges may cost 0.07 nats
     multiplier_range: float = 1000.0  # the factor by which the multiplier can rise or fall over a whole run

@@ -86,7 +86,15 @@ def test_a_few_steps_close_many_gates_of_a_real_model_and_lower_its_loss(shared_
     text = tokenize(read_documents(shared_data / "text/tinystories_sample_2M.txt")[:300], tokenizer)
     training, held_out = text[: -32 * 64], rows(text[-32 * 64 :], 64, 32)
     sl.sparsify(model, 0.0)
-    config = sl.PostTrainConfig(steps=40, layerwise_steps=40, learning_rate=1e-3, control_steps=0, warmup=1, target=9.0)
+    config = sl.PostTrainConfig(
+        steps=40,
+        layerwise_steps=40,
+        layerwise_multiplier=100.0,
+        learning_rate=1e-3,
+        control_steps=0,
+        warmup=1,
+        target=9.0,
+    )
     result = sl.post_train(model, TokenBatches(training, 64, 16), config, held_out=held_out, progress=False)
     before, after = result.history[0], result.sparse
     assert after.share_of_visible_pairs < 0.7 * before["share_of_visible_pairs"]
