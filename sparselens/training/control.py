@@ -7,13 +7,14 @@ A rate that does not hold wrecks a converged model whatever the gates do, so tha
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sparselens.training.config import PostTrainConfig
 
 RATES = (2e-3, 1e-3, 5e-4, 2e-4, 1e-4, 5e-5, 2e-5, 1e-5)  # what "auto" tries, in this order
 TOLERANCE = 0.03  # nats per token above the dense model
+GAIN = 0.05  # nats per token below the dense model: fine-tuning alone, without any gate, gains so much
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,19 @@ def control(learning_rate: float, dense_loss: float, steps: int, train: Callable
         if not losses[until] <= dense_loss + 3 * TOLERANCE:
             break
     return Control(learning_rate, losses, holds=list(losses.values())[-1] <= dense_loss + TOLERANCE)
+
+
+def gain_of(controls: Sequence[Control], dense_loss: float) -> str | None:
+    """What to mind where fine-tuning alone gains so much that a target at the dense loss asks for little."""
+    losses = {loss: step for control in controls if control.holds for step, loss in control.losses.items()}
+    if not losses or min(losses) >= dense_loss - GAIN:
+        return None
+    loss = min(losses)
+    return (
+        f"with every gate open {losses[loss]} steps of training alone bring the held-out loss to {loss:.4f}, "
+        f"{dense_loss - loss:.4f} below the dense model's: a target near the dense loss leaves gates so much to cost. "
+        "Set a lower target, or distillation=1, which keeps to what the dense model says"
+    )
 
 
 def largest_that_holds(try_rate: Callable[[float], Control]) -> list[Control]:

@@ -28,7 +28,7 @@ from sparselens.training.batches import Batches, stream
 from sparselens.training.best import Best
 from sparselens.training.checkpoint import load_checkpoint, save_checkpoint
 from sparselens.training.config import PostTrainConfig
-from sparselens.training.control import Control, choose_learning_rate, control
+from sparselens.training.control import Control, choose_learning_rate, control, gain_of
 from sparselens.training.evaluation import OPEN_BIAS, Evaluation, evaluate, open_gates
 from sparselens.training.geco import Geco
 from sparselens.training.layerwise import layerwise_fit
@@ -173,6 +173,8 @@ class _Run:
                 self._event(
                     f"learning rate {self.learning_rate:g}{', from the dense control' if self.controls else ''}"
                 )
+                if gain := gain_of(self.controls, self.dense.loss):
+                    self._event(gain)
             batch = stream(batches, self.step * self.config.accumulation)
             while self.step < self.config.steps:
                 self._advance(batch)
@@ -202,7 +204,7 @@ class _Run:
     def _finish(self) -> PostTrainResult:
         best, step = self.best, self.best.step
         best.put_into(self.plain)
-        notes = notes_on(self.history, step, self.learning_rate)
+        notes = notes_on(self.history, step, self.learning_rate, self.controls)
         return PostTrainResult(
             self.dense,
             best.evaluation,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sparselens.results import Result
-from sparselens.training.control import Control
+from sparselens.training.control import Control, gain_of
 from sparselens.training.evaluation import Evaluation
 
 _LOST = 2.0  # nats above the dense model: no step towards sparsity costs as much
@@ -40,8 +40,10 @@ class PostTrainResult(Result):
         return figure.update_yaxes(matches=None)
 
 
-def notes_on(history: Sequence[dict[str, Any]], kept: int, learning_rate: float) -> list[str]:
-    """Why a run may have come to nothing; `kept` is the step of the state that it returns."""
+def notes_on(
+    history: Sequence[dict[str, Any]], kept: int, learning_rate: float, controls: Sequence[Control] = ()
+) -> list[str]:
+    """Why a run may have come to nothing, or to less than it seems; `kept` is the step of the state that it returns."""
     start, *later = history
     returned = next(record for record in history if record["step"] == kept)
     notes: list[str] = []
@@ -61,4 +63,6 @@ def notes_on(history: Sequence[dict[str, Any]], kept: int, learning_rate: float)
             f"every evaluation after step 0 was more than {_LOST:g} nats above the dense loss "
             f"({start['dense_loss']:.4f}): learning_rate={learning_rate:g} is too high, or the run too short"
         )
+    if gain := gain_of(controls, start["dense_loss"]):
+        notes.append(gain)
     return notes

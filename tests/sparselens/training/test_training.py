@@ -15,7 +15,7 @@ from sparselens.analyses.engine.partial_runs import peak_bytes
 from sparselens.gates.noise import RowNoise
 from sparselens.gates.statistics import GateStatistics, record_gates
 from sparselens.gates.surgery import gate_settings
-from sparselens.training.control import RATES, TOLERANCE
+from sparselens.training.control import GAIN, RATES, TOLERANCE, Control, gain_of
 from sparselens.training.evaluation import Evaluation, evaluate, open_gates
 from sparselens.training.losses import next_token_loss
 from tests.tiny_models import checkpoint_activations, tiny_tokens
@@ -113,6 +113,18 @@ def test_dense_control_tells_a_rate_that_wrecks_the_model():
     assert [control.holds for control in result.controls] == [False]
     assert result.step == 0  # what came after was worse than the model as it was
     assert_same_weights(model, before, atol=0, rtol=0)
+
+
+def test_what_fine_tuning_alone_gains_is_said():
+    """A model that has not learnt the text: its own loss is no measure of what its gates cost."""
+    result = run(gated(), learning_rate=1e-2, steps=40, control_steps=4)
+    (control,) = result.controls
+    gained = result.dense.loss - min(control.losses.values())
+    assert gained > GAIN
+    said = f"bring the held-out loss to {min(control.losses.values()):.4f}, {gained:.4f} below the dense model's"
+    assert said in result.notes[-1] and said in result.history[0]["event"]
+    assert gain_of([Control(1e-3, {5: 2.0, 10: 1.96}, True)], 2.0) is None
+    assert gain_of([Control(1e-2, {5: 1.0}, False)], 2.0) is None
 
 
 def test_automatic_learning_rate_is_the_largest_that_holds():
