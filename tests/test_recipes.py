@@ -22,7 +22,7 @@ def test_options_are_those_of_post_train(recipe: Path):
     subprocess.run(["bash", "-n", recipe], check=True)
     command: Any = typer.main.get_command(build_app())
     known = {option for parameter in command.commands["post-train"].params for option in parameter.opts}
-    _, asked = recipe.read_text().rsplit("-m sparselens post-train", 1)
+    _, asked = recipe.read_text().rsplit("sparselens post-train", 1)
     options = re.findall(r"--[a-z-]+", asked)
     assert "--model" in options
     assert set(options) <= known

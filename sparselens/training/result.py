@@ -6,7 +6,7 @@ from typing import Any
 
 from sparselens.results import Result
 from sparselens.training.control import Control, gain_of
-from sparselens.training.evaluation import Evaluation
+from sparselens.training.evaluation import OPEN_BIAS, Evaluation
 
 _LOST = 2.0  # nats above the dense model: no step towards sparsity costs as much
 
@@ -49,7 +49,7 @@ def notes_on(
     notes: list[str] = []
     if not kept:
         notes.append("the returned state is the one before training (step 0): no later evaluation was better")
-    elif returned["open_edges"] >= start["open_edges"]:
+    elif returned["open_edges"] >= start["open_edges"] and returned["gate_bias"] < OPEN_BIAS:
         before, after = (f"{record['open_edges']:.1f}" for record in (start, returned))
         notes.append(f"no attention edge was closed: {before} open per example before training, {after} after it")
     if not any(record["feasible"] for record in later):

@@ -63,7 +63,7 @@ def addition_circuits(out: Path, _data: Path) -> str:
 
 def stories_circuits(out: Path, data: Path) -> str:
     if not (out / "report.html").exists():
-        models = ("--dense", "stories260k", "--sparse", "stories260k-sparse")
+        models = ("--dense", "stories260k", "--sparse", "stories260k-sparse", "--control", "stories260k-control")
         command("compare", *models, "--task", "gendered_pronoun", "--text", data / TEXT, "--out", out)
     return analyses.load_comparison(out / "numbers").table("markdown")
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import sparselens as sl
-from sparselens.training.evaluation import evaluate
+from sparselens.training.evaluation import OPEN_BIAS, evaluate
 from sparselens.training.loop import post_train
 from sparselens.training.progress import Journal
 from sparselens.training.result import notes_on
@@ -126,8 +126,9 @@ def test_shares_of_layers_are_what_is_open_in_them():
     assert weighted.cost == pytest.approx((expected[0] + 3 * expected[1]).item() / 2)
 
 
-def record(step: int, loss: float, edges: float, feasible: bool) -> dict[str, Any]:
-    return {"step": step, "loss": loss, "open_edges": edges, "feasible": feasible, "target": 1.1, "dense_loss": 1.0}
+def record(step: int, loss: float, edges: float, feasible: bool, gate_bias: float = 0.0) -> dict[str, Any]:
+    found = {"step": step, "loss": loss, "open_edges": edges, "feasible": feasible}
+    return {**found, "target": 1.1, "dense_loss": 1.0, "gate_bias": gate_bias}
 
 
 START = record(0, 1.5, 40.0, False)
@@ -139,6 +140,7 @@ START = record(0, 1.5, 40.0, False)
         ([START, record(4, 1.05, 9.0, True)], 4, []),
         ([record(0, 1.0, 40.0, True), record(4, 1.2, 9.0, False)], 0, ["step 0", "never met the target of 1.1000"]),
         ([START, record(4, 1.05, 40.0, True)], 4, ["no attention edge was closed: 40.0 open"]),
+        ([record(0, 1.5, 40.0, False, OPEN_BIAS), record(4, 1.05, 40.0, True, OPEN_BIAS)], 4, []),  # a dense control
         ([START, record(4, 1.4, 9.0, False)], 4, ["after step 0: 1.4000 at best (step 4)"]),
         (
             [START, record(4, 9.0, 9.0, False), record(8, 3.1, 9.0, False)],
