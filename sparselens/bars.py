@@ -10,7 +10,7 @@ SELDOM = 30.0  # seconds between two signs of life in a log
 
 def is_watched() -> bool:
     """Is standard error a terminal or a notebook, rather than a log?"""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    return sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel.")
 
 
 def progress_bar(

@@ -29,7 +29,7 @@ from sparselens.analyses.circuits.faithfulness import (
 )
 from sparselens.analyses.circuits.search import refuse_goal, search
 from sparselens.analyses.engine.request import OpenModel, open_request
-from sparselens.bars import progress_bar
+from sparselens.bars import is_watched, progress_bar
 from sparselens.circuits.circuit import Circuit
 from sparselens.models.hooked_model import HookedModel
 from sparselens.prompts.intervals import Clusters, Interval
@@ -159,7 +159,9 @@ class _Pruning:
         """Remove edges until none can go, or the runs are used up."""
         self._bar, size = bar, math.ceil(len(self.circuit) / GROUPS)
         while self._left:
-            self._bar.set_postfix_str(f"{len(self.circuit)} of {self._start} edges, {size} at a time")
+            self._bar.set_postfix_str(
+                f"{len(self.circuit)} of {self._start} edges, {size} at a time", refresh=is_watched()
+            )
             groups = self._groups(size)
             found = self._run([self._without([group]) for group in groups])
             harmless = sorted((-alone.mean, number) for number, alone in enumerate(found) if alone.mean >= self._goal)

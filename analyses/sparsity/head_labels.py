@@ -95,8 +95,8 @@ def label_heads(
 ) -> HeadScores:
     """Previous-token, duplicate-token and induction scores of every head of a dense or sparse model.
 
-    >>> label_heads(sl.load("stories260k-sparse")).labels(threshold=0.95)
-    {'a1.h2': 'previous token 0.96', 'a3.h6': 'previous token 0.97'}
+    >>> label_heads(sl.load("stories260k-sparse")).labels(threshold=0.98)
+    {'a1.h2': 'previous token 0.99', 'a3.h6': 'previous token 1.00'}
 
     Scope: patterns contain earlier keys only, so attention of a bidirectional model to later keys counts as elsewhere.
     In a sparse model a head with few open edges may score high by these alone; `HeadScores.attention` says how few. A

@@ -18,7 +18,7 @@ _SETTINGS = "_sparselens_gate"
 _FOLDING = ("enable_compatibility_mode", "process_weights", "load_and_process_state_dict")
 
 
-def is_hooked(model: nn.Module) -> bool:
+def is_hooked(model: object) -> bool:
     """Is this a TransformerBridge or a HookedTransformer? Does not import TransformerLens."""
     return any(
         kind.__name__ in ("TransformerBridge", "HookedTransformer") and kind.__module__.startswith("transformer_lens")

@@ -51,7 +51,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "a position as rows": (lambda: PAIRS["END"], r"no such rows: 'END' \(want numbers"),
     "a mistyped method": (
         lambda: analyses.attribute_edges(MODEL, PAIRS, method="exakt"),
-        r"'exakt', did you mean 'exact'\? \(want eap, eap-ig, .*, exact\)",
+        r"'exakt', did you mean 'exact'\? \(want eap, eap-ig, .*, exact, auto\)",
     ),
     "a mistyped metric": (
         lambda: analyses.patch_heads(MODEL, PAIRS, "logit_diference"),

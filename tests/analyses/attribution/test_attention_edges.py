@@ -91,7 +91,8 @@ def test_training_mode_is_refused():
 
 
 def test_a_model_without_patterns_is_refused():
-    class Silent:
+    class TransformerBridge:
+        __module__ = "transformer_lens"  # by its name and this a model is known
         training = False
         cfg = type("cfg", (), {"n_layers": 2})
 
@@ -99,7 +100,7 @@ def test_a_model_without_patterns_is_refused():
             return tokens, {}
 
     with pytest.raises(ValueError, match=r"hook_pattern.*eager"):
-        attention_edges(Silent(), TOKENS)
+        attention_edges(TransformerBridge(), TOKENS)
 
 
 def test_it_is_plain_data():

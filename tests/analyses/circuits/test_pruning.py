@@ -101,6 +101,8 @@ def test_runs_are_counted_and_what_is_left_is_said():
 
 def test_a_long_pruning_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(pruning_module, "DELAY", 0.0)
+    for module in ("sparselens.bars", pruning_module.__name__):
+        monkeypatch.setattr(f"{module}.is_watched", lambda: True)
     model, pairs = tiny_bridge("gpt2"), tiny_pairs(4)
     scores = attribute_edges(model, pairs, logit_difference, "eap", progress=False)
     pruned_circuit(model, pairs, scores, logit_difference, 0.95)

@@ -357,9 +357,11 @@ def test_a_budget_too_small_for_one_prompt_says_what_is_needed():
     assert patched(tiny_bridge("gpt2"), make_pairs(), memory=needed).values.isfinite().all()
 
 
-def test_progress_can_be_seen(capsys: pytest.CaptureFixture[str]):
+def test_progress_can_be_seen(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sparselens.bars.is_watched", lambda: True)
     patch_heads(tiny_bridge("gpt2"), make_pairs())
-    assert "16/16" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "heads:" in shown and "/16 " in shown
     patched(tiny_bridge("gpt2"), make_pairs())
     assert capsys.readouterr().err == ""
 

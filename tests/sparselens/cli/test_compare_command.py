@@ -165,9 +165,11 @@ def test_without_a_record_the_comparison_is_told_that_the_split_is_assumed(
         raise InterruptedError
 
     monkeypatch.setattr("sparselens.analyses.compare", stop)
-    pair = ("--dense", "stories260k", "--sparse", "stories260k-sparse", "--task", "gendered_pronoun")
+    sparse = tmp_path / "without a record"
+    sl.save(sl.load("stories260k-sparse"), sparse)
+    pair = ("--dense", "stories260k", "--sparse", sparse, "--task", "gendered_pronoun")
     with pytest.raises(InterruptedError):
-        run("compare", *pair, "--text", story_models / "stories.txt", "--out", tmp_path)
+        run("compare", *pair, "--text", story_models / "stories.txt", "--out", tmp_path / "out")
     assert {batch.shape[1] for batch in asked["text"]} == {64}
     (note,) = asked["notes"]
     assert note.startswith("The sparse model has no record of its text")

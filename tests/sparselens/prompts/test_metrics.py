@@ -71,7 +71,7 @@ def test_half_precision_is_reduced_in_single():
 
 
 def test_an_unknown_metric_is_named():
-    with pytest.raises(ValueError, match=r"'logit_diff' \(want logit_difference, "):
+    with pytest.raises(ValueError, match=r"'logit_diff', did you mean 'logit_difference'\? \(want logit_difference, "):
         find_metric("logit_diff")
 
 
