@@ -89,6 +89,7 @@ def ioi_stories(out: Path, data: Path) -> str:
         pairs = asked.pairs[asked.correct]
         scores = analyses.attribute_edges(model, pairs)
         curve = analyses.faithfulness_curve(model, pairs, scores, sizes=SIZES)
+        whole = analyses.faithfulness_curve(model, pairs, scores)  # at MIB's shares, up to all edges
         rows = []
         for n, own in zip(SIZES, curve.points, strict=True):
             drawn = analyses.random_connected_circuits(scores.top(n), 10)
@@ -97,7 +98,7 @@ def ioi_stories(out: Path, data: Path) -> str:
         out.mkdir(parents=True, exist_ok=True)
         (out / "curve.json").write_text(
             json.dumps(
-                {"pairs": len(pairs), "edges": scores.graph.n_edges, "rows": rows, "areas": [curve.cpr, curve.cmd]}
+                {"pairs": len(pairs), "edges": scores.graph.n_edges, "rows": rows, "areas": [whole.cpr, whole.cmd]}
             )
         )
     found = json.loads((out / "curve.json").read_text())
