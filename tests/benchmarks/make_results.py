@@ -23,7 +23,10 @@ from sparselens.prompts.intervals import Interval
 from sparselens.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ("stories3m", "stories260k")  # models in the data folder
+SMALL = {  # models in the data folder
+    "stories3m": "stories3M (3.15 M parameters, vocabulary 4096)",
+    "stories260k": "stories260K (0.26 M, vocabulary 512)",
+}
 TEXT = "text/tinystories_sample_2M.txt"
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)  # of circuits
 N = 1000  # pairs of every task
@@ -112,12 +115,16 @@ def small_models(out: Path, data: Path) -> str:
         if not (out / name / "tasks.json").exists():
             command("tasks", "evaluate", "--model", data / "models" / name, "-n", str(N), "--out", out / name)
         columns.append(json.loads((out / name / "tasks.json").read_text())["tasks"])
-    rows = [[name, *(accuracy(column.get(name)) for column in columns)] for name in TASKS]
-    return markdown(("task", *SMALL), rows)
+    rows = []
+    for name in TASKS:
+        found = [column.get(name, {}) for column in columns]
+        chance = next((f"{100 * one['chance']:.0f}" for one in found if "chance" in one), "")
+        rows.append([name, chance, *map(accuracy, found)])
+    return markdown(("task", "chance", *SMALL.values()), rows)
 
 
-def accuracy(found: dict[str, Any] | None) -> str:
-    if found is None or "accuracy" not in found:
+def accuracy(found: dict[str, Any]) -> str:
+    if "accuracy" not in found:
         return "does not fit"
     value, low, high = (100 * x for x in (found["accuracy"], *found["accuracy_interval"]))
     text = f"{value:.1f} [{low:.1f}, {high:.1f}]"
