@@ -80,6 +80,7 @@ def test_a_search_that_takes_long_says_how_far_it_is(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr(search_module, "DELAY", 0.0)
+    monkeypatch.setattr("sparselens.bars.is_watched", lambda: True)
     model, pairs = tiny_bridge("llama"), tiny_pairs()
     scores = attribute_edges(model, pairs, logit_difference, progress=False)
     faithful_circuit(model, pairs, scores, logit_difference)
