@@ -240,7 +240,7 @@ def _in_one_piece(network: Any, another: Callable[[], Any], keep: bool) -> Any:
     from sparselens.training.processes import is_shared_out, whole
     from sparselens.training.trained import put_trained_state, trained_state
 
-    if not is_shared_out(next(network.parameters())):
+    if not any(map(is_shared_out, network.parameters())):
         return network
     state = whole(trained_state(network), keep)
     if not keep:
