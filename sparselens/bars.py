@@ -1,5 +1,6 @@
 """Progress bars that go away when they are done; where nobody looks on, only those of more than half a minute show."""
 
+import os
 import sys
 from typing import Any
 
@@ -18,4 +19,5 @@ def progress_bar(
 ) -> "tqdm[Any]":
     """A bar with the time left, on standard error; it appears after `delay` seconds."""
     often: dict[str, Any] = {"delay": delay} if is_watched() else {"delay": max(delay, SELDOM), "mininterval": SELDOM}
-    return tqdm(total=total, desc=label, unit=unit, disable=not shown, leave=False, dynamic_ncols=True, **often)
+    disable = not shown or os.environ.get("RANK", "0") != "0"  # of processes launched together the first one tells
+    return tqdm(total=total, desc=label, unit=unit, disable=disable, leave=False, dynamic_ncols=True, **often)

@@ -20,6 +20,7 @@ from sparselens.analyses.engine.batching import longest
 from sparselens.analyses.engine.edge_products import Writes, differences
 from sparselens.analyses.engine.gradients import written
 from sparselens.analyses.engine.partial_runs import Hook, Projections, holding, keeping_projections, starting_at
+from sparselens.analyses.engine.processes import mine, summed
 from sparselens.analyses.engine.request import Request, Run, open_request
 from sparselens.analyses.engine.residual_stream import Layer, Reading
 from sparselens.analyses.engine.resume import batch_log
@@ -69,11 +70,10 @@ def exact_scores(
     """As `patch_edges`, of an open request."""
     reading, n = request.reading, len(request)
     exists, chosen = reading.graph.exists, _chosen(reading, edges)
-    scores = torch.zeros(n, *exists.shape).masked_fill_(exists & ~chosen, torch.nan)
-    metrics = torch.zeros(2, n)
+    scores, metrics = torch.zeros(n, *exists.shape), torch.zeros(2, n)
     log = batch_log(out, request, method="exact", edges=chosen)
     with progress_bar(int(chosen.sum()) * n, "exact", "edge", request.progress) as bar:
-        for batch, rows in _batches(request):
+        for batch, rows in mine(_batches(request)):
             base, corrupted = _base(batch)
             metrics[:, batch.prompts] = torch.stack([base.clean.metric, corrupted]).float().cpu()
             for some in _runs(base, chosen, max(1, rows // len(batch))):
@@ -81,6 +81,7 @@ def exact_scores(
                 (values,) = log.once(where, lambda: (base.clean.metric - _patched(base, some),))  # noqa: B023
                 scores[batch.prompts[:, None], some[:, 0], some[:, 1]] = values.T.float().cpu()
                 bar.update(values.numel())
+    scores, metrics = summed(scores).masked_fill_(exists & ~chosen, torch.nan), summed(metrics)
     return EdgeScores(reading.graph, "exact", scores.mean(0), scores, metrics[0], metrics[1])
 
 

@@ -20,6 +20,7 @@ from sparselens.analyses.engine.batching import in_batches, longest
 from sparselens.analyses.engine.budget import MEMORY
 from sparselens.analyses.engine.edge_products import Writes
 from sparselens.analyses.engine.gradients import written
+from sparselens.analyses.engine.processes import mine, summed
 from sparselens.analyses.engine.renamed import pairs_first
 from sparselens.analyses.engine.request import PerPrompt, Request, open_request, refuse_several_lengths
 from sparselens.bars import progress_bar
@@ -285,6 +286,7 @@ class CircuitRunner:
                 self._kept += [found] * keep
                 del found  # before the next are made
                 bar.update(len(rows))
+        self.clean, self.ablated = summed(self.clean), summed(self.ablated)
 
     def _plan(self) -> tuple[list[Int[Tensor, " row"]], int, bool]:
         """The prompts that run together, the rows that may, and whether to keep what is shared."""
@@ -298,7 +300,7 @@ class CircuitRunner:
         fewer = at_once * (memory - kept) // memory if measured else at_once
         keep = 2 * kept <= memory and fewer > 0
         at_once = fewer if keep else at_once
-        return list(request.pairs.rows(at_once)), at_once, keep
+        return list(mine(request.pairs.rows(at_once))), at_once, keep
 
     def run(self, circuits: Sequence[Circuit], bar: Any = None) -> list[Faithfulness]:
         """The faithfulness of every circuit.
@@ -316,7 +318,7 @@ class CircuitRunner:
                     )
                     (own if bar is None else bar).update(len(some) * len(rows))
                 del found  # before the next are made
-        return [Faithfulness(row, self.clean, self.ablated) for row in values]
+        return [Faithfulness(row, self.clean, self.ablated) for row in summed(values)]
 
     def _baselines(self, rows: Int[Tensor, " row"]) -> _Baselines:
         batch = self._request.batch(rows)

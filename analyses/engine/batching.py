@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from jaxtyping import Int
 from torch import Tensor
 
+from sparselens.analyses.engine.processes import exchanged
 from sparselens.analyses.engine.request import Request
 from sparselens.analyses.engine.resume import BatchLog, Tensors
 from sparselens.bars import progress_bar
@@ -28,11 +29,11 @@ def in_batches(
         if result is not None:
             bar.update(1)
             yield first, result
-        for rows in request.pairs.rows(len(request)):
-            rest = rows if result is None else rows[rows != first]
-            for some in rest.split(size) if len(rest) else ():
-                yield some, log.once([some], lambda: call(request.batch(some)))  # noqa: B023
-                bar.update(len(some))
+        left = (rows if result is None else rows[rows != first] for rows in request.pairs.rows(len(request)))
+        batches = (some for rows in left if len(rows) for some in rows.split(size))
+        for some, found in exchanged(batches, lambda some: log.once([some], lambda: call(request.batch(some)))):
+            yield some, found
+            bar.update(len(some))
 
 
 def longest(pairs: TokenizedPairs) -> Int[Tensor, "1"]:

@@ -19,6 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from sparselens.analyses.engine.fingerprints import of_pairs
+from sparselens.analyses.engine.processes import rank
 from sparselens.analyses.engine.request import Request
 from sparselens.gates.surgery import find_settings
 from sparselens.prompts.metrics import METRICS, Metric
@@ -109,7 +110,8 @@ def batch_log(out: str | Path | None, request: Request, **settings: Any) -> Batc
         "model": request.opened.fingerprint,
     }
     told = {n: _digest([value]).hexdigest() if isinstance(value, Tensor) else value for n, value in settings.items()}
-    return BatchLog(Path(out), identity | told)
+    number = rank()
+    return BatchLog(Path(f"{out}.{number}" if number else out), identity | told)
 
 
 def _refuse_another(path: Path, line: bytes, wanted: bytes) -> None:

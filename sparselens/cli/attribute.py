@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparselens.cli import options
-from sparselens.cli.options import Json, alone_in_out
+from sparselens.cli.options import Json, alone_in_out, over_launched_processes
 from sparselens.cli.table import finish, print_table, warn
 from sparselens.tasks import find_task
 
@@ -22,6 +22,7 @@ SHOWN = 30  # edges in the table
 
 
 @alone_in_out
+@over_launched_processes
 def attribute(
     model: options.Model,
     task: options.Task,
@@ -52,23 +53,25 @@ def attribute(
     --goal), `pruned.json` (those of them that it needs, chosen on half of the pairs) and `share.json`. Besides
     `scores.safetensors` (every prompt's) and `attribute.json` (what is printed). `sparselens figures` and `sparselens
     report` read them without the model. Until then finished batches of prompts are in `attribute.unfinished`, from
-    which the same command resumes with `--resume`.
+    which the same command resumes with `--resume`. Several processes share the pairs: `accelerate launch -m sparselens
+    attribute ...` gives the result of one.
     """
     known = find_task(task)
     known.find_corruption(corruption)  # before torch is loaded
     from sparselens.analyses import attribute_edges, pruned_circuit, random_connected_circuits
     from sparselens.analyses.circuits.faithfulness import CircuitRunner
     from sparselens.analyses.circuits.search import search
+    from sparselens.analyses.engine.processes import place, rank
     from sparselens.analyses.engine.request import OpenModel, open_request
     from sparselens.models.folder import load
     from sparselens.prompts.capability import evaluate
     from sparselens.prompts.metrics import find_metric, name_of
 
     unfinished = out / "attribute.unfinished"
-    if unfinished.exists() and not resume:
+    if rank() == 0 and unfinished.exists() and not resume:
         raise ValueError(f"{out} holds an interrupted run: pass --resume to continue it, or choose another --out")
     measure = find_metric(metric or known.metric)
-    opened = load(model)
+    opened = load(model, **place())
     found = evaluate(opened, known, n, seed, corruption=corruption)
     if not all_pairs and not found.correct.any():
         raise ValueError(f"{model} gets none of {n} pairs of {task!r} right: choose another task, or --all")
@@ -108,13 +111,16 @@ def attribute(
         "edges": scores.graph.n_edges,
         "circuits": circuits,
     }
+    if rank() > 0:
+        return
     _save(scores, out / "scores.safetensors")
     page = _view(opened, pairs, scores, len(faithful), f"{model}: {known.description}", Path(model).name)
     files = [by_share.save(out / "share.json"), faithful.save(out / "faithful.json"), out / "scores.safetensors"]
     files.append(page.save_html(out / "circuit.html"))
     if pruned is not None:
         files.append(pruned.circuit.save(out / "pruned.json"))
-    unfinished.unlink(missing_ok=True)  # absent when one batch was enough
+    for file in out.glob(f"{unfinished.name}*"):  # absent when one batch was enough
+        file.unlink()
     _print(summary, scores, faithful)
     print_table("Written; open circuit.html in a browser", ("where",), [(file,) for file in files])
     finish(summary, json, out / "attribute.json")

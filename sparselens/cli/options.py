@@ -1,6 +1,8 @@
 """The options that several commands share: they read the same everywhere, and are checked before torch loads."""
 
+import os
 from collections.abc import Callable, Collection
+from contextlib import ExitStack, redirect_stdout
 from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
@@ -134,6 +136,23 @@ Json = Annotated[bool, typer.Option("--json", help="End standard output with the
 def budget(memory: float | None, batch_size: int | None) -> dict[str, Any]:
     """Options of an analysis: memory in bytes, from GiB."""
     return {"memory": None if memory is None else int(memory * 2**30), "batch_size": batch_size}
+
+
+def over_launched_processes(command: Callable[..., None]) -> Callable[..., None]:
+    """Let the processes of `accelerate launch` or torchrun share a command's prompts; only the first one prints."""
+
+    @wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        with ExitStack() as stack:
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                from sparselens.analyses.engine.processes import over_processes
+
+                is_main = stack.enter_context(over_processes())
+                if not is_main:
+                    stack.enter_context(redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
+            command(*args, **options)
+
+    return run
 
 
 def alone_in_out(command: Callable[..., None]) -> Callable[..., None]:

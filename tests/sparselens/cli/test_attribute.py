@@ -16,6 +16,7 @@ from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.circuits.circuit import Circuit
 from sparselens.circuits.graph import Graph
 from sparselens.cli.attribute import _save
+from tests.launched import launch
 
 
 def run(*arguments: object) -> dict:
@@ -43,6 +44,26 @@ def test_addition(tmp_path: Path):
     page = (tmp_path / "circuit.html").read_text()
     assert f'"begin":{faithful["edges"]}' in page and '"tokens":"' in page and "attention edges" in page
     figures_and_report(tmp_path)
+
+
+@pytest.mark.parametrize("method", ["eap-ig", "exact"])
+def test_several_processes_share_the_pairs_and_give_the_result_of_one(tmp_path: Path, method: str):
+    asked = ("--model", "addition-sparse", "--task", "addition", "-n", 9, "--method", method, "--prune-runs", 4)
+    asked = (*asked, "--batch-size", 4)  # three batches for two processes
+    alone = run(*asked, "--out", tmp_path / "alone")
+    first, second = launch(2, "sparselens", "attribute", *map(str, asked), "--json", "--out", str(tmp_path / "both"))
+    together = json.loads(first.strip().split("\n")[-1])
+    assert second == "" and together.keys() == alone.keys()
+    numbers = [
+        [(one["edges"], one["faithfulness"], *one["interval"]) for one in found["circuits"].values()]
+        for found in (alone, together)
+    ]
+    assert numbers[1] == [pytest.approx(one, abs=1e-5, rel=0) for one in numbers[0]]
+    files = [sorted(file.name for file in (tmp_path / out).iterdir()) for out in ("alone", "both")]
+    assert files[0] == files[1]
+    scores = [load_file(tmp_path / out / "scores.safetensors") for out in ("alone", "both")]
+    for name, values in scores[0].items():
+        assert (values - scores[1][name]).abs().max() < 1e-5
 
 
 def figures_and_report(folder: Path):

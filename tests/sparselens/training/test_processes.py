@@ -1,11 +1,7 @@
 """Two processes on one machine are one run: same multiplier, same curve, same weights as a single process."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +11,10 @@ import torch
 from sparselens.training.batches import rows_of_process
 from sparselens.training.checkpoint import load_checkpoint
 from sparselens.training.processes import accelerator_for
+from tests.launched import launch
 from tests.tiny_runs import THREE, assert_histories_close, gated, ragged_rows, run
 
 ROOT = Path(__file__).parents[3]
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -39,21 +30,7 @@ BROKEN_OFF = {"transformers": {"stop_at": 15}, "that share one model": {"stop_at
 
 def in_processes(number: int, given: list[dict[str, Any]]) -> None:
     """These runs, one after the other, in so many processes; to start them takes longer than to run."""
-    shared = {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
-    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    shared |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    programs = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.tiny_runs", json.dumps(given)],
-            cwd=ROOT,
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(number)
-    ]
-    errors = [program.communicate(timeout=300)[1] for program in programs]
-    assert [program.returncode for program in programs] == [0] * number, "\n".join(errors)
+    launch(number, "tests.tiny_runs", json.dumps(given))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,84 @@
+"""Several processes share the prompts of one call, and each of them gets the results of all.
+
+1. `over_processes()` says that all processes run the same program. Without it nothing is shared, so that an analysis
+   may be called in one process of a training run alone.
+2. Batches are dealt out in turn: a process computes its own, and hears of the others (`exchanged`); or it fills in its
+   own rows of zeros, and the sum over processes is the whole (`mine`, `summed`).
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from itertools import islice
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+Job, Result = TypeVar("Job"), TypeVar("Result")
+_SHARED: ContextVar[tuple[int, int, Any]] = ContextVar("shared", default=(0, 1, None))  # rank, processes, device
+
+
+@contextmanager
+def over_processes() -> Iterator[bool]:
+    """Inside, analyses split their prompts over the processes that accelerate or torchrun has launched.
+
+    >>> with analyses.over_processes() as is_main:  # in a program run by `accelerate launch`
+    ...     scores = analyses.attribute_edges(model, pairs, progress=is_main)
+
+    All processes must make the same calls, on the same model and pairs, and all get the same result: that of one
+    process. Yields whether this is the main process, which alone should print and write. With `out=` each process keeps
+    the batches that it finished in a file of its own.
+
+    Scope: attribution and exact patching of edges, faithfulness, and all that searches and prunes circuits by it. Other
+    analyses run whole in every process.
+    """
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    token = _SHARED.set((state.process_index, state.num_processes, state.device))
+    try:
+        yield state.is_main_process
+    finally:
+        _SHARED.reset(token)
+
+
+def rank() -> int:
+    """The number of this process among those that share the prompts."""
+    return _SHARED.get()[0]
+
+
+def place() -> dict[str, Any]:
+    """Options of `sparselens.load` that open a model on the GPU of this process; none where it has none to itself."""
+    device = _SHARED.get()[2]
+    return {} if device is None or device.type == "cpu" else {"device_map": device}
+
+
+def mine(jobs: Iterable[Job]) -> Iterator[Job]:
+    """Those of the jobs that this process does."""
+    number, processes, _ = _SHARED.get()
+    return islice(jobs, number, None, processes)
+
+
+def summed(value: Tensor) -> Tensor:
+    """The sum over processes."""
+    _, processes, device = _SHARED.get()
+    if processes == 1:
+        return value
+    there = value.to(device, copy=True)
+    distributed.all_reduce(there)
+    return there.to(value.device)
+
+
+def exchanged(jobs: Iterable[Job], call: Callable[[Job], Result]) -> Iterator[tuple[Job, Result]]:
+    """All jobs in order with their results, most of them from other processes."""
+    number, processes, _ = _SHARED.get()
+    if processes == 1:
+        yield from ((job, call(job)) for job in jobs)
+        return
+    left = iter(jobs)
+    while group := list(islice(left, processes)):
+        own = call(group[number]) if number < len(group) else None
+        results: list[Any] = [None] * processes
+        distributed.all_gather_object(results, own)
+        yield from zip(group, results)  # noqa: B905  # in the last group there are fewer jobs than processes
