@@ -2,8 +2,8 @@
 
     python .ci/notebooks.py [NOTEBOOK ...]
 
-What is stored is text, tables and pictures. Interactive pages are stored as the still picture under them, plotly's figures as
-Chromium draws them: neither GitHub nor an offline reader runs scripts.
+What is stored is text, tables and pictures. Interactive pages are stored as the still picture under them, plotly's
+figures as Chromium draws them: neither GitHub nor an offline reader runs scripts.
 """
 
 import base64
@@ -98,7 +98,9 @@ def drawn_by_chromium(plot: Any) -> bytes:
     width, height = figure.layout.width or 700, figure.layout.height or 450
     with tempfile.TemporaryDirectory() as folder:
         page, picture = Path(folder) / "plot.html", Path(folder) / "plot.png"
-        figure.write_html(page, include_plotlyjs=True, default_width=width, default_height=height)
+        figure.write_html(
+            page, include_plotlyjs=True, default_width=width, default_height=height, config={"displayModeBar": False}
+        )
         size = f"--window-size={int(width) + 20},{int(height) + 20}"
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=5000"]
         command = ["chromium", *flags, size, f"--screenshot={picture}", page.as_uri()]

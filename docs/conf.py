@@ -26,7 +26,10 @@ exclude_patterns = ["_build"]
 nb_execution_mode = "off"  # `make notebooks` has run them
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
-suppress_warnings = ["myst.xref_missing"]  # files that are no pages; tests/test_readme.py finds dead links
+suppress_warnings = [
+    "misc.highlighting_failure",
+    "myst.xref_missing",
+]  # files that are no pages; tests/test_readme.py finds dead links
 
 default_role = "code"  # a name in single backquotes, as in Markdown
 autodoc_member_order = "bysource"

@@ -52,7 +52,9 @@ def settings(**options: Any) -> sl.PostTrainConfig:
 
 def run(model: Any, *, out: Path | None = None, resume: bool = False, **options: Any) -> sl.PostTrainResult:
     """Post-train on rows that count."""
-    more = {name: options.pop(name) for name in ("loss", "accelerator", "held_out", "batches") if name in options}
+    more = {
+        name: options.pop(name) for name in ("loss", "accelerator", "held_out", "batches", "finish") if name in options
+    }
     data = {"batches": counting_rows, "held_out": HELD_OUT} | more
     return sl.post_train(model, config=settings(**options), out=out, resume=resume, progress=False, **data)
 

@@ -94,6 +94,9 @@ def post_train(
         bool, typer.Option("--gradient-checkpointing", help="Less memory for more time: layers are computed twice.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="Save the best state of the checkpoint in --out, and train no further.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Post-train a language model with sparse attention, and save it to OUT/model.
@@ -102,7 +105,8 @@ def post_train(
 
     Half of the held-out documents steer the run; the table is about the other half, which neither training nor
     selection has seen. Several processes: `accelerate launch -m sparselens post-train ...`. OUT/run.pdf shows the run.
-    Ctrl-C writes a checkpoint and ends with exit code 130; the same command with --resume goes on from there.
+    Ctrl-C writes a checkpoint and ends with exit code 130; the same command with --resume goes on from there, with
+    --finish it saves the best state so far.
     """
     if held_out_rows < 1:
         raise ValueError(f"--held-out-rows must be at least 1, not {held_out_rows}")
@@ -141,6 +145,9 @@ def post_train(
         wandb=wandb,
         checkpoint_minutes=checkpoint_minutes,
     )
+    if finish and not (out / "checkpoint.pt").exists():
+        raise ValueError(f"{out} holds no checkpoint of a run that could be finished")
+    resume = resume or finish
     if (out / "checkpoint.pt").exists() and not resume:
         raise ValueError(f"{out} holds the checkpoint of a run: pass --resume to go on, or choose another folder")
     source = Source(data, column, split, stream)
@@ -187,6 +194,7 @@ def post_train(
             dense=reference,
             out=out,
             resume=resume,
+            finish=finish,
             accelerator=accelerator,
         )
     except KeyboardInterrupt as stop:

@@ -54,10 +54,10 @@ def proportion_interval(
     """Share of prompts for which something holds, with Wilson's interval: never empty, and always between 0 and 1.
 
     Of n prompts in G clusters it is Wilson's interval (Wilson 1927, JASA 22:209) for the effective sample size
-        n / deff * (t(n - 1) / t(G - 1))^2
-    of Korn & Graubard (1998, Survey Methodology 24:193): deff, at least 1, is the jackknife's variance of the share
-    over clusters, divided by that of independent prompts, and t are quantiles of Student's distribution. Franco et al.
-    (2019, J. Surv. Stat. Methodol. 7:334) recommend it. When every prompt is a cluster it is Wilson's own. Where all
+    `n / deff * (t(n - 1) / t(G - 1))^2` of Korn & Graubard (1998, Survey Methodology 24:193): deff, at least 1, is the
+    jackknife's variance of the share over clusters, divided by that of independent prompts, and t are quantiles of
+    Student's distribution. Franco et al. (2019, J. Surv. Stat. Methodol. 7:334) recommend it. When every prompt is a
+    cluster it is Wilson's own. Where all
     prompts are alike, and deff is 0 / 0, clusters count as if all of their prompts said the same.
 
     Raises:

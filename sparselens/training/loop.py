@@ -52,6 +52,7 @@ def post_train(
     dense: nn.Module | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    finish: bool = False,
     progress: bool = True,
     on_evaluation: Callable[[list[dict[str, Any]]], None] | None = None,
     accelerator: Accelerator | None = None,
@@ -72,6 +73,7 @@ def post_train(
             checkpoint
         resume: go on from the checkpoint in `out`, given the same dense model and data; the result is that of the
             uninterrupted run, in another number of processes but for rounding
+        finish: end the run of the checkpoint in `out` where it is, with its best state so far; it can still be resumed
         progress: tell on standard error how the run goes
         on_evaluation: called in the main process with the history so far, after every evaluation on held-out data; for
             instance `analyses.live_training_figure()`
@@ -90,8 +92,8 @@ def post_train(
     with torch.random.fork_rng(devices), locked(out) if out is not None else nullcontext():
         run = _Run(model, config, loss, held_out, dense or model, out, accelerator)
         try:
-            run.start(resume)
-            return run.go(batches, progress, on_evaluation)
+            run.start(resume, finish)
+            return run.finish() if finish else run.go(batches, progress, on_evaluation)
         finally:
             run.close()
 
@@ -138,12 +140,14 @@ class _Run:
 
     # -- one run, start to end
 
-    def start(self, resume: bool) -> None:
+    def start(self, resume: bool, finish: bool) -> None:
         """Measure the dense model and set the target, or take both and all else from the checkpoint."""
-        if resume and not self.checkpoint:
-            raise ValueError("resume=True needs the `out` folder of the run")
+        if (resume or finish) and not self.checkpoint:
+            raise ValueError(f"{'finish' if finish else 'resume'}=True needs the `out` folder of the run")
         found = self.checkpoint is not None and self.checkpoint.exists()
-        if found and not resume:
+        if finish and not found:
+            raise ValueError(f"there is no run to finish: {self.checkpoint} does not exist")
+        if found and not (resume or finish):
             raise ValueError(f"{self.checkpoint} is of an earlier run: pass resume=True to go on, or another folder")
         if found:
             self._restore()
@@ -179,7 +183,7 @@ class _Run:
             while self.step < self.config.steps:
                 self._advance(batch)
                 self._pause(stop)
-        return self._finish()
+        return self.finish()
 
     def _advance(self, batch: Iterator[Batch]) -> None:
         """One step, and the evaluation that is due after it."""
@@ -201,10 +205,13 @@ class _Run:
         alone.relative_to(self.geco.edges)
         return Objective(self.layerwise, alone.loss)
 
-    def _finish(self) -> PostTrainResult:
+    def finish(self) -> PostTrainResult:
+        """The best state, put into the model, and how it came about."""
         best, step = self.best, self.best.step
         best.put_into(self.plain)
         notes = notes_on(self.history, step, self.learning_rate, self.controls)
+        if self.step < self.config.steps:
+            notes.append(f"the run was ended after step {self.step} of {self.config.steps}: it can be resumed")
         return PostTrainResult(
             self.dense,
             best.evaluation,

@@ -52,13 +52,13 @@ def notes_on(
     elif returned["open_edges"] >= start["open_edges"] and returned["gate_bias"] < OPEN_BIAS:
         before, after = (f"{record['open_edges']:.1f}" for record in (start, returned))
         notes.append(f"no attention edge was closed: {before} open per example before training, {after} after it")
-    if not any(record["feasible"] for record in later):
+    if later and not any(record["feasible"] for record in later):
         best = min(later, key=lambda record: record["loss"])
         notes.append(
             f"the held-out loss never met the target of {best['target']:.4f} after step 0: "
             f"{best['loss']:.4f} at best (step {best['step']})"
         )
-    if all(record["loss"] > record["dense_loss"] + _LOST for record in later):
+    if later and all(record["loss"] > record["dense_loss"] + _LOST for record in later):
         notes.append(
             f"every evaluation after step 0 was more than {_LOST:g} nats above the dense loss "
             f"({start['dense_loss']:.4f}): learning_rate={learning_rate:g} is too high, or the run too short"

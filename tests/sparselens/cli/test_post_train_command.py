@@ -158,12 +158,20 @@ def test_ctrl_c_ends_in_a_checkpoint_and_exit_code_130(
     last = stopped.stderr.splitlines()[-1]
     assert last == "stopped after step 2: the same command with --resume goes on from its last checkpoint"
     assert not (tmp_path / "run" / "model").exists()
+    ended = invoke(inputs, tmp_path / "run", *options, "--finish")
+    assert ended.exit_code == 0 and "ended after step 2 of 4: it can be resumed" in " ".join(ended.stderr.split())
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
     resumed = invoke(inputs, tmp_path / "run", *options, "--resume")
     assert resumed.exit_code == 0
     tables = [json.loads(done.stdout.splitlines()[-1]) for done in (whole, resumed)]
     assert tables[0] | {"model": ""} == tables[1] | {"model": ""}
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "run")]
     assert weights[0] == weights[1]
+
+
+def test_there_must_be_a_run_to_finish(inputs: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="holds no checkpoint of a run that could be finished"):
+        invoke(inputs, tmp_path / "none", "--finish")
 
 
 def test_a_run_that_came_to_nothing_says_so(inputs: Path, tmp_path: Path):

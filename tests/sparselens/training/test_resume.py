@@ -94,6 +94,36 @@ def test_run_stopped_by_an_error_goes_on(tmp_path: Path, stop: int, options: dic
     assert log_steps(tmp_path / "stopped") == log_steps(tmp_path / "whole")
 
 
+def test_stopped_run_can_be_ended_where_it_is_and_gone_on_with(tmp_path: Path):
+    expected = run(gated(), out=tmp_path / "whole", evaluate_every=2)
+    stopped, ended = gated(), gated()
+    steps = 0
+
+    def fails(logits: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+        nonlocal steps
+        steps += stopped.training
+        if steps == 9:
+            raise KeyboardInterrupt
+        return next_token_loss(logits, batch)
+
+    options: dict[str, Any] = {"out": tmp_path / "stopped", "evaluate_every": 2, "checkpoint_every": 4}
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped, loss=fails, **options)
+    found = run(ended, finish=True, **options)
+    kept = load_checkpoint(tmp_path / "stopped" / "checkpoint.pt")["best"]
+    assert found.step == kept["step"] and len(found.history) == 1 + 8 // 2
+    assert all(torch.equal(ended.state_dict()[name], value) for name, value in kept["model"].items())
+    assert not ended.training and "ended after step 8 of 12" in found.notes[-1]
+    assert run(gated(), resume=True, **options) == expected
+
+
+def test_there_must_be_something_to_end(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"no run to finish: .*checkpoint\.pt does not exist"):
+        run(gated(), out=tmp_path, finish=True)
+    with pytest.raises(ValueError, match="finish=True needs the `out` folder"):
+        run(gated(), finish=True)
+
+
 def test_finished_run_gives_its_result_again(tmp_path: Path):
     first, again = gated(), gated()
     result = run(first, out=tmp_path)
