@@ -7,8 +7,7 @@
    sparse model the gate is a threshold on it, and nothing else. The sum is compared to the run's own score.
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import compress
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,12 +15,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparselens.analyses.attribution.qk_attribution import QKAttribution
-from sparselens.analyses.engine.edge_products import exact_dtype
 from sparselens.analyses.engine.partial_runs import Activations, Hook, recording, run
 from sparselens.analyses.engine.query_key_form import Place, query_key_form, showing_scores
 from sparselens.analyses.engine.request import OpenModel
-from sparselens.analyses.engine.residual_stream import TOLERANCE, Layer, Reading
-from sparselens.circuits.graph import INPUT, head_of
+from sparselens.analyses.engine.residual_stream import TOLERANCE, Reading
+from sparselens.analyses.engine.written import written_at, written_names
+from sparselens.circuits.graph import head_of
 from sparselens.gates.gate import is_visible
 from sparselens.gates.surgery import find_settings
 from sparselens.models.hooked_model import HookedModel
@@ -32,7 +31,6 @@ from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.training.evaluation import evaluating
 
 AT_ONCE = 16  # prompts of a run
-EMBEDDINGS = ("hook_embed", "hook_pos_embed")
 Position = int | str
 
 
@@ -77,7 +75,7 @@ def explain_edge(
 
 
 def explain_under(
-    model: HookedModel,
+    model: HookedModel | OpenModel,
     prompts: str | Tensor | TokenizedPairs,
     head: str,
     query_pos: Position,
@@ -86,7 +84,7 @@ def explain_under(
     by_position: bool,
 ) -> QKAttribution:
     """As `explain_edge`, in a run under hooks."""
-    opened = OpenModel(model)
+    opened = model if isinstance(model, OpenModel) else OpenModel(model)
     layer, number = head_of(head, (opened.model.cfg.n_layers, opened.model.cfg.n_heads))
     asked = _asked(opened, prompts, query_pos, key_pos)
     groups = _alike(asked)
@@ -99,28 +97,14 @@ def explain_under(
                 tokens = torch.stack([asked[row].tokens for row in some]).to(opened.device)
                 parts.append(_explained(opened, tokens, Place(layer, number, *at), hooks, by_position))
                 rows += some
-    order = torch.tensor(rows).argsort()
-    pairs, position_bias, score, weight = (torch.cat(values)[order].cpu() for values in zip(*(p.values for p in parts)))
-    settings = find_settings(opened.model)
-    written = [(pairs != 0).any(2).any(0), (pairs != 0).any(1).any(0)]  # of the edges of heads only those that carry
-    kept = [
-        torch.tensor([":" not in name or bool(there) for name, there in zip(names, mask, strict=True)])
-        for names, mask in zip(parts[0].sources, written, strict=True)
-    ]
-    query_sources, key_sources = (
-        tuple(compress(names, mask.tolist())) for names, mask in zip(parts[0].sources, kept, strict=True)
-    )
+    settings, joined = find_settings(opened.model), _joined(parts, rows)
+    query, key = (_label(opened, asked, *side) for side in (("query_pos", query_pos), ("key_pos", key_pos)))
     return QKAttribution(
         head,
-        _label(opened, asked, "query_pos", query_pos),
-        _label(opened, asked, "key_pos", key_pos),
-        query_sources,
-        key_sources,
-        pairs[:, kept[0]][:, :, kept[1]],
-        position_bias,
-        score,
-        weight,
-        is_open=None if settings is None else score + settings.gate_bias > 0,
+        query,
+        key,
+        *joined,
+        is_open=None if settings is None else joined.score + settings.gate_bias > 0,
         gate_bias=None if settings is None else settings.gate_bias,
         soft_cap=_soft_cap(opened.model),
         query_pos=torch.tensor([one.first + one.query_pos for one in asked]),
@@ -149,18 +133,19 @@ def _asked(
         found: dict[int, _Asked] = {}
         for rows, first, tokens in prompts.clean_rows():
             for row, start, ids in zip(rows.tolist(), first.tolist(), tokens, strict=True):
-                places = (_column(prompts, row, start, len(ids), given) for given in (query_pos, key_pos))
-                found[row] = _Asked(ids, *places, start)
+                query, key = (_column(prompts, row, start, len(ids), given) for given in (query_pos, key_pos))
+                found[row] = _Asked(ids, query, key, start)
         return [found[row] for row in sorted(found)]
     tokens = _tokens(opened, prompts)
     refuse_unreadable(opened.model, tokens)
-    places = [_place(given, tokens.shape[1]) for given in (query_pos, key_pos)]
-    return [_Asked(ids, *places, 0) for ids in tokens]
+    query, key = (_place(given, tokens.shape[1]) for given in (query_pos, key_pos))
+    return [_Asked(ids, query, key, 0) for ids in tokens]
 
 
 def _tokens(opened: OpenModel, prompts: str | Tensor) -> Int[Tensor, "batch pos"]:
     if not isinstance(prompts, str):
-        return prompts[None] if isinstance(prompts, Tensor) and prompts.ndim == 1 else prompts
+        given: Any = prompts  # whatever it is, `refuse_unreadable` says so
+        return given[None] if getattr(given, "ndim", 0) == 1 else given
     tokenizer = getattr(opened.model, "tokenizer", None)
     if tokenizer is None or not prompts.strip():
         missing = "the prompt is empty" if tokenizer is not None else "this model has no tokenizer to read text with"
@@ -212,10 +197,27 @@ def _label(opened: OpenModel, asked: Sequence[_Asked], side: str, given: Positio
 
 
 class _Explained(NamedTuple):
-    """Some prompts of one length."""
+    """Some prompts of one length; named as in `QKAttribution`."""
 
-    sources: tuple[list[str], list[str]]  # of the query and of the key
-    values: tuple[Tensor, Tensor, Tensor, Tensor]  # pairs, position bias, score, weight; prompts first
+    query_sources: Sequence[str]
+    key_sources: Sequence[str]
+    per_prompt: Float[Tensor, "batch query_source key_source"]
+    position_bias: Float[Tensor, " batch"]
+    score: Float[Tensor, " batch"]
+    weight: Float[Tensor, " batch"]
+
+
+def _joined(parts: Sequence[_Explained], rows: Sequence[int]) -> _Explained:
+    """All prompts in their order, without the edges of heads that carried nothing."""
+    order, (_, _, *values) = torch.tensor(rows).argsort(), zip(*parts, strict=True)
+    pairs, *rest = (torch.cat(one)[order].cpu() for one in values)
+    sources: list[tuple[str, ...]] = []
+    for axis, names in ((1, parts[0].query_sources), (2, parts[0].key_sources)):
+        carries = (pairs != 0).any(0).any(2 - axis)
+        kept = [number for number, name in enumerate(names) if ":" not in name or carries[number]]
+        pairs = pairs.index_select(axis, torch.tensor(kept))
+        sources.append(tuple(names[number] for number in kept))
+    return _Explained(*sources, pairs, *rest)
 
 
 def _explained(
@@ -224,12 +226,10 @@ def _explained(
     reading, recorded = opened.reading, dict[str, Tensor]()
     layer = reading.layers[place.layer]
     stream, scores, pattern = layer.at("hook_resid_pre"), place.at("hook_attn_scores"), place.at("hook_pattern")
-    names = [stream, scores, pattern, *_written(opened.model, reading, place.layer, by_position)]
+    names = [stream, scores, pattern, *written_names(reading, place.layer, by_position)]
     run(opened.model, tokens, [*hooks, *recording(recorded, names)])
     if not is_visible(recorded[scores][:1])[0, place.head, place.query_pos, place.key_pos]:
-        raise ValueError(
-            f"position {place.query_pos} does not see position {place.key_pos} in layer {place.layer}: its mask hides it"
-        )
+        raise ValueError(f"in layer {place.layer} position {place.query_pos} does not see position {place.key_pos}")
     form = query_key_form(opened, tokens, recorded[stream], place)
     query_sources, query = _parts(reading, place, "q", place.query_pos, recorded, by_position)
     key_sources, key = _parts(reading, place, "k", place.key_pos, recorded, by_position)
@@ -238,7 +238,7 @@ def _explained(
     bias = torch.full_like(pairs[:, 0, 0], form.position_bias)
     score = place.of(recorded[scores]).to(pairs)
     _refuse_other_sums(opened, place, pairs, bias, score)
-    return _Explained((query_sources, key_sources), (pairs, bias, score, place.of(recorded[pattern]).to(pairs)))
+    return _Explained(query_sources, key_sources, pairs, bias, score, place.of(recorded[pattern]).to(pairs))
 
 
 def _refuse_other_sums(opened: OpenModel, place: Place, pairs: Tensor, bias: Tensor, score: Tensor) -> None:
@@ -256,21 +256,12 @@ def _soft_cap(model: Any) -> float | None:
     return None if cap is None or cap <= 0 else float(cap)
 
 
-def _written(model: Any, reading: Reading, n_layers: int, by_position: bool) -> list[str]:
-    """The hook points of all that is written before a layer reads."""
-    names = [name for name in EMBEDDINGS if name in model.hook_dict] + [reading.layers[0].at("hook_resid_pre")]
-    for layer in reading.layers[:n_layers]:
-        names += [layer.at("attn.hook_z")] + [layer.at("hook_mlp_out")] * layer.block.mlp
-        names += [layer.at("attn.hook_pattern"), layer.at("attn.hook_v")] * by_position
-    return names
-
-
 def _parts(
     reading: Reading, place: Place, receiver: str, pos: int, recorded: Activations, by_position: bool
 ) -> tuple[list[str], Float[Tensor, "source batch d_head"]]:
     """What each source contributes to the query or key at a position, and the names of the sources."""
     layer = reading.layers[place.layer]
-    names, writes = _writes(reading, place.layer, pos, recorded, by_position)
+    names, writes = written_at(reading, place.layer, pos, recorded, by_position)
     weight, bias = reading.weight(place.layer, receiver)[place.head], reading.bias(place.layer, receiver)
     constant = torch.zeros_like(weight[0]) if bias is None else bias[place.head]
     if layer.norm is not None:
@@ -281,62 +272,3 @@ def _parts(
     if constant.any():
         names, parts = [*names, f"b_{receiver.upper()}"], torch.cat([parts, constant.expand_as(parts[:1])])
     return names, parts
-
-
-def _writes(
-    reading: Reading, n_layers: int, pos: int, recorded: Activations, by_position: bool
-) -> tuple[list[str], Float[Tensor, "source batch d_model"]]:
-    """All that is written at a position before a layer reads."""
-    names, writes = _embeddings(recorded, recorded[reading.layers[0].at("hook_resid_pre")][:, pos], pos)
-    biases: list[Tensor] = []
-    for layer in reading.layers[:n_layers]:
-        split = _by_position if by_position else _by_head
-        for name, write in split(reading, layer, pos, recorded):
-            names.append(name)
-            writes.append(write)
-        bias = reading.unowned(layer.number, recorded[layer.at("attn.hook_z")][:, pos : pos + 1])
-        biases += [] if bias is None else [bias.reshape(-1, bias.shape[-1]).expand_as(writes[0])]
-        if layer.block.mlp:
-            names.append(f"m{layer.number}")
-            writes.append(recorded[layer.at("hook_mlp_out")][:, pos])
-    if biases:
-        names.append("b_O")
-        writes.append(torch.stack([bias.to(writes[0]) for bias in biases]).sum(0))
-    return names, torch.stack([write.to(writes[0]) for write in writes])
-
-
-def _embeddings(
-    recorded: Activations, start: Float[Tensor, "batch d_model"], pos: int
-) -> tuple[list[str], list[Tensor]]:
-    """What block 0 reads: token and position embeddings where it is their sum, else one input."""
-    start = start.to(exact_dtype(start.dtype))
-    found = [recorded[name].to(start) for name in EMBEDDINGS if name in recorded]
-    if len(found) == 2 and all(values.ndim == 3 for values in found):
-        token, position = (values[:, pos].expand_as(start) for values in found)
-        if torch.allclose(token + position, start, rtol=1e-3, atol=1e-6):
-            return ["token", "position"], [token, start - token]
-    return [INPUT], [start]
-
-
-def _by_head(reading: Reading, layer: Layer, pos: int, recorded: Activations) -> Iterator[tuple[str, Tensor]]:
-    z = recorded[layer.at("attn.hook_z")][:, pos : pos + 1]
-    for head, write in enumerate(reading.head_writes(layer.number, z)[:, :, 0]):
-        yield f"a{layer.number}.h{head}", write
-
-
-def _by_position(reading: Reading, layer: Layer, pos: int, recorded: Activations) -> Iterator[tuple[str, Tensor]]:
-    """Heads split by where they read; whole where a hook has changed what they put out, as cutting a head does."""
-    z = recorded[layer.at("attn.hook_z")][:, pos : pos + 1]
-    value = recorded[layer.at("attn.hook_v")]
-    value = value.repeat_interleave(z.shape[2] // value.shape[2], 2)
-    moved = recorded[layer.at("attn.hook_pattern")][:, :, pos].mT[..., None] * value  # batch key_pos head d_head
-    off = (moved.sum(1, keepdim=True) - z).abs().amax((0, 1, 3))
-    adds_up = off <= TOLERANCE.get(z.dtype, 1e-5) * z.abs().amax((0, 1, 3))
-    whole, split = reading.head_writes(layer.number, z), reading.head_writes(layer.number, moved, z)
-    for head in range(z.shape[2]):
-        name = f"a{layer.number}.h{head}"
-        if not adds_up[head]:
-            yield name, whole[head, :, 0]
-        else:
-            for key_pos in range(moved.shape[1]):
-                yield f"{name}:{key_pos}->{pos}", split[head, :, key_pos]

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from sparselens.results import Result
 
-ROUNDING = 1e-5  # of the largest pair: what the model's own sums may be off by
-
 
 class SourcePair(NamedTuple):
     """What one source wrote into the query, times what another wrote into the key."""
@@ -20,6 +18,9 @@ class SourcePair(NamedTuple):
     query_source: str
     key_source: str
     score: float
+
+    def __repr__(self) -> str:
+        return f"{self.query_source} with {self.key_source} {self.score:+.3g}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -107,35 +108,34 @@ class QKAttribution(Result):
         if self.is_open is None or self.gate_bias is None or not self.is_open[0]:
             state = "has no gate" if self.is_open is None else "is closed already"
             raise ValueError(f"{self.head} from {self.query} to {self.key} {state}: nothing is to be closed")
-        values = self.per_prompt[0].flatten().double()
-        order = values.argsort(descending=True, stable=True)
-        left = self._uncapped().double() - values[order].cumsum(0)
-        closed = self._capped(left) + self.gate_bias < -ROUNDING * values.abs().max()
-        enough = (closed & (values[order] > 0)).nonzero()
+        values, order = self.per_prompt[0].flatten().double().sort(descending=True, stable=True)
+        left = values.flip(0).cumsum(0).flip(0)[1:]  # what remains without the first, the first two, ...
+        left = torch.cat([left, left.new_zeros(1)]) + self.position_bias.double()
+        closed = self._capped(left) + self.gate_bias <= 0
+        enough = (closed & (values > 0)).nonzero()
         if not len(enough):
             raise ValueError("no pairs close this gate: its position bias and gate bias keep it open without any")
         return [self._pair(int(number)) for number in order[: int(enough[0]) + 1]]
 
     def without(self, pairs: Sequence[Sequence[Any]]) -> list[tuple[str, Callable[..., Tensor]]]:
-        """Hooks that take these pairs out of the score, wherever that is used; on the prompts of the attribution.
+        """Hooks that put the sum of all other pairs in the place of the score; on the prompts of the attribution.
 
         >>> logits = model.run_with_hooks(tokens, fwd_hooks=found.without(found.closing()))  # with that gate closed
 
         Raises:
             ValueError: something is not the name of a source.
         """
-        places = [self._place(pair) for pair in pairs]
-        rows, columns = (torch.tensor([place[side] for place in places], dtype=torch.long) for side in (0, 1))
-        less = self.per_prompt[:, rows, columns].sum(-1)
-        change = self._capped(self._uncapped() - less) - self._capped(self._uncapped())
+        left = self.per_prompt.clone()
+        for pair in pairs:
+            left[(slice(None), *self._place(pair))] = 0
+        score = self._capped(left.sum((1, 2)) + self.position_bias)
         layer, number = map(int, self.head.removeprefix("a").split(".h"))
-        return [(f"blocks.{layer}.attn.hook_attn_scores", partial(self._change, number, change))]
+        return [(f"blocks.{layer}.attn.hook_attn_scores", partial(self._put, number, score))]
 
-    def _change(self, head: int, change: Tensor, scores: Tensor, **_: Any) -> Tensor:
+    def _put(self, head: int, score: Tensor, scores: Tensor, **_: Any) -> Tensor:
         rows = torch.arange(len(self), device=scores.device)
-        where = (rows, head, self.query_pos.to(scores.device), self.key_pos.to(scores.device))
         changed = scores.clone()
-        changed[where] += change.to(scores)
+        changed[rows, head, self.query_pos.to(scores.device), self.key_pos.to(scores.device)] = score.to(scores)
         return changed
 
     def _uncapped(self) -> Float[Tensor, " batch"]:
@@ -147,18 +147,22 @@ class QKAttribution(Result):
     # -- how it shows itself
 
     def sentence(self, n: int = 3) -> str:
-        """The finding in words, with the `n` largest pairs."""
-        parts = [
-            f"{a} (query) with {b} (key) {value:+.2f}" if not number else f"{a} with {b} {value:+.2f}"
-            for number, (a, b, value) in enumerate(self.top(n))
-        ]
-        size = self.mean.numel()
-        if size > len(parts):
-            rest = float(self.mean.sum()) - sum(pair.score for pair in self.top(n))
-            parts.append(f"{size - len(parts):,} others {rest:+.2f}")
+        """The finding in words, with the `n` largest pairs.
+
+        Raises:
+            ValueError: `n` is not positive.
+        """
+        if n < 1:
+            raise ValueError(f"n = {n}: want at least one pair")
+        top, total = self.top(n), float(self.mean.sum())
+        named, others = sum(pair.score for pair in top), self.mean.numel() - len(top)
+        parts = [f"{a} with {b} {value:+.2f}" for a, b, value in top]
+        parts[0] = f"{top[0].query_source} (query) with {top[0].key_source} (key) {top[0].score:+.2f}"
+        if others:
+            parts.append(f"{others:,} other pair{'s' * (others > 1)} {total - named:+.2f}")
         if self.position_bias.any():
             parts.append(f"position bias {float(self.position_bias.mean()):+.2f}")
-        return f"{self._finding()}; mostly {', '.join(parts)}"
+        return f"{self._finding()}; {'mostly' if named * total > total**2 / 2 else 'largest'} {', '.join(parts)}"
 
     def _finding(self) -> str:
         many = f" in {len(self)} prompts" if len(self) > 1 else ""
@@ -212,7 +216,7 @@ class QKAttribution(Result):
 
 
 def _fold(
-    sizes: Float[Tensor, " source"], names: Sequence[str], most: int
+    sizes: Float[Tensor, " source"], names: tuple[str, ...], most: int
 ) -> tuple[Float[Tensor, "kept source"], list[str]]:
     """A matrix that keeps the largest in their order and adds up all others, and the names of what it keeps."""
     kept = sizes.argsort(descending=True, stable=True)[: min(most, int((sizes > 0).sum()))].sort().values
