@@ -199,8 +199,8 @@ def _label(opened: OpenModel, asked: Sequence[_Asked], side: str, given: Positio
 class _Explained(NamedTuple):
     """Some prompts of one length; named as in `QKAttribution`."""
 
-    query_sources: Sequence[str]
-    key_sources: Sequence[str]
+    query_sources: tuple[str, ...]
+    key_sources: tuple[str, ...]
     per_prompt: Float[Tensor, "batch query_source key_source"]
     position_bias: Float[Tensor, " batch"]
     score: Float[Tensor, " batch"]
@@ -210,14 +210,14 @@ class _Explained(NamedTuple):
 def _joined(parts: Sequence[_Explained], rows: Sequence[int]) -> _Explained:
     """All prompts in their order, without the edges of heads that carried nothing."""
     order, (_, _, *values) = torch.tensor(rows).argsort(), zip(*parts, strict=True)
-    pairs, *rest = (torch.cat(one)[order].cpu() for one in values)
+    pairs, bias, score, weight = (torch.cat(one)[order].cpu() for one in values)
     sources: list[tuple[str, ...]] = []
     for axis, names in ((1, parts[0].query_sources), (2, parts[0].key_sources)):
         carries = (pairs != 0).any(0).any(2 - axis)
         kept = [number for number, name in enumerate(names) if ":" not in name or carries[number]]
         pairs = pairs.index_select(axis, torch.tensor(kept))
         sources.append(tuple(names[number] for number in kept))
-    return _Explained(*sources, pairs, *rest)
+    return _Explained(sources[0], sources[1], pairs, bias, score, weight)
 
 
 def _explained(
@@ -238,7 +238,9 @@ def _explained(
     bias = torch.full_like(pairs[:, 0, 0], form.position_bias)
     score = place.of(recorded[scores]).to(pairs)
     _refuse_other_sums(opened, place, pairs, bias, score)
-    return _Explained(query_sources, key_sources, pairs, bias, score, place.of(recorded[pattern]).to(pairs))
+    return _Explained(
+        tuple(query_sources), tuple(key_sources), pairs, bias, score, place.of(recorded[pattern]).to(pairs)
+    )
 
 
 def _refuse_other_sums(opened: OpenModel, place: Place, pairs: Tensor, bias: Tensor, score: Tensor) -> None:
