@@ -210,6 +210,7 @@ class QKAttribution(Result):
 
         rows, columns, values = self.folded(most)
         figure = heat_map(values, self._finding(), rows=rows, columns=columns, value_label="part of the score")
+        figure.update_traces(texttemplate="%{z:+.2f}")
         figure.update_xaxes(title_text="wrote the key")
         figure.update_yaxes(title_text="wrote the query")
         return figure
