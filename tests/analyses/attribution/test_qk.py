@@ -79,10 +79,11 @@ def test_pairs_add_up_to_the_score(family: str, gated: bool):
     """Rotary, partly rotary, absolute and linear positions, soft-caps, and norms of queries and keys."""
     model, tokens = tiny_bridge(family), tiny_tokens(batch=3)
     points = dict(model.hook_dict)
+    reader = OpenModel(model)
     witness = sl.sparsify(model if gated else tiny_bridge(family), 0.1 if gated else 1e4)
     for head, query, key in (("a0.h1", 4, 2), ("a1.h3", 7, 4), ("a1.h2", -1, 8)):
         for by_position in (False, True):
-            found = analyses.explain_edge(model, tokens, head, query, key, by_position=by_position)
+            found = explain_under(reader, tokens, head, query, key, (), by_position)
             scores, gates, weights = shown(witness, tokens, found)
             torch.testing.assert_close((found.score, found.weight), (scores, weights))
             torch.testing.assert_close(summed(found), scores, rtol=1e-4, atol=1e-5)
