@@ -29,9 +29,10 @@ from sparselens.analyses.engine.edge_products import differences, edge_products
 from sparselens.analyses.engine.gate_gradient import GateGradient, refuse_gate_gradient
 from sparselens.analyses.engine.gradients import gradients
 from sparselens.analyses.engine.partial_runs import Activations
-from sparselens.analyses.engine.request import open_request, refuse_several_lengths
+from sparselens.analyses.engine.request import Request, open_request, refuse_several_lengths
 from sparselens.analyses.engine.residual_stream import Reading
 from sparselens.analyses.engine.resume import batch_log
+from sparselens.circuits.circuit import top
 from sparselens.models.hooked_model import HookedModel
 from sparselens.names import unknown
 from sparselens.prompts.metrics import Metric, logit_difference
@@ -46,6 +47,7 @@ def attribute_edges(
     steps: int = 5,
     *,
     gate_gradient: GateGradient | str = "none",
+    candidates: int | None = None,
     per_prompt: bool = True,
     memory: int | None = None,
     batch_size: int | None = None,
@@ -72,6 +74,8 @@ def attribute_edges(
         gate_gradient: of a sparse model's hard gates. "none": that of the function, in which a gate is a step.
             "straight-through": sigmoid'(gate_logit), as in training without noise, so that an edge whose score decides
             over a gate is seen. A dense model has no gates, and both are the same
+        candidates: for "exact": patch only so many edges, those of largest |EAP-IG score|; the others, untried, score
+            zero. With 32 addition-sparse's faithful circuit is that of all 175 edges, in a third of the time
         per_prompt: keep the scores of every prompt (4 bytes x sources x destinations each); without them, memory does
             not grow with the number of prompts
         memory: bytes to work in beside the model and the scores, by measuring one prompt. Default: 64 prompts at a time
@@ -89,8 +93,12 @@ def attribute_edges(
     with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
         method = chosen(method, request.reading.graph)
         refuse_gate_gradient(gate_gradient, method)
+        if candidates is not None and (method != "exact" or candidates < 1):
+            raise ValueError(f"candidates = {candidates} with method {method!r}: want at least 1, and 'exact'")
         if method == "exact":
-            scores = exact_scores(request, None, out)
+            scores = (
+                exact_scores(request, None, out) if candidates is None else _exact_of(request, candidates, steps, out)
+            )
             return scores if per_prompt else replace(scores, per_prompt=None)
         how: dict[str, Any] = {"gate_gradient": gate_gradient, "per_prompt": per_prompt}
         log = batch_log(out, request, method=method, steps=steps, **how)
@@ -98,6 +106,16 @@ def attribute_edges(
     parts = found.mean, found.per_prompt, found.clean, found.corrupted
     name = method if gate_gradient == "none" else f"{method}, {gate_gradient} gates"
     return EdgeScores(request.reading.graph, name, *parts)
+
+
+def _exact_of(request: Request, candidates: int, steps: int, out: str | Path | None) -> EdgeScores:
+    """Exact scores of the edges of largest |EAP-IG score|, zero for all others."""
+    graph = request.reading.graph
+    mean = attribute(request, DEFAULT, steps, gradients, _edges, per_prompt=False).mean
+    scores = exact_scores(request, top(graph, mean, min(candidates, graph.n_edges)).kept, out)
+    assert scores.per_prompt is not None
+    name = f"exact ({candidates} candidates)"
+    return replace(scores, method=name, mean=scores.mean.nan_to_num(0), per_prompt=scores.per_prompt.nan_to_num(0))
 
 
 def attribute_edge_positions(

@@ -66,9 +66,16 @@ class Reading:
         return None if found is None else _exact(_per_head(found.detach(), self.layers[layer].block))
 
     def head_writes(
-        self, layer: int, z: Float[Tensor, "batch pos head d_head"]
+        self,
+        layer: int,
+        z: Float[Tensor, "batch pos head d_head"],
+        whole: Float[Tensor, "batch _whole_pos head d_head"] | None = None,
     ) -> Float[Tensor, "head batch pos d_model"]:
-        """What the heads of a layer write to the residual stream."""
+        """What the heads of a layer write to the residual stream.
+
+        Args:
+            whole: where `z` is a part of what they put out, all of it, which a post-norm divides by
+        """
         attn, post_norm = self.model.blocks[layer].attn, self.layers[layer].post_norm
         weight = _exact(attn.W_O.detach())
         n_heads, _, d_model = weight.shape
@@ -77,7 +84,8 @@ class Reading:
         if post_norm is None:
             return writes
         bias = getattr(attn, "b_O", None)
-        _, inverse = post_norm.standardise(writes.sum(0) + (0 if bias is None else _exact(bias.detach())))
+        total = writes.sum(0) if whole is None else torch.einsum("bthe,hem->btm", _exact(whole), weight)
+        _, inverse = post_norm.standardise(total + (0 if bias is None else _exact(bias.detach())))
         return post_norm.centre(writes) * inverse * post_norm.gain
 
     def unowned(

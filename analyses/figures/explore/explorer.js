@@ -1,6 +1,6 @@
 /** The page: what is known (`state`), how it is looked at (`view`), and a way to ask for more (`send`, or null). */
 
-const HINT = "Click an edge, a head, a token, a0 (all heads of layer 0) or m0 (its MLP) to cut it, again to restore it. Tab and arrow keys walk, Enter cuts, P pins.";
+const HINT = "Click an edge, a head, a token, a0 (all heads of layer 0) or m0 (its MLP) to cut it, again to restore it. Tab and arrow keys walk, Enter cuts, P pins. W, or Alt and a click, asks why an edge is open.";
 const RECORDED = "This page is recorded: it shows one state and has no model to cut. Run `sparselens explore`, or import its state there.";
 const ARROWS = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: "up", ArrowDown: "down" };
 
@@ -57,6 +57,13 @@ class Explorer {
     this.note(name, { ...note, pinned: !note.pinned });
   }
 
+  why(name) { this.ask({ do: "why", name }); }
+  explain(why) {
+    this.view.why = why;
+    this.render();
+    if (why) this.reasons.scrollIntoView({ block: "nearest" });
+  }
+
   /** One command after the other; the answer is drawn, or the mistake shown. */
   ask(command) {
     if (!this.send) return this.complain(RECORDED);
@@ -71,8 +78,10 @@ class Explorer {
   take(reply) {
     if (reply.error) return this.complain(reply.error);
     if (reply.page) return offer(reply.page, "text/html", "explore.html");
+    if (reply.why) return this.explain(reply.why);
     const before = this.state;
     this.state = reply.state;
+    if (before && (before.prompt !== this.state.prompt || String(before.cuts) !== String(this.state.cuts))) this.view.why = null;
     for (const model of this.state.models) readEdges(model);
     if (before?.prompt !== this.state.prompt) this.turn(before);
     if (!this.state.models.some(model => model.layer > partOf(this.view.head).layer)) this.view.head = "a0.h0";
@@ -115,6 +124,7 @@ class Explorer {
     this.tools = section("tools");
     this.answers = section("answers");
     this.parts = section("parts");
+    this.reasons = section("reasons");
     this.drawings = section("drawings");
     this.patterns = section("patterns");
     this.errors = make("div", { class: "errors", role: "alert" });
@@ -124,7 +134,7 @@ class Explorer {
       make("header", {}, make("h1", {}, "Explore ", make("span", { class: "quiet" }, this.title)), this.tools),
       make("form", { class: "prompt", onsubmit: event => { event.preventDefault(); this.ask({ do: "ask", prompt: this.prompt.value }); } }, this.prompt, make("button", { class: "controls" }, "Ask")),
       this.errors, this.status,
-      make("div", { class: "sides" }, make("div", { class: "left" }, this.answers, this.parts), make("div", { class: "right" }, this.about, this.drawings, this.patterns)));
+      make("div", { class: "sides" }, make("div", { class: "left" }, this.answers, this.parts), make("div", { class: "right" }, this.about, this.reasons, this.drawings, this.patterns)));
     new ResizeObserver(() => { if (this.drawn !== this.width) this.render(); }).observe(this.drawings);
   }
 
@@ -137,6 +147,7 @@ class Explorer {
     this.tools.replaceChildren(...this.toolbar());
     this.answers.replaceChildren(...(asked.length ? [askedOf(this)] : []), ...asked.map(model => answerOf(this, model)));
     this.parts.replaceChildren(...partsOf(this).filter(Boolean));
+    this.reasons.replaceChildren(...whyOf(this));
     this.drawings.replaceChildren(...asked.map(model => drawingOf(this, model)), ...(asked.length ? [legendOf(this)] : []));
     this.patterns.replaceChildren(...asked.map(model => patternsOf(this, model)));
     [...this.root.querySelectorAll(".scroll")].forEach((box, i) => { box.scrollLeft = scrolled[i] || 0; });
@@ -186,6 +197,7 @@ class Explorer {
       const hit = this.hit(event);
       if (hit?.dataset.position) this.select(Number(hit.dataset.position));
       else if (hit && event.shiftKey) this.pin(hit.dataset.name);
+      else if (hit && event.altKey && partOf(hit.dataset.name).key !== undefined) this.why(hit.dataset.name);
       else if (hit) this.cut([hit.dataset.name]);
     });
     this.root.addEventListener("pointermove", event => this.hover(this.hit(event)?.dataset.name ?? null));
@@ -234,6 +246,7 @@ class Explorer {
     else if (!typing && (event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z") { event.preventDefault(); if (this.state.can[event.shiftKey ? "redo" : "undo"]) this.ask({ do: event.shiftKey ? "redo" : "undo" }); }
     else if (part && !(part instanceof HTMLElement) && (event.key === "Enter" || event.key === " ")) { event.preventDefault(); part.dispatchEvent(new MouseEvent("click", { bubbles: true })); }
     else if (part?.dataset.name && !event.ctrlKey && event.key.toLowerCase() === "p") this.pin(part.dataset.name);
+    else if (part?.dataset.name && !event.ctrlKey && event.key.toLowerCase() === "w" && partOf(part.dataset.name).key !== undefined) this.why(part.dataset.name);
     else if (part?.matches(".edge") && event.key in ARROWS) { event.preventDefault(); this.walk(part, ARROWS[event.key]); }
   }
 

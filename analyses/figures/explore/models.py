@@ -7,9 +7,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from sparselens.analyses.attribution.qk import explain_under
+from sparselens.analyses.attribution.qk_attribution import QKAttribution
+from sparselens.analyses.engine.request import OpenModel
 from sparselens.analyses.figures.explore.reading import model_data
 from sparselens.analyses.figures.token_layout import printable
-from sparselens.analyses.patching.cuts import CutRun, Cuts, Shape, refuse_unknown, run_with_cuts
+from sparselens.analyses.patching.cuts import CutRun, Cuts, Shape, cut_hooks, read_cut, refuse_unknown, run_with_cuts
 from sparselens.gates.surgery import is_sparse
 from sparselens.prompts.fitting import Fit, text_of, vocabulary_of
 
@@ -25,6 +28,7 @@ class Models:
 
     def __init__(self, models: Mapping[str, Any]) -> None:
         self._models = dict(models)
+        self._opened = {name: OpenModel(model) for name, model in models.items()}
         tokenizers = [model.tokenizer for model in models.values()]
         if len({vocabulary_of(tokenizer) for tokenizer in tokenizers}) > 1:
             raise ValueError(f"{' and '.join(models)} have different tokenizers, so that no prompt is the same to both")
@@ -68,6 +72,25 @@ class Models:
             }
             for name, model in self._models.items()
         ]
+
+    def explain(self, prompt: str, cuts: Sequence[str], edge: str) -> dict[str, QKAttribution]:
+        """Why an attention edge is open or closed under the cuts, in each model that has it.
+
+        Raises:
+            ValueError: as `read`; it is not the name of an edge, or a model cannot be read.
+        """
+        n_pos, place = len(self.tokens(prompt)), dict(read_cut(edge).places)
+        if "key_pos" not in place:
+            raise ValueError(f"{edge!r} is no attention edge: want one such as a0.h1:3->7")
+        self.refuse_unknown([edge], n_pos)
+        found: dict[str, QKAttribution] = {}
+        for name, model in self._models.items():
+            shape = Shape.of(model, n_pos)
+            if shape.has(read_cut(edge)):
+                head, hooks = f"a{place['layer']}.h{place['head']}", cut_hooks(model, Cuts.of(cuts, shape))
+                ends = place["query_pos"], place["key_pos"]
+                found[name] = explain_under(self._opened[name], self._ids, head, *ends, hooks, is_sparse(model))
+        return found
 
     def _compared(self, name: str, model: Any, names: Sequence[str]) -> dict[str, Any]:
         ids: Int[Tensor, "1 pos"] = self._ids.to(next(model.parameters()).device)

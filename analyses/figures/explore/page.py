@@ -15,7 +15,7 @@ from sparselens.analyses.figures.page import script_json
 from sparselens.analyses.figures.palette import MODELS, NEGATIVE, POSITIVE, Ink
 from sparselens.analyses.figures.token_layout import COLOURS
 
-SCRIPTS = ("dom", "answers", "drawing", "patterns", "parts", "explorer")
+SCRIPTS = ("dom", "answers", "drawing", "patterns", "parts", "why", "explorer")
 
 
 def recorded_page(title: str, state: Mapping[str, Any], view: Mapping[str, Any], note: str = "") -> str:

@@ -28,12 +28,13 @@ function entryOf(app, name) {
   return make("li", {},
     make("button", { type: "button", class: "cut", "aria-pressed": app.isCut(name), title: app.describe(name), "data-name": name, "data-key": `part ${name}` }, name),
     field("label", "name"), field("group", "group"),
-    make("button", { type: "button", class: "pin controls", "aria-pressed": note.pinned, "aria-label": `pin ${name}`, "data-key": `pin ${name}`, onclick: () => app.note(name, { ...note, pinned: !note.pinned }) }, note.pinned ? "unpin" : "pin"));
+    make("button", { type: "button", class: "pin controls", "aria-pressed": note.pinned, "aria-label": `pin ${name}`, "data-key": `pin ${name}`, onclick: () => app.note(name, { ...note, pinned: !note.pinned }) }, note.pinned ? "unpin" : "pin"),
+    partOf(name)?.key !== undefined && make("button", { type: "button", class: "controls", "aria-label": `why is ${name} open?`, "data-key": `why ${name}`, onclick: () => app.why(name) }, "why?"));
 }
 
 function fieldOf(app) {
   const field = make("input", { placeholder: "a0.h1:3->7, a0.h1, a0, m0, p3", "aria-label": "name of a part", spellcheck: "false", "data-key": "part by name" });
   const given = () => field.value.trim();
   return make("form", { class: "controls", onsubmit: event => { event.preventDefault(); if (given()) app.cut([given()]); } },
-    field, make("button", {}, "Cut"), make("button", { type: "button", onclick: () => given() && app.pin(given()) }, "Pin"));
+    field, make("button", {}, "Cut"), make("button", { type: "button", onclick: () => given() && app.pin(given()) }, "Pin"), make("button", { type: "button", onclick: () => given() && app.why(given()) }, "Why?"));
 }

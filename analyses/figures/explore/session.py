@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sparselens.analyses.attribution.qk_attribution import QKAttribution
 from sparselens.analyses.figures.explore.models import Models
 from sparselens.analyses.figures.explore.page import framed, recorded_page
 from sparselens.analyses.figures.explore.steps import Note, Step, names_in, step_of, strict_json, text_in
@@ -20,6 +21,8 @@ from sparselens.files.whole import write_file, write_json
 from sparselens.gates.hooked import is_hooked
 from sparselens.gates.surgery import is_sparse
 from sparselens.models.provenance import origin, without_path
+
+MATRIX = 7  # rows and columns of the page's answer to why
 
 
 class Exploration:
@@ -101,6 +104,20 @@ class Exploration:
         with self._lock:
             notes = {other: said for other, said in self.step.notes.items() if other != name}
             self._go(replace(self.step, notes=notes if note == Note() else {**notes, name: note}))
+
+    def why(self, edge: str) -> dict[str, QKAttribution]:
+        """Why an attention edge is open or closed, in each model, with all that is cut now; see `explain_edge`.
+
+        An edge that is cut is explained as if it were not: scores come before gates. In a sparse model what a head
+        wrote is split into its attention edges, which can be asked about in turn.
+
+        >>> print(found.why("a2.h3:1->8")["sparse"])
+
+        Raises:
+            ValueError: there is no such edge, or a model is one whose edges cannot be explained.
+        """
+        with self._lock:
+            return self._models.explain(self.step.prompt, self.step.cuts, edge)
 
     def undo(self) -> None:
         """Go back by one step.
@@ -186,6 +203,7 @@ class Exploration:
             "cut": (self._toggle, ("names",)),
             "restore": (self.restore, ()),
             "note": (self.note, ("name", "label", "group", "pinned")),
+            "why": (self._why, ("name",)),
             "undo": (self.undo, ()),
             "redo": (self.redo, ()),
             "load": (self._load_from_page, ("shared",)),
@@ -197,6 +215,8 @@ class Exploration:
         if set(command) != {"do", *wanted}:
             raise ValueError(f"{command['do']} wants {', '.join(wanted) or 'nothing'}, not {sorted(command)}")
         said = action(**{name: command[name] for name in wanted})
+        if isinstance(said, list):
+            return {"why": said}
         return {"page": said} if isinstance(said, str) else {"state": self.state}
 
     def _toggle(self, names: Any) -> None:
@@ -206,6 +226,15 @@ class Exploration:
             self.restore(*wanted)
         else:
             self.cut(*wanted)
+
+    def _why(self, name: Any) -> list[dict[str, Any]]:
+        """What the page says of an edge: a sentence and a small matrix for each model."""
+        said: list[dict[str, Any]] = []
+        for model, found in self.why(text_in("name", name)).items():
+            rows, columns, values = found.folded(MATRIX)
+            numbers = [[round(value, 3) for value in row] for row in values.tolist()]
+            said.append({"model": model, "sentence": str(found), "rows": rows, "columns": columns, "values": numbers})
+        return said
 
     def _load_from_page(self, shared: Any) -> None:
         if not isinstance(shared, dict):  # a text would be a path, which no page may open

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import sparselens as sl
+from sparselens import analyses
 from sparselens.analyses.attribution import integration
 from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.attribution.edges import attribute_edges
@@ -15,6 +16,7 @@ from sparselens.analyses.attribution.exact import patch_edges
 from sparselens.analyses.patching.activation_patching import patch_heads
 from sparselens.prompts.metrics import logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
+from sparselens.tasks import TASKS
 from tests.analyses.small_models import near_pairs, tiny_pairs, two_layer_pairs, two_layers
 from tests.tiny_models import FAMILIES, bridge_of, tiny_bridge, tiny_model
 
@@ -418,6 +420,26 @@ def test_exact_scores_of_chosen_edges():
         patch_edges(model, pairs, logit_difference, ["a9h6->logits"], progress=False)
     with pytest.raises(ValueError, match="another model's"):
         patch_edges(model, pairs, logit_difference, torch.ones(2, 2, dtype=torch.bool), progress=False)
+
+
+def test_exact_scores_of_candidates_find_the_circuit_of_all_exact_scores():
+    model = sl.load("addition-sparse")
+    pairs = TASKS["addition"].tokenize(model.tokenizer, 20)
+    some, whole = (scores_of(model, pairs, "exact", candidates=n) for n in (32, None))
+    tried = scores_of(model, pairs, "eap-ig").top(32).kept
+    torch.testing.assert_close(some.mean[tried], whole.mean[tried], rtol=1e-4, atol=1e-5)
+    assert not some.mean[~tried].any() and some.per_prompt is not None and some.per_prompt.isfinite().all()
+    circuits = [
+        analyses.faithful_circuit(model, pairs, scores, goal=0.8, progress=False)[0] for scores in (some, whole)
+    ]
+    assert circuits[0].edges == circuits[1].edges
+    assert repr(some).startswith("EdgeScores(exact (32 candidates) scores of 175 edges")
+
+
+@pytest.mark.parametrize(("method", "candidates"), [("eap-ig", 4), ("exact", 0)])
+def test_candidates_are_for_exact_scores(method: str, candidates: int):
+    with pytest.raises(ValueError, match=f"candidates = {candidates} with method '{method}': want at least 1"):
+        scores_of(tiny_bridge("gpt2"), tiny_pairs(), method, candidates=candidates)
 
 
 def test_padding_that_cannot_be_cut_off_is_refused():

@@ -212,3 +212,50 @@ def test_the_widget_draws_and_carries_messages(page: Page, sparse: Any):
     page.wait(f"{CUTS}.includes('m0')")
     assert page.get("sent") == [{"id": 1, "command": {"do": "cut", "names": ["m0"]}}]
     assert page.complaints == []
+
+
+def test_an_edge_says_why_it_is_open(page: Page, sparse: Any, tmp_path: Path):
+    found = analyses.explore(sparse, prompt=f"Lily {HOSTILE}")
+    with served(found) as address:
+        fresh(page)
+        page.open(address)
+        columns = found.state["models"][0]["edges"]["columns"]
+        layer, head, key, query = next(edge for edge in zip(*columns[:4], strict=True) if edge[0] == 2)
+        name = f"a{layer}.h{head}:{key}->{query}"
+        why = found.why(name)["sparse"]
+        page.get(f"document.querySelector('.edge[data-name=\"{name}\"]').focus()")
+        page.press("w")
+        page.wait(f"document.querySelector('.reasons table') && {IDLE}")
+        assert page.get("document.querySelector('.reasons figure > p').textContent") == str(why)
+        rows, names, values = why.folded(7)
+        table = """[...document.querySelectorAll(".reasons tbody tr")].map(
+            row => [...row.children].map(cell => cell.textContent.replace("\\u2212", "-")))"""
+        for row, wanted, (label, *cells) in zip(rows, values.tolist(), page.get(table), strict=True):
+            assert label == row
+            assert [float(cell or 0) for cell in cells] == pytest.approx(wanted, abs=0.01)
+        assert page.get("[...document.querySelectorAll('.reasons thead th')].map(cell => cell.textContent)") == names
+        assert found.step.cuts == () and len(found._steps) == 2  # asking is no step
+        saved = tmp_path / "page.html"
+        saved.write_text(found.page(view={"why": found.obey({"do": "why", "name": name})["why"]}))
+        part = next(row for row in rows if ":" in row)  # an edge that helped to open it: pointed at, and cut
+        page.click(f".reasons tbody [data-name='{part}']")
+        page.wait(f"{CUTS}.length === 1 && !document.querySelector('.reasons *') && {IDLE}")
+        assert found.step.cuts == (part,)
+        page.click(".parts [aria-label^='why is']")
+        page.wait(f"document.querySelector('.reasons table') && {IDLE}")
+        assert page.get("document.querySelector('.reasons figure > p').textContent") == str(found.why(part)["sparse"])
+        page.click(".reasons [aria-label=close]")
+        page.wait("!document.querySelector('.reasons *')")
+        page.get(f"""document.querySelector('.edge[data-name="{name}"]').dispatchEvent(
+            new MouseEvent("click", {{ bubbles: true, altKey: true, detail: 1 }}))""")
+        page.wait(f"document.querySelector('.reasons table') && {IDLE}")
+        assert found.step.cuts == (part,)
+        page.get("document.querySelector('[data-key=\"part by name\"]').focus()")
+        page.type("m0")
+        page.get("[...document.querySelectorAll('.parts form button')].at(-1).click()")
+        page.wait("document.querySelector('.errors').textContent.includes(\"'m0' is no attention edge\")")
+        assert page.get("window.broken") is None and page.complaints == []
+    fresh(page)
+    page.open(saved.as_uri())
+    assert page.get("document.querySelector('.reasons figure > p').textContent") == str(why)
+    assert page.get("window.broken") is None and page.complaints == []

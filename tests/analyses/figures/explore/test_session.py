@@ -12,7 +12,7 @@ import torch
 import sparselens as sl
 from sparselens import analyses
 from sparselens.analyses.figures.explore.reading import CLOSED, CUT, OPENED
-from sparselens.analyses.patching.cuts import Cuts, Shape, run_with_cuts
+from sparselens.analyses.patching.cuts import Cuts, Shape, cut_hooks, run_with_cuts
 from sparselens.prompts.fitting import text_of
 from tests.tiny_models import tiny_bridge, tiny_model, tiny_tokenizer
 
@@ -261,3 +261,49 @@ def test_without_anywidget_the_recorded_page_says_what_is_missing(found: Any, mo
         found.widget()
     shown = found._repr_mimebundle_()
     assert set(shown) == {"text/html", "text/plain"} and "sparselens[notebook]" in shown["text/html"]
+
+
+def test_why_an_edge_is_open(found: Any, sparse: Any):
+    why = found.why("a3.h0:2->9")
+    alone = analyses.explain_edge(sparse, PROMPT, "a3.h0", 9, 2, by_position=True)
+    assert list(why) == ["sparse"] and str(why["sparse"]) == str(alone)
+    assert any(name.startswith("a2.h0:1->2") for name in alone.key_sources)
+    (said,) = found.obey({"do": "why", "name": "a3.h0:2->9"})["why"]
+    assert (said["model"], said["sentence"]) == ("sparse", str(alone)) and len(said["rows"]) == len(said["values"]) == 8
+    json.dumps(said, allow_nan=False)
+    assert len(found._steps) == 2  # asking is no step
+
+
+def test_why_with_cuts(found: Any, sparse: Any):
+    """The score is that of the run without what is cut; the cut edge itself is explained as if it were not."""
+    tokens = sparse.to_tokens(PROMPT)
+    names = ("a2.h0:1->2", "a1.h1", "m1", "a3.h0:2->9")
+    found.cut(*names)
+    why = found.why("a3.h0:2->9")["sparse"]
+    hooks = cut_hooks(sparse, Cuts.of(names, Shape.of(sparse, tokens.shape[1])))
+    with torch.no_grad(), sparse.hooks(fwd_hooks=hooks):
+        _, cache = sparse.run_with_cache(tokens)
+    assert float(why.score) == pytest.approx(float(cache["blocks.3.attn.hook_attn_scores"][0, 0, 9, 2]), rel=1e-4)
+    assert float(why.per_prompt.sum()) == pytest.approx(float(why.score), rel=1e-4)
+    assert why["m1", "m0"] == 0 and "a2.h0:1->2" not in why.key_sources and float(why.weight) == 0
+
+
+def test_why_of_two_models(sparse: Any, dense: Any):
+    found = analyses.explore(sparse, dense, prompt=PROMPT)
+    why = found.why("a3.h0:2->9")
+    assert list(why) == ["dense", "sparse"] and why["dense"].is_open is None
+    assert not any(":" in name for name in why["dense"].key_sources)  # its heads read everywhere
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("m0", "'m0' is no attention edge: want one such as a0.h1:3->7"),
+        ("a0.h1", "is no attention edge"),
+        ("a9.h0:1->2", "no such part: 'a9.h0:1->2'"),
+        ("a0.h0:5->2", "in layer 0 position 2 does not see position 5"),
+        (7, "name is 7: want a text"),
+    ],
+)
+def test_there_is_no_why(found: Any, name: Any, said: str):
+    assert said in found.obey({"do": "why", "name": name})["error"]

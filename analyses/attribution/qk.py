@@ -1,0 +1,276 @@
+"""Why is this gate open? The score of an attention edge, exactly, as a sum over pairs of writers (QK attribution).
+
+1. A head's query at position i and its key at position j are linear in the residual streams there, once the norms of
+   the run are held fixed; and the streams are sums of what the input, heads, MLPs and biases wrote.
+2. The score is bilinear in query and key, but for a position bias and a soft-cap (`query_key_form`).
+3. So score = sum over pairs (a, b) of [what a wrote into the query] . [what b wrote into the key] + position bias. In a
+   sparse model the gate is a threshold on it, and nothing else. The sum is compared to the run's own score.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sparselens.analyses.attribution.qk_attribution import QKAttribution
+from sparselens.analyses.engine.partial_runs import Activations, Hook, recording, run
+from sparselens.analyses.engine.query_key_form import Place, query_key_form, showing_scores
+from sparselens.analyses.engine.request import OpenModel
+from sparselens.analyses.engine.residual_stream import TOLERANCE, Reading
+from sparselens.analyses.engine.written import written_at, written_names
+from sparselens.circuits.graph import head_of
+from sparselens.gates.gate import is_visible
+from sparselens.gates.surgery import find_settings
+from sparselens.models.hooked_model import HookedModel
+from sparselens.names import unknown
+from sparselens.prompts.checks import refuse_misfits, refuse_unreadable
+from sparselens.prompts.fitting import Fit, text_of
+from sparselens.prompts.tokenized import TokenizedPairs
+from sparselens.training.evaluation import evaluating
+
+AT_ONCE = 16  # prompts of a run
+Position = int | str
+
+
+def explain_edge(
+    model: HookedModel,
+    prompts: str | Int[Tensor, " pos"] | Int[Tensor, "batch pos"] | TokenizedPairs,
+    head: str,
+    query_pos: Position,
+    key_pos: Position,
+    *,
+    by_position: bool = False,
+) -> QKAttribution:
+    """Why a gate is open or closed: what was written into the query times what was written into the key, for all pairs.
+
+    >>> found = explain_edge(model, "Lily saw a big dog. She was", "a2.h3", 8, 1)
+    >>> found.mean.shape, found.query_sources  # [query_source key_source], ("input", "a0.h0", ..., "b_Q")
+    >>> print(explain_edge(model, TASKS["ioi"].tokenize(model.tokenizer, 40), "a9.h6", "END", "S1"))  # averaged
+
+    Rows and columns: `input` (in models with position embeddings `token` and `position`), every earlier head and MLP,
+    `b_O` for the output biases and post-norm biases of attention so far, `b_Q` and `b_K` for the biases of the layer's
+    norm, queries and keys. A dense model has no gate, and the same score.
+
+    Sign convention: positive where the pair raises the score, and so opens the gate; in the score's unit.
+
+    Scope: exact, with the norms of this run held fixed (the layer's own, those of queries and keys, post-norms), rotary
+    encodings included. In a dense model only differences of scores between keys matter to the softmax; what writes the
+    query alike for all keys shows here, too.
+
+    Args:
+        prompts: a text, its tokens, rows of tokens without padding, or pairs, whose clean prompts are run
+        head: the head that reads, such as "a2.h3"
+        query_pos: the position that reads; a name among `pairs.positions`, or a number, negative from the end
+        key_pos: the position that is read
+        by_position: heads' writes split by where they were read: instead of `a1.h2` all its attention edges
+            `a1.h2:3->8` that carried something. For prompts of one length and one position each.
+
+    Raises:
+        ValueError: there is no such head or position, the query does not see the key, or the model is one that
+            `attribute_edges` refuses.
+    """
+    return explain_under(model, prompts, head, query_pos, key_pos, (), by_position)
+
+
+def explain_under(
+    model: HookedModel | OpenModel,
+    prompts: str | Tensor | TokenizedPairs,
+    head: str,
+    query_pos: Position,
+    key_pos: Position,
+    hooks: Sequence[Hook],
+    by_position: bool,
+) -> QKAttribution:
+    """As `explain_edge`, in a run under hooks."""
+    opened = model if isinstance(model, OpenModel) else OpenModel(model)
+    layer, number = head_of(head, (opened.model.cfg.n_layers, opened.model.cfg.n_heads))
+    asked = _asked(opened, prompts, query_pos, key_pos)
+    groups = _alike(asked)
+    if by_position and len(groups) > 1:
+        raise ValueError("by_position wants prompts of one length, with the same two positions in all")
+    rows, parts = list[int](), list[_Explained]()
+    with evaluating(opened.model), torch.no_grad(), showing_scores(opened.model):
+        for (_, *at), members in groups.items():
+            for some in (members[start : start + AT_ONCE] for start in range(0, len(members), AT_ONCE)):
+                tokens = torch.stack([asked[row].tokens for row in some]).to(opened.device)
+                parts.append(_explained(opened, tokens, Place(layer, number, *at), hooks, by_position))
+                rows += some
+    settings, joined = find_settings(opened.model), _joined(parts, rows)
+    query, key = (_label(opened, asked, *side) for side in (("query_pos", query_pos), ("key_pos", key_pos)))
+    return QKAttribution(
+        head,
+        query,
+        key,
+        *joined,
+        is_open=None if settings is None else joined.score + settings.gate_bias > 0,
+        gate_bias=None if settings is None else settings.gate_bias,
+        soft_cap=_soft_cap(opened.model),
+        query_pos=torch.tensor([one.first + one.query_pos for one in asked]),
+        key_pos=torch.tensor([one.first + one.key_pos for one in asked]),
+    )
+
+
+# -- what is asked
+
+
+class _Asked(NamedTuple):
+    """One prompt without padding, and two positions in it."""
+
+    tokens: Int[Tensor, " pos"]
+    query_pos: int
+    key_pos: int
+    first: int  # padding before it
+
+
+def _asked(
+    opened: OpenModel, prompts: str | Tensor | TokenizedPairs, query_pos: Position, key_pos: Position
+) -> list[_Asked]:
+    """All prompts, in their order."""
+    if isinstance(prompts, TokenizedPairs):
+        refuse_misfits(opened.model, prompts)
+        found: dict[int, _Asked] = {}
+        for rows, first, tokens in prompts.clean_rows():
+            for row, start, ids in zip(rows.tolist(), first.tolist(), tokens, strict=True):
+                query, key = (_column(prompts, row, start, len(ids), given) for given in (query_pos, key_pos))
+                found[row] = _Asked(ids, query, key, start)
+        return [found[row] for row in sorted(found)]
+    tokens = _tokens(opened, prompts)
+    refuse_unreadable(opened.model, tokens)
+    query, key = (_place(given, tokens.shape[1]) for given in (query_pos, key_pos))
+    return [_Asked(ids, query, key, 0) for ids in tokens]
+
+
+def _tokens(opened: OpenModel, prompts: str | Tensor) -> Int[Tensor, "batch pos"]:
+    if not isinstance(prompts, str):
+        given: Any = prompts  # whatever it is, `refuse_unreadable` says so
+        return given[None] if getattr(given, "ndim", 0) == 1 else given
+    tokenizer = getattr(opened.model, "tokenizer", None)
+    if tokenizer is None or not prompts.strip():
+        missing = "the prompt is empty" if tokenizer is not None else "this model has no tokenizer to read text with"
+        raise ValueError(f"{missing}: pass a text, or Int[pos] token ids")
+    return torch.tensor([Fit(tokenizer).prompt(prompts)[0]])
+
+
+def _column(pairs: TokenizedPairs, row: int, first: int, length: int, given: Position) -> int:
+    """A position in the prompt without its padding."""
+    if isinstance(given, int):
+        return _place(given if given < 0 else given - first, length)
+    if given == "END" and given not in pairs.positions:
+        return int(pairs.end[row]) - first
+    if given not in pairs.positions:
+        raise unknown("position", given, pairs.positions)
+    return _place(int(pairs.positions[given][row]) - first, length)
+
+
+def _place(given: Position, length: int) -> int:
+    if isinstance(given, str):
+        raise ValueError(f"no such position: {given!r} (want a number; only TokenizedPairs have positions with names)")
+    if not -length <= given < length:
+        raise ValueError(f"no such position: {given} (want 0 to {length - 1}, or -{length} to -1 from the end)")
+    return given % length
+
+
+def _alike(asked: Sequence[_Asked]) -> dict[tuple[int, int, int], list[int]]:
+    """The numbers of prompts by length and positions."""
+    groups: dict[tuple[int, int, int], list[int]] = {}
+    for row, one in enumerate(asked):
+        groups.setdefault((len(one.tokens), one.query_pos, one.key_pos), []).append(row)
+    return groups
+
+
+def _label(opened: OpenModel, asked: Sequence[_Asked], side: str, given: Position) -> str:
+    """What to call a position: the name that was given, else its token and number where all prompts have the same."""
+    if isinstance(given, str):
+        return given
+    places = {getattr(one, side) for one in asked}
+    ids = {int(one.tokens[getattr(one, side)]) for one in asked}
+    where = str(*places) if len(places) == 1 else str(given)
+    tokenizer = getattr(opened.model, "tokenizer", None)
+    if tokenizer is None or len(ids) > 1 or not next(iter(ids)) < len(tokenizer):
+        return f"position {where}"
+    return f"{text_of(tokenizer, *ids)!r} ({where})"
+
+
+# -- what was written
+
+
+class _Explained(NamedTuple):
+    """Some prompts of one length; named as in `QKAttribution`."""
+
+    query_sources: tuple[str, ...]
+    key_sources: tuple[str, ...]
+    per_prompt: Float[Tensor, "batch query_source key_source"]
+    position_bias: Float[Tensor, " batch"]
+    score: Float[Tensor, " batch"]
+    weight: Float[Tensor, " batch"]
+
+
+def _joined(parts: Sequence[_Explained], rows: Sequence[int]) -> _Explained:
+    """All prompts in their order, without the edges of heads that carried nothing."""
+    order, (_, _, *values) = torch.tensor(rows).argsort(), zip(*parts, strict=True)
+    pairs, bias, score, weight = (torch.cat(one)[order].cpu() for one in values)
+    sources: list[tuple[str, ...]] = []
+    for axis, names in ((1, parts[0].query_sources), (2, parts[0].key_sources)):
+        carries = (pairs != 0).any(0).any(2 - axis)
+        kept = [number for number, name in enumerate(names) if ":" not in name or carries[number]]
+        pairs = pairs.index_select(axis, torch.tensor(kept))
+        sources.append(tuple(names[number] for number in kept))
+    return _Explained(sources[0], sources[1], pairs, bias, score, weight)
+
+
+def _explained(
+    opened: OpenModel, tokens: Int[Tensor, "batch pos"], place: Place, hooks: Sequence[Hook], by_position: bool
+) -> _Explained:
+    reading, recorded = opened.reading, dict[str, Tensor]()
+    layer = reading.layers[place.layer]
+    stream, scores, pattern = layer.at("hook_resid_pre"), place.at("hook_attn_scores"), place.at("hook_pattern")
+    names = [stream, scores, pattern, *written_names(reading, place.layer, by_position)]
+    run(opened.model, tokens, [*hooks, *recording(recorded, names)])
+    if not is_visible(recorded[scores][:1])[0, place.head, place.query_pos, place.key_pos]:
+        raise ValueError(f"in layer {place.layer} position {place.query_pos} does not see position {place.key_pos}")
+    form = query_key_form(opened, tokens, recorded[stream], place)
+    query_sources, query = _parts(reading, place, "q", place.query_pos, recorded, by_position)
+    key_sources, key = _parts(reading, place, "k", place.key_pos, recorded, by_position)
+    pairs = torch.einsum("qbd,de,kbe->bqk", query, form.matrix.to(query), key.to(query))
+    pairs = pairs * form.scaling.to(query)[:, None, None]
+    bias = torch.full_like(pairs[:, 0, 0], form.position_bias)
+    score = place.of(recorded[scores]).to(pairs)
+    _refuse_other_sums(opened, place, pairs, bias, score)
+    return _Explained(
+        tuple(query_sources), tuple(key_sources), pairs, bias, score, place.of(recorded[pattern]).to(pairs)
+    )
+
+
+def _refuse_other_sums(opened: OpenModel, place: Place, pairs: Tensor, bias: Tensor, score: Tensor) -> None:
+    cap, total = _soft_cap(opened.model), pairs.sum((1, 2)) + bias
+    found = total if cap is None else cap * torch.tanh(total / cap)
+    off = float(((found - score).abs() / (score.abs() + pairs.abs().amax((1, 2)))).max())
+    if not off <= TOLERANCE.get(opened.dtype, 1e-5):
+        raise ValueError(
+            f"cannot explain a{place.layer}.h{place.head}: its score is no product of query and key (off by {off:.2g})"
+        )
+
+
+def _soft_cap(model: Any) -> float | None:
+    cap = getattr(model.cfg, "attn_scores_soft_cap", None)
+    return None if cap is None or cap <= 0 else float(cap)
+
+
+def _parts(
+    reading: Reading, place: Place, receiver: str, pos: int, recorded: Activations, by_position: bool
+) -> tuple[list[str], Float[Tensor, "source batch d_head"]]:
+    """What each source contributes to the query or key at a position, and the names of the sources."""
+    layer = reading.layers[place.layer]
+    names, writes = written_at(reading, place.layer, pos, recorded, by_position)
+    weight, bias = reading.weight(place.layer, receiver)[place.head], reading.bias(place.layer, receiver)
+    constant = torch.zeros_like(weight[0]) if bias is None else bias[place.head]
+    if layer.norm is not None:
+        _, inverse = layer.norm.standardise(recorded[layer.at("hook_resid_pre")][:, pos])
+        writes = layer.norm.centre(writes) * inverse * layer.norm.gain
+        constant = constant + layer.norm.bias.to(weight) @ weight
+    parts = torch.einsum("sbm,md->sbd", writes.to(weight), weight)
+    if constant.any():
+        names, parts = [*names, f"b_{receiver.upper()}"], torch.cat([parts, constant.expand_as(parts[:1])])
+    return names, parts

@@ -1,0 +1,116 @@
+"""What attention makes of a query and a key: measured on the model's own attention, so that nothing is assumed of it.
+
+1. score = scale (R_i N(q)) . (R_j N(k)) + position bias, with R the rotary encoding of a position and N the norm of
+   queries or keys, where there is one. A soft-cap may follow.
+2. At q = 0 and k = 0 the score is the position bias, and its mixed second derivative the matrix between q and k: there
+   N is linear (1 / sqrt(eps)), and the slope of a soft-cap is one.
+3. The gradient at k = 0 with the run's query is that matrix times q, but for what N divides by in the run; so for keys.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sparselens.analyses.engine.gradients import frozen
+from sparselens.analyses.engine.partial_runs import Hook, run, skipping
+from sparselens.analyses.engine.request import OpenModel
+from sparselens.gates.points import leaves_it_to_inner
+from sparselens.gates.surgery import densify, is_sparse, sparsify
+
+ALL_OPEN = 1e4  # a gate bias
+
+
+@dataclass(frozen=True)
+class Place:
+    """One entry of one head's scores."""
+
+    layer: int
+    head: int
+    query_pos: int
+    key_pos: int
+
+    def at(self, name: str) -> str:
+        """The full name of a hook point of its attention."""
+        return f"blocks.{self.layer}.attn.{name}"
+
+    def of(self, scores: Float[Tensor, "batch head query_pos key_pos"]) -> Float[Tensor, " batch"]:
+        """The entry."""
+        return scores[:, self.head, self.query_pos, self.key_pos]
+
+
+@dataclass(frozen=True, eq=False)
+class QueryKeyForm:
+    """The score before a soft-cap is `scaling * query @ matrix @ key + position_bias`, with query and key = W x + b."""
+
+    matrix: Float[Tensor, "d_query d_key"]
+    scaling: Float[Tensor, " batch"]  # by the run's norms of queries and keys; one where there are none
+    position_bias: float
+
+
+@contextmanager
+def showing_scores(model: Any) -> Iterator[None]:
+    """Inside, hooks see the scores of a dense model, too, that leaves attention to transformers: by open gates."""
+    hidden = not is_sparse(model) and any(leaves_it_to_inner(block.attn) for block in model.blocks)
+    if hidden:
+        sparsify(model, ALL_OPEN)
+    try:
+        yield
+    finally:
+        if hidden:
+            densify(model)
+
+
+def query_key_form(
+    opened: OpenModel, tokens: Int[Tensor, "batch pos"], stream: Float[Tensor, "batch pos d_model"], place: Place
+) -> QueryKeyForm:
+    """How the score at `place` depends on query and key, where its layer reads `stream`."""
+    n = len(tokens)
+    rows = torch.tensor([0, *range(n), *range(n)], device=stream.device)
+    no_query = torch.arange(2 * n + 1, device=stream.device) > n  # one row without both, n without keys, n without
+    no_key = ~no_query
+    no_query[0] = True
+    held, leaves, scores = stream[rows], dict[str, Tensor](), list[Tensor]()
+    hooks: list[Hook] = [
+        (place.at("hook_q"), partial(_silence, leaves, "query", no_query, place.query_pos)),
+        (place.at("hook_k"), partial(_silence, leaves, "key", no_key, place.key_pos)),
+        (place.at("hook_attn_scores"), lambda seen: scores.append(place.of(seen))),
+    ]
+    others = [number for number in range(len(opened.model.blocks)) if number != place.layer]
+    with frozen(opened.model), torch.enable_grad():
+        with skipping(opened.model, dict.fromkeys(others, lambda: held), opened.as_tuple):
+            run(opened.model, tokens[rows.to(tokens.device)], hooks)
+        return _form(scores[0], leaves, place, opened.model.cfg.n_heads)
+
+
+def _silence(
+    leaves: dict[str, Tensor], name: str, rows: Bool[Tensor, " row"], pos: int, activation: Tensor
+) -> Float[Tensor, "row pos head d_head"]:
+    """Zero at one position in some rows, from which a gradient can be taken, and kept in all others."""
+    changed, rows = activation.detach().clone(), rows.to(activation.device)
+    leaves[name] = torch.zeros_like(changed[rows, pos]).requires_grad_()
+    leaves[f"kept {name}"] = changed[~rows, pos]
+    changed[rows, pos] = leaves[name]
+    return changed
+
+
+def _form(scores: Float[Tensor, " row"], leaves: dict[str, Tensor], place: Place, n_heads: int) -> QueryKeyForm:
+    query, key = leaves["query"], leaves["key"]
+    kv_head = place.head * key.shape[1] // n_heads
+    at_query, at_key = torch.autograd.grad(scores.sum(), [query, key], create_graph=True)
+    columns = [torch.autograd.grad(x, query, retain_graph=True)[0][0, place.head] for x in at_key[0, kv_head]]
+    matrix = torch.stack(columns, -1).to(torch.promote_types(query.dtype, torch.float32))
+    queries, keys = leaves["kept query"][:, place.head].to(matrix), leaves["kept key"][:, kv_head].to(matrix)
+    scaling = _ratio(at_key[1:, kv_head], queries @ matrix) * _ratio(at_query[1:, place.head], keys @ matrix.T)
+    return QueryKeyForm(matrix.detach(), scaling.detach(), float(scores[0].detach()))
+
+
+def _ratio(seen: Float[Tensor, "batch d_head"], expected: Float[Tensor, "batch d_head"]) -> Float[Tensor, " batch"]:
+    """The factor between vectors that have one direction; one where they are zero."""
+    size = expected.square().sum(-1)
+    return torch.where(size > 0, (seen.to(expected) * expected).sum(-1) / size, 1)

@@ -1,0 +1,32 @@
+"""Why a gate of a HookedTransformer is open: the pairs add up to its score, in every kind of model."""
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+import sparselens as sl
+from sparselens.analyses import explain_edge
+
+if find_spec("transformer_lens.HookedTransformer") is None:
+    pytest.skip("this TransformerLens has no HookedTransformer (it went with 4.0)", allow_module_level=True)
+
+from tests.hooked.test_hooked_attribution import KINDS, make_model, make_pairs
+
+pytestmark = pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
+
+
+@pytest.mark.parametrize("gate_bias", [None, 0.1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_pairs_add_up_to_the_score(kind: str, gate_bias: float | None):
+    model, tokens = make_model(kind, gate_bias), make_pairs().clean
+    for by_position in (False, True):
+        found = explain_edge(model, tokens, "a1.h1", 5, 2, by_position=by_position)
+        with torch.no_grad():
+            _, cache = model.run_with_cache(tokens)
+        total = found.per_prompt.sum((1, 2)) + found.position_bias
+        if kind == "gemma2":
+            total = 2 * torch.tanh(total / 2)
+        torch.testing.assert_close(total, cache["blocks.1.attn.hook_attn_scores"][:, 1, 5, 2], rtol=1e-5, atol=1e-6)
+        assert bool(found.position_bias.any()) == (kind == "alibi")
+        assert (found.is_open is not None) == sl.is_sparse(model)
