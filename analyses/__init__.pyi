@@ -48,6 +48,7 @@ from .figures.pattern_view import head_pattern as head_pattern
 from .figures.plot import Plot as Plot
 from .figures.plot import Series as Series
 from .figures.plot_drawing import save_plots as save_plots
+from .figures.side_by_side import side_by_side as side_by_side
 from .figures.token_view import TokenView as TokenView
 from .figures.token_view import token_view as token_view
 from .figures.training_figure import TrainingFigure as TrainingFigure
@@ -63,6 +64,8 @@ from .patching.top_components import ComponentCurve as ComponentCurve
 from .patching.top_components import keep_top as keep_top
 from .sparsity.head_labels import HeadScores as HeadScores
 from .sparsity.head_labels import label_heads as label_heads
+from .sparsity.head_roles import HeadRoles as HeadRoles
+from .sparsity.head_roles import head_roles as head_roles
 from .sparsity.loss_curve import LossPoint as LossPoint
 from .sparsity.loss_curve import loss_points as loss_points
 from .sparsity.loss_curve import measure_loss as measure_loss

@@ -9,7 +9,7 @@ Source: nostalgebraist 2020, "interpreting GPT: the logit lens". Streams, and th
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from sparselens.analyses.engine.residual_stream import Reading
 from sparselens.models.hooked_model import HookedModel
 from sparselens.names import unknown
 from sparselens.prompts.checks import refuse_other_pairs, refuse_unreadable
-from sparselens.prompts.fitting import Fit, text_of
+from sparselens.prompts.fitting import Fit, texts_of
 from sparselens.prompts.intervals import Interval, mean_interval
 from sparselens.prompts.metrics import Metric, logit_difference, name_of
 from sparselens.prompts.tokenized import TokenizedPairs
@@ -109,7 +109,7 @@ class LogitLens(Result):
 
 def logit_lens(
     model: HookedModel,
-    prompts: "TokenizedPairs | str | Int[Tensor, 'batch pos']",
+    prompts: TokenizedPairs | str | Int[Tensor, "batch pos"],
     metric: Metric | str = logit_difference,
     *,
     by_position: bool = False,
@@ -187,7 +187,6 @@ def _of_text(opened: OpenModel, prompts: str | Int[Tensor, "batch pos"]) -> Logi
         raise ValueError(f"this {type(model).__name__} has no tokenizer for strings: pass rows of tokens")
     ids = torch.tensor([Fit(tokenizer).prompt(prompts)[0]]) if isinstance(prompts, str) else prompts
     refuse_unreadable(model, ids)
-    said = cache(lambda token: str(token) if tokenizer is None else text_of(tokenizer, token))
     tokens, recorded = ids.to(opened.device), Activations()
     with evaluating(model), torch.no_grad():
         points = _points(opened.reading)
@@ -197,7 +196,11 @@ def _of_text(opened: OpenModel, prompts: str | Int[Tensor, "batch pos"]) -> Logi
             for name in points.values()
         ]
     values, places = (torch.stack([found[part] for found in likeliest], 1).cpu() for part in (0, 1))
-    texts = tuple(tuple(tuple(map(said, row)) for row in rows) for rows in places.tolist())
-    alike = [column[0] if len({*column}) == 1 else None for column in ids.T.tolist()]
-    labels = tuple(f"{place} {'' if token is None else said(token)}".rstrip() for place, token in enumerate(alike))
-    return LogitLens(PROBABILITY, tuple(points), values, labels, texts)
+    said = tuple(texts_of(tokenizer, row) for row in places.tolist())
+    return LogitLens(PROBABILITY, tuple(points), values, _labels(texts_of(tokenizer, ids.tolist())), said)
+
+
+def _labels(texts: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """The number of every position, with the token that all rows have there."""
+    columns = [{*column} for column in zip(*texts, strict=True)]
+    return tuple(f"{at} {column.pop() if len(column) == 1 else ''}".rstrip() for at, column in enumerate(columns))
