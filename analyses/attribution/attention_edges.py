@@ -76,7 +76,7 @@ class AttentionEdges(Result):
         """
         from sparselens.analyses.figures.token_view import token_view
 
-        every = [edges._alone(prompt) for edges in (self, other) if edges is not None]
+        every: list[Any] = [edges._alone(prompt) for edges in (self, other) if edges is not None]
         return token_view(*every, tokens=every[0].tokens, row_names=names)
 
     def _alone(self, prompt: int) -> "AttentionEdges":
@@ -115,7 +115,7 @@ def attention_edges(model: Any, prompts: "TokenizedPairs | Any") -> AttentionEdg
         ValueError: the model is in training mode, of another kind, or shows no attention pattern; tokens without a mask
             hold padding, or pairs are another model's.
     """
-    from sparselens.prompts.checks import refuse_other_model  # with torch
+    from sparselens.gates.hooked import refuse_other_model  # with torch
 
     refuse_other_model(model)
     if model.training:
@@ -130,7 +130,7 @@ def attention_edges(model: Any, prompts: "TokenizedPairs | Any") -> AttentionEdg
         starts |= zip(rows.tolist(), first.tolist(), strict=True)
         n_pos = max(n_pos, int(first.max()) + tokens.shape[1])
         parts.append(columns)
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
+    joined: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
     order = np.argsort(joined["prompt"], kind="stable")  # layers came one after the other
     joined = {name: column[order] for name, column in joined.items()}
     first_tokens = tuple(starts[row] for row in range(len(starts)))
@@ -169,7 +169,8 @@ def shows_edges(name: str) -> bool:
 
 def edges_of(model: Any, cache: Any, n_pos: int) -> AttentionEdges:
     """The edges of one prompt of that many tokens, from the cache of a run that went on under hooks, say."""
-    n_heads, columns = _read(model, cache)
+    n_heads, found = _read(model, cache)
+    columns: dict[str, Any] = {**found}
     return AttentionEdges(1, model.cfg.n_layers, n_heads, n_pos, **columns)
 
 

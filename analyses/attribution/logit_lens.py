@@ -185,8 +185,12 @@ def _of_text(opened: OpenModel, prompts: str | Int[Tensor, "batch pos"]) -> Logi
     model, tokenizer = opened.model, getattr(opened.model, "tokenizer", None)
     if tokenizer is None and isinstance(prompts, str):
         raise ValueError(f"this {type(model).__name__} has no tokenizer for strings: pass rows of tokens")
-    ids = torch.tensor([Fit(tokenizer).prompt(prompts)[0]]) if isinstance(prompts, str) else prompts
-    refuse_unreadable(model, ids)
+    if isinstance(prompts, str):
+        row, strings = Fit(tokenizer).prompt(prompts)
+        ids, texts = torch.tensor([row]), (strings,)
+    else:
+        refuse_unreadable(model, prompts)
+        ids, texts = prompts, texts_of(tokenizer, prompts.tolist())
     tokens, recorded = ids.to(opened.device), Activations()
     with evaluating(model), torch.no_grad():
         points = _points(opened.reading)
@@ -197,7 +201,7 @@ def _of_text(opened: OpenModel, prompts: str | Int[Tensor, "batch pos"]) -> Logi
         ]
     values, places = (torch.stack([found[part] for found in likeliest], 1).cpu() for part in (0, 1))
     said = tuple(texts_of(tokenizer, row) for row in places.tolist())
-    return LogitLens(PROBABILITY, tuple(points), values, _labels(texts_of(tokenizer, ids.tolist())), said)
+    return LogitLens(PROBABILITY, tuple(points), values, _labels(texts), said)
 
 
 def _labels(texts: Sequence[Sequence[str]]) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ class NodeScores(Result):
         return mean_interval(self.per_prompt[:, self._place(node)], level)
 
     def plot(self) -> Any:
-        """The mean scores of heads and MLPs as a plotly heat map, layer by layer; the title has those of other nodes."""
+        """The mean scores of heads and MLPs as a plotly heat map, layer by layer; the title has the others."""
         from sparselens.analyses.figures.heat_maps import heat_map
 
         places = {name: _row_and_column(name) for name in self.sources if name[0] in "am"}

@@ -32,6 +32,7 @@ from sparselens.analyses.engine.request import OpenModel, open_request
 from sparselens.bars import is_watched, progress_bar
 from sparselens.circuits.circuit import Circuit
 from sparselens.models.hooked_model import HookedModel
+from sparselens.prompts.checks import refuse_other_pairs
 from sparselens.prompts.intervals import Clusters, Interval
 from sparselens.prompts.metrics import Metric, logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
@@ -136,6 +137,7 @@ def halves(pairs: TokenizedPairs, seed: int) -> tuple[Int[Tensor, " chosen"], In
     Raises:
         ValueError: there is only one clean prompt.
     """
+    refuse_other_pairs(pairs)
     labels = pairs.clusters()
     names = list(dict.fromkeys(labels))
     if len(names) < 2:

@@ -71,8 +71,8 @@ def _joined(figures: Mapping[str, Any]) -> Any:
         joined.update_yaxes({key: value for key, value in y.items() if key not in _PLACE}, col=column)
     if not maps:
         joined.update_yaxes(matches="y")
-    title = {"text": next(iter(titles.values())) if alike else ""}  # escaped already
-    return joined.update_layout(**look("") | {"title": title})
+    title = next(iter(titles.values())) if alike else ""  # escaped already
+    return joined.update_layout(look("")).update_layout(title_text=title)
 
 
 def _rows(trace: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The roles of heads in a task, by where they attend between its named positions and by what they write (Wang et al. 2022).
+"""The roles of heads in a task: where they attend between its named positions, and what they write (Wang et al. 2022).
 
 1. attention: the mean weight of every head from each named position to those before it, as END->IO.
 2. direct: what every head writes into the logit difference (`direct_logit_attribution`).
@@ -135,14 +135,15 @@ def head_roles(
         ValueError: pairs name no position but END, or as `direct_logit_attribution` and `patch_paths`.
     """
     options: Any = {"memory": memory, "batch_size": batch_size, "progress": progress}
-    opened = OpenModel(model)
+    opened: Any = OpenModel(model)  # goes wherever a model does
     with open_request(opened, pairs, logit_difference, **options) as request:
         links = _links(pairs)
         shape = len(request), len(request.reading.layers), request.model.cfg.n_heads, len(links)
         attention = torch.zeros(shape)
         for rows, (found,) in in_batches(request, partial(_attended, links), "attention"):
             attention[rows] = found.float().cpu()
-    found = HeadRoles(tuple(map("->".join, links)), attention, direct_logit_attribution(opened, pairs, **options), None, {})
+    direct = direct_logit_attribution(opened, pairs, **options)
+    found = HeadRoles(tuple(map("->".join, links)), attention, direct, None, {})
     return _with_roles(found, opened, pairs, threshold, share, options)
 
 
@@ -165,7 +166,7 @@ def _attended(links: Sequence[tuple[str, str]], batch: Request) -> tuple[Float[T
 
 
 def _with_roles(
-    found: HeadRoles, opened: OpenModel, pairs: TokenizedPairs, threshold: float, share: float, options: Any
+    found: HeadRoles, opened: Any, pairs: TokenizedPairs, threshold: float, share: float, options: Any
 ) -> HeadRoles:
     """With the roles of heads, if the task has the positions of IOI."""
     if not {"END->IO", "END->S2", *BY_ATTENTION.values()} <= {*found.links}:
