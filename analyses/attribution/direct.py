@@ -56,7 +56,8 @@ def direct_logit_attribution(
     ) as request:
         sources = (*request.reading.graph.sources, BIASES)
         effects, clean = torch.zeros(len(request), len(sources)), torch.zeros(len(request))
-        norm = read_norm(request.model.ln_final, request.model.cfg.d_model)
+        final = request.model._modules.get("ln_final")
+        norm = None if final is None else read_norm(final, request.model.cfg.d_model)
         for rows, found in in_batches(request, partial(_effects, norm), "direct effects"):
             effects[rows], clean[rows] = (values.float().cpu() for values in found)
     return NodeScores(sources, effects.mean(0), effects, clean, None, "direct effects")

@@ -105,6 +105,7 @@ def pruned_circuit(
         ValueError: all pairs ask the same clean prompt, `runs` is below 1, or as `faithful_circuit`.
     """
     refuse_goal(goal)
+    refuse_other_pairs(pairs)
     if runs is None:
         runs = RUNS if scores.graph.n_edges <= SMALL else FEWER_RUNS
     if runs < 1:
@@ -137,7 +138,6 @@ def halves(pairs: TokenizedPairs, seed: int) -> tuple[Int[Tensor, " chosen"], In
     Raises:
         ValueError: there is only one clean prompt.
     """
-    refuse_other_pairs(pairs)
     labels = pairs.clusters()
     names = list(dict.fromkeys(labels))
     if len(names) < 2:

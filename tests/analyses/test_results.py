@@ -51,7 +51,7 @@ MADE: dict[str, Callable[[], Any]] = {  # with what its line says
     ),
     "14 direct effects, 12 prompts: largest ": lambda: analyses.direct_logit_attribution(MODEL, PAIRS, **QUIET),
     "10 paths to a3.h0<q>, 12 prompts: largest ": lambda: analyses.patch_paths(MODEL, PAIRS, "a3.h0<q>", **QUIET),
-    "12 prompts, 55 links: no roles": lambda: analyses.head_roles(MODEL, PAIRS, **QUIET),
+    "12 prompts, 14 links: no roles": lambda: analyses.head_roles(MODEL, PAIRS, **QUIET),
 }
 
 
@@ -97,7 +97,7 @@ def test_parts_are_found_by_their_names():
         (lambda: HEADS["a1h0"], r"no such head: 'a1h0', did you mean 'a1\.h0'"),
         (lambda: SCORES["a0h1->m2"], r"no such source: 'a0h1', did you mean 'a0\.h1'"),
         (lambda: SCORES["a0.h1->a2.h0q"], r"'a2\.h0q', did you mean 'a2\.h0<q>'"),
-        (lambda: analyses.head_roles(MODEL, PAIRS[:2], **QUIET).plot("B1->A0"), "no such link: 'B1->A0'"),
+        (lambda: analyses.head_roles(MODEL, PAIRS[:2], **QUIET).plot("S2->S1"), "no such link: 'S2->S1'"),
         (lambda: analyses.patch_activations(MODEL, PAIRS[:1], site="mlps", **QUIET)["m4"], r"'m4' \(want m0, m1"),
         (lambda: analyses.label_heads(MODEL).plot("inductoin"), "did you mean 'induction'"),
         (lambda: ATTENTION.plot("a0.h2"), r"no such head: 'a0\.h2'"),
