@@ -1,10 +1,13 @@
 # The public names and where they live: read by type checkers, and by lazy_loader when a name is first used.
 from .attribution.attention_edges import AttentionEdges as AttentionEdges
 from .attribution.attention_edges import attention_edges as attention_edges
+from .attribution.direct import direct_logit_attribution as direct_logit_attribution
 from .attribution.edge_scores import EdgeScores as EdgeScores
 from .attribution.edges import attribute_edge_positions as attribute_edge_positions
 from .attribution.edges import attribute_edges as attribute_edges
 from .attribution.exact import patch_edges as patch_edges
+from .attribution.logit_lens import LogitLens as LogitLens
+from .attribution.logit_lens import logit_lens as logit_lens
 from .attribution.nodes import AttentionEdgeScores as AttentionEdgeScores
 from .attribution.nodes import NodeScores as NodeScores
 from .attribution.nodes import attribute_attention_edges as attribute_attention_edges
@@ -48,6 +51,7 @@ from .figures.pattern_view import head_pattern as head_pattern
 from .figures.plot import Plot as Plot
 from .figures.plot import Series as Series
 from .figures.plot_drawing import save_plots as save_plots
+from .figures.side_by_side import side_by_side as side_by_side
 from .figures.token_view import TokenView as TokenView
 from .figures.token_view import token_view as token_view
 from .figures.training_figure import TrainingFigure as TrainingFigure
@@ -58,10 +62,13 @@ from .figures.viewer import circuit_viewer as circuit_viewer
 from .patching.activation_patching import PatchingResult as PatchingResult
 from .patching.activation_patching import patch_activations as patch_activations
 from .patching.activation_patching import patch_heads as patch_heads
+from .patching.paths import patch_paths as patch_paths
 from .patching.top_components import ComponentCurve as ComponentCurve
 from .patching.top_components import keep_top as keep_top
 from .sparsity.head_labels import HeadScores as HeadScores
 from .sparsity.head_labels import label_heads as label_heads
+from .sparsity.head_roles import HeadRoles as HeadRoles
+from .sparsity.head_roles import head_roles as head_roles
 from .sparsity.loss_curve import LossPoint as LossPoint
 from .sparsity.loss_curve import loss_points as loss_points
 from .sparsity.loss_curve import measure_loss as measure_loss

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from re import sub
 
 
 class UnknownNameError(ValueError, KeyError):
@@ -17,6 +18,12 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UnknownNameError:
     UnknownNameError: no such task: 'iio', did you mean 'ioi'? (want addition, ioi, ...)
     """
     names = list(known)
+    return UnknownNameError(f"no such {kind}: {name!r}{meant(name, names)} (want {', '.join(names)})")
+
+
+def meant(name: object, known: Iterable[str]) -> str:
+    """Asks whether the nearest known name was meant; "" where none is near, or only a number is out of range."""
+    names = list(known)
     near = get_close_matches(str(name).lower(), names, 1, 0.6)
-    meant = f", did you mean {near[0]!r}?" if near else ""
-    return UnknownNameError(f"no such {kind}: {name!r}{meant} (want {', '.join(names)})")
+    only_a_number = near and sub(r"\d+", "0", str(name)) == sub(r"\d+", "0", near[0])
+    return f", did you mean {near[0]!r}?" if near and not only_a_number else ""

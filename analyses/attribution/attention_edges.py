@@ -5,7 +5,7 @@
    (`hook_attn_scores`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,8 @@ class AttentionEdges(Result):
     query_pos: Int[np.ndarray, " edge"]
     key_pos: Int[np.ndarray, " edge"]
     weight: Float[np.ndarray, " edge"]  # attention weight after the gate, 0 to 1
+    tokens: tuple[tuple[str, ...], ...] = ()  # of every prompt, without padding; none: not known
+    starts: tuple[int, ...] = ()  # the position of every prompt's first token; none: 0
 
     def __len__(self) -> int:
         return len(self.weight)
@@ -49,8 +51,8 @@ class AttentionEdges(Result):
 
     def take(self, which: Bool[np.ndarray, " edge"] | Int[np.ndarray, " taken"]) -> "AttentionEdges":
         """Some of the edges, by a mask or by their numbers, in that order."""
-        columns = {name: getattr(self, name)[which] for name in COLUMNS}
-        return AttentionEdges(self.n_prompts, self.n_layers, self.n_heads, self.n_pos, **columns)
+        columns: dict[str, Any] = {name: getattr(self, name)[which] for name in COLUMNS}
+        return replace(self, **columns)
 
     def of_prompt(self, prompt: int) -> "AttentionEdges":
         """The edges of one prompt."""
@@ -60,7 +62,30 @@ class AttentionEdges(Result):
 
     def first(self, n: int) -> "AttentionEdges":
         """The edges of the first n prompts."""
-        return replace(self.take(self.prompt < n), n_prompts=min(n, self.n_prompts))
+        of_prompts = {"tokens": self.tokens[:n], "starts": self.starts[:n]}
+        return replace(self.take(self.prompt < n), n_prompts=min(n, self.n_prompts), **of_prompts)
+
+    def plot(self, prompt: int = 0, other: "AttentionEdges | None" = None, names: Sequence[str] | None = None) -> Any:
+        """The edges of one prompt as the token x layer picture (`token_view`); those of another model below them.
+
+        Args:
+            names: of the models; default: model, or dense and sparse
+
+        Raises:
+            ValueError: there is no such prompt, or the other edges are of another shape.
+        """
+        from sparselens.analyses.figures.token_view import token_view
+
+        every: list[Any] = [edges._alone(prompt) for edges in (self, other) if edges is not None]
+        return token_view(*every, tokens=every[0].tokens, row_names=names)
+
+    def _alone(self, prompt: int) -> "AttentionEdges":
+        """The edges of one prompt, without its padding, as those of the only one."""
+        edges, start = self.of_prompt(prompt), self.starts[prompt] if self.starts else 0
+        tokens = self.tokens[prompt] if self.tokens else tuple(map(str, range(self.n_pos)))
+        columns = {"query_pos": edges.query_pos - start, "key_pos": edges.key_pos - start}
+        known: Any = {"n_prompts": 1, "n_pos": len(tokens), "tokens": (tokens,), "starts": (0,)}
+        return replace(edges, prompt=np.zeros_like(edges.prompt), **columns, **known)
 
     def per_layer(self) -> Int[np.ndarray, "batch layer"]:
         """Number of edges of every prompt in every layer."""
@@ -76,6 +101,7 @@ def attention_edges(model: Any, prompts: "TokenizedPairs | Any") -> AttentionEdg
 
     >>> edges = attention_edges(model, pairs)
     >>> edges.weight.shape, edges.per_layer().shape  # [edge], [batch layer]
+    >>> edges.to_frame(), edges.plot(prompt=0)  # a row for each edge; the token x layer picture
 
     Scope: a dense edge is a pair that the mask leaves visible, even if its weight vanishes in half precision.
     For the few attention modules that show no scores (`leaves_it_to_inner`) it is a pair of weight above zero.
@@ -89,24 +115,37 @@ def attention_edges(model: Any, prompts: "TokenizedPairs | Any") -> AttentionEdg
         ValueError: the model is in training mode, of another kind, or shows no attention pattern; tokens without a mask
             hold padding, or pairs are another model's.
     """
-    from sparselens.prompts.checks import refuse_other_model  # with torch
+    from sparselens.gates.hooked import refuse_other_model  # with torch
 
     refuse_other_model(model)
     if model.training:
         raise ValueError("the model is in training mode, where gates are random: call model.eval() first")
-    n_prompts = n_heads = n_pos = 0
-    parts: list[dict[str, np.ndarray]] = []
+    n_heads = n_pos = 0
+    starts, parts = dict[int, int](), list[dict[str, np.ndarray]]()
     for rows, first, tokens in _rows(model, prompts):
         n_heads, columns = _columns(model, tokens)
         columns["query_pos"] += first[columns["prompt"]]
         columns["key_pos"] += first[columns["prompt"]]
         columns["prompt"] = rows[columns["prompt"]]
-        n_prompts, n_pos = n_prompts + len(rows), max(n_pos, int(first.max()) + tokens.shape[1])
+        starts |= zip(rows.tolist(), first.tolist(), strict=True)
+        n_pos = max(n_pos, int(first.max()) + tokens.shape[1])
         parts.append(columns)
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
+    joined: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
     order = np.argsort(joined["prompt"], kind="stable")  # layers came one after the other
     joined = {name: column[order] for name, column in joined.items()}
-    return AttentionEdges(n_prompts, model.cfg.n_layers, n_heads, n_pos, **joined)
+    first_tokens = tuple(starts[row] for row in range(len(starts)))
+    shape = len(starts), model.cfg.n_layers, n_heads, n_pos
+    return AttentionEdges(*shape, **joined, tokens=_tokens(model, prompts), starts=first_tokens)
+
+
+def _tokens(model: Any, prompts: Any) -> tuple[tuple[str, ...], ...]:
+    """The strings of every prompt's tokens, without padding."""
+    from sparselens.prompts.fitting import texts_of
+    from sparselens.prompts.tokenized import TokenizedPairs
+
+    if isinstance(prompts, TokenizedPairs):
+        return prompts.token_strings
+    return texts_of(getattr(model, "tokenizer", None), prompts.tolist())
 
 
 def _rows(model: Any, prompts: Any) -> Iterator[tuple[np.ndarray, np.ndarray, Any]]:
@@ -130,7 +169,8 @@ def shows_edges(name: str) -> bool:
 
 def edges_of(model: Any, cache: Any, n_pos: int) -> AttentionEdges:
     """The edges of one prompt of that many tokens, from the cache of a run that went on under hooks, say."""
-    n_heads, columns = _read(model, cache)
+    n_heads, found = _read(model, cache)
+    columns: dict[str, Any] = {**found}
     return AttentionEdges(1, model.cfg.n_layers, n_heads, n_pos, **columns)
 
 

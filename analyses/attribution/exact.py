@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -74,11 +75,11 @@ def exact_scores(
     log = batch_log(out, request, method="exact", edges=chosen)
     with progress_bar(int(chosen.sum()) * n, "exact", "edge", request.progress) as bar:
         for batch, rows in mine(_batches(request)):
-            base, corrupted = _base(batch)
+            base, corrupted = clean_base(batch)
             metrics[:, batch.prompts] = torch.stack([base.clean.metric, corrupted]).float().cpu()
             for some in _runs(base, chosen, max(1, rows // len(batch))):
                 where = [batch.prompts, some]
-                (values,) = log.once(where, lambda: (base.clean.metric - _patched(base, some),))  # noqa: B023
+                (values,) = log.once(where, lambda: (base.clean.metric - patched(base, some),))  # noqa: B023
                 scores[batch.prompts[:, None], some[:, 0], some[:, 1]] = values.T.float().cpu()
                 bar.update(values.numel())
     scores, metrics = summed(scores).masked_fill_(exists & ~chosen, torch.nan), summed(metrics)
@@ -86,7 +87,7 @@ def exact_scores(
 
 
 @dataclass(frozen=True, eq=False)
-class _Base:
+class Base:
     """The clean run of some prompts, from which every patch starts, and the writes that patches replace."""
 
     batch: Request
@@ -113,21 +114,21 @@ def _chosen(
 def _batches(request: Request) -> Iterator[tuple[Request, int]]:
     """Prompts in batches, and how many rows (an edge on a prompt) run at once. Each step gets half of the memory."""
     one, any_edge = request.batch(longest(request.pairs)), torch.zeros(1, 2, dtype=torch.long)
-    (n_prompts, rows), _ = one.sizes(lambda _: _base(one)[0], lambda base: _patched(base, any_edge))
+    (n_prompts, rows), _ = one.sizes(lambda _: clean_base(one)[0], lambda base: patched(base, any_edge))
     for some in request.pairs.rows(min(rows, n_prompts)):
         yield request.batch(some), rows
 
 
-def _base(batch: Request) -> tuple[_Base, Float[Tensor, " batch"]]:
+def clean_base(batch: Request) -> tuple[Base, Float[Tensor, " batch"]]:
     """The clean run, and the metric of the corrupted one."""
     reading = batch.reading
     with keeping_projections(batch.model) as projections:
         clean = batch.record([*reading.recorded_names(), reading.end])
     corrupted = written(batch, corrupted=True)
-    return _Base(batch, clean, projections, differences(reading, clean.recorded, corrupted.recorded)), corrupted.metric
+    return Base(batch, clean, projections, differences(reading, clean.recorded, corrupted.recorded)), corrupted.metric
 
 
-def _runs(base: _Base, chosen: Bool[Tensor, "source destination"], size: int) -> Iterator[Edges]:
+def _runs(base: Base, chosen: Bool[Tensor, "source destination"], size: int) -> Iterator[Edges]:
     """Edges that run at once: into the heads of one layer, into one MLP, or into the logits.
 
     Edges of sources that write the same in both runs are left out: they score zero.
@@ -143,41 +144,52 @@ def _runs(base: _Base, chosen: Bool[Tensor, "source destination"], size: int) ->
         yield from edges.split(size) if len(edges) else ()
 
 
-def _patched(base: _Base, edges: Edges) -> Float[Tensor, "edge batch"]:
-    """The metric with each edge patched. All go into one layer's heads, one MLP, or the logits."""
-    reading, count = base.batch.reading, len(edges)
-    name = reading.graph.destinations[int(edges[0, 1])]
-    if name == "logits":
-        start, stream, hooks = len(reading.layers), reading.end, []
+def patched(base: Base, edges: Edges, rows: Int[Tensor, " edge"] | None = None) -> Float[Tensor, "row batch"]:
+    """The metric with each edge patched, or with all edges of a row: where `rows` says in which row each is.
+
+    Edges that run at once, one a row, go into one layer's heads, one MLP, or the logits. Those of a row have different
+    destinations, each of which reads what it would if its own edge alone were patched.
+    """
+    reading, rows = base.batch.reading, torch.arange(len(edges)) if rows is None else rows
+    graph, count, n_layers = reading.graph, int(rows.max()) + 1, len(reading.layers)
+    layers = [n_layers if name == "logits" else int(name[1:].partition(".")[0]) for name in graph.destinations]
+    start, last_mlp = min(layers[number] for number in edges[:, 1]), -1
+    if start == n_layers:
+        residual, hooks = _without(base, base.clean.recorded[reading.end], edges), list[Hook]()
     else:
-        start = int(name[1:].partition(".")[0])
-        layer = reading.layers[start]
-        stream = layer.at("hook_resid_pre")
-        hooks = _into_mlp(base, layer, edges) if name.startswith("m") else _into_heads(base, layer, edges)
-    residual = base.clean.recorded[stream].expand(count, -1, -1, -1)
-    if name == "logits":
-        residual = _without(base, residual, edges).to(residual.dtype)
-    rows = torch.arange(len(base.batch)).repeat(count)
-    projections = base.projections[start] if start < len(reading.layers) else {}
-    residual, as_tuple = residual.flatten(0, 1), base.batch.opened.as_tuple
-    with starting_at(reading.model, start, residual, as_tuple), holding(projections, rows):
-        into_last_mlp = start == len(reading.layers) - 1 and name.startswith("m")
-        return base.batch.repeated(count).measure(hooks, trim_mlp=not into_last_mlp).unflatten(0, (count, -1))
+        residual = base.clean.recorded[reading.layers[start].at("hook_resid_pre")].expand(count, -1, -1, -1)
+        hooks = [hook for layer in reading.layers[start:] for hook in _into_layer(base, layer, edges, rows)]
+        last_mlp = len(graph.destinations) - 2 if reading.layers[-1].block.mlp else -1
+    residual = residual.to(base.clean.recorded[reading.end].dtype).flatten(0, 1)
+    prompts = torch.arange(len(base.batch)).repeat(count)
+    projections = base.projections[start] if start < n_layers else {}
+    with starting_at(reading.model, start, residual, base.batch.opened.as_tuple), holding(projections, prompts):
+        trim_mlp = not bool((edges[:, 1] == last_mlp).any())
+        return base.batch.repeated(count).measure(hooks, trim_mlp=trim_mlp).unflatten(0, (count, -1))
 
 
-def _without(base: _Base, stream: Float[Tensor, "*edge batch pos d_model"], edges: Edges) -> Tensor:
+def _into_layer(base: Base, layer: Layer, edges: Edges, rows: Int[Tensor, " edge"]) -> list[Hook]:
+    """Replace what the edges' destinations in this layer read."""
+    columns = base.batch.reading.graph.head_destinations(layer.number)
+    heads = (columns.start <= edges[:, 1]) & (edges[:, 1] < columns.stop)
+    mlp = (edges[:, 1] == columns.stop) & layer.block.mlp
+    hooks = _into_heads(base, layer, edges[heads], rows[heads], int(rows.max()) + 1) if heads.any() else []
+    return hooks + (_into_mlp(base, layer, edges[mlp], rows[mlp]) if mlp.any() else [])
+
+
+def _without(base: Base, stream: Float[Tensor, "*edge batch pos d_model"], edges: Edges) -> Tensor:
     """The residual stream with the edges' sources as in the corrupted run."""
     return stream - base.writes[edges[:, 0].to(base.writes.device)].to(stream.device)
 
 
-def _into_mlp(base: _Base, layer: Layer, edges: Edges) -> list[Hook]:
+def _into_mlp(base: Base, layer: Layer, edges: Edges, rows: Int[Tensor, " edge"]) -> list[Hook]:
     stream = _without(base, base.clean.recorded[layer.mid], edges)
-    read = (stream if layer.mlp_norm is None else layer.mlp_norm(stream)).flatten(0, 1)
-    return [(layer.mlp_in, lambda activation: read.to(activation.dtype))]
+    read = stream if layer.mlp_norm is None else layer.mlp_norm(stream)
+    return [(layer.mlp_in, partial(_put, (rows,), read))]
 
 
-def _into_heads(base: _Base, layer: Layer, edges: Edges) -> list[Hook]:
-    """Replace the query, key or value of one head in each row."""
+def _into_heads(base: Base, layer: Layer, edges: Edges, rows: Int[Tensor, " edge"], count: int) -> list[Hook]:
+    """Replace the query, key or value of a head for each edge, in its row."""
     reading, block = base.batch.reading, layer.block
     stream = _without(base, base.clean.recorded[layer.at("hook_resid_pre")], edges)
     normed = stream if layer.norm is None else layer.norm(stream)
@@ -185,15 +197,18 @@ def _into_heads(base: _Base, layer: Layer, edges: Edges) -> list[Hook]:
     receivers, heads = places // block.n_heads, places % block.n_heads
     hooks: list[Hook] = []
     for number, receiver in enumerate(RECEIVERS):
-        rows = (receivers == number).nonzero()[:, 0]
-        if len(rows):
-            values = _project(reading, layer, receiver, normed[rows.to(normed.device)], heads[rows])
-            slots = heads[rows] if receiver == "q" else heads[rows] * block.n_kv_heads // block.n_heads
-            hooks.append((layer.at(f"attn.hook_{receiver}"), partial(_put, rows, slots, values)))
+        some = (receivers == number).nonzero()[:, 0]
+        if len(some):
+            values = _project(reading, layer, receiver, normed[some.to(normed.device)], heads[some])
+            slots = heads[some] if receiver == "q" else heads[some] * block.n_kv_heads // block.n_heads
+            where = (rows[some], slice(None), slice(None), slots)
+            hooks.append((layer.at(f"attn.hook_{receiver}"), partial(_put, where, values)))
     if block.n_kv_heads < block.n_heads:
         clean, shared = base.clean.recorded[layer.at("attn.hook_z")], block.n_heads // block.n_kv_heads
-        sees = (torch.arange(block.n_heads) % shared == heads[:, None] % shared) | (receivers[:, None] == 0)
-        hooks.append((layer.at("attn.hook_z"), partial(_only_heads, sees, clean)))
+        alone, every = receivers[:, None] == 0, torch.arange(block.n_heads)
+        own = torch.where(alone, every == heads[:, None], every % shared == heads[:, None] % shared)
+        sees, keyed = (torch.zeros(count, x.shape[1]).index_add(0, rows, x.float()) > 0 for x in (own, ~alone))
+        hooks.append((layer.at("attn.hook_z"), partial(_only_heads, sees | ~keyed, clean)))
     return hooks
 
 
@@ -207,9 +222,9 @@ def _project(
     return (found if bias is None else found + bias[heads][:, None]).unflatten(1, normed.shape[1:3])
 
 
-def _put(rows: Tensor, slots: Tensor, values: Tensor, activation: Tensor) -> Tensor:
+def _put(where: tuple[Any, ...], values: Float[Tensor, "edge batch pos *rest"], activation: Tensor) -> Tensor:
     changed = activation.unflatten(0, (-1, values.shape[1])).clone()
-    changed[rows.to(changed.device), :, :, slots.to(changed.device)] = values.to(changed.dtype)
+    changed[where] = values.to(changed)
     return changed.flatten(0, 1)
 
 

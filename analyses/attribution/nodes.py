@@ -23,6 +23,7 @@ from sparselens.analyses.engine.residual_stream import TOLERANCE, Layer, Reading
 from sparselens.circuits.graph import head_of
 from sparselens.models.hooked_model import HookedModel
 from sparselens.names import unknown
+from sparselens.prompts.intervals import Interval, mean_interval
 from sparselens.prompts.metrics import Metric, logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.results import Result
@@ -30,39 +31,55 @@ from sparselens.results import Result
 
 @dataclass(frozen=True, eq=False, repr=False)
 class NodeScores(Result):
-    """How much each source matters: positive where corrupting it lowers the metric, in the metric's unit."""
+    """How much each node matters to a metric, in its unit: positive where the node raises it.
+
+    >>> scores = attribute_nodes(model, pairs)  # or direct_logit_attribution, or patch_paths
+    >>> scores["a1.h0"], scores.interval("a1.h0"), scores.per_prompt.shape  # its mean, twice, and [batch source]
+    """
 
     sources: tuple[str, ...]
     mean: Float[Tensor, " source"]
     per_prompt: Float[Tensor, "batch source"]
     clean: Float[Tensor, " batch"]  # the metric of the clean runs
-    corrupted: Float[Tensor, " batch"]
+    corrupted: Float[Tensor, " batch"] | None  # None: no corrupted prompt was run
+    what: str = "nodes"  # that have these scores: nodes, direct effects, paths to a1.h0<q>
 
     _largest = "score"
 
     def _line(self) -> str:
         best = self.sources[int(self.mean.abs().argmax())]
-        return f"{len(self.sources)} nodes, {len(self.clean)} prompts: largest {best} {self[best]:+.3g}"
+        return f"{len(self.sources)} {self.what}, {len(self.clean)} prompts: largest {best} {self[best]:+.3g}"
 
     def _columns(self) -> dict[str, list[Any]]:
         return {"node": list(self.sources), "score": self.mean.tolist()}
 
     def __getitem__(self, node: str) -> float:
-        if node not in self.sources:
-            raise unknown("node", node, self.sources)
-        return float(self.mean[self.sources.index(node)])
+        return float(self.mean[self._place(node)])
+
+    def interval(self, node: str, level: float = 0.95) -> Interval:
+        """The mean score of a node, with its bootstrap confidence interval over prompts.
+
+        Raises:
+            ValueError: there is no such node.
+        """
+        return mean_interval(self.per_prompt[:, self._place(node)], level)
 
     def plot(self) -> Any:
-        """The mean scores of heads and MLPs as a plotly heat map, layer by layer."""
+        """The mean scores of heads and MLPs as a plotly heat map, layer by layer; the title has the others."""
         from sparselens.analyses.figures.heat_maps import heat_map
 
-        places = [(*name.removeprefix("a").partition(".")[::2], name) for name in self.sources if name[0] == "a"]
-        places += [(name[1:], "MLP", name) for name in self.sources if name[0] == "m"]
-        rows, columns = (list(dict.fromkeys(place[axis] for place in places)) for axis in (0, 1))
-        values = torch.full((len(rows), len(columns)), torch.nan)
-        for layer, column, name in places:
-            values[rows.index(layer), columns.index(column)] = self[name]
-        return heat_map(values, f"Nodes; input {self['input']:+.3g}", columns=columns, value_label="score")
+        places = {name: _row_and_column(name) for name in self.sources if name[0] in "am"}
+        columns = sorted({column for _, column in places.values()}, key=lambda name: (name == "MLP", len(name), name))
+        values = torch.full((1 + max((layer for layer, _ in places.values()), default=0), len(columns)), torch.nan)
+        for name, (layer, column) in places.items():
+            values[layer, columns.index(column)] = self[name]
+        others = [f"{name} {self[name]:+.3g}" for name in self.sources if name not in places]
+        return heat_map(values, "; ".join([self.what.capitalize(), *others]), columns=columns, value_label="score")
+
+    def _place(self, node: str) -> int:
+        if node not in self.sources:
+            raise unknown("node", node, self.sources)
+        return self.sources.index(node)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -95,6 +112,12 @@ class AttentionEdgeScores(Result):
         from sparselens.analyses.figures.heat_maps import pattern_map
 
         return pattern_map(self.mean, head, self.positions, "score")
+
+
+def _row_and_column(name: str) -> tuple[int, str]:
+    """Layer and column of a head or an MLP in a map."""
+    layer, _, head = name[1:].partition(".")
+    return int(layer), head or "MLP"
 
 
 def attribute_nodes(

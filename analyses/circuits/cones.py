@@ -26,6 +26,7 @@ from sparselens.analyses.engine.renamed import renamed_argument, warn
 from sparselens.analyses.patching.patch_sites import SITES, shows_only_copies
 from sparselens.bars import progress_bar
 from sparselens.models.hooked_model import HookedModel
+from sparselens.prompts.checks import refuse_other_pairs
 from sparselens.prompts.intervals import Interval, proportion_interval
 from sparselens.prompts.metrics import logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
@@ -119,7 +120,8 @@ def dependency_cone(
         ValueError: prompts have several lengths, are padded without a mask, or are another model's; a position
             is out of range; or the model is in training mode.
     """
-    if isinstance(prompts, TokenizedPairs):
+    if not isinstance(prompts, Tensor):
+        refuse_other_pairs(prompts)
         prompts = prompts._without_padding()
     tokens, chosen = _chosen(prompts, positions)
     with torch.no_grad():

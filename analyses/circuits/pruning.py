@@ -32,6 +32,7 @@ from sparselens.analyses.engine.request import OpenModel, open_request
 from sparselens.bars import is_watched, progress_bar
 from sparselens.circuits.circuit import Circuit
 from sparselens.models.hooked_model import HookedModel
+from sparselens.prompts.checks import refuse_other_pairs
 from sparselens.prompts.intervals import Clusters, Interval
 from sparselens.prompts.metrics import Metric, logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
@@ -104,6 +105,7 @@ def pruned_circuit(
         ValueError: all pairs ask the same clean prompt, `runs` is below 1, or as `faithful_circuit`.
     """
     refuse_goal(goal)
+    refuse_other_pairs(pairs)
     if runs is None:
         runs = RUNS if scores.graph.n_edges <= SMALL else FEWER_RUNS
     if runs < 1:

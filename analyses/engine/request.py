@@ -28,8 +28,9 @@ from sparselens.analyses.engine.partial_runs import (
     run,
 )
 from sparselens.analyses.engine.residual_stream import Reading, read_model
+from sparselens.gates.hooked import refuse_other_model
 from sparselens.models.hooked_model import HookedModel
-from sparselens.prompts.checks import refuse_misfits, refuse_other_model, refuse_other_pairs
+from sparselens.prompts.checks import refuse_misfits, refuse_other_pairs
 from sparselens.prompts.metrics import METRICS, Metric, find_metric
 from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.training.evaluation import evaluating

@@ -79,6 +79,13 @@ def heat_map(
     return figure
 
 
+def written_on(figure: Any, texts: Sequence[Sequence[str]]) -> Any:
+    """The heat map with a text in every cell, wide enough to be read."""
+    figure.update_traces(text=[[escaped(text) for text in row] for row in texts], texttemplate="%{text}")
+    figure.update_traces(hovertemplate="%{y}, %{x}: %{text} %{z:.3g}<extra></extra>")
+    return figure.update_yaxes(scaleanchor=None)
+
+
 def pattern_map(
     values: Float[Tensor, "layer head query_pos key_pos"],
     head: str | None,

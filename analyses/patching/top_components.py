@@ -25,6 +25,7 @@ from sparselens.analyses.patching.patch_sites import find_site, replacing
 from sparselens.bars import progress_bar
 from sparselens.models.hooked_model import HookedModel
 from sparselens.names import unknown
+from sparselens.prompts.checks import refuse_other_pairs
 from sparselens.prompts.intervals import Interval, ratio_interval
 from sparselens.prompts.metrics import Metric, logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
@@ -129,6 +130,7 @@ def keep_top(
     """
     if rank_by not in RANKINGS:
         raise unknown("ranking", rank_by, RANKINGS)
+    refuse_other_pairs(pairs)
     _refuse_scores(scores, len(pairs))
     order = _order(scores, rank_by)
     n_components = order.shape[1]

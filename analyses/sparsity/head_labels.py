@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparselens.circuits.graph import head_of
-from sparselens.gates.hooked import is_hooked
+from sparselens.gates.hooked import refuse_other_model
 from sparselens.names import unknown
 from sparselens.prompts.checks import refuse_misfits, refuse_unreadable
 from sparselens.prompts.tokenized import TokenizedPairs
@@ -114,8 +114,7 @@ def label_heads(
         ValueError: there is no prompt, one is shorter than two tokens or longer than the model's context, strings come
             without a tokenizer, rows of tokens hold padding, or pairs are another model's.
     """
-    if not is_hooked(model):
-        raise ValueError(f"want a TransformerBridge or HookedTransformer, not a {type(model).__name__}")
+    refuse_other_model(model)
     rows = _rows(model, prompts, n, seed)
     options = {"exclude_bos": exclude_bos, "exclude_current_token": exclude_current_token}
     scores = torch.zeros(len(KINDS), model.cfg.n_layers, model.cfg.n_heads)
@@ -166,6 +165,9 @@ def _rows(
     elif isinstance(prompts, Tensor):
         refuse_unreadable(model, prompts)
         rows = [*prompts.split(1)] if len(prompts) else []
+    elif type(prompts) not in (list, tuple):
+        want = "a list of strings, task.tokenize(model.tokenizer, 100), or rows of tokens"
+        raise ValueError(f"prompts are {prompts!r:.80}: want {want}")
     elif getattr(model, "tokenizer", None) is None:
         raise ValueError(f"this {type(model).__name__} has no tokenizer for strings: pass rows of tokens")
     else:

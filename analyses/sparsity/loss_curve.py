@@ -7,7 +7,7 @@
 All are run on the same rows in evaluation mode, and edges are counted by their gates.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +31,7 @@ from sparselens.analyses.sparsity.top_k import top_k_attention
 from sparselens.bars import progress_bar
 from sparselens.gates.statistics import record_gates
 from sparselens.gates.surgery import is_sparse
-from sparselens.prompts.checks import refuse_misfits, refuse_unreadable
+from sparselens.prompts.checks import refuse_misfits, refuse_other_pairs, refuse_unreadable
 from sparselens.prompts.intervals import Interval, ratio_interval
 from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.results import Result
@@ -150,6 +150,9 @@ def _refuse_misfits(model: nn.Module, batches: Rows) -> None:
     if isinstance(batches, TokenizedPairs):
         refuse_misfits(model, batches)
         return
+    given: Any = batches
+    if not isinstance(given, (Tensor, Mapping, Sequence)):
+        refuse_other_pairs(given)
     for batch in listed(batches):
         if isinstance(batch, Tensor) or "attention_mask" not in batch:
             refuse_unreadable(model, tokens_of(batch), packed=True)

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sparselens.gates.gate import is_visible
-from sparselens.gates.hooked import is_hooked
+from sparselens.gates.hooked import refuse_other_model
 from sparselens.gates.surgery import is_sparse
 from sparselens.training.evaluation import OPEN_BIAS, open_gates
 
@@ -44,8 +44,7 @@ def top_k_attention(model: Any, k: int) -> Iterator[None]:
     """
     if k < 1:
         raise ValueError(f"k = {k}: want 1 or more keys for each query")
-    if not is_hooked(model):
-        raise ValueError(f"want a TransformerBridge or HookedTransformer, not a {type(model).__name__}")
+    refuse_other_model(model)
     if is_sparse(model):
         raise ValueError("top-k attention is a baseline for dense models, and this one carries gates: densify it first")
 

@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from sparselens.gates.hooked import is_hooked
+from sparselens.gates.hooked import refuse_other_model
 from sparselens.models.hooked_model import HookedModel
+from sparselens.names import meant
 
 _HEAD = re.compile(r"a(\d+)\.h(\d+)")
 RECEIVERS = ("q", "k", "v")
@@ -52,8 +53,7 @@ class Graph:
             ValueError: it is another kind of model, or a layer has no attention.
         """
         opened: Any = model
-        if not is_hooked(opened):
-            raise ValueError(f"want a TransformerBridge or HookedTransformer, not a {type(model).__name__}")
+        refuse_other_model(opened)
         cfg, modules = opened.cfg, [block._modules for block in opened.blocks]
         for number, inside in enumerate(modules):
             if inside.get("attn") is None:
@@ -163,13 +163,16 @@ class Graph:
     def source(self, name: str) -> int:
         """The row of a source."""
         if name not in self._source_of:
-            raise ValueError(f"no such source: {name!r} (want input, m0, a0.h1 within {self})")
+            near = meant(name, self.sources)
+            raise ValueError(f"no such source: {name!r}{near} (want input, m0, a0.h1 within {self})")
         return self._source_of[name]
 
     def destination(self, name: str) -> int:
         """The column of a destination."""
         if name not in self._destination_of:
-            raise ValueError(f"no such destination: {name!r} (want m0, a0.h1<q>, <k> or <v>, or logits within {self})")
+            near = meant(name, self.destinations)
+            want = f"want m0, a0.h1<q>, <k> or <v>, or logits within {self}"
+            raise ValueError(f"no such destination: {name!r}{near} ({want})")
         return self._destination_of[name]
 
     def edge(self, name: str | tuple[str, str]) -> tuple[int, int]:
@@ -233,5 +236,6 @@ def head_of(name: str, shape: Sequence[int]) -> tuple[int, int]:
     found = _HEAD.fullmatch(name)
     layer, head = map(int, found.groups()) if found else (shape[0], 0)
     if layer >= shape[0] or head >= shape[1]:
-        raise ValueError(f"no such head: {name!r} (want a0.h0 to a{shape[0] - 1}.h{shape[1] - 1})")
+        near = meant(name, [f"a{i}.h{j}" for i in range(shape[0]) for j in range(shape[1])])
+        raise ValueError(f"no such head: {name!r}{near} (want a0.h0 to a{shape[0] - 1}.h{shape[1] - 1})")
     return layer, head

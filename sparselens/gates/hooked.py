@@ -26,6 +26,16 @@ def is_hooked(model: object) -> bool:
     )
 
 
+def refuse_other_model(model: object) -> None:
+    """Raise a ValueError unless this is a model that shows its activations to hooks."""
+    if not is_hooked(model):
+        kind = model if isinstance(model, str) else f"a {type(model).__name__}"
+        raise ValueError(
+            f"want a TransformerBridge or HookedTransformer, not {kind}: sl.load(FOLDER_OR_ID) opens one, and "
+            "TransformerBridge.boot_transformers(..., hf_model=model) wraps a transformers model"
+        )
+
+
 def hooked_settings(model: nn.Module) -> GateSettings | None:
     """What all gates of the model share; None for a dense model."""
     return model.__dict__.get(_SETTINGS)

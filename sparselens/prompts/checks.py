@@ -9,19 +9,8 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from sparselens.gates.hooked import is_hooked
 from sparselens.prompts.fitting import vocabulary_of
 from sparselens.prompts.tokenized import TokenizedPairs
-
-
-def refuse_other_model(model: Any) -> None:
-    """Raise a ValueError unless this is a model that shows its activations to hooks."""
-    if not is_hooked(model):
-        kind = model if isinstance(model, str) else f"a {type(model).__name__}"
-        raise ValueError(
-            f"want a TransformerBridge or HookedTransformer, not {kind}: sl.load(FOLDER_OR_ID) opens one, and "
-            "TransformerBridge.boot_transformers(..., hf_model=model) wraps a transformers model"
-        )
 
 
 def refuse_other_pairs(pairs: Any) -> None:

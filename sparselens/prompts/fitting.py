@@ -246,3 +246,10 @@ def text_of(tokenizer: Any, token: int) -> str:
     before = tokenizer(_ANY_TEXT, add_special_tokens=False)["input_ids"]
     options = {"clean_up_tokenization_spaces": False}
     return tokenizer.decode([*before, token], **options)[len(tokenizer.decode(before, **options)) :]
+
+
+def texts_of(tokenizer: Any, rows: Sequence[Sequence[int]]) -> tuple[tuple[str, ...], ...]:
+    """The text of every token of some rows; its number without a tokenizer."""
+    every = {token for row in rows for token in row}
+    known = {token: str(token) if tokenizer is None else text_of(tokenizer, token) for token in every}
+    return tuple(tuple(known[token] for token in row) for row in rows)

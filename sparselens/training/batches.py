@@ -1,7 +1,8 @@
 """Batches on their way to the model: an endless stream, each process's rows of it, the device."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,6 +10,14 @@ from torch import Tensor
 from sparselens.training.losses import Batch, tokens_of
 
 Batches = Callable[[int], Batch] | Iterable[Batch]
+
+
+def refuse_text(*given: Any) -> None:
+    """Raise a ValueError if something else, such as text, is among the batches of a list, or in place of one."""
+    for batches in given:
+        if isinstance(batches, Sequence) and len(batches):
+            first: Any = batches if isinstance(batches, str) else batches[0]
+            tokens_of(first)
 
 
 def stream(batches: Batches, start: int) -> Iterator[Batch]:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from sparselens.files.locks import locked
 from sparselens.models.adapters import adapters_off
-from sparselens.training.batches import Batches, stream
+from sparselens.training.batches import Batches, refuse_text, stream
 from sparselens.training.best import Best
 from sparselens.training.checkpoint import load_checkpoint, save_checkpoint
 from sparselens.training.config import PostTrainConfig
@@ -82,11 +82,13 @@ def post_train(
     The model is left in evaluation mode, with its `.grad` cleared; with FSDP its weights stay shared out.
 
     Raises:
-        ValueError: the model carries no gates, a loss or gradient is not finite (the model then holds the weights from
-            before that step), a parameter to be trained has half precision, `out` holds another run or another process
-            is at work in it, or the checkpoint is damaged; layer-by-layer steps were asked of several processes.
+        ValueError: batches are text, the model carries no gates, a loss or gradient is not finite (the model then holds
+            the weights from before that step), a parameter to be trained has half precision, `out` holds another run or
+            another process is at work in it, or the checkpoint is damaged; layer-by-layer steps were asked of several
+            processes.
         KeyboardInterrupt: the run was asked to stop. With `out`, `resume=True` goes on from there.
     """
+    refuse_text(batches, held_out)
     config = config or PostTrainConfig()
     devices = range(torch.cuda.device_count())  # named, since torch warns where it has to guess among several
     with torch.random.fork_rng(devices), locked(out) if out is not None else nullcontext():

@@ -21,8 +21,21 @@ _AT_ONCE = 2**26  # logits: 256 MiB in float32
 
 
 def tokens_of(batch: Batch) -> Int[Tensor, "batch pos"]:
-    """The token ids of a batch."""
-    return batch if isinstance(batch, Tensor) else batch["input_ids"]
+    """The token ids of a batch.
+
+    Raises:
+        ValueError: it is no batch, but text, say.
+    """
+    if isinstance(batch, Tensor):
+        return batch
+    given: Any = batch
+    if not isinstance(given, Mapping):
+        raise ValueError(
+            f"a batch is {given!r:.60}: want token ids, Int[batch pos], or a mapping with input_ids. "
+            "model.to_tokens(text) tokenizes a text; text of any size goes to `sparselens post-train --data`, or to "
+            "sparselens.training.text.prepare"
+        )
+    return given["input_ids"]
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,26 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "a name for its attention": (lambda: analyses.attention_edges("gpt2", PAIRS), "not gpt2: sl.load"),
     "a name to compare": (lambda: analyses.compare("gpt2", MODEL, TASKS["ioi"]), "not gpt2: sl.load"),
     "a name to evaluate": (lambda: sl.evaluate(MODEL, "ioi"), r"want a Task, such as TASKS\['ioi'\], not 'ioi'"),
+    "a task to keep the top of": (
+        lambda: analyses.keep_top(MODEL, TASKS["ioi"], []),
+        "want TokenizedPairs, not Task",
+    ),
+    "a task to prune": (lambda: analyses.pruned_circuit(MODEL, TASKS["ioi"], None), "want TokenizedPairs, not Task"),
+    "a task for a cone": (lambda: analyses.dependency_cone(MODEL, TASKS["ioi"]), "want TokenizedPairs, not Task"),
+    "a task for a loss": (lambda: analyses.measure_loss(MODEL, TASKS["ioi"]), "want TokenizedPairs, not Task"),
+    "a task for a lens": (lambda: analyses.logit_lens(MODEL, TASKS["ioi"]), "want TokenizedPairs, not Task"),
+    "a string to label heads on": (lambda: analyses.label_heads(MODEL, "Hello"), "'Hello': want a list of strings"),
+    "a transformers model to label": (lambda: analyses.label_heads(PLAIN), r"not a GPT2LMHeadModel: sl\.load"),
+    "a transformers model's graph": (lambda: sl.Graph.of_model(PLAIN), r"not a GPT2LMHeadModel: sl\.load"),
+    "pairs that name no position": (
+        lambda: analyses.head_roles(MODEL, PAIRS),
+        "name the positions END: want one before another",
+    ),
+    "text as batches": (
+        lambda: sl.post_train(PLAIN, "Once upon", held_out=[IDS]),
+        r"a batch is 'Once upon': want token ids, .*model\.to_tokens\(text\).*--data",
+    ),
+    "texts as batches": (lambda: sl.post_train(PLAIN, [IDS], held_out=["Once"]), "a batch is 'Once': want token ids"),
     "scores as a circuit": (
         lambda: analyses.faithfulness(MODEL, torch.ones(2), PAIRS),
         r"want a Circuit, such as scores\.top\(20\)",

@@ -45,6 +45,16 @@ MADE: dict[str, Callable[[], Any]] = {  # with what its line says
     "1 of 8 heads have a label: a1.h0 previous token 0.76": lambda: analyses.label_heads(MODEL),
     "12 prompts: ": lambda: analyses.dependency_cone(MODEL, PAIRS),
     "dense: loss ": lambda: analyses.measure_loss(MODEL, PAIRS, name="dense"),
+    "logit_difference of 9 streams, 12 prompts: ": lambda: analyses.logit_lens(MODEL, PAIRS, **QUIET),
+    "logit_difference of 9 streams at 11 positions, ": lambda: analyses.logit_lens(
+        MODEL, PAIRS, by_position=True, **QUIET
+    ),
+    "probability of the likeliest token of 9 streams at 11 positions, ": lambda: analyses.logit_lens(
+        MODEL, PAIRS.clean
+    ),
+    "14 direct effects, 12 prompts: largest ": lambda: analyses.direct_logit_attribution(MODEL, PAIRS, **QUIET),
+    "10 paths to a3.h0<q>, 12 prompts: largest ": lambda: analyses.patch_paths(MODEL, PAIRS, "a3.h0<q>", **QUIET),
+    "12 prompts, 14 links: no roles": lambda: analyses.head_roles(MODEL, PAIRS, **QUIET),
 }
 
 
@@ -55,6 +65,9 @@ def test_a_result_is_a_line_a_table_a_frame_and_a_plot(line: str):
     rows = len(result.to_frame())
     assert rows and result._repr_html_().count("<tr") == 1 + min(rows, 10)
     assert json.loads(result.plot().to_json())["data"]
+    both = analyses.side_by_side({"one": result, "other": result})
+    traces = [trace for trace in both.data if trace.xaxis != "x"]
+    assert 2 * len(traces) == len(both.data) and {trace.xaxis for trace in traces} == {"x2"}
 
 
 def test_attention_edges_are_a_frame():
@@ -69,6 +82,8 @@ def test_attention_edges_are_a_frame():
 def test_parts_are_found_by_their_names():
     edge = SCORES.top(1).edges[0]
     assert SCORES[edge] == SCORES[tuple(edge.split("->"))] == float(SCORES.mean.flatten()[SCORES.mean.abs().argmax()])
+    nodes = analyses.attribute_nodes(MODEL, PAIRS, **QUIET)
+    assert nodes.interval("a1.h0").mean == pytest.approx(nodes["a1.h0"], rel=1e-5)
     assert HEADS["a1.h0"] == HEADS.effects.mean(0)[1, 0]
     assert torch.allclose(BY_POSITION["a1.h1"], BY_POSITION.effects.mean(0)[1, :, 1])
     assert torch.equal(ATTENTION["a0.h1"], ATTENTION.mean[0, 1])
@@ -82,6 +97,10 @@ def test_parts_are_found_by_their_names():
         (lambda: SCORES["a0.h1->a0.h0<q>"], "reads before"),
         (lambda: HEADS["a4.h0"], r"no such head: 'a4\.h0' \(want a0\.h0 to a3\.h1\)"),
         (lambda: HEADS["m0"], "no such head: 'm0'"),
+        (lambda: HEADS["a1h0"], r"no such head: 'a1h0', did you mean 'a1\.h0'"),
+        (lambda: SCORES["a0h1->m2"], r"no such source: 'a0h1', did you mean 'a0\.h1'"),
+        (lambda: SCORES["a0.h1->a2.h0q"], r"'a2\.h0q', did you mean 'a2\.h0<q>'"),
+        (lambda: analyses.head_roles(MODEL, PAIRS[:2], **QUIET).plot("S2->S1"), "no such link: 'S2->S1'"),
         (lambda: analyses.patch_activations(MODEL, PAIRS[:1], site="mlps", **QUIET)["m4"], r"'m4' \(want m0, m1"),
         (lambda: analyses.label_heads(MODEL).plot("inductoin"), "did you mean 'induction'"),
         (lambda: ATTENTION.plot("a0.h2"), r"no such head: 'a0\.h2'"),

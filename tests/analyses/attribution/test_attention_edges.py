@@ -8,7 +8,7 @@ import torch
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 import sparselens as sl
-from sparselens.analyses import AttentionEdges, attention_edges
+from sparselens.analyses import AttentionEdges, attention_edges, side_by_side
 from sparselens.models.character_model import character_model
 from tests.tiny_models import tiny_tokenizer
 
@@ -48,6 +48,21 @@ def test_weights_are_those_of_the_pattern():
     rebuilt[edges.prompt, edges.layer, edges.head, edges.query_pos, edges.key_pos] = edges.weight
     for layer in range(2):
         np.testing.assert_array_equal(rebuilt[:, layer], cache[f"blocks.{layer}.attn.hook_pattern"].numpy())
+
+
+def test_the_picture_is_of_one_prompt_without_its_padding():
+    mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
+    strings = (("a", "b", "c", "d", "e"), ("f", "g", "h"))
+    answers = torch.tensor([1, 2]), torch.tensor([3, 4])
+    pairs = sl.TokenizedPairs(TOKENS, TOKENS, *answers, attention_mask=mask, token_strings=strings)
+    edges = attention_edges(make_bridge(), pairs)
+    assert edges.tokens == strings and edges.starts == (0, 2)
+    (panel,) = edges.plot(prompt=1).layout.panels
+    assert panel.tokens == ["f", "g", "h"] and len(panel.edges) == 2 * 2 * 6
+    assert panel.edges.query_pos.max() == 2 and panel.edges.key_pos.min() == 0
+    one, other = side_by_side({"this": edges, "that": edges}, prompt=1).layout.panels
+    assert (one.name, other.name, len(other.edges)) == ("this", "that", 24)
+    assert attention_edges(make_bridge(), TOKENS).tokens[0] == ("1", "2", "3", "4", "5")
 
 
 def test_rows_are_in_order():
