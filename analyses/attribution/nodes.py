@@ -28,6 +28,8 @@ from sparselens.prompts.metrics import Metric, logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.results import Result
 
+_SHOWN = 1e-3  # of the largest score: what has no place in a map and is smaller stays out of its title
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class NodeScores(Result):
@@ -73,7 +75,8 @@ class NodeScores(Result):
         values = torch.full((1 + max((layer for layer, _ in places.values()), default=0), len(columns)), torch.nan)
         for name, (layer, column) in places.items():
             values[layer, columns.index(column)] = self[name]
-        others = [f"{name} {self[name]:+.3g}" for name in self.sources if name not in places]
+        least = _SHOWN * float(self.mean.abs().max())
+        others = [f"{n} {self[n]:+.3g}" for n in self.sources if n not in places and abs(self[n]) > least]
         return heat_map(values, "; ".join([self.what.capitalize(), *others]), columns=columns, value_label="score")
 
     def _place(self, node: str) -> int:

@@ -209,7 +209,8 @@ class QKAttribution(Result):
         from sparselens.analyses.figures.heat_maps import heat_map
 
         rows, columns, values = self.folded(most)
-        figure = heat_map(values, self._finding(), rows=rows, columns=columns, value_label="part of the score")
+        title = f"{self.head} reads {self.key} from {self.query}: score {float(self.score.mean()):.2f}"
+        figure = heat_map(values, title, rows=rows, columns=columns, value_label="part of the score")
         figure.update_traces(texttemplate="%{z:+.2f}")
         figure.update_xaxes(title_text="wrote the key")
         figure.update_yaxes(title_text="wrote the query")

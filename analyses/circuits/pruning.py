@@ -19,14 +19,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sparselens.analyses.attribution.edge_scores import EdgeScores
+from sparselens.analyses.circuits.circuit_runs import DELAY, Ablation, CircuitRunner, Faithfulness
 from sparselens.analyses.circuits.edges_for_goal import edges_for_goal
-from sparselens.analyses.circuits.faithfulness import (
-    DELAY,
-    Ablation,
-    CircuitRunner,
-    Faithfulness,
-    FaithfulnessCurve,
-)
+from sparselens.analyses.circuits.faithfulness import FaithfulnessCurve
 from sparselens.analyses.circuits.search import refuse_goal, search
 from sparselens.analyses.engine.request import OpenModel, open_request
 from sparselens.bars import is_watched, progress_bar

@@ -9,7 +9,7 @@ Nor is every edge of the prefix needed: `pruning` removes those that are not.
 import math
 
 from sparselens.analyses.attribution.edge_scores import EdgeScores
-from sparselens.analyses.circuits.faithfulness import DELAY, Ablation, CircuitRunner, Faithfulness
+from sparselens.analyses.circuits.circuit_runs import DELAY, Ablation, CircuitRunner, Faithfulness
 from sparselens.analyses.engine.renamed import pairs_first
 from sparselens.analyses.engine.request import open_request
 from sparselens.bars import progress_bar

@@ -18,7 +18,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sparselens.analyses.attribution.integration import DEFAULT, Method, chosen
-from sparselens.analyses.circuits.faithfulness import Ablation
+from sparselens.analyses.circuits.circuit_runs import Ablation
 from sparselens.analyses.comparison.caveats import caveats, first_of_one_length, prompts_of, pruning_caveats
 from sparselens.analyses.comparison.files import Parts
 from sparselens.analyses.comparison.one_model import Settings, analyse, run_circuits

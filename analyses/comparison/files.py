@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from sparselens.analyses.attribution.attention_edges import AttentionEdges
 from sparselens.analyses.attribution.edge_scores import EdgeScores
-from sparselens.analyses.circuits.faithfulness import Faithfulness, FaithfulnessCurve
+from sparselens.analyses.circuits.circuit_runs import Faithfulness
+from sparselens.analyses.circuits.faithfulness import FaithfulnessCurve
 from sparselens.analyses.circuits.pruning import PrunedCircuit
 from sparselens.analyses.comparison.results import (
     SIDES,

@@ -14,7 +14,8 @@ from sparselens.analyses.attribution.attention_edges import AttentionEdges, atte
 from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.attribution.edges import attribute_edges
 from sparselens.analyses.circuits.baselines import random_connected_circuits
-from sparselens.analyses.circuits.faithfulness import CircuitRunner, Faithfulness, FaithfulnessCurve
+from sparselens.analyses.circuits.circuit_runs import CircuitRunner, Faithfulness
+from sparselens.analyses.circuits.faithfulness import FaithfulnessCurve
 from sparselens.analyses.circuits.pruning import PrunedCircuit, pruned_circuit
 from sparselens.analyses.circuits.search import search
 from sparselens.analyses.comparison.files import Parts

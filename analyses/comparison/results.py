@@ -17,8 +17,9 @@ from torch import Tensor
 
 from sparselens.analyses.attribution.attention_edges import AttentionEdges
 from sparselens.analyses.attribution.edge_scores import EdgeScores
+from sparselens.analyses.circuits.circuit_runs import Faithfulness
 from sparselens.analyses.circuits.edges_for_goal import edges_for_goal, edges_reached
-from sparselens.analyses.circuits.faithfulness import Faithfulness, FaithfulnessCurve
+from sparselens.analyses.circuits.faithfulness import FaithfulnessCurve
 from sparselens.analyses.circuits.pruning import PrunedCircuit
 from sparselens.analyses.circuits.stability import ShareCurves, Stability, edges_needed, share_curves, stability
 from sparselens.analyses.patching.activation_patching import PatchingResult

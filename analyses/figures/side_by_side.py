@@ -7,7 +7,7 @@ from sparselens.analyses.attribution.attention_edges import AttentionEdges
 from sparselens.analyses.figures.plot_plotly import escaped, look
 from sparselens.results import Result
 
-_LONG = 60  # characters of a title that leave no room for another beside it
+_ROOM = 80  # characters of all titles in a row
 _CHARACTER = 0.0075  # its width, of the figure's
 _PLACE = ("anchor", "domain")  # of an axis: where it stands in its own figure
 
@@ -50,7 +50,8 @@ def _joined(figures: Mapping[str, Any]) -> Any:
     titles = {name: figure.layout.title.text or "" for name, figure in figures.items()}
     alike = len({*titles.values()}) == 1
     shown = [
-        escaped(name) if alike or len(title) > _LONG else f"{escaped(name)}: {title}" for name, title in titles.items()
+        escaped(name) if alike or len(f"{name}: {title}") * len(titles) > _ROOM else f"{escaped(name)}: {title}"
+        for name, title in titles.items()
     ]
     longest = max(len(str(label)) for figure in figures.values() for trace in figure.data for label in _rows(trace))
     spacing = min(0.3, 0.06 + longest * _CHARACTER) / (len(figures) - 1)
@@ -66,7 +67,7 @@ def _joined(figures: Mapping[str, Any]) -> Any:
             joined.add_trace(trace, 1, column)
         x, y = (axis.to_plotly_json() for axis in (figure.layout.xaxis, figure.layout.yaxis))
         if y.get("scaleanchor"):
-            y["scaleanchor"] = f"x{column}" if column > 1 else "x"
+            y |= {"scaleanchor": f"x{column}" if column > 1 else "x", "constrain": "domain"}
         joined.update_xaxes({key: value for key, value in x.items() if key not in _PLACE}, col=column)
         joined.update_yaxes({key: value for key, value in y.items() if key not in _PLACE}, col=column)
     if not maps:

@@ -15,7 +15,7 @@ from sparselens.tasks import find_task
 
 if TYPE_CHECKING:
     from sparselens.analyses.attribution.edge_scores import EdgeScores
-    from sparselens.analyses.circuits.faithfulness import Faithfulness
+    from sparselens.analyses.circuits.circuit_runs import Faithfulness
     from sparselens.circuits.circuit import Circuit
 
 SHOWN = 30  # edges in the table
@@ -59,7 +59,7 @@ def attribute(
     known = find_task(task)
     known.find_corruption(corruption)  # before torch is loaded
     from sparselens.analyses import attribute_edges, pruned_circuit, random_connected_circuits
-    from sparselens.analyses.circuits.faithfulness import CircuitRunner
+    from sparselens.analyses.circuits.circuit_runs import CircuitRunner
     from sparselens.analyses.circuits.search import search
     from sparselens.analyses.engine.processes import place, rank
     from sparselens.analyses.engine.request import OpenModel, open_request

@@ -197,6 +197,11 @@ class TokenizedPairs(Result):
         for length in lengths.unique(dim=0):
             yield from (lengths == length).all(-1).nonzero().squeeze(-1).split(size)
 
+    def of_one_length(self) -> "TokenizedPairs":
+        """The most pairs of one length that there are, without padding: for pictures with tokens on their axes."""
+        _, largest = max(self.batches(len(self)), key=lambda batch: len(batch[0]))
+        return largest
+
     def clean_rows(self) -> Iterator[tuple[Int[Tensor, " row"], Int[Tensor, " row"], Int[Tensor, "row _length"]]]:
         """The clean prompts alone, as rows of one length without padding: their numbers, first columns and tokens.
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from sparselens.analyses.circuits.circuit_runs import Faithfulness
 from sparselens.analyses.circuits.edges_for_goal import edges_for_goal
-from sparselens.analyses.circuits.faithfulness import Faithfulness, FaithfulnessCurve
+from sparselens.analyses.circuits.faithfulness import FaithfulnessCurve
 
 
 def curve(*shares: list[float]) -> FaithfulnessCurve:

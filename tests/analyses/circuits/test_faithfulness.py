@@ -12,10 +12,9 @@ from sparselens.analyses.attribution.edges import attribute_edges
 from sparselens.analyses.attribution.exact import patch_edges
 from sparselens.analyses.circuits import ablated_run
 from sparselens.analyses.circuits.ablated_run import ablated_by
+from sparselens.analyses.circuits.circuit_runs import CircuitRunner, Faithfulness
 from sparselens.analyses.circuits.faithfulness import (
     SIZES,
-    CircuitRunner,
-    Faithfulness,
     FaithfulnessCurve,
     completeness,
     faithfulness,

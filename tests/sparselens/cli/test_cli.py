@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from sparselens import __version__, cli
 from sparselens.analyses.attribution.integration import Method
-from sparselens.analyses.circuits.faithfulness import Ablation
+from sparselens.analyses.circuits.circuit_runs import Ablation
 from sparselens.analyses.engine.gate_gradient import GateGradient
 from sparselens.analyses.figures.paper import FORMATS
 from sparselens.cli import doctor, options, table

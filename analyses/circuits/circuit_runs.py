@@ -1,0 +1,169 @@
+"""Runs of circuits: the metric of every prompt with all edges outside a circuit ablated.
+
+1. What all circuits share on some prompts is run once: the clean run, and the one with every edge ablated.
+2. Several circuits run at once, as rows of a batch (`ablated_run`).
+3. Several processes share the prompts (`engine.processes`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sparselens.analyses.circuits.ablated_run import Ablated, ablated_by, run_circuits, writes_of
+from sparselens.analyses.engine.batching import in_batches, longest
+from sparselens.analyses.engine.budget import MEMORY
+from sparselens.analyses.engine.edge_products import Writes
+from sparselens.analyses.engine.gradients import written
+from sparselens.analyses.engine.processes import mine, summed
+from sparselens.analyses.engine.request import PerPrompt, Request, refuse_several_lengths
+from sparselens.bars import progress_bar
+from sparselens.circuits.circuit import Circuit
+from sparselens.circuits.graph import Graph
+from sparselens.names import unknown
+from sparselens.prompts.intervals import Clusters, Interval, ratio_interval
+from sparselens.results import Result
+
+Ablation = Literal["corrupted", "mean", "zero"]
+DELAY = 5.0  # seconds after which a bar shows
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Faithfulness(Result):
+    """The metric of a circuit, of the whole model, and of nothing, for every prompt."""
+
+    circuit: Float[Tensor, " batch"]
+    clean: Float[Tensor, " batch"]
+    ablated: Float[Tensor, " batch"]
+
+    def _line(self) -> str:
+        whole, nothing, n = float(self.clean.mean()), float(self.ablated.mean()), len(self.clean)
+        sure = f"{self.interval()}" if whole != nothing else "not known"
+        return f"{sure}, {n} prompts: metric {float(self.circuit.mean()):.3g}, {whole:.3g} whole, {nothing:.3g} ablated"
+
+    def _columns(self) -> dict[str, list[Any]]:
+        names = ("circuit", "clean", "ablated", "per_prompt")
+        return {name.replace("per_prompt", "faithfulness"): getattr(self, name).tolist() for name in names}
+
+    def plot(self) -> Any:
+        """Faithfulness over prompts, as a plotly histogram."""
+        return self._figure("histogram", self.to_frame(), x="faithfulness")
+
+    @property
+    def per_prompt(self) -> Float[Tensor, " batch"]:
+        """Faithfulness on each prompt; not finite where the whole model scores as nothing does."""
+        return (self.circuit - self.ablated) / (self.clean - self.ablated)
+
+    @property
+    def mean(self) -> float:
+        """Ratio of the means over prompts."""
+        return float((self.circuit - self.ablated).mean() / (self.clean - self.ablated).mean())
+
+    def interval(self, level: float = 0.95, clusters: Clusters = None) -> Interval:
+        """Ratio of the means, with its bootstrap confidence interval over prompts.
+
+        Raises:
+            ValueError: on average the whole model scores as nothing does.
+        """
+        return ratio_interval(self.circuit - self.ablated, self.clean - self.ablated, level, clusters=clusters)
+
+
+@dataclass(frozen=True, eq=False)
+class _Baselines:
+    """What all circuits share on some prompts."""
+
+    batch: Request
+    clean: PerPrompt  # the metric
+    start: Float[Tensor, "batch pos d_model"]  # what the input writes in the clean run
+    ablated: Ablated
+
+
+class CircuitRunner:
+    """Runs circuits of one graph on an open request; the runs that all of them share are made once."""
+
+    def __init__(self, request: Request, graph: Graph, ablation: str) -> None:
+        if ablation not in get_args(Ablation):
+            raise unknown("ablation", ablation, get_args(Ablation))
+        reading = request.reading
+        if reading.graph != graph:
+            raise ValueError(f"the circuit is one of a model with {graph}, not of this one with {reading.graph}")
+        self._request, self._ablation = request, ablation
+        self._post_norm = any(layer.post_norm is not None for layer in reading.layers)
+        self._means = _mean_writes(request) if ablation == "mean" else None
+        self._rows, self._at_once, keep = self._plan()
+        self._kept: list[_Baselines] = []
+        self.clean, self.ablated = torch.zeros(2, len(request))
+        with progress_bar(len(request), "baselines", "prompt", request.progress, DELAY) as bar:
+            for rows in self._rows:
+                found = self._baselines(rows)
+                self.clean[rows], self.ablated[rows] = (x.float().cpu() for x in (found.clean, found.ablated.metric))
+                self._kept += [found] * keep
+                del found  # before the next are made
+                bar.update(len(rows))
+        self.clean, self.ablated = summed(self.clean), summed(self.ablated)
+
+    def _plan(self) -> tuple[list[Int[Tensor, " row"]], int, bool]:
+        """The prompts that run together, the rows that may, and whether to keep what is shared."""
+        request, graph = self._request, self._request.reading.graph
+        whole, first = Circuit(graph, graph.exists), longest(request.pairs)
+        one = request.batch(first)
+        (at_once,), measured = one.sizes(lambda _: [self._run(self._baselines(first), [whole])])
+        memory = request.budget.memory or MEMORY
+        shared = 1 + len(graph.sources) + sum(1 + block.mlp for block in graph.blocks) + 1  # start, writes and streams
+        kept = 4 * shared * one.pairs.clean.shape[1] * request.model.cfg.d_model * len(request)  # bytes
+        fewer = at_once * (memory - kept) // memory if measured else at_once
+        keep = 2 * kept <= memory and fewer > 0
+        at_once = fewer if keep else at_once
+        return list(mine(request.pairs.rows(at_once))), at_once, keep
+
+    def run(self, circuits: Sequence[Circuit], bar: Any = None) -> list[Faithfulness]:
+        """The faithfulness of every circuit.
+
+        Args:
+            bar: one that is told how many prompts are done; default: one of its own
+        """
+        values = torch.zeros(len(circuits), len(self._request))
+        with progress_bar(values.numel(), "circuits", "run", self._request.progress and bar is None, DELAY) as own:
+            for number, rows in enumerate(self._rows):
+                found = self._kept[number] if self._kept else self._baselines(rows)
+                for some in torch.arange(len(circuits)).split(max(1, self._at_once // len(rows))):
+                    values[some[:, None], rows] = (
+                        self._run(found, [circuits[number] for number in some.tolist()]).float().cpu()
+                    )
+                    (own if bar is None else bar).update(len(some) * len(rows))
+                del found  # before the next are made
+        return [Faithfulness(row, self.clean, self.ablated) for row in summed(values)]
+
+    def _baselines(self, rows: Int[Tensor, " row"]) -> _Baselines:
+        batch = self._request.batch(rows)
+        start = batch.reading.layers[0].at("hook_resid_pre")
+        clean = batch.record([start])
+        writes = self._means
+        if self._ablation == "zero":
+            n_pos, d_model = batch.pairs.clean.shape[1], batch.model.cfg.d_model
+            writes = torch.zeros(len(batch.reading.graph.sources), 1, n_pos, d_model)
+        return _Baselines(batch, clean.metric, clean.recorded[start], ablated_by(batch, writes))
+
+    def acting(self, circuit: Circuit) -> Circuit:
+        """The circuit without its dead ends: the edges that no run of it would miss."""
+        return circuit if self._post_norm else circuit.pruned(from_input=self._ablation == "corrupted")
+
+    def _run(self, shared: _Baselines, circuits: Sequence[Circuit]) -> Float[Tensor, "circuit batch"]:
+        kept = torch.stack([self.acting(circuit).kept for circuit in circuits])
+        values, some = shared.ablated.metric.repeat(len(kept), 1), kept.flatten(1).any(1)
+        if some.any():
+            values[some.to(values.device)] = run_circuits(shared.batch, kept[some], shared.ablated, shared.start)
+        return values
+
+
+def _mean_writes(request: Request) -> Writes:
+    """Mean over the corrupted prompts of every source's write at each position."""
+    refuse_several_lengths(request.pairs, "means at each position")
+
+    def sums(batch: Request) -> tuple[Tensor]:
+        return (writes_of(batch.reading, written(batch, corrupted=True).recorded).sum(1, keepdim=True),)
+
+    return sum(total for _, (total,) in in_batches(request, sums, "means")) / len(request)  # pyright: ignore
