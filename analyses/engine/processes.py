@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
-Job, Result = TypeVar("Job"), TypeVar("Result")
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 _SHARED: ContextVar[tuple[int, int, Any]] = ContextVar("shared", default=(0, 1, None))  # rank, processes, device
 
 
