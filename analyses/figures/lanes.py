@@ -46,7 +46,7 @@ class Lanes:
         source: Int[np.ndarray, " edge"],
         destination: Int[np.ndarray, " edge"],
     ) -> Float[np.ndarray, "edge 8 2"]:
-        """Points of a cubic curve (4), and of another (4) to which a straight line leads. Of one curve the rest is a dot.
+        """Points of a cubic curve (4), and of another (4) to which a straight line leads; of one curve that is a dot.
 
         Args:
             source, destination: their numbers in the graph

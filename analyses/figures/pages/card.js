@@ -14,7 +14,7 @@ export function describe(target) {
   described = target;
   if (!target) { byId("card").replaceChildren(make("p", {}, HINT)); return; }
   byId("card").replaceChildren(
-    make("h2", { tabindex: "-1" }, nameOf(target), " ", pinButton(target)),
+    make("div", { class: "title" }, make("h2", { tabindex: "-1" }, nameOf(target)), pinButton(target)),
     ...(target.node ? aboutNode(target.node) : aboutEdge(target.edge)).flat(Infinity).filter(Boolean));
 }
 

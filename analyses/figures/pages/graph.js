@@ -7,7 +7,7 @@ import { describe } from "./card.js";
 import { refresh } from "./viewer.js";
 
 const HEIGHT = data.bottom - data.top, RATIO = data.panel / HEIGHT, LIT = 400;  // at most so many edges of a node are lit
-const DASHED = 400;  // among more, dashes of the weaker ones are not seen, and most of the time would go into them
+const FINE = 400;  // among more, dashes and bends of the weaker ones are not seen, and most of the time would go into them
 export const panels = [];
 let shown = null;  // what is pointed at: { node } or { edge }
 
@@ -29,7 +29,7 @@ export function addPanel(view, list, say) {
   const svg = draw("svg", { role: "group" }, pinned, light, data.rulers.map(([x, y, text, size]) => draw("text", { class: "ruler", x, y, "font-size": size }, text)), boxes, words);
   const stage = make("div", { class: "stage" }, canvas, svg);
   holder.append(make("section", { class: "panel" }, heading, note, stage));
-  const panel = { view, list, say, heading, note, stage, canvas, svg, edges: [], light, pinned, words, boxes };
+  const panel = { view, list, say, heading, note, stage, canvas, svg, edges: [], light, pinned, words, boxes, at: "", pins: "" };
   boxes[0].setAttribute("tabindex", "0");
   panels.push(panel);
   listenTo(panel);
@@ -79,11 +79,11 @@ function paint(panel) {  // the faintest first
   for (let i = edges.length - 1; i >= 0; i--) {
     const edge = edges[i], [thick, opacity] = stroke(edge.size, edges.length);
     context.strokeStyle = styles[edge.style].colour;
-    context.setLineDash(i < DASHED ? styles[edge.style].dash : []);
+    context.setLineDash(i < FINE ? styles[edge.style].dash : []);
     context.lineWidth = thick;
     context.globalAlpha = opacity;
     context.beginPath();
-    trace(context, placesOf(edge));
+    trace(context, placesOf(edge), i >= FINE && state.zoom === 1);
     context.stroke();
   }
 }
@@ -99,7 +99,7 @@ export function update(panel) {
   const kept = pins(), sought = found();
   panel.heading.textContent = text;
   panel.note.textContent = note;
-  panel.svg.setAttribute("viewBox", inView().join(" "));
+  if (panel.at !== String(inView())) panel.svg.setAttribute("viewBox", panel.at = String(inView()));  // lays all words out
   panel.svg.setAttribute("aria-label", text);
   nodes.forEach((node, i) => {
     const { classList, style } = panel.boxes[i], marked = node.name === state.chosen || node.name in kept;
@@ -114,6 +114,8 @@ export function update(panel) {
 }
 
 function drawPins(panel, kept) {
+  if (panel.pins === state.pins) return;
+  panel.pins = state.pins;
   const edges = Object.keys(kept).filter(name => !nodeOf.has(name)).map(edgeNamed);
   panel.pinned.replaceChildren(...edges.map(edge => draw("path", { class: "edge pin", d: pathOf(edge) })));
   panel.words.replaceChildren(...nodes.filter(node => kept[node.name]?.note || kept[node.name]?.group).map(({ name, x, y, height }) =>

@@ -3,17 +3,33 @@
 import { draw, grouped, make, shorter } from "./dom.js";
 
 /**
- * What is drawn of a model. `cells` gives the edges of a head, to which `largeOf` adds their squares and places; a weight
- * below 0 is an edge that is gone. `faintest` is the opacity of the weakest.
- * @typedef {{ query: number, key: number, weight: number, name?: string, fate?: number, rect?: any, x?: number, y?: number }} Cell
- * @typedef {{ name: string, ink: string, layers: number, heads: number, tokens: string[], faintest: number, cells: (layer: number, head: number) => Cell[] }} Patterns
+ * An edge of a head; below 0: one that is gone. `largeOf` adds its square, and where that is.
+ * @typedef {object} Cell
+ * @property {number} query
+ * @property {number} key
+ * @property {number} weight
+ * @property {string=} name
+ * @property {number=} fate
+ * @property {any=} rect
+ * @property {number=} x
+ * @property {number=} y
+ *
+ * What is drawn of a model.
+ * @typedef {object} Patterns
+ * @property {string} name
+ * @property {string} ink
+ * @property {number} layers
+ * @property {number} heads
+ * @property {string[]} tokens
+ * @property {number} faintest opacity of the weakest edge
+ * @property {(layer: number, head: number) => Cell[]} cells
  */
 
 const LEVELS = 16, CELL = 15, WORD = 11, LONGEST = 16;
 
 /** One button for every head: Tab reaches one of them, arrows the others. @type {(of: Patterns, attributes: (layer: number, head: number) => Record<string, any>) => any} */
 export function gridOf(of, attributes) {
-  const grid = make("div", { class: "grid", role: "group", "aria-label": `heads of ${of.name}`, onkeydown: walk });
+  const grid = make("div", { class: "grid", role: "group", "aria-label": `heads of ${of.name}`, onkeydown: walkHeads });
   grid.style.gridTemplateColumns = `max-content repeat(${of.heads}, minmax(.8rem, 4.2rem))`;
   for (let layer = of.layers - 1; layer >= 0; layer--) {
     grid.append(make("span", { class: "layer" }, `L${layer}`));
@@ -24,7 +40,7 @@ export function gridOf(of, attributes) {
   return grid;
 }
 
-function walk(event) {
+function walkHeads(event) {
   const grid = event.currentTarget, from = event.target.closest("[data-place]");
   const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [1, 0], ArrowDown: [-1, 0] }[event.key];
   if (!from || !step) return;

@@ -110,7 +110,7 @@ export function difference() {  // [only in the first, only in the second, in bo
   for (const edge of all) {
     const own = models.filter((_, i) => edge.style === 2 || edge.style === i).map(model => model.of.get(edge.code));
     const { size, score } = own.reduce((one, other) => (other.size > one.size ? other : one));
-    Object.assign(edge, { size, kind: edge.style, style: edge.style + (score < 0 ? 3 : 0) });
+    Object.assign(edge, { size, score, kind: edge.style, style: edge.style + (score < 0 ? 3 : 0) });
   }
   return all.sort((a, b) => b.size - a.size);
 }

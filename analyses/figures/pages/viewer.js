@@ -95,12 +95,18 @@ export function refresh() {
   const start = performance.now();
   showTab();
   showControls();
+  if (state.tab === "difference" && !panels.some(panel => panel.view === "difference")) addDifference();
   for (const panel of panels) if (panel.view === state.tab) update(panel);
   if (!byId("card").contains(document.activeElement)) describe(described);
   if (isGraph()) listPins();
   if (state.tab === "patterns") updatePatterns();
   keepState();
   times.redraw = performance.now() - start;
+}
+
+function addDifference() {  // when it is first looked at: a page of many nodes opens sooner
+  addPanel("difference", difference, aboutDifference);
+  panels.at(-1).name = "edges of both";
 }
 
 function listen() {
@@ -178,10 +184,6 @@ models.forEach(model => {
   addPanel("circuit", () => alongPaths(signed(model)), edges => aboutModel(model, edges));
   panels.at(-1).name = model.name;
 });
-if (models.length > 1) {
-  addPanel("difference", difference, aboutDifference);
-  panels.at(-1).name = "edges of both";
-}
 addLegends();
 byId("mode").append(...modes.map(mode => new Option(CUTS[mode], mode)));
 byId("patterns").style.setProperty("--models", String(models.length));

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.figures.circuit_drawing import draw_circuits
 from sparselens.analyses.figures.circuit_layout import (
-    DASH,
     COLUMN,
+    DASH,
     PAGE,
     PANEL,
     SIGNS,

@@ -41,6 +41,8 @@ def test_names_of_modules_do_not_collide(page: str, tmp_path: Path):
     file.write_text(explore_script("startPage();") if page == "explore" else script(page), encoding="utf-8")
     done = node.node(["--check", str(file)], return_completed_process=True, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    functions = re.findall(r"^(?:async )?(?:function|class) (\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(functions) == len(set(functions)), [name for name in functions if functions.count(name) > 1]
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
