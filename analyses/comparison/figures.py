@@ -61,6 +61,7 @@ def tokens_view(comparison: Comparison) -> TokenView:
         dense,
         sparse,
         [list(prompt.tokens) for prompt in prompts],
+        outputs=[prompt.outputs for prompt in prompts],
         titles=[prompt.title for prompt in prompts],
         row_names=comparison.about.names,
     )
@@ -79,6 +80,7 @@ def view(comparison: Comparison) -> Viewer:
         title=f"{about.names[0]} and {about.names[1]}: {about.description}",
         attention=(comparison.dense.attention, comparison.sparse.attention),
         tokens=[list(prompt.tokens) for prompt in prompts],
+        outputs=[prompt.outputs for prompt in prompts],
         titles=[prompt.title for prompt in prompts],
         labels=(comparison.dense.labels.labels(), comparison.sparse.labels.labels()),
         plots=plots_of(comparison),

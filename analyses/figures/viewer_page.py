@@ -14,7 +14,7 @@ from sparselens.analyses.figures import circuit_layout as layout
 from sparselens.analyses.figures import lanes
 from sparselens.analyses.figures.circuit_layout import CircuitLayout, Node, Style
 from sparselens.analyses.figures.page import page, read
-from sparselens.analyses.figures.palette import MODELS, NEGATIVE, POSITIVE, SHARED
+from sparselens.analyses.figures.palette import MODELS, NEGATIVE, POSITIVE, SHARED, WEIGHT
 from sparselens.analyses.figures.plot import Plot
 from sparselens.analyses.figures.thinning import thinned
 from sparselens.analyses.figures.viewer_edges import RankedEdges
@@ -32,6 +32,7 @@ def colours() -> str:
         "--positive": POSITIVE,
         "--negative": NEGATIVE,
         "--shared": SHARED,
+        "--weight": WEIGHT,
     }
     light = "".join(f"{name}: {ink.light};" for name, ink in inks.items())
     dark = "".join(f"{name}: {ink.dark};" for name, ink in inks.items())

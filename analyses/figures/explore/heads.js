@@ -16,7 +16,7 @@ function patternsOf(app, model) {
   const heads = grouped(model.list, edge => `${edge.layer} ${edge.head}`);
   const cell = ({ query, key, after, name, fate }) => ({ query, key, weight: after / 1000, name, fate });
   return {
-    name: model.name, ink: `var(--${model.gated ? "sparse" : "dense"})`, layers: model.layer, heads: model.head, tokens: app.state.tokens, faintest: model.gated ? 0.3 : 0,
+    name: model.name, layers: model.layer, heads: model.head, tokens: app.state.tokens, faintest: model.gated ? 0.3 : 0,
     cells: (layer, head) => (heads.get(`${layer} ${head}`) || []).map(cell),
   };
 }

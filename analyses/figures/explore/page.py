@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import Any
 
 from sparselens.analyses.figures.page import modules, read, script_json
-from sparselens.analyses.figures.palette import MODELS, NEGATIVE, POSITIVE, Ink
+from sparselens.analyses.figures.palette import MODELS, NEGATIVE, POSITIVE, WEIGHT, Ink
 from sparselens.analyses.figures.token_layout import COLOURS
 
 
@@ -41,7 +41,7 @@ def script(start: str) -> str:
 
 def style() -> str:
     """All the CSS, with the colours of all figures: the first for white, the second for dark paper."""
-    inks = {**MODELS, "positive": POSITIVE, "negative": NEGATIVE}
+    inks = {**MODELS, "positive": POSITIVE, "negative": NEGATIVE, "weight": WEIGHT}
     inks |= {f"head{i}": Ink(light, dark, "") for i, (light, dark) in enumerate(COLOURS)}
     rules = "".join(f" --{name}: light-dark({ink.light}, {ink.dark});" for name, ink in inks.items())
     return f".explore {{{rules}\n{read('patterns.css')}}}\n{_read('explore.css')}"

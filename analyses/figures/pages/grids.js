@@ -37,8 +37,7 @@ function unpack({ gaps, weights }) {
 /** What `patterns.js` draws of a model. An open gate is seen, however small its weight. */
 export function patternsOf(model) {
   const { layers, heads, lossy, tokens } = data.patterns;
-  const ink = lossy[model] ? "var(--dense)" : "var(--sparse)";
-  return { name: models[model].name, ink, layers, heads, tokens: tokens[state.prompt], faintest: lossy[model] ? 0 : FAINTEST, cells: (layer, head) => attentionOf(model)[layer * heads + head] };
+  return { name: models[model].name, layers, heads, tokens: tokens[state.prompt], faintest: lossy[model] ? 0 : FAINTEST, cells: (layer, head) => attentionOf(model)[layer * heads + head] };
 }
 
 const shownHead = () => (headNumber(state.head) >= 0 ? state.head : pointed);

@@ -17,7 +17,6 @@ import { draw, grouped, make, shorter } from "./dom.js";
  * What is drawn of a model.
  * @typedef {object} Patterns
  * @property {string} name
- * @property {string} ink
  * @property {number} layers
  * @property {number} heads
  * @property {string[]} tokens
@@ -25,7 +24,7 @@ import { draw, grouped, make, shorter } from "./dom.js";
  * @property {(layer: number, head: number) => Cell[]} cells
  */
 
-const LEVELS = 16, CELL = 15, WORD = 11, LONGEST = 16;
+const INK = "var(--weight)", LEVELS = 16, CELL = 15, WORD = 11, LONGEST = 16;
 
 /** One button for every head: Tab reaches one of them, arrows the others. @type {(of: Patterns, attributes: (layer: number, head: number) => Record<string, any>) => any} */
 export function gridOf(of, attributes) {
@@ -57,7 +56,7 @@ function walkHeads(event) {
 export function patternOf(of, layer, head) {
   const n = of.tokens.length, levels = grouped(of.cells(layer, head).filter(cell => cell.weight >= 0), cell => Math.ceil(LEVELS * cell.weight));
   return draw("svg", { viewBox: `0 0 ${n} ${n}`, "aria-hidden": "true" }, [...levels].map(([level, members]) => draw("path", {
-    d: members.map(cell => `M${cell.key} ${cell.query}h1v1h-1z`).join(""), fill: of.ink, "fill-opacity": opacity(of, level / LEVELS),
+    d: members.map(cell => `M${cell.key} ${cell.query}h1v1h-1z`).join(""), fill: INK, "fill-opacity": opacity(of, level / LEVELS),
   })));
 }
 
@@ -75,7 +74,7 @@ export function largeOf(of, layer, head, square = cell => cell.rect) {
       word(i, { x: margin - 5, y: at(i + 0.5), "text-anchor": "end" }),
       word(i, { x: at(i + 0.5), y: margin - 5, transform: `rotate(-90 ${at(i + 0.5)} ${margin - 5})` })]),
     cells.map(cell => {
-      const rect = draw("rect", { x: at(cell.key), y: at(cell.query), width: CELL - 1, height: CELL - 1, fill: of.ink, "fill-opacity": cell.weight < 0 ? 0 : opacity(of, cell.weight) });
+      const rect = draw("rect", { x: at(cell.key), y: at(cell.query), width: CELL - 1, height: CELL - 1, fill: INK, "fill-opacity": cell.weight < 0 ? 0 : opacity(of, cell.weight) });
       return square(Object.assign(cell, { rect, x: at(cell.key + 0.5), y: at(cell.query + 0.5) }));
     }));
 }

@@ -16,8 +16,7 @@ function write(parent, label) {
 }
 
 function stroke(head) {
-  const dash = data.dashes[Math.floor(head / data.colours.length) % data.dashes.length];
-  return { stroke: `var(--head${head % data.colours.length})`, "stroke-dasharray": dash.length ? dash.join(" ") : "none" };
+  return { stroke: `var(--head${head % data.colours.length})` };
 }
 
 function addPanel(panel) {
