@@ -80,6 +80,7 @@ class Attributed:
                 viewer=self.page,
                 drawings=self.drawings(),
                 still="circuit",
+                absent="",
                 captions=CAPTIONS,
                 made={name: str(told[name]) for name in ("model", "task", "method", "ablation")},
             ).encode(),

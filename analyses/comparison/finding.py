@@ -42,7 +42,7 @@ def finding(comparison: Comparison) -> str:
     names = comparison.about.names
     accuracy, _, open_edges = (rows[name] for name in _model(comparison))
     return (
-        f"{names[1]} {_accuracy(accuracy, names[0])}, with {_fewer(open_edges, 'open attention edges')}; it has "
+        f"{names[1]} {_accuracy(accuracy, names[0])}, with {_fewer(open_edges, 'open attention edges')} and "
         f"{_fewer(rows[_circuit(comparison, rows)], _what(comparison, rows))}."
     )
 
@@ -68,12 +68,12 @@ def _accuracy(row: Row, dense: str) -> str:
 def _fewer(row: Row, what: str) -> str:
     """How many times fewer, or that it is not known to be fewer."""
     numbers = _numbers(row)
-    shown = "" if numbers is None or row.percent else f" ({numbers[1]:g} and {numbers[0]:g})"
+    shown = "" if numbers is None or row.percent else f" ({numbers[1]:g} against {numbers[0]:g})"
     ratio = row.ratio
     if ratio is None or numbers is None:
-        return f"{what} that do not compare{shown}"
+        return f"no ratio of {what} that could be told{shown}"
     if math.isfinite(ratio.low) and ratio.low <= 1 <= ratio.high:
-        return f"not measurably fewer or more {what}{shown}"
+        return f"no measurable difference in {what}{shown}"
     times = ratio.mean if ratio.mean >= 1 else 1 / ratio.mean
     return f"{times:.3g}x {'fewer' if ratio.mean >= 1 else 'more'} {what}{shown}"
 

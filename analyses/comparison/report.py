@@ -64,7 +64,8 @@ def report_page(comparison: Comparison, hero: Any = None) -> str:
         finding=finding(comparison),
         facts=known,
         description=_description(comparison),
-        notes=(*about.notes, *left_out(comparison)),
+        notes=about.notes,
+        absent=" ".join(left_out(comparison)),
         table=html_table(rows_of(comparison), about.names, [fact.name for fact in known]),
         reading=READING,
         explored="Both circuits",
@@ -95,7 +96,8 @@ def filled_report(
         hero: name of the drawing that it begins with
         still: name of the drawing that stands for the viewer on paper
         table: as HTML; everything else is escaped
-        texts: title, finding, description, what to know when reading the table, what is explored, and the viewer's page
+        texts: title, finding, description, what to know when reading the table, what is explored, which figures are
+            absent, and the viewer's page
     """
     figures = dict(_figures(drawings, captions))
     filling = {
@@ -113,7 +115,8 @@ def filled_report(
 
 
 def _fact(fact: Fact) -> str:
-    ratio = f"<b>{_safe(fact.ratio.split(' [')[0])} fewer</b>" if fact.ratio else ""
+    fewer = f"{fact.ratio} fewer" if not fact.ratio.startswith("0") else f"dense / sparse {fact.ratio}"
+    ratio = f"<b>{_safe(fewer)}</b>" if fact.ratio else ""
     return f"<div><dt>{_safe(fact.name)}</dt><dd>{_safe(fact.dense)}</dd><dd>{_safe(fact.sparse)} {ratio}</dd></div>"
 
 

@@ -1,6 +1,6 @@
 """A drawing of matplotlib that follows the reader's light or dark page: the colours of an SVG as variables.
 
-Each colour of the palette has a partner for dark paper. Others, such as those of colour scales, stay.
+Each colour of the palette has a partner for dark paper; the squares of colour scales are inverted.
 """
 
 import re
@@ -24,7 +24,8 @@ def for_both_papers(svg: str) -> str:
     used = sorted({colour for colour in re.findall(r": (#[0-9a-f]{6})\b", svg) if colour in DARK})
     light = "".join(f"--c{colour[1:]}:{colour};" for colour in used)
     dark = "".join(f"--c{colour[1:]}:{DARK[colour]};" for colour in used)
-    sheet = f"<style>:root{{{light}}}@media (prefers-color-scheme:dark){{:root{{{dark}}}}}</style>"
+    scale = "image{filter:invert(1) hue-rotate(180deg)}"  # squares of a colour scale: white is nothing on white paper
+    sheet = f"<style>:root{{{light}}}@media (prefers-color-scheme:dark){{:root{{{dark}}}{scale}}}</style>"
     named = re.sub(r": (#[0-9a-f]{6})\b", lambda found: _variable(found[1]), svg)
     return re.sub(r"(<svg\b[^>]*>)", lambda start: start[1] + sheet, named, count=1)
 
