@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-FOLDER = files("sparselens.analyses.figures") / "pages"
+FIGURES = files("sparselens.analyses.figures")
+FOLDER = FIGURES / "pages"
 _IMPORT = re.compile(r'^import \{[^}]*\} from "(?:\./|\.\./(\w+)/)(\w+)\.js";\n', re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=function|const|let)", re.MULTILINE)
 
@@ -44,7 +45,7 @@ def modules(folder: str, name: str) -> str:
 
 def _modules(folder: str, name: str, seen: set[tuple[str, str]]) -> list[str]:
     seen.add((folder, name))
-    text = FOLDER.parent.joinpath(folder, f"{name}.js").read_text(encoding="utf-8")
+    text = FIGURES.joinpath(folder, f"{name}.js").read_text(encoding="utf-8")
     needed = [(other or folder, module) for other, module in _IMPORT.findall(text)]
     before = [part for place in needed if place not in seen for part in _modules(*place, seen)]
     return [*before, _EXPORT.sub("", _IMPORT.sub("", text))]

@@ -378,3 +378,10 @@ def test_every_module_is_given_back_its_own_mode(gate: bool):
         with evaluating(model):
             assert not any(module.training for module in model.modules())
     assert [module.training for module in model.modules()] == modes
+
+
+def test_no_bar_of_a_library_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    for load in (sl.load, load_transformers):
+        sl.save(load("stories260k-sparse"), tmp_path / load.__name__)
+    assert capfd.readouterr().err == ""
+    assert tr.utils.logging.is_progress_bar_enabled()  # a user's own calls keep theirs
