@@ -15,6 +15,7 @@ from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.comparison.figures import Draw
 from sparselens.analyses.comparison.plots import edges_needed_of_one
 from sparselens.analyses.comparison.report import filled_report
+from sparselens.analyses.comparison.table import percent
 from sparselens.analyses.figures.viewer import Viewer, circuit_viewer
 from sparselens.circuits.circuit import Circuit
 from sparselens.files.whole import write_file
@@ -48,7 +49,8 @@ class Attributed:
     @cached_property
     def viewer(self) -> Viewer:
         """The circuit alone, without the patterns that the page has."""
-        return circuit_viewer(self.scores, edges=len(self.faithful), names=[self.name])
+        ablation = self.summary["ablation"]
+        return circuit_viewer(self.scores, edges=len(self.faithful), ablation=ablation, names=[self.name])
 
     def drawings(self) -> dict[str, Draw]:
         """The function that draws each figure, by the name of its file."""
@@ -69,6 +71,7 @@ class Attributed:
             Path(path),
             filled_report(
                 title=f"{self.name}: {told['task']}",
+                finding=self._finding(),
                 description=f"{told['pairs']} of {told['drawn']} prompt pairs, {told['metric'].replace('_', ' ')}, "
                 f"{told['method']} edge attribution, {told['ablation']} ablation.",
                 table=f"<table>{head}{rows}</table>",
@@ -76,9 +79,21 @@ class Attributed:
                 explored="The circuit",
                 viewer=self.page,
                 drawings=self.drawings(),
+                still="circuit",
+                absent="",
                 captions=CAPTIONS,
                 made={name: str(told[name]) for name in ("model", "task", "method", "ablation")},
             ).encode(),
+        )
+
+    def _finding(self) -> str:
+        """The faithful circuit, against circuits at random of the same size."""
+        told = self.summary
+        circuits = list(told["circuits"].values())
+        found = next((c for c in circuits if c["edges"] == len(self.faithful)), circuits[0])
+        return (
+            f"{found['edges']:,} of {told['edges']:,} edges do {percent(found['faithfulness'])} of what {self.name} "
+            f"does; as many connected at random do {percent(circuits[-1]['faithfulness'])}."
         )
 
 

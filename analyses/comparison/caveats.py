@@ -20,11 +20,19 @@ def first_of_one_length(pairs: TokenizedPairs) -> TokenizedPairs:
     raise AssertionError("the first prompt is in no batch")
 
 
-def prompts_of(shown: TokenizedPairs) -> tuple[Prompt, ...]:
-    """Their tokens as strings, and their texts as titles."""
+def prompts_of(shown: TokenizedPairs, answers: Sequence[str] = ()) -> tuple[Prompt, ...]:
+    """Their tokens as strings, and their texts as titles.
+
+    Args:
+        answers: what is said at the answer's position of each
+    """
     strings = shown.token_strings or tuple(tuple(map(str, row)) for row in shown.clean.tolist())
     titles = [pair.clean for pair in shown.prompts] or ["".join(tokens) for tokens in strings]
-    return tuple(Prompt(title, tokens) for title, tokens in zip(titles, strings, strict=True))
+    above = [
+        tuple(answer if i == end else "" for i in range(shown.clean.shape[1]))
+        for end, answer in zip(shown.end.tolist() if answers else (), answers, strict=True)
+    ]
+    return tuple(map(Prompt, titles, strings, above or [()] * len(titles)))
 
 
 def pruning_caveats(found: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -32,6 +32,7 @@ from sparselens.gates.surgery import is_sparse
 from sparselens.models.hooked_model import HookedModel
 from sparselens.names import unknown
 from sparselens.prompts.capability import chance_of
+from sparselens.prompts.fitting import text_of
 from sparselens.prompts.metrics import Metric, accuracy, find_metric, kl_divergence, name_of
 from sparselens.prompts.runs import answer_logits
 from sparselens.prompts.task import Task
@@ -138,7 +139,7 @@ def compare(
         ablation=ablation,
         names=names,
         loss="the answers" if text is None else "the text",
-        prompts=prompts_of(shown),
+        prompts=prompts_of(shown, _answers(dense, sparse, shown)),
         versions={package: version(package) for package in VERSIONS},
         seed=seed,
         notes=(*notes, *caveats(dense, sparse, solved, request["models"], scores), *pruning_caveats(found)),
@@ -234,6 +235,17 @@ def _correct(model: Any, pairs: TokenizedPairs) -> Tensor:
     logits = answer_logits(model, pairs).cpu()[:, None]
     only_end = TokenizedPairs(pairs.clean[:, -1:], pairs.corrupted[:, -1:], pairs.answer, pairs.wrong_answer)
     return accuracy(logits, only_end).bool()
+
+
+def _answers(dense: Any, sparse: Any, shown: TokenizedPairs) -> list[str]:
+    """What both models say at the answer's position of these prompts: dense/sparse where they differ."""
+    tokenizer = getattr(dense, "tokenizer", None)
+    said = [answer_logits(model, shown).argmax(-1).tolist() for model in (dense, sparse)]
+
+    def text(token: int) -> str:
+        return str(token) if tokenizer is None or token >= len(tokenizer) else text_of(tokenizer, token)
+
+    return [text(one) if one == two else f"{text(one)}/{text(two)}" for one, two in zip(*said, strict=True)]
 
 
 def _losses(dense: Any, sparse: Any, control: Any, rows: TokenizedPairs | list[Tensor], progress: bool) -> LossPoints:

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from sparselens.analyses.comparison.plots import edges_needed_plot, kept_plot, loss_plot
-from sparselens.analyses.comparison.results import Comparison
+from sparselens.analyses.comparison.results import SIDES, CircuitRuns, Comparison
 from sparselens.analyses.figures.paper import FORMATS
 from sparselens.analyses.figures.pattern_drawing import pattern_figure
 from sparselens.analyses.figures.plot import Plot
@@ -61,6 +61,7 @@ def tokens_view(comparison: Comparison) -> TokenView:
         dense,
         sparse,
         [list(prompt.tokens) for prompt in prompts],
+        outputs=[prompt.outputs for prompt in prompts],
         titles=[prompt.title for prompt in prompts],
         row_names=comparison.about.names,
     )
@@ -73,14 +74,21 @@ def view(comparison: Comparison) -> Viewer:
         comparison.dense.edges,
         comparison.sparse.edges,
         share=about.share,
+        faithful=[_faithful(getattr(comparison, side).circuits) for side in SIDES],
+        ablation=about.ablation,
         names=about.names,
         title=f"{about.names[0]} and {about.names[1]}: {about.description}",
         attention=(comparison.dense.attention, comparison.sparse.attention),
         tokens=[list(prompt.tokens) for prompt in prompts],
+        outputs=[prompt.outputs for prompt in prompts],
         titles=[prompt.title for prompt in prompts],
         labels=(comparison.dense.labels.labels(), comparison.sparse.labels.labels()),
         plots=plots_of(comparison),
     )
+
+
+def _faithful(runs: CircuitRuns) -> tuple[int, float] | None:
+    return None if runs.faithful_edges is None else (runs.faithful_edges, runs.faithful.mean)
 
 
 def figures_of(comparison: Comparison, viewer: Viewer | None = None) -> dict[str, Draw]:

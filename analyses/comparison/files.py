@@ -190,7 +190,10 @@ def _read(folder: Path, name: str) -> Any:
 
 def _about(values: dict[str, Any]) -> About:
     tuples: dict[str, Any] = {name: tuple(values[name]) for name in ("names", "notes")}
-    tuples["prompts"] = tuple(Prompt(prompt["title"], tuple(prompt["tokens"])) for prompt in values["prompts"])
+    tuples["prompts"] = tuple(
+        Prompt(prompt["title"], tuple(prompt["tokens"]), tuple(prompt.get("outputs", ())))
+        for prompt in values["prompts"]
+    )
     return About(**(values | tuples))
 
 

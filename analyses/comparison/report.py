@@ -1,4 +1,7 @@
-"""A comparison as one HTML page that needs no network: tables, figures and viewer, the command, versions and seeds."""
+"""A comparison as one HTML page that needs no network: what was found, then what shows it, then how it was made.
+
+On paper the viewer's picture stands in its place; on a dark screen the figures are dark, too.
+"""
 
 import base64
 import html
@@ -6,25 +9,30 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from sparselens.analyses.circuits.pruning import PrunedCircuit
 from sparselens.analyses.comparison.figures import Draw, figures_of, left_out, view
+from sparselens.analyses.comparison.finding import Fact, facts, finding
 from sparselens.analyses.comparison.results import SIDES, Comparison
-from sparselens.analyses.comparison.table import percent
+from sparselens.analyses.comparison.table import html_table, percent, rows_of
 from sparselens.analyses.figures.page import filled
+from sparselens.analyses.figures.two_papers import for_both_papers
 from sparselens.files.whole import write_file
 
 LARGE, DPI = 300_000, 160  # bytes of an SVG above which a PNG takes its place
 
 CAPTIONS = {
-    "fig1_tokens": "Attention edges on single prompts: positions left to right, layers upward.",
+    "fig1_tokens": "Attention edges on single prompts: positions left to right, layers upward; above, what the models "
+    "answer (dense/sparse where they differ).",
     "fig2a_loss": "Loss against the share of open attention edges.",
     "fig2b_patterns": "Attention patterns of one prompt, layer by head.",
     "fig3_kept": "Share of the metric kept when only the top heads act.",
     "fig3_kept_with_mlps": "The same for heads and MLPs in one ranking.",
     "fig4a_edges_needed": "Share of attribution in the largest edges; dotted: of the mean scores.",
-    "fig4b_circuits": "The smallest circuits that hold the given share of attribution.",
-    "fig4b_difference": "Edges in one circuit only, and in both.",
+    "fig4b_circuits": "The smallest circuits found that are as faithful as was asked for, or else hold the given share "
+    "of attribution; dead ends are left out.",
+    "fig4b_difference": "Edges in one of these circuits only, and in both.",
 }
 READING = (
     "In brackets: 95 % bootstrap confidence intervals over prompts, which are the same for both models. Faithfulness: "
@@ -34,26 +42,37 @@ READING = (
     "for every prompt or once for all. A head counts as of a kind when at least 0.4 of its attention on repeated "
     "random tokens goes where that kind attends."
 )
-WIDE = ("fig1_tokens", "fig2b_patterns", "fig3_kept", "fig3_kept_with_mlps", "fig4b_circuits")
+HERO, STILL = "fig1_tokens", "fig4b_circuits"  # what a comparison begins with; what stands for the viewer on paper
+WIDE = ("fig2b_patterns", "fig3_kept", "fig3_kept_with_mlps")
 
 
-def save_report(comparison: Comparison, path: str | Path) -> Path:
+def save_report(comparison: Comparison, path: str | Path, hero: Any = None) -> Path:
     """Write the report, completely or not at all."""
-    return write_file(Path(path), report_page(comparison).encode())
+    return write_file(Path(path), report_page(comparison, hero).encode())
 
 
-def report_page(comparison: Comparison) -> str:
-    """The page as text."""
-    about, viewer = comparison.about, view(comparison)
+def report_page(comparison: Comparison, hero: Any = None) -> str:
+    """The page as text.
+
+    Args:
+        hero: the first picture; default: attention edges on the first prompts
+    """
+    about, viewer, known = comparison.about, view(comparison), facts(comparison)
+    drawings = figures_of(comparison, viewer)
     return filled_report(
         title=f"{about.names[0]} and {about.names[1]}: {about.description}",
+        finding=finding(comparison),
+        facts=known,
         description=_description(comparison),
-        notes=(*about.notes, *left_out(comparison)),
-        table=comparison.table("html"),
+        notes=about.notes,
+        absent=" ".join(left_out(comparison)),
+        table=html_table(rows_of(comparison), about.names, [fact.name for fact in known]),
         reading=READING,
         explored="Both circuits",
         viewer=viewer.html,
-        drawings=figures_of(comparison, viewer),
+        drawings=drawings if hero is None else {**drawings, HERO: hero.save},
+        hero=HERO,
+        still=STILL,
         captions=CAPTIONS,
         made=_made(comparison),
     )
@@ -63,26 +82,42 @@ def filled_report(
     *,
     drawings: Mapping[str, Draw],
     captions: Mapping[str, str],
+    still: str,
     made: Mapping[str, str],
     table: str,
+    hero: str | None = None,
+    facts: Sequence[Fact] = (),
     notes: Sequence[str] = (),
     **texts: str,
 ) -> str:
     """The page of a comparison, or of one model's circuit.
 
     Args:
+        hero: name of the drawing that it begins with
+        still: name of the drawing that stands for the viewer on paper
         table: as HTML; everything else is escaped
-        texts: title, description, what to know when reading the table, what is explored, and the viewer's page
+        texts: title, finding, description, what to know when reading the table, what is explored, which figures are
+            absent, and the viewer's page
     """
+    figures = dict(_figures(drawings, captions))
     filling = {
         "notes": "".join(f'<p class="note">{_safe(note)}</p>' for note in notes),
+        "facts": "".join(map(_fact, facts)),
+        "hero": figures.pop(hero) if hero else "",
+        "still": figures.pop(still),
         "table": table,
-        "figures": "".join(_figures(drawings, captions)),
+        "figures": "".join(figures.values()),
         "made": _made_table(made),
         **{name: _safe(text) for name, text in texts.items()},
     }
     template = files("sparselens.analyses.comparison").joinpath("report.html").read_text(encoding="utf-8")
     return filled(template, filling)
+
+
+def _fact(fact: Fact) -> str:
+    fewer = f"{fact.ratio} fewer" if not fact.ratio.startswith("0") else f"dense / sparse {fact.ratio}"
+    ratio = f"<b>{_safe(fewer)}</b>" if fact.ratio else ""
+    return f"<div><dt>{_safe(fact.name)}</dt><dd>{_safe(fact.dense)}</dd><dd>{_safe(fact.sparse)} {ratio}</dd></div>"
 
 
 def _description(comparison: Comparison) -> str:
@@ -96,22 +131,26 @@ def _description(comparison: Comparison) -> str:
     )
 
 
-def _figures(drawings: Mapping[str, Draw], captions: Mapping[str, str]) -> Iterable[str]:
+def _figures(drawings: Mapping[str, Draw], captions: Mapping[str, str]) -> Iterable[tuple[str, str]]:
     with tempfile.TemporaryDirectory() as folder:
         for name, draw in drawings.items():
             wide = ' class="full"' if name in WIDE else ""
             caption = _safe(captions[name])
-            picture = _picture(draw, Path(folder) / name)
-            yield f'<figure{wide}><img alt="{caption}" src="{picture}"><figcaption>{caption}</figcaption></figure>'
+            kind, picture = _picture(draw, Path(folder) / name)
+            image = f'<img class="{kind}" alt="{caption}" src="{picture}">'
+            yield name, f"<figure{wide}>{image}<figcaption>{caption}</figcaption></figure>"
 
 
-def _picture(draw: Draw, path: Path) -> str:
+def _picture(draw: Draw, path: Path) -> tuple[str, str]:
     """The figure as a data URL: as SVG, or as PNG where thousands of lines would make that many times larger."""
     drawn = draw(path.with_suffix(".svg"))
-    kind = "image/svg+xml"
-    if drawn.stat().st_size > LARGE:
-        drawn, kind = draw(path.with_suffix(".png"), dpi=DPI), "image/png"
-    return f"data:{kind};base64,{base64.b64encode(drawn.read_bytes()).decode()}"
+    if drawn.stat().st_size <= LARGE:
+        return "drawn", _data_url("image/svg+xml", for_both_papers(drawn.read_text(encoding="utf-8")).encode())
+    return "painted", _data_url("image/png", draw(path.with_suffix(".png"), dpi=DPI).read_bytes())
+
+
+def _data_url(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _made(comparison: Comparison) -> dict[str, str]:

@@ -39,6 +39,7 @@ class Prompt:
 
     title: str
     tokens: tuple[str, ...]
+    outputs: tuple[str, ...] = ()  # above each position: what both models answer there, dense/sparse where they differ
 
 
 @dataclass(frozen=True)
@@ -307,11 +308,15 @@ class Comparison(Result):
 
         return view(cast(Any, self))
 
-    def save_html(self, path: Any) -> Any:
-        """Write the report: tables, figures and viewer in one file that needs no network."""
+    def save_html(self, path: Any, hero: Any = None) -> Any:
+        """Write the report: the finding, figures, viewer and tables in one file that needs no network.
+
+        Args:
+            hero: the picture that it begins with, a `token_view`; default: attention edges on the first prompts
+        """
         from sparselens.analyses.comparison.report import save_report
 
-        return save_report(cast(Any, self), path)
+        return save_report(cast(Any, self), path, hero)
 
     def _repr_html_(self) -> str:
         return self.table("html")

@@ -203,7 +203,7 @@ def in_form(comparison: Comparison, form: str) -> Any:
     rows = rows_of(comparison)
     if form == "pandas":
         return _frame(rows)
-    written = {"markdown": _markdown, "latex": _latex, "html": _html}
+    written = {"markdown": _markdown, "latex": _latex, "html": html_table}
     return written[form](rows, comparison.about.names)
 
 
@@ -289,13 +289,14 @@ def _latex(rows: Sequence[Row], names: tuple[str, str]) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def _html(rows: Sequence[Row], names: tuple[str, str]) -> str:
+def html_table(rows: Sequence[Row], names: tuple[str, str], found: Sequence[str] = ()) -> str:
+    """The rows as HTML, those named in `found` of a class of that name."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", *names, "dense / sparse"))
     section, body = "", list[str]()
     for row in rows:
-        first = ' class="first"' if row.section != section else ""
-        section = row.section
-        body.append(f"<tr{first}>" + "".join(f"<td>{html.escape(c)}</td>" for c in (row.name, *cells(row))) + "</tr>")
+        kinds = [name for name, is_so in (("first", row.section != section), ("found", row.name in found)) if is_so]
+        section, kind = row.section, f' class="{" ".join(kinds)}"' if kinds else ""
+        body.append(f"<tr{kind}>" + "".join(f"<td>{html.escape(c)}</td>" for c in (row.name, *cells(row))) + "</tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
 

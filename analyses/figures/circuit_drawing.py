@@ -35,11 +35,12 @@ def _draw_panel(axes: Any, layout: CircuitLayout, panel: CircuitPanel) -> None:
     from matplotlib.colors import to_rgba
     from matplotlib.path import Path
 
-    cubic = [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4]
+    curve = [Path.CURVE4] * 3
+    route = [Path.MOVETO, *curve, Path.LINETO, *curve]
     strokes = list(zip(panel.styles, panel.strokes, strict=True))
     axes.add_collection(
         PathCollection(
-            [Path(curve + np.array([panel.x, panel.y]), cubic) for curve in panel.curves],
+            [Path(path + np.array([panel.x, panel.y]), route) for path in panel.paths],
             facecolors="none",
             edgecolors=[to_rgba(style.ink.light, opacity) for style, (_, opacity) in strokes],
             linewidths=[width for _, (width, _) in strokes],

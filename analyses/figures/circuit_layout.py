@@ -2,7 +2,7 @@
 
 The input stands at the bottom, above it every layer's heads, its MLP to their right, the logits on top; all panels have
 the same places, so that circuits line up node for node. An edge leaves its source upright and enters its destination
-upright: a head's queries at its left, keys in its middle, values at its right.
+upright: a head's queries at its left, keys in its middle, values at its right; on its way it runs through no node.
 All lengths are points (1/72 inch), y grows downward, and nothing here knows who draws.
 """
 
@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from sparselens.analyses.figures.palette import INK, MODELS, NEGATIVE, POSITIVE, Ink
+from sparselens.analyses.figures.lanes import Lanes, Place, lanes
+from sparselens.analyses.figures.palette import MODELS, NEGATIVE, POSITIVE, SHARED, Ink
 from sparselens.analyses.figures.token_layout import LINE, SIZE, Label, printable, stroke
 from sparselens.circuits.circuit import Circuit
 from sparselens.circuits.graph import INPUT, LOGITS, RECEIVERS, Graph
@@ -23,7 +24,6 @@ COLUMN, PAGE = 3.25, 6.75  # inches: panels above each other, or side by side
 LEFT, HEADER, SWATCH = 19.0, LINE + 3, 16.0
 NODE_WIDTH, NODE_HEIGHT = 13.0, 9.5
 CHARACTER, BOLD = 0.52 * SIZE, 0.68  # width of a character on average; of a bold one over its size
-BEND, BOW = 0.45, 0.6  # how far control points are away, in heights of the edge and in distances of columns
 FAINTEST = 0.15  # the attention weight whose stroke the weakest edge has
 WIDEST_NAME = 24  # characters
 
@@ -35,12 +35,10 @@ class Style(NamedTuple):
     dash: tuple[float, ...]
 
 
-SIGNS = (Style(POSITIVE, ()), Style(NEGATIVE, (3.2, 1.4)))
-DIFFERENCES = (
-    Style(MODELS["dense"], (1.2, 1.2)),
-    Style(MODELS["sparse"], (4.5, 1.2)),
-    Style(Ink(INK, "#e6e7e9", ""), ()),
-)
+DASH = (3.2, 1.4)  # everywhere: an edge of negative score
+SIGNS = (Style(POSITIVE, ()), Style(NEGATIVE, DASH))
+KINDS = (MODELS["dense"], MODELS["sparse"], SHARED)  # of edges in a difference: only here, only there, in both
+DIFFERENCES = tuple(Style(ink, dash) for dash in ((), DASH) for ink in KINDS)
 
 
 class Node(NamedTuple):
@@ -64,22 +62,15 @@ class Skeleton:
     rulers: Sequence[Label]
     leaves: Float[np.ndarray, "source 2"]  # where the edges of each source start
     enters: Float[np.ndarray, "destination 2"]  # where the edges into each destination end
-    pitch: float  # distance of neighbouring heads
-    band: float  # distance of neighbouring layers
+    lanes: Lanes
     top: float  # y of the highest point of a node
     bottom: float
 
-    def curves(
+    def paths(
         self, source: Int[np.ndarray, " edge"], destination: Int[np.ndarray, " edge"]
-    ) -> Float[np.ndarray, "edge 4 2"]:
-        """Control points of cubic Bezier curves. What would run through nodes of its own column bows to the right."""
-        start, end = self.leaves[source], self.enters[destination]
-        rise = start[:, 1] - end[:, 1]
-        crosses = (np.abs(start[:, 0] - end[:, 0]) < self.pitch / 3) & (rise > self.band)
-        bow, bend = np.where(crosses, BOW * self.pitch, 0), BEND * rise
-        first = start + np.stack([bow, -bend], axis=-1)
-        second = end + np.stack([bow, bend], axis=-1)
-        return np.stack([start, first, second, end], axis=1)
+    ) -> Float[np.ndarray, "edge 8 2"]:
+        """Points of two cubic curves with a straight line between them, for every edge (see `Lanes.paths`)."""
+        return self.lanes.paths(self.leaves[source], self.enters[destination], source, destination)
 
 
 class Swatch(NamedTuple):
@@ -98,7 +89,7 @@ class CircuitPanel:
     y: float
     header: Label
     used: frozenset[str]  # nodes that an edge touches
-    curves: Float[np.ndarray, "edge 4 2"]
+    paths: Float[np.ndarray, "edge 8 2"]
     styles: Sequence[Style]
     strokes: Sequence[tuple[float, float]]  # width and opacity
 
@@ -130,7 +121,7 @@ def lay_out_circuits(circuits: Sequence[Circuit], names: Sequence[str], width: f
     largest = max(_largest(circuit) for circuit in circuits)
     panels = [_signed(circuit, name, largest) for circuit, name in zip(circuits, names, strict=True)]
     texts = ["positive: corrupting it lowers the metric", "negative"]
-    return _arranged(circuits[0].graph, panels, list(zip(SIGNS, texts, strict=True)), width)
+    return _arranged(circuits[0].graph, panels, list(zip(SIGNS, texts, strict=True)), width, SIGNS)
 
 
 def lay_out_difference(first: Circuit, second: Circuit, names: Sequence[str]) -> CircuitLayout:
@@ -139,12 +130,14 @@ def lay_out_difference(first: Circuit, second: Circuit, names: Sequence[str]) ->
     kind = np.where(one & two, 2, np.where(two, 1, 0))
     source, destination = np.nonzero(one | two)
     largest = max(_largest(first), _largest(second))
-    sizes = [np.abs(_array(circuit)) / largest * circuit.kept.cpu().numpy() for circuit in (first, second)]
+    scores = [_array(circuit) * circuit.kept.cpu().numpy() / largest for circuit in (first, second)]
+    score = np.where(np.abs(scores[0]) >= np.abs(scores[1]), *scores)[source, destination]
     counts = (int((one & ~two).sum()), int((two & ~one).sum()), int((one & two).sum()))
-    chosen = source, destination, np.maximum(*sizes)[source, destination], kind[source, destination]
+    styles = kind[source, destination] + len(KINDS) * (score < 0)
+    panel = Edges(difference_heading(names, counts), source, destination, np.abs(score), styles)
     texts = [f"only in {shortened(names[0])}", f"only in {shortened(names[1])}", "in both"]
-    panel = Edges(difference_heading(names, counts), *chosen)
-    return _arranged(first.graph, [panel], list(zip(DIFFERENCES, texts, strict=True)), COLUMN)
+    entries = [*zip(DIFFERENCES, texts, strict=False), (Style(SHARED, DASH), "negative")]
+    return _arranged(first.graph, [panel], entries, COLUMN, DIFFERENCES)
 
 
 def heading(name: str, drawn: int, total: int, share: float) -> str:
@@ -173,12 +166,15 @@ def skeleton(graph: Graph) -> Skeleton:
     """Places of all nodes of a graph."""
     n_layers, widest = len(graph.blocks), max(block.n_heads for block in graph.blocks)
     columns = widest + any(block.mlp for block in graph.blocks)
-    pitch = min(50.0, (PANEL - LEFT - 3) / columns)
+    pitch = min(50.0, (PANEL - LEFT - 10) / columns)
     left = LEFT + (PANEL - LEFT - pitch * columns) / 2
-    band = float(np.clip(290 / n_layers, 13, 36))
+    band = float(np.clip(290 / n_layers, 18, 36))
     nodes = list(_nodes(graph, pitch, left, band, widest))
     place = {node.name: node for node in nodes}
-    size = min(SIZE, 0.6 * band)
+    size = min(SIZE, 0.4 * band)
+    places = {name: Place(x, y - height / 2, y + height / 2) for name, _, _, x, y, _, height in nodes}
+    ends = [places[name.partition("<")[0]] for name in graph.destinations]
+    rows = [places[f"a{layer}.h0"] for layer in range(n_layers)]
     rulers = [Label(left - 4, -band * (layer + 1), f"L{layer}", "end", size) for layer in range(n_layers)]
     return Skeleton(
         graph,
@@ -186,8 +182,7 @@ def skeleton(graph: Graph) -> Skeleton:
         rulers,
         leaves=np.array([(place[name].x, place[name].y - place[name].height / 2) for name in graph.sources]),
         enters=np.array([_entrance(place, name) for name in graph.destinations]),
-        pitch=pitch,
-        band=band,
+        lanes=lanes([places[name] for name in graph.sources], ends, rows, left, pitch, _size(pitch, band)[0]),
         top=nodes[-1].y - NODE_HEIGHT / 2 - 1,
         bottom=NODE_HEIGHT / 2 + 1,
     )
@@ -195,7 +190,7 @@ def skeleton(graph: Graph) -> Skeleton:
 
 def _nodes(graph: Graph, pitch: float, left: float, band: float, widest: int) -> Iterator[Node]:
     """All nodes in the order of the sources, then the logits."""
-    width, height = min(NODE_WIDTH, 0.86 * pitch), min(NODE_HEIGHT, 0.62 * band)
+    width, height = _size(pitch, band)
     middle = left + pitch * widest / 2
     yield Node(INPUT, "input", "input", middle, 0.0, 30.0, NODE_HEIGHT)
     for layer, block in enumerate(graph.blocks):
@@ -206,6 +201,11 @@ def _nodes(graph: Graph, pitch: float, left: float, band: float, widest: int) ->
             above = 0 if block.parallel else band / 2
             yield Node(f"m{layer}", "mlp", "m", left + pitch * (widest + 0.5), y - above, width, height)
     yield Node(LOGITS, "logits", "logits", middle, -band * (len(graph.blocks) + 1), 30.0, NODE_HEIGHT)
+
+
+def _size(pitch: float, band: float) -> tuple[float, float]:
+    """Width and height of a head: they leave room for edges between columns, and between heads and the MLP above."""
+    return min(NODE_WIDTH, 0.7 * pitch), min(NODE_HEIGHT, 0.4 * band)
 
 
 def _entrance(place: dict[str, Node], destination: str) -> tuple[float, float]:
@@ -233,7 +233,11 @@ def _largest(circuit: Circuit) -> float:
 
 
 def _arranged(
-    graph: Graph, panels: Sequence[Edges], entries: Sequence[tuple[Style, str]], width: float
+    graph: Graph,
+    panels: Sequence[Edges],
+    entries: Sequence[tuple[Style, str]],
+    width: float,
+    styles: Sequence[Style],
 ) -> CircuitLayout:
     """Panels beside or above each other, the legend under them."""
     frame = skeleton(graph)
@@ -242,7 +246,7 @@ def _arranged(
     full = 72 * (width if side_by_side else COLUMN)
     step = (full - PANEL) / max(1, len(panels) - 1) if side_by_side else 0.0
     floors = [HEADER - frame.top + (0 if side_by_side else i * (height + 6)) for i in range(len(panels))]
-    placed = [_panel(frame, edges, i * step, floors[i], [s for s, _ in entries]) for i, edges in enumerate(panels)]
+    placed = [_panel(frame, edges, i * step, floors[i], styles) for i, edges in enumerate(panels)]
     legend, swatches = _legend(floors[-1] + frame.bottom + 9, full, entries)
     return CircuitLayout(full, legend[-1].y + LINE / 2 + 1, frame, placed, legend, swatches)
 
@@ -258,7 +262,7 @@ def _panel(frame: Skeleton, edges: Edges, x: float, y: float, styles: Sequence[S
         y,
         Label(1.0, frame.top - HEADER + LINE / 2, edges.heading, "start", size, bold=True),
         frozenset(ends | {graph.sources[i] for i in source}),
-        frame.curves(source, destination),
+        frame.paths(source, destination),
         [styles[i] for i in edges.style[order]],
         [edge_stroke(float(value), len(order)) for value in edges.size[order]],
     )
@@ -279,5 +283,5 @@ def _legend(y: float, width: float, entries: Sequence[tuple[Style, str]]) -> tup
         labels.append(Label(x + start, y, text, "start"))
         if style:
             swatches.append(Swatch(x, y, style))
-        x += length + 8
+        x += length + 10
     return labels, swatches

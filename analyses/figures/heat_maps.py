@@ -52,6 +52,7 @@ def heat_map(
     top = float(np.abs(numbers[np.isfinite(numbers)]).max()) or 1.0 if limit is None else limit
     if not top > 0:
         raise ValueError(f"limit = {limit}: want a value above zero")
+    upward = True if rows is None else "reversed"  # layers, as everywhere; queries of a pattern go downward
     layers, places = (
         list(range(n)) if names is None or isinstance(names, str) else [escaped(name) for name in names]
         for n, names in zip(numbers.shape, (rows, columns), strict=True)
@@ -74,7 +75,7 @@ def heat_map(
         **look(title),
         xaxis=axis(label) | {"dtick": 1 if len(places) <= 16 else None, "showgrid": False, "constrain": "domain"},
         yaxis=axis(row_label)
-        | {"dtick": 1 if len(layers) <= 16 else None, "showgrid": False, "autorange": "reversed", "scaleanchor": "x"},
+        | {"dtick": 1 if len(layers) <= 16 else None, "showgrid": False, "autorange": upward, "scaleanchor": "x"},
     )
     return figure
 

@@ -2,7 +2,7 @@
 
 1. Scripts are ES modules, which `make lint` type-checks as such.
 2. A page's script is the module of its name after all that it imports, without `import` and `export`, in one function:
-   nothing is global.
+   nothing is global. The pages of `explore/` share modules with these.
 """
 
 import html
@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-FOLDER = files("sparselens.analyses.figures") / "pages"
-_IMPORT = re.compile(r'^import \{[^}]*\} from "\./(\w+)\.js";\n', re.MULTILINE)
+FIGURES = files("sparselens.analyses.figures")
+FOLDER = FIGURES / "pages"
+_IMPORT = re.compile(r'^import \{[^}]*\} from "(?:\./|\.\./(\w+)/)(\w+)\.js";\n', re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=function|const|let)", re.MULTILINE)
 
 
@@ -33,15 +34,20 @@ def filled(template: str, filling: Mapping[str, str]) -> str:
 
 
 def script(name: str) -> str:
-    """A module with everything that it imports, as one function."""
-    return f'"use strict";\n(() => {{\n{"".join(_modules(name, set()))}}})();\n'
+    """A module of `pages/` with everything that it imports, as one function."""
+    return f'"use strict";\n(() => {{\n{modules(FOLDER.name, name)}}})();\n'
 
 
-def _modules(name: str, seen: set[str]) -> list[str]:
-    """The texts of a module and of what it imports, each after what it needs; modules may import each other."""
-    seen.add(name)
-    text = read(f"{name}.js")
-    before = [part for other in _IMPORT.findall(text) if other not in seen for part in _modules(other, seen)]
+def modules(folder: str, name: str) -> str:
+    """The text of a module and of all that it imports, each after what it needs; modules may import each other."""
+    return "".join(_modules(folder, name, set()))
+
+
+def _modules(folder: str, name: str, seen: set[tuple[str, str]]) -> list[str]:
+    seen.add((folder, name))
+    text = FIGURES.joinpath(folder, f"{name}.js").read_text(encoding="utf-8")
+    needed = [(other or folder, module) for other, module in _IMPORT.findall(text)]
+    before = [part for place in needed if place not in seen for part in _modules(*place, seen)]
     return [*before, _EXPORT.sub("", _IMPORT.sub("", text))]
 
 

@@ -1,7 +1,8 @@
 """The colours and names that every figure and page uses, chosen to differ for colour-blind readers and as greys.
 
-Two models: dense is orange with open circles, sparse dark blue with filled squares. Two signs: blue raises the metric,
-red with dashes lowers it. Two papers: the second colour of a pair is the one for dark ones.
+Two models: dense is orange with open circles, sparse dark blue with filled squares. Patterns of attention are navy in
+either. Two signs: blue raises the metric,
+red with dashes lowers it; a dash means nothing else. Two papers: the second colour of a pair is the one for dark ones.
 """
 
 from typing import NamedTuple
@@ -21,5 +22,7 @@ MODELS = {
     "control": Ink("#2b8a6a", "#2ec49a", "^"),
     "baseline": Ink("#777777", "#b5b9bf", "D"),
 }
+SHARED = Ink("#8f959c", "#8b9198", "")  # what both models have
+WEIGHT = Ink("#091d4c", "#a9c4ff", "")  # an attention weight of 1 in a pattern, as in the figure of patterns
 POSITIVE, NEGATIVE = Ink("#2166ac", "#67a9cf", ""), Ink("#b2182b", "#ef8a62", "")
 INK, QUIET, RULE = "#222222", "#6a6f76", "#d5d8dc"

@@ -1,6 +1,6 @@
 """Attention patterns of one prompt in one model or two (the paper's Fig. 2b): queries downward, keys to the right.
 
-All heads: two grids side by side, a row per layer. Chosen heads: dense over sparse, a column per head.
+All heads: two grids side by side, a row per layer, upward. Chosen heads: dense over sparse, a column per head.
 """
 
 from collections.abc import Sequence

@@ -47,10 +47,11 @@ class Band:
 
 
 def whole(patterns: Patterns, names: tuple[str, ...]) -> list[Band]:
-    """All heads of both models, side by side."""
+    """All heads of both models, side by side, layers upward."""
     n_layers, n_heads = patterns[0].shape[:2]
-    squares = [[model[layer, head] for model in patterns for head in range(n_heads)] for layer in range(n_layers)]
-    rows = [f"layer {layer}" for layer in range(n_layers)]
+    upward = range(n_layers)[::-1]
+    squares = [[model[layer, head] for model in patterns for head in range(n_heads)] for layer in upward]
+    rows = [f"layer {layer}" for layer in upward]
     return [Band(squares, rows, [f"head {head}" for _ in names for head in range(n_heads)], names)]
 
 

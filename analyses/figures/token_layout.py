@@ -20,7 +20,7 @@ LEFT, GUTTER, ROW_GAP, ARROW_SPACE = 36.0, 14.0, 9.0, 13.0
 CHARACTER = 0.64  # width of a character over its size, on the generous side
 NODE_HEIGHT = 2.4
 # Colours of heads on white and on black paper, near Okabe and Ito's; the first four also differ as greys.
-# Lines are dashed from the ninth head on, dotted from the 17th.
+# From the ninth head on they come again, as the legend says: a dash has another meaning.
 COLOURS = (
     ("#004f8c", "#5aa9ea"),
     ("#d05500", "#f0803c"),
@@ -31,7 +31,6 @@ COLOURS = (
     ("#555555", "#b5b9bf"),
     ("#8c6d31", "#c9a55c"),
 )
-DASHES = ((), (4, 1.5), (1.2, 1.2))
 
 Curve = Float[np.ndarray, "4 2"]
 
@@ -243,7 +242,8 @@ class _Geometry:
 
     def _legend(self, y: float, arrow_name: str) -> Iterator[Label]:
         x = LEFT
-        entries: list[tuple[int | None, str]] = [(head, f"head {head}") for head in range(self.n_heads)]
+        coloured = [range(first, self.n_heads, len(COLOURS)) for first in range(min(self.n_heads, len(COLOURS)))]
+        entries: list[tuple[int | None, str]] = [(some[0], f"head {', '.join(map(str, some))}") for some in coloured]
         entries.append((None, "line width and opacity: attention weight"))
         if self.arrows:
             entries.append((None, f"curved arrow: {arrow_name}"))

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from sparselens.analyses.figures.page import page
-from sparselens.analyses.figures.token_layout import COLOURS, DASHES, GUTTER, NODE_HEIGHT, Label, Layout, Panel, stroke
+from sparselens.analyses.figures.token_layout import COLOURS, GUTTER, NODE_HEIGHT, Label, Layout, Panel, stroke
 
 
 def token_page(layout: Layout, title: str) -> str:
@@ -42,7 +42,6 @@ def page_data(layout: Layout) -> dict[str, Any]:
         "rows": list(dict.fromkeys(panel.name for panel in layout.panels)),
         "threshold": layout.threshold,
         "colours": COLOURS,
-        "dashes": DASHES,
         "titles": [_label(label) for label in layout.titles],
         "rulers": [_label(label) for label in layout.rulers],
         "legend": [_label(label) for label in layout.legend],

@@ -18,7 +18,6 @@ from sparselens.analyses.figures.notebook import Page, framed
 from sparselens.analyses.figures.paper import encoded, form_of, style
 from sparselens.analyses.figures.token_layout import (
     COLOURS,
-    DASHES,
     NODE_HEIGHT,
     Label,
     Layout,
@@ -166,7 +165,6 @@ def _draw_panel(axes: Any, layout: Layout, panel: Panel) -> None:
                 for head, (_, alpha) in zip(panel.edges.head, strokes, strict=True)
             ],
             linewidths=[width for width, _ in strokes],
-            linestyles=[_dash(int(head)) for head in panel.edges.head] or "-",
             capstyle="butt",
         ),
         autolim=False,
@@ -182,7 +180,7 @@ def _draw_label(axes: Any, label: Label, x: float = 0, y: float = 0) -> None:
     x, y = label.x + x, label.y + y
     if label.head is not None:
         colour = COLOURS[label.head % len(COLOURS)][0]
-        axes.plot((x - 13, x - 3), (y, y), color=colour, lw=1.6, ls=_dash(label.head))
+        axes.plot((x - 13, x - 3), (y, y), color=colour, lw=1.6)
     align = {"start": "left", "middle": "center", "end": "right"}[label.anchor]
     vertical = {"start": "bottom", "middle": "center", "end": "top"}[label.anchor]
     axes.text(
@@ -197,8 +195,3 @@ def _draw_label(axes: Any, label: Label, x: float = 0, y: float = 0) -> None:
         va=vertical if label.upright else "center_baseline",
         parse_math=False,  # a token may hold a dollar sign
     )
-
-
-def _dash(head: int) -> Any:
-    dash = DASHES[head // len(COLOURS) % len(DASHES)]
-    return (0, dash) if dash else "solid"

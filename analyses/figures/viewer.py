@@ -88,6 +88,8 @@ def circuit_viewer(
     *,
     share: float = 0.9,
     edges: int | None = None,
+    faithful: Sequence[tuple[int, float] | None] = (),
+    ablation: str = "corrupted",
     names: Sequence[str] | None = None,
     title: str = "Circuits",
     attention: AttentionEdges | tuple[AttentionEdges, AttentionEdges] | None = None,
@@ -105,8 +107,12 @@ def circuit_viewer(
 
     Args:
         other: scores of a second model, beside the first
-        share: of the sum of |mean score| that each circuit holds at first (`EdgeScores.smallest`).
-        edges: begin with so many of the largest instead (`EdgeScores.top`), such as those of a faithful circuit.
+        share: of the sum of |mean score| that each circuit holds (`EdgeScores.smallest`), where nothing else is given.
+        edges: begin with so many of the largest instead (`EdgeScores.top`).
+        faithful: for each model, how many of the largest edges make the smallest faithful circuit, and how faithful it
+            is; None where there is none. The page begins with these, and can return to them.
+        ablation: of what is outside a circuit. Dead ends, which do not act, are left out: edges on no path to the
+            logits, and under "corrupted" also those on none from the input (`Circuit.pruned`).
         names: of the models; default: model, or dense and sparse
         attention: the attention edges of each model on a few prompts, for the patterns and the token view.
         tokens, outputs, arrows, titles: of these prompts, as in `token_view`.
@@ -122,15 +128,21 @@ def circuit_viewer(
     chosen = tuple(names) if names else (ALONE if other is None else SIDES)
     known = [dict[str, str]() for _ in every] if labels is None else _each(labels, Mapping)
     _check_labels(scores.graph, known)
-    circuits = tuple(one.smallest(share) if edges is None else one.top(edges) for one in every)
+    found = list(faithful) if faithful else [None] * len(every)
+    if len(found) != len(every):
+        raise ValueError(f"faithful circuits of {len(found)} models for scores of {len(every)}")
+    circuits = tuple(
+        _circuit(one, share, edges, its).pruned(ablation == "corrupted") for one, its in zip(every, found, strict=True)
+    )
     shown = None if other is None else lay_out_difference(circuits[0], circuits[1], chosen)
     data: dict[str, Any] = {
         "share": share,
         "begin": edges,
+        "from_input": ablation == "corrupted",
         **graph_data(lay_out_circuits(circuits, chosen), shown),
         "models": [
-            model_data(ranked_edges(one, max_edges), name, of_nodes)
-            for one, name, of_nodes in zip(every, chosen, known, strict=True)
+            model_data(ranked_edges(one, max_edges), name, of_nodes, its)
+            for one, name, of_nodes, its in zip(every, chosen, known, found, strict=True)
         ],
         "plots": [plot_data(plot) for plot in plots],
     }
@@ -144,6 +156,13 @@ def circuit_viewer(
             view = token_view(*two, tokens, **prompts, title="Attention edges", max_edges=TOKEN_EDGES)
             data["tokens"] = view.html
     return Viewer(circuits, chosen, title, viewer_page(title, data))
+
+
+def _circuit(scores: EdgeScores, share: float, edges: int | None, faithful: tuple[int, float] | None) -> Circuit:
+    """What the page shows at first, dead ends included."""
+    if edges is not None:
+        return scores.top(edges)
+    return scores.smallest(share) if faithful is None else scores.top(faithful[0])
 
 
 def _each(given: Any, kind: type) -> list[Any]:

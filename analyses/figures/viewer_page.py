@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from sparselens.analyses.figures import circuit_layout as layout
+from sparselens.analyses.figures import lanes
 from sparselens.analyses.figures.circuit_layout import CircuitLayout, Node, Style
-from sparselens.analyses.figures.page import page
-from sparselens.analyses.figures.palette import MODELS, NEGATIVE, POSITIVE
+from sparselens.analyses.figures.page import page, read
+from sparselens.analyses.figures.palette import MODELS, NEGATIVE, POSITIVE, SHARED, WEIGHT
 from sparselens.analyses.figures.plot import Plot
 from sparselens.analyses.figures.thinning import thinned
 from sparselens.analyses.figures.viewer_edges import RankedEdges
@@ -22,15 +23,20 @@ from sparselens.analyses.figures.viewer_patterns import in_base64
 
 def viewer_page(title: str, data: Mapping[str, Any]) -> str:
     """The page as text."""
-    return page("viewer", title, data, colours=colours())
+    return page("viewer", title, data, colours=colours(), patterns=read("patterns.css"))
 
 
 def colours() -> str:
     """The palette as CSS variables, for light and for dark paper."""
-    inks = {f"--{name}": ink for name, ink in MODELS.items()} | {"--positive": POSITIVE, "--negative": NEGATIVE}
+    inks = {f"--{name}": ink for name, ink in MODELS.items()} | {
+        "--positive": POSITIVE,
+        "--negative": NEGATIVE,
+        "--shared": SHARED,
+        "--weight": WEIGHT,
+    }
     light = "".join(f"{name}: {ink.light};" for name, ink in inks.items())
     dark = "".join(f"{name}: {ink.dark};" for name, ink in inks.items())
-    return f":root {{ {light} }} @media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"
+    return f":root {{ {light} }} @media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"
 
 
 def graph_data(circuits: CircuitLayout, difference: CircuitLayout | None) -> dict[str, Any]:
@@ -43,24 +49,30 @@ def graph_data(circuits: CircuitLayout, difference: CircuitLayout | None) -> dic
         "rulers": [[round(label.x, 2), round(label.y, 2), label.text, label.size] for label in frame.rulers],
         "leaves": np.round(frame.leaves, 2).ravel().tolist(),
         "enters": np.round(frame.enters, 2).ravel().tolist(),
-        "pitch": frame.pitch,
-        "band": frame.band,
-        "bend": layout.BEND,
-        "bow": layout.BOW,
+        "lanes": {
+            **{name: np.round(value, 3).tolist() for name, value in vars(frame.lanes).items()},
+            "bend": lanes.BEND,
+            "spread": lanes.SPREAD,
+        },
+        "band": -frame.rulers[0].y,
         "faintest": layout.FAINTEST,
         "top": round(frame.top, 2),
         "bottom": frame.bottom,
         "panel": layout.PANEL,
         "header": layout.HEADER,
-        "styles": {"circuit": _styles(layout.SIGNS, "positive", "negative"), "difference": _difference_styles()},
+        "styles": {"circuit": _styles(layout.SIGNS), "difference": _styles(layout.DIFFERENCES)},
         "legends": {"circuit": _legend(circuits)} | ({"difference": _legend(difference)} if difference else {}),
         "markers": {name: ink.marker for name, ink in MODELS.items()},
         "cfg": frame.graph.config(),
     }
 
 
-def model_data(edges: RankedEdges, name: str, labels: Mapping[str, str]) -> dict[str, Any]:
-    """The edges of one model."""
+def model_data(edges: RankedEdges, name: str, labels: Mapping[str, str], faithful: Any) -> dict[str, Any]:
+    """The edges of one model.
+
+    Args:
+        faithful: number of edges of its faithful circuit, and how faithful; None: there is none
+    """
     return {
         "name": layout.shortened(name),
         "edges": edges.n_edges,
@@ -70,6 +82,7 @@ def model_data(edges: RankedEdges, name: str, labels: Mapping[str, str]) -> dict
         "score": in_base64(edges.score),
         "double": edges.score.dtype == np.float64,
         "labels": dict(labels),
+        "faithful": None if faithful is None else {"edges": faithful[0], "mean": round(float(faithful[1]), 4)},
     }
 
 
@@ -91,12 +104,11 @@ def _numbers(values: Iterable[float]) -> list[float]:
     return [float(f"{value:.5g}") for value in values]
 
 
-def _styles(styles: Sequence[Style], *names: str) -> list[list[Any]]:
-    return [[name, style.dash] for name, style in zip(names, styles, strict=True)]
+INKS = {ink: name for name, ink in {**MODELS, "positive": POSITIVE, "negative": NEGATIVE, "shared": SHARED}.items()}
 
 
-def _difference_styles() -> list[list[Any]]:
-    return _styles(layout.DIFFERENCES, "dense", "sparse", "ink")
+def _styles(styles: Sequence[Style]) -> list[list[Any]]:
+    return [[INKS[style.ink], style.dash] for style in styles]
 
 
 def _legend(drawn: CircuitLayout) -> dict[str, Any]:
@@ -105,6 +117,6 @@ def _legend(drawn: CircuitLayout) -> dict[str, Any]:
     return {
         "height": round(drawn.height - floor, 2),
         "labels": [[round(label.x, 2), round(label.y - floor, 2), label.text] for label in drawn.legend],
-        "swatches": [[round(x, 2), round(y - floor, 2)] for x, y, _ in drawn.swatches],
+        "swatches": [[round(x, 2), round(y - floor, 2), INKS[style.ink], style.dash] for x, y, style in drawn.swatches],
         "width": drawn.width,
     }

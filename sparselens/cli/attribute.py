@@ -114,7 +114,8 @@ def attribute(
     if rank() > 0:
         return
     _save(scores, out / "scores.safetensors")
-    page = _view(opened, pairs, scores, len(faithful), f"{model}: {known.description}", Path(model).name)
+    reached = (len(faithful), alone.mean) if alone.mean >= goal else None
+    page = _view(opened, pairs, scores, reached, ablation, f"{model}: {known.description}", Path(model).name)
     files = [by_share.save(out / "share.json"), faithful.save(out / "faithful.json"), out / "scores.safetensors"]
     files.append(page.save_html(out / "circuit.html"))
     if pruned is not None:
@@ -126,7 +127,15 @@ def attribute(
     finish(summary, json, out / "attribute.json")
 
 
-def _view(model: Any, pairs: Any, scores: "EdgeScores", n_edges: int, title: str, name: str) -> Any:
+def _view(
+    model: Any,
+    pairs: Any,
+    scores: "EdgeScores",
+    faithful: tuple[int, float] | None,
+    ablation: str,
+    title: str,
+    name: str,
+) -> Any:
     """The page about the circuit, with the model's attention on the first prompts."""
     from sparselens.analyses import attention_edges, circuit_viewer, label_heads
     from sparselens.analyses.comparison.caveats import first_of_one_length, prompts_of
@@ -136,7 +145,8 @@ def _view(model: Any, pairs: Any, scores: "EdgeScores", n_edges: int, title: str
     prompts = prompts_of(shown)
     return circuit_viewer(
         scores,
-        edges=n_edges,
+        faithful=[faithful],
+        ablation=ablation,
         names=[name],
         title=title,
         attention=attention_edges(model.eval(), shown),

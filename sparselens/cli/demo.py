@@ -40,9 +40,13 @@ def demo(
     dense, sparse = (load(folder) for folder in folders)
     table = {"dense": asdict(measure(dense)), "sparse": asdict(measure(sparse))}
     _print(table)
-    files = _draw(dense, sparse, out)
+    view = _view(dense, sparse)
+    files = [
+        *(view.save(out / f"addition.{kind}") for kind in ("pdf", "svg", "png")),
+        view.save_html(out / "addition.html"),
+    ]
     print_table("Written", ("what", "where"), [(file.suffix[1:], file) for file in files])
-    report = _report(dense, sparse, out)
+    report = _report(dense, sparse, view, out)
     print_table("Open this in a browser", ("where",), [(report,)])
     finish(table, json, out / "demo.json")
 
@@ -60,12 +64,13 @@ def _print(table: dict[str, dict[str, Any]]) -> None:
     print_table("Two-digit addition", ("", *table), lines)
 
 
-def _draw(dense: Any, sparse: Any, out: Path) -> list[Path]:
+def _view(dense: Any, sparse: Any) -> Any:
+    """The attention edges of three sums, with the answers above and an arrow for every carry."""
     from sparselens.analyses import attention_edges, token_view
     from sparselens.cli.addition import TASK, tokens_of
 
     tokens = tokens_of(SHOWN, next(dense.parameters()).device)
-    view = token_view(
+    return token_view(
         attention_edges(dense, tokens),
         attention_edges(sparse, tokens),
         [list(TASK.prompt(a, b)) for a, b in SHOWN],
@@ -73,11 +78,9 @@ def _draw(dense: Any, sparse: Any, out: Path) -> list[Path]:
         outputs=[_written(sparse, prompt) for prompt in tokens],
         arrows=[TASK.carry_arrows(a, b) for a, b in SHOWN],
     )
-    pictures = [view.save(out / f"addition.{kind}") for kind in ("pdf", "svg", "png")]
-    return [*pictures, view.save_html(out / "addition.html")]
 
 
-def _report(dense: Any, sparse: Any, out: Path) -> Path:
+def _report(dense: Any, sparse: Any, view: Any, out: Path) -> Path:
     """What `sparselens compare` writes, for the same sums with another carry."""
     from sparselens.analyses import compare
     from sparselens.tasks import TASKS
@@ -85,7 +88,7 @@ def _report(dense: Any, sparse: Any, out: Path) -> Path:
     command = shlex.join(["sparselens", *sys.argv[1:]])
     found = compare(dense, sparse, TASKS["addition"], names=("addition", "addition-sparse"), command=command)
     found.save(out / "numbers")
-    return found.save_html(out / "report.html")
+    return found.save_html(out / "report.html", view)
 
 
 def _written(model: Any, prompt: Any) -> list[str]:

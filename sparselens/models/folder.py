@@ -27,7 +27,7 @@ from sparselens.models.character_model import attend_both_ways
 from sparselens.models.export import to_transformers
 from sparselens.models.places import WEIGHTS_AND_WORDS, WORDS, find, is_local, split_gguf
 from sparselens.models.provenance import origin, record_of
-from sparselens.models.weights import gguf_reader, open_weights
+from sparselens.models.weights import gguf_reader, open_weights, without_bar
 from sparselens.training.evaluation import Evaluation
 from sparselens.training.result import PostTrainResult
 
@@ -109,7 +109,8 @@ def _replace(folder: Path, new: Path, previous: Path) -> None:
 
 def _write_whole(model: nn.Module, folder: Path, record: dict[str, Any], _: str | None) -> None:
     plain = to_transformers(model)
-    plain.save_pretrained(folder)
+    with without_bar():
+        plain.save_pretrained(folder)
     _mark_config(folder / "config.json", record["gate_bias"], plain)
 
 

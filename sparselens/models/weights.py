@@ -42,7 +42,7 @@ def open_weights(path: Path, name: str, gguf_file: str | None, options: dict[str
         options = {"dtype": torch.float32} | options | {"gguf_file": gguf_file}
         kind = AutoModelForCausalLM
     try:
-        with _without_bar():
+        with without_bar():
             loaded: Any = kind.from_pretrained(path, output_loading_info=True, **options)
     except RuntimeError as error:  # transformers' word for tensors of other shapes
         raise ValueError(f"the weights of {name} do not fit its config.json: {error}") from error
@@ -54,8 +54,8 @@ def open_weights(path: Path, name: str, gguf_file: str | None, options: dict[str
 
 
 @contextmanager
-def _without_bar() -> Iterator[None]:
-    """Without transformers' progress bar, which says nothing of what is loaded or why."""
+def without_bar() -> Iterator[None]:
+    """Without transformers' progress bars, which say nothing of what is read or written, or why."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

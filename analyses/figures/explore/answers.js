@@ -1,6 +1,9 @@
 /** What a model says next at one position: the likeliest tokens, before and after the cuts. */
 
-function answerOf(app, model) {
+import { make } from "../pages/dom.js";
+import { percent } from "./names.js";
+
+export function answerOf(app, model) {
   const answer = model.answers[app.position], isCut = app.state.cuts.length > 0;
   const most = Math.max(...answer.top.flatMap(([, before, after]) => [before, after]));
   return make("table", { class: "answer" },
@@ -36,7 +39,7 @@ function change(difference) {
 }
 
 /** The sentence above the tables: which position is asked, and how to ask another. */
-function askedOf(app) {
+export function askedOf(app) {
   const last = app.position === app.state.tokens.length - 1;
   return make("h2", {}, `After ${app.position} `, make("span", { class: "token" }, app.state.tokens[app.position]), last ? ", the last token" : "");
 }

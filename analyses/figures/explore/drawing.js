@@ -1,10 +1,13 @@
 /** The token x layer drawing: positions left to right, layers upward, one line from key to query for every edge. */
 
-const [KEPT, CUT, CLOSED, OPENED] = [0, 1, 2, 3];
-const MARKS = { [CUT]: "×", [CLOSED]: "−", [OPENED]: "+" };
-const LEFT = 64, FONT = 12, CHARACTER = 0.58 * FONT, LONGEST = 16, WIDEST = 84, NARROWEST = 20;
+import { draw, make, shorter } from "../pages/dom.js";
+import { count, quoted } from "./names.js";
 
-function drawingOf(app, model) {
+export const [KEPT, CUT, CLOSED, OPENED] = [0, 1, 2, 3];
+export const MARKS = { [CUT]: "×", [CLOSED]: "−", [OPENED]: "+" };
+const LEFT = 64, FONT = 12, CHARACTER = 0.58 * FONT, LONGEST_WORD = 16, WIDEST = 84, NARROWEST = 20;
+
+export function drawingOf(app, model) {
   const plan = planOf(app, model), least = Math.round(1000 * app.threshold(model));
   const shown = model.list.filter(edge => app.isCut(edge.name) || Math.max(edge.before, edge.after) >= least);
   const faintFirst = [...shown].sort((a, b) => Math.max(a.before, a.after) - Math.max(b.before, b.after));
@@ -23,7 +26,7 @@ function drawingOf(app, model) {
 function planOf(app, model) {
   const n = app.state.tokens.length;
   const pitch = Math.min(WIDEST, Math.max(NARROWEST, (app.width - LEFT - 8) / n));
-  const length = texts => Math.max(...texts.map(text => Math.min(LONGEST, text.length))) * CHARACTER;
+  const length = texts => Math.max(...texts.map(text => Math.min(LONGEST_WORD, text.length))) * CHARACTER;
   const words = [length(app.state.tokens), length(model.answers.map(answer => answer.says[1]))];
   const [below, above] = words.map(width => (width > pitch - 4 ? { upright: true, height: width + 8 } : { upright: false, height: 22 }));
   const band = Math.min(46, Math.max(15, 320 / model.layer));
@@ -81,7 +84,7 @@ function partButton(app, model, name, x, y, size) {
   return draw("g", buttonOf(app, model, name), draw("rect", { x: x - 14, y: y - size / 2 - 1, width: 28, height: size + 2, rx: 3 }), draw("text", { x, y, "font-size": size, "text-anchor": "middle" }, name));
 }
 
-function buttonOf(app, model, name) {
+export function buttonOf(app, model, name) {
   return { class: `part${app.isPinned(name) ? " pinned" : ""}`, role: "button", tabindex: 0, "aria-pressed": app.isCut(name), "aria-label": app.describe(name), "data-name": name, "data-key": `${model.name} ${name}` };
 }
 
@@ -105,7 +108,7 @@ function wordOf(plan, { upright, height }, position, line, down, text) {
   const x = plan.x(position), y = line + down * (upright ? 7 : 14);
   const box = draw("rect", { x: x - plan.pitch / 2 + 1, y: down > 0 ? line + 4 : line - height, width: plan.pitch - 2, height: height - 2, rx: 3 });
   const anchor = upright ? (down > 0 ? "end" : "start") : "middle";
-  return [box, draw("text", { x, y, "text-anchor": anchor, transform: upright ? `rotate(-90 ${x} ${y})` : null }, shorter(text, LONGEST))];
+  return [box, draw("text", { x, y, "text-anchor": anchor, transform: upright ? `rotate(-90 ${x} ${y})` : null }, shorter(text, LONGEST_WORD))];
 }
 
 function captionOf(app, model, drawn) {
@@ -124,7 +127,7 @@ function captionOf(app, model, drawn) {
     }), make("output", {}, app.threshold(model).toFixed(2))));
 }
 
-function legendOf(app) {
+export function legendOf(app) {
   const all = Math.max(...app.state.models.map(model => model.head)), heads = Math.min(8, all);
   const key = head => make("span", { class: "key" }, swatch(head), `head ${head}`);
   return make("p", { class: "legend" }, Array.from({ length: heads }, (_, head) => key(head)),

@@ -1,5 +1,13 @@
 /** The page: what is known (`state`), how it is looked at (`view`), and a way to ask for more (`send`, or null). */
 
+import { make, offer, pageData } from "../pages/dom.js";
+import { answerOf, askedOf } from "./answers.js";
+import { drawingOf, legendOf } from "./drawing.js";
+import { enlarged, headsOf } from "./heads.js";
+import { count, partOf, quoted } from "./names.js";
+import { partsOf } from "./parts.js";
+import { whyOf } from "./why.js";
+
 const HINT = "Click an edge, a head, a token, a0 (all heads of layer 0) or m0 (its MLP) to cut it, again to restore it. Tab and arrow keys walk, Enter cuts, P pins. W, or Alt and a click, asks why an edge is open.";
 const RECORDED = "This page is recorded: it shows one state and has no model to cut. Run `sparselens explore`, or import its state there.";
 const ARROWS = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: "up", ArrowDown: "down" };
@@ -77,7 +85,7 @@ class Explorer {
 
   take(reply) {
     if (reply.error) return this.complain(reply.error);
-    if (reply.page) return offer(reply.page, "text/html", "explore.html");
+    if (reply.page) return offer(new Blob([reply.page], { type: "text/html" }), "explore.html");
     if (reply.why) return this.explain(reply.why);
     const before = this.state;
     this.state = reply.state;
@@ -149,7 +157,7 @@ class Explorer {
     this.parts.replaceChildren(...partsOf(this).filter(Boolean));
     this.reasons.replaceChildren(...whyOf(this));
     this.drawings.replaceChildren(...asked.map(model => drawingOf(this, model)), ...(asked.length ? [legendOf(this)] : []));
-    this.patterns.replaceChildren(...asked.map(model => patternsOf(this, model)));
+    this.patterns.replaceChildren(...asked.map(model => headsOf(this, model)));
     [...this.root.querySelectorAll(".scroll")].forEach((box, i) => { box.scrollLeft = scrolled[i] || 0; });
     this.tellStatus();
     this.hover(null);
@@ -159,7 +167,7 @@ class Explorer {
   toolbar() {
     const { can, cuts } = this.state;
     const tool = (text, act, enabled = true) => make("button", { type: "button", disabled: !enabled, "data-key": `tool ${text}`, onclick: act }, text);
-    const share = tool("Export state", () => offer(JSON.stringify(this.sharedState(), null, 2), "application/json", "exploration.json"), this.state.tokens.length > 0);
+    const share = tool("Export state", () => offer(new Blob([JSON.stringify(this.sharedState(), null, 2)], { type: "application/json" }), "exploration.json"), this.state.tokens.length > 0);
     if (!this.send) return [share];
     const file = make("input", { type: "file", accept: ".json,application/json", class: "hidden", tabindex: -1, "aria-hidden": "true", onchange: event => this.importFile(event.target.files[0]) });
     return [
@@ -236,7 +244,7 @@ class Explorer {
     this.view.head = head;
     for (const model of this.state.models) {
       const old = [...this.patterns.querySelectorAll(".large")].find(large => large.dataset.model === model.name);
-      old?.replaceWith(largeOf(this, model));
+      old?.replaceWith(enlarged(this, model));
     }
   }
 
@@ -286,8 +294,8 @@ function compare(a, b) {
 }
 
 /** A page of its own; a live one asks the server that it came from. */
-function startPage() {
-  const data = JSON.parse(document.getElementById("data").textContent);
+export function startPage() {
+  const data = pageData();
   const token = new URLSearchParams(location.search).get("token") ?? "";
   const send = async command => {
     const options = { method: "POST", headers: { "Content-Type": "application/json", "X-Sparselens-Token": token }, body: JSON.stringify(command) };
@@ -298,7 +306,7 @@ function startPage() {
 }
 
 /** In a notebook: anywidget carries the messages. */
-function startWidget({ model, el }) {
+export function startWidget({ model, el }) {
   const waiting = new Map();
   let last = 0;
   model.on("msg:custom", reply => { waiting.get(reply.id)?.(reply); waiting.delete(reply.id); });

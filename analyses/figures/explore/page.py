@@ -11,11 +11,9 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-from sparselens.analyses.figures.page import script_json
-from sparselens.analyses.figures.palette import MODELS, NEGATIVE, POSITIVE, Ink
+from sparselens.analyses.figures.page import modules, read, script_json
+from sparselens.analyses.figures.palette import MODELS, NEGATIVE, POSITIVE, WEIGHT, Ink
 from sparselens.analyses.figures.token_layout import COLOURS
-
-SCRIPTS = ("dom", "answers", "drawing", "patterns", "parts", "why", "explorer")
 
 
 def recorded_page(title: str, state: Mapping[str, Any], view: Mapping[str, Any], note: str = "") -> str:
@@ -38,15 +36,15 @@ def framed(page: str) -> str:
 
 def script(start: str) -> str:
     """All the JavaScript, which ends with `start`."""
-    return '"use strict";\n' + "\n".join(_read(f"{name}.js") for name in SCRIPTS) + f"\n{start}\n"
+    return f'"use strict";\n{modules("explore", "explorer")}\n{start}\n'
 
 
 def style() -> str:
     """All the CSS, with the colours of all figures: the first for white, the second for dark paper."""
-    inks = {**MODELS, "positive": POSITIVE, "negative": NEGATIVE}
+    inks = {**MODELS, "positive": POSITIVE, "negative": NEGATIVE, "weight": WEIGHT}
     inks |= {f"head{i}": Ink(light, dark, "") for i, (light, dark) in enumerate(COLOURS)}
     rules = "".join(f" --{name}: light-dark({ink.light}, {ink.dark});" for name, ink in inks.items())
-    return f".explore {{{rules} }}\n{_read('explore.css')}"
+    return f".explore {{{rules}\n{read('patterns.css')}}}\n{_read('explore.css')}"
 
 
 def _page(data: Mapping[str, Any], connect: str) -> str:

@@ -1,6 +1,9 @@
 /** The parts that are cut or pinned, with their names and groups, and a field to reach any part by its name. */
 
-function partsOf(app) {
+import { grouped, make } from "../pages/dom.js";
+import { partOf } from "./names.js";
+
+export function partsOf(app) {
   const names = [...new Set([...app.state.cuts, ...Object.keys(app.state.notes)])];
   const groups = grouped(names, name => app.state.notes[name]?.group || "");
   const sorted = [...groups].sort(([a], [b]) => a.localeCompare(b));

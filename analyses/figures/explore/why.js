@@ -1,6 +1,9 @@
 /** Why an edge is open: the sentence, and what each pair adds, who wrote the query downward and the key to the right. */
 
-function whyOf(app) {
+import { make } from "../pages/dom.js";
+import { partOf } from "./names.js";
+
+export function whyOf(app) {
   if (!app.view.why) return [];
   const close = make("button", { type: "button", "aria-label": "close", "data-key": "close why", onclick: () => app.explain(null) }, "×");
   return [make("h2", {}, "Why? ", close), ...app.view.why.map(found => make("figure", {},

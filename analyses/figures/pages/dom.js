@@ -1,4 +1,4 @@
-// Elements, and files that the page offers: what both pages need.
+// Elements made of plain strings: what comes from a model or a person becomes text, never markup. And files to offer.
 
 /** @type {(id: string) => any} */
 export const byId = id => document.getElementById(id);
@@ -6,33 +6,37 @@ export const byId = id => document.getElementById(id);
 /** @type {() => any} the JSON that the page was filled with */
 export const pageData = () => JSON.parse(byId("data").textContent);
 
-/**
- * @param {Element} parent
- * @param {string} tag
- * @param {Record<string, any>} attributes
- * @param {string=} text
- * @returns {any} an SVG element
- */
-export function draw(parent, tag, attributes, text) {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  return parent.appendChild(filled(element, attributes, text));
-}
+const SVG = "http://www.w3.org/2000/svg";
 
 /**
- * @param {Element} parent
+ * An HTML element. Attributes that begin with "on" are listeners; false and null leave one out, but for aria's own.
  * @param {string} tag
  * @param {Record<string, any>=} attributes
- * @param {string=} text
- * @returns {any} an HTML element
+ * @param {...any} children
+ * @returns {any}
  */
-export function make(parent, tag, attributes = {}, text) {
-  return parent.appendChild(filled(document.createElement(tag), attributes, text));
+export function make(tag, attributes, ...children) {
+  return dress(document.createElement(tag), attributes, children);
 }
 
-/** @type {(element: Element, attributes: Record<string, any>, text?: string) => Element} */
-function filled(element, attributes, text) {
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  if (text !== undefined) element.textContent = text;
+/**
+ * The same for SVG.
+ * @param {string} tag
+ * @param {Record<string, any>=} attributes
+ * @param {...any} children
+ * @returns {any}
+ */
+export function draw(tag, attributes, ...children) {
+  return dress(document.createElementNS(SVG, tag), attributes, children);
+}
+
+function dress(element, attributes, children) {
+  for (const [name, value] of Object.entries(attributes || {})) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (name.startsWith("aria-")) element.setAttribute(name, String(value));
+    else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value === true ? "" : String(value));
+  }
+  element.append(...children.flat(Infinity).filter(child => child !== null && child !== undefined && child !== false));
   return element;
 }
 
@@ -42,11 +46,9 @@ export function withoutVariables(text) {
   return text.replace(/var\((--[\w-]+)\)/g, (_, name) => computed.getPropertyValue(name).trim());
 }
 
-/** @type {(blob: Blob | null, file: string) => void} */
+/** @type {(blob: Blob | null, file: string) => void} hands a file to the browser's downloads */
 export function offer(blob, file) {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(/** @type {Blob} */ (blob));
-  link.download = file;
+  const link = make("a", { href: URL.createObjectURL(/** @type {Blob} */ (blob)), download: file });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
@@ -64,3 +66,15 @@ export function offerPng(text, width, height, file) {
   };
   image.src = "data:image/svg+xml;charset=utf-8," + encodeURIComponent(text);
 }
+
+/** @type {<T>(list: Iterable<T>, key: (item: T) => any) => Map<any, T[]>} */
+export function grouped(list, key) {
+  const groups = new Map();
+  for (const item of list) {
+    if (!groups.has(key(item))) groups.set(key(item), []);
+    groups.get(key(item)).push(item);
+  }
+  return groups;
+}
+
+export const shorter = (text, length) => (text.length > length ? `${text.slice(0, length - 1)}…` : text);

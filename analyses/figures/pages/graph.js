@@ -1,30 +1,19 @@
-// The layer x head panels: edges on a canvas, nodes and what is pointed at in SVG above it.
+// The layer x head panels: edges on a canvas, nodes and what is pointed at in SVG above it. All panels show one part.
 
-import { draw, make } from "./dom.js";
-import { data, edgeName, edgeNamed, models, nodeOf, nodes, runsOut, state } from "./state.js";
+import { draw, grouped, make, shorter } from "./dom.js";
+import { data, drawn, edgeName, edgeNamed, models, nodeOf, nodes, pins, runsOut, setPins, state } from "./state.js";
+import { distanceTo, pathOf, placesOf, trace } from "./paths.js";
 import { describe } from "./card.js";
 import { refresh } from "./viewer.js";
 
-const RATIO = data.panel / (data.bottom - data.top), LIT = 400;  // at most so many edges of a node are lit
-const DASHED = 400;  // among more, dashes of the weaker ones are not seen, and most of the time would go into them
+const HEIGHT = data.bottom - data.top, RATIO = data.panel / HEIGHT, LIT = 400;  // at most so many edges of a node are lit
+const FINE = 400;  // among more, dashes and bends of the weaker ones are not seen, and most of the time would go into them
 export const panels = [];
 let shown = null;  // what is pointed at: { node } or { edge }
 
-function curve({ source, destination }) {  // x and y of four control points
-  const x = data.leaves[2 * source], y = data.leaves[2 * source + 1];
-  const toX = data.enters[2 * destination], toY = data.enters[2 * destination + 1];
-  const rise = y - toY, bow = Math.abs(x - toX) < data.pitch / 3 && rise > data.band ? data.bow * data.pitch : 0;
-  return [x, y, x + bow, y - data.bend * rise, toX + bow, toY + data.bend * rise, toX, toY];
-}
-
-export function stroke(size, drawn) {  // width and opacity
-  const weight = data.faintest + (1 - data.faintest) * Math.sqrt(size), least = 0.04 + 0.66 / (1 + drawn / 50);
+export function stroke(size, count) {  // width and opacity
+  const weight = data.faintest + (1 - data.faintest) * Math.sqrt(size), least = 0.04 + 0.66 / (1 + count / 50);
   return [0.35 + 1.25 * weight, least + (0.95 - least) * weight];
-}
-
-export function pathOf(edge) {
-  const at = curve(edge).map(value => +value.toFixed(2));
-  return `M${at.slice(0, 2).join(" ")}C${at.slice(2).join(" ")}`;
 }
 
 export function number(value) {
@@ -34,26 +23,44 @@ export function number(value) {
 export function addPanel(view, list, say) {
   const holder = /** @type {HTMLElement} */ (document.querySelector(`#${view} .panels`));
   holder.style.setProperty("--ratio", String(RATIO));
-  const section = make(holder, "section", { class: "panel" });
-  const heading = make(section, "h2"), note = make(section, "p", { class: "note" }), stage = make(section, "div", { class: "stage" });
-  const canvas = make(stage, "canvas", { "aria-hidden": "true" });
-  const svg = draw(stage, "svg", { viewBox: `0 ${data.top} ${data.panel} ${data.bottom - data.top}`, role: "group" });
-  const panel = { view, list, say, heading, note, stage, canvas, svg, edges: [], light: draw(svg, "g", {}), boxes: [] };
-  for (const [x, y, text, size] of data.rulers) draw(svg, "text", { class: "ruler", x, y, "font-size": size }, text);
-  for (const node of nodes) panel.boxes.push(addNode(panel, node));
-  panel.boxes[0].setAttribute("tabindex", "0");
+  holder.style.setProperty("--least", `${Math.round(data.panel * 1.6)}px`);
+  const heading = make("h2"), note = make("p", { class: "note" }), canvas = make("canvas", { "aria-hidden": "true" });
+  const [pinned, light] = [draw("g"), draw("g")], boxes = nodes.map(boxOf), words = draw("g", { class: "words" });
+  const svg = draw("svg", { role: "group" }, pinned, light, data.rulers.map(([x, y, text, size]) => draw("text", { class: "ruler", x, y, "font-size": size }, text)), boxes, words);
+  const stage = make("div", { class: "stage" }, canvas, svg);
+  holder.append(make("section", { class: "panel" }, heading, note, stage));
+  const panel = { view, list, say, heading, note, stage, canvas, svg, edges: [], light, pinned, words, boxes, at: "", pins: "" };
+  boxes[0].setAttribute("tabindex", "0");
   panels.push(panel);
   listenTo(panel);
   new ResizeObserver(() => { if (canvas.width !== pixelsOf(panel)[0]) paint(panel); }).observe(stage);
 }
 
-function addNode(panel, node) {
-  const { name, kind, text, x, y, width, height } = node;
-  const box = draw(panel.svg, "g", { class: `node ${kind}`, tabindex: "-1", role: "button", "aria-label": name });
+function boxOf({ name, kind, text, x, y, width, height }) {
   const rx = kind === "head" ? Math.min(width, height) / 2 : 1.5;
-  draw(box, "rect", { x: x - width / 2, y: y - height / 2, width, height, rx });
-  draw(box, "text", { x, y, "font-size": Math.min(7, height / 1.25, 1.45 * width / text.length) }, text);
-  return box;
+  return draw("g", { class: `node ${kind}`, tabindex: "-1", role: "button", "aria-label": name },
+    draw("rect", { x: x - width / 2, y: y - height / 2, width, height, rx }),
+    draw("text", { x, y, "font-size": Math.min(7, height / 1.25, 1.45 * width / text.length) }, text));
+}
+
+/** What of the drawing is in view: x, y, width and height. */
+function inView() {
+  const width = data.panel / state.zoom, height = HEIGHT / state.zoom;
+  return [Math.min(state.x, data.panel - width), data.top + Math.min(state.y, HEIGHT - height), width, height];
+}
+
+/** Zoom around a place of the drawing, or move it, in points. */
+export function zoomTo(zoom, x, y) {
+  const [left, top, width, height] = inView(), to = Math.min(8, Math.max(1, zoom)), part = state.zoom / to;
+  const [middleX, middleY] = [x ?? left + width / 2, y ?? top + height / 2];
+  state.zoom = +to.toFixed(2);
+  moveTo(middleX - (middleX - left) * part, middleY - (middleY - top) * part);
+}
+
+function moveTo(left, top) {
+  const within = (value, most) => +Math.max(0, Math.min(value, most - most / state.zoom)).toFixed(1);
+  state.x = within(left, data.panel);
+  state.y = within(top - data.top, HEIGHT);
 }
 
 function pixelsOf({ canvas }) {  // width and height that fit the screen
@@ -62,22 +69,21 @@ function pixelsOf({ canvas }) {  // width and height that fit the screen
 }
 
 function paint(panel) {  // the faintest first
-  const { canvas, edges } = panel, size = pixelsOf(panel), scale = size[0] / data.panel;
-  if (!scale) return;
+  const { canvas, edges } = panel, size = pixelsOf(panel), [left, top, width] = inView(), scale = size[0] / width;
+  if (!size[0]) return;
   const context = canvas.getContext("2d"), styles = inks(panel.view);
   if (canvas.width !== size[0] || canvas.height !== size[1]) [canvas.width, canvas.height] = size;
   context.resetTransform();
   context.clearRect(0, 0, ...size);
-  context.setTransform(scale, 0, 0, scale, 0, -scale * data.top);
+  context.setTransform(scale, 0, 0, scale, -scale * left, -scale * top);
   for (let i = edges.length - 1; i >= 0; i--) {
-    const edge = edges[i], at = edge.curve || (edge.curve = curve(edge)), [width, opacity] = stroke(edge.size, edges.length);
+    const edge = edges[i], [thick, opacity] = stroke(edge.size, edges.length);
     context.strokeStyle = styles[edge.style].colour;
-    context.setLineDash(i < DASHED ? styles[edge.style].dash : []);
-    context.lineWidth = width;
+    context.setLineDash(i < FINE ? styles[edge.style].dash : []);
+    context.lineWidth = thick;
     context.globalAlpha = opacity;
     context.beginPath();
-    context.moveTo(at[0], at[1]);
-    context.bezierCurveTo(at[2], at[3], at[4], at[5], at[6], at[7]);
+    trace(context, placesOf(edge), i >= FINE && state.zoom === 1);
     context.stroke();
   }
 }
@@ -90,16 +96,38 @@ export function inks(view) {
 export function update(panel) {
   panel.edges = panel.list();
   const { text, note } = panel.say(panel.edges), used = new Set(panel.edges.flatMap(edge => [edge.source, edge.owner]));
+  const kept = pins(), sought = found();
   panel.heading.textContent = text;
   panel.note.textContent = note;
+  if (panel.at !== String(inView())) panel.svg.setAttribute("viewBox", panel.at = String(inView()));  // lays all words out
   panel.svg.setAttribute("aria-label", text);
   nodes.forEach((node, i) => {
-    const box = panel.boxes[i];
-    box.classList.toggle("unused", !used.has(i));
-    box.classList.toggle("chosen", node.name === state.chosen);
-    box.style.display = state.hide && !used.has(i) && node.name !== state.chosen ? "none" : "";
+    const { classList, style } = panel.boxes[i], marked = node.name === state.chosen || node.name in kept;
+    classList.toggle("unused", !used.has(i));
+    classList.toggle("chosen", node.name === state.chosen);
+    classList.toggle("pinned", node.name in kept);
+    classList.toggle("found", sought.includes(node));
+    style.display = state.hide && !used.has(i) && !marked ? "none" : "";
   });
+  drawPins(panel, kept);
   paint(panel);
+}
+
+function drawPins(panel, kept) {
+  if (panel.pins === state.pins) return;
+  panel.pins = state.pins;
+  const edges = Object.keys(kept).filter(name => !nodeOf.has(name)).map(edgeNamed);
+  panel.pinned.replaceChildren(...edges.map(edge => draw("path", { class: "edge pin", d: pathOf(edge) })));
+  panel.words.replaceChildren(...nodes.filter(node => kept[node.name]?.note || kept[node.name]?.group).map(({ name, x, y, height }) =>
+    draw("text", { class: "word", x, y: y - height / 2 - 3.5, "font-size": 5.5 }, shorter([kept[name].group, kept[name].note].filter(Boolean).join(": "), 28))));
+}
+
+/** The nodes whose name, label or note holds what is sought. */
+export function found() {
+  const text = state.find.trim().toLowerCase(), kept = pins();
+  if (!text) return [];
+  const said = node => [node.name, kept[node.name]?.note, kept[node.name]?.group, ...models.map(model => (Object.hasOwn(model.labels, node.name) ? model.labels[node.name] : ""))];
+  return nodes.filter(node => said(node).some(words => words?.toLowerCase().includes(text)));
 }
 
 export function percent(value) {
@@ -109,14 +137,28 @@ export function percent(value) {
 export function aboutModel(model, edges) {
   const share = model.total ? edges.reduce((sum, edge) => sum + Math.abs(edge.score), 0) / model.total : 0;
   const text = `${model.name}: ${edges.length.toLocaleString("en")} of ${model.edges.toLocaleString("en")} edges, ${percent(share)} of |score|`;
-  if (model.list.length === model.edges) return { text, note: "" };
-  const held = `this page holds the ${model.list.length.toLocaleString("en")} largest, ${percent(model.total ? model.held / model.total : 0)} of |score|`;
-  return { text, note: runsOut(model) ? `the threshold asks for more: ${held}` : held };
+  return { text, note: [faithfulness(model), deadEnds(model), held(model)].filter(Boolean).join("; ") };
+}
+
+function faithfulness({ faithful }) {
+  if (state.mode !== "faithful") return "";
+  return faithful ? `does ${percent(faithful.mean)} of what the whole model does` : `no circuit of this model was found to be faithful: here ${percent(state.share)} of |score|`;
+}
+
+function deadEnds(model) {
+  const { dead } = drawn(model);
+  return dead ? `${dead.toLocaleString("en")} dead end${dead === 1 ? "" : "s"} left out` : "";
+}
+
+function held(model) {
+  if (model.list.length === model.edges) return "";
+  const said = `this page holds the ${model.list.length.toLocaleString("en")} largest, ${percent(model.total ? model.held / model.total : 0)} of |score|`;
+  return runsOut(model) ? `the threshold asks for more: ${said}` : said;
 }
 
 export function aboutDifference(edges) {
-  const [first, second, both] = [0, 1, 2].map(style => edges.filter(edge => edge.style === style).length.toLocaleString("en"));
-  const notes = models.map((model, i) => aboutModel(model, edges.filter(edge => edge.style === i || edge.style === 2).map(edge => model.of.get(edge.code))).text);
+  const kinds = grouped(edges, edge => edge.kind), [first, second, both] = [0, 1, 2].map(kind => (kinds.get(kind)?.length ?? 0).toLocaleString("en"));
+  const notes = models.map((model, i) => aboutModel(model, edges.filter(edge => edge.kind === i || edge.kind === 2).map(edge => model.of.get(edge.code))).text);
   return { text: `only ${models[0].name}: ${first}, only ${models[1].name}: ${second}, both: ${both} edges`, note: notes.join("; ") };
 }
 
@@ -125,27 +167,12 @@ export function aboutDifference(edges) {
 function hit(panel, x, y) {
   const node = nodes.find(({ x: left, y: top, width, height, index }) => Math.abs(x - left) <= width / 2 + 0.5 && Math.abs(y - top) <= height / 2 + 0.5 && panel.boxes[index].style.display !== "none");
   if (node) return { node };
-  let best = null, least = 3 ** 2;  // points, squared
+  let best = null, least = (3 / state.zoom) ** 2;  // points, squared
   for (const edge of panel.edges) {
-    const at = edge.curve || (edge.curve = curve(edge)), reach = 3;
-    if (y > at[1] + reach || y < at[7] - reach || x < Math.min(at[0], at[6]) - reach || x > Math.max(at[2], at[4], at[0], at[6]) + reach) continue;
-    const distance = distanceTo(at, x, y);
+    const distance = distanceTo(edge, x, y, 3);
     if (distance < least) { least = distance; best = edge; }
   }
   return best && { edge: best };
-}
-
-function distanceTo(at, x, y) {  // squared, to sixteen pieces of the curve
-  let least = Infinity, fromX = at[0], fromY = at[1];
-  for (let i = 1; i <= 16; i++) {
-    const t = i / 16, u = 1 - t, a = u * u * u, b = 3 * u * u * t, c = 3 * u * t * t, d = t * t * t;
-    const toX = a * at[0] + b * at[2] + c * at[4] + d * at[6], toY = a * at[1] + b * at[3] + c * at[5] + d * at[7];
-    const alongX = toX - fromX, alongY = toY - fromY, length = alongX * alongX + alongY * alongY || 1;
-    const part = Math.max(0, Math.min(1, ((x - fromX) * alongX + (y - fromY) * alongY) / length));
-    least = Math.min(least, (fromX + part * alongX - x) ** 2 + (fromY + part * alongY - y) ** 2);
-    fromX = toX; fromY = toY;
-  }
-  return least;
 }
 
 export function nameOf(target) {
@@ -170,11 +197,10 @@ function light(panel, target) {
   const styles = inks(panel.view), lit = target ? panel.edges.filter(edge => touches(edge, target)) : [];
   const near = new Set(lit.flatMap(edge => [edge.source, edge.owner]));
   panel.stage.classList.toggle("lit", !!target);
-  panel.light.replaceChildren();
-  for (const edge of lit.slice(0, LIT).reverse()) {
+  panel.light.replaceChildren(...lit.slice(0, LIT).reverse().map(edge => {
     const { variable, dash } = styles[edge.style], width = Math.max(0.7, stroke(edge.size, 1)[0]);
-    draw(panel.light, "path", { class: "edge", d: pathOf(edge), stroke: variable, "stroke-width": target.node ? width : width + 0.8, "stroke-dasharray": dash.join(" ") });
-  }
+    return draw("path", { class: "edge", d: pathOf(edge), stroke: variable, "stroke-width": target.node ? width : width + 0.8, "stroke-dasharray": dash.join(" ") });
+  }));
   panel.boxes.forEach((box, i) => { box.classList.toggle("on", near.has(i)); box.classList.toggle("now", !!target && target.node === nodes[i]); });
 }
 
@@ -185,16 +211,47 @@ export function choose(target) {
   point(shown);
 }
 
+export function pin(target) {
+  const kept = pins(), name = nameOf(target);
+  if (name in kept) delete kept[name]; else kept[name] = { note: "", group: "" };
+  setPins(kept);
+  refresh();
+}
+
 function listenTo(panel) {
   const { svg } = panel;
-  const under = event => {
-    const box = svg.getBoundingClientRect(), scale = data.panel / box.width;
-    return hit(panel, (event.clientX - box.left) * scale, (event.clientY - box.top) * scale + data.top);
+  const place = event => {
+    const box = svg.getBoundingClientRect(), [left, top, width] = inView(), scale = width / box.width;
+    return [left + (event.clientX - box.left) * scale, top + (event.clientY - box.top) * scale, scale];
   };
-  svg.addEventListener("pointermove", event => { const target = under(event); svg.style.cursor = target ? "pointer" : ""; if (nameOf(target) !== nameOf(shown)) point(target); });
-  svg.addEventListener("pointerleave", () => point(null, false));
+  const under = event => { const [x, y] = place(event); return hit(panel, x, y); };
+  let held = null, moved = false;  // where the mouse went down, and whether it has dragged the drawing since
+  svg.addEventListener("pointerdown", event => { held = state.zoom > 1 ? [event.clientX, event.clientY, inView()] : null; moved = false; });
+  svg.addEventListener("pointermove", event => {
+    if (held && event.buttons) {
+      const [, , scale] = place(event), [x, y, [left, top]] = held, [alongX, alongY] = [event.clientX - x, event.clientY - y];
+      moved ||= Math.hypot(alongX, alongY) > 4;
+      if (moved) { moveTo(left - alongX * scale, top - alongY * scale); refresh(); }
+      return;
+    }
+    const target = under(event);
+    svg.style.cursor = target ? "pointer" : state.zoom > 1 ? "grab" : "";
+    if (nameOf(target) !== nameOf(shown)) point(target);
+  });
+  svg.addEventListener("wheel", event => {  // a page that scrolls goes on doing so: only with Ctrl, as a pinch has it
+    if (!event.ctrlKey && !event.metaKey) return;
+    event.preventDefault();
+    const [x, y] = place(event);
+    zoomTo(state.zoom * Math.exp(-event.deltaY / 300), x, y);
+    refresh();
+  }, { passive: false });
+  svg.addEventListener("pointerleave", () => { held = null; point(null, false); });
   svg.addEventListener("focusout", () => point(null, false));
-  svg.addEventListener("click", event => { const target = under(event); if (target) choose(target); });
+  svg.addEventListener("click", event => {
+    const target = moved ? null : under(event);
+    held = null;
+    if (target && event.shiftKey) pin(target); else if (target) choose(target);
+  });
   svg.addEventListener("focusin", event => { const i = panel.boxes.indexOf(event.target); if (i >= 0) { stopAt(i); point({ node: nodes[i] }); } });
   svg.addEventListener("keydown", event => walk(panel, event));
 }
@@ -203,10 +260,21 @@ function stopAt(index) {  // one node of each panel can be reached with the Tab 
   for (const { boxes } of panels) boxes.forEach((box, i) => box.setAttribute("tabindex", i === index ? "0" : "-1"));
 }
 
+/** Puts the keyboard on a node, and brings it into view. */
+export function goTo(node) {
+  const panel = panels.find(one => one.view === state.tab) ?? panels[0];
+  if (state.zoom > 1) { const [, , width, height] = inView(); moveTo(node.x - width / 2, node.y - height / 2); refresh(); }
+  panel.boxes[node.index].style.display = "";
+  panel.boxes[node.index].focus();
+}
+
 function walk(panel, event) {
   const from = nodes[panel.boxes.indexOf(event.target)];
-  if (!from) return;
+  if (!from || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.key === "Enter" || event.key === " ") { event.preventDefault(); choose({ node: from }); return; }
+  if (event.key.toLowerCase() === "p") { pin({ node: from }); return; }
+  const zoom = { "+": state.zoom * 1.5, "-": state.zoom / 1.5, "0": 1 }[event.key];
+  if (zoom) { zoomTo(zoom, from.x, from.y); refresh(); return; }
   const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
   if (!step) return;
   event.preventDefault();
@@ -215,5 +283,5 @@ function walk(panel, event) {
     return along < 1 || (step[0] && aside > 0.6 * data.band) || panel.boxes[node.index].style.display === "none" ? Infinity : along + 2 * aside / (step[0] ? 1 : 8);
   };
   const next = nodes.reduce((best, node) => (cost(node) < cost(best) ? node : best), from);
-  if (next !== from) panel.boxes[next.index].focus();
+  if (next !== from) goTo(next);
 }

@@ -49,13 +49,13 @@ function widthOf(text, size) {  // about
 }
 
 export function addPlot(plot) {
-  const figure = make(document.querySelector("#curves .plots"), "figure");
-  make(figure, "h2", {}, plot.title);
-  const svg = draw(figure, "svg", { viewBox: `0 0 ${BOX.width} ${BOX.height}`, role: "img", "aria-label": `${plot.title}: ${plot.y_label} against ${plot.x_label}`, "font-size": 11 });
+  const figure = document.querySelector("#curves .plots").appendChild(make("figure"));
+  figure.appendChild(make("h2", {}, plot.title));
+  const svg = figure.appendChild(draw("svg", { viewBox: `0 0 ${BOX.width} ${BOX.height}`, role: "img", "aria-label": `${plot.title}: ${plot.y_label} against ${plot.x_label}`, "font-size": 11 }));
   const scale = scales(plot);
   addAxes(svg, plot, scale);
   for (const series of plot.series) addSeries(svg, series, scale);
-  plot.notes.forEach((note, i) => draw(svg, "text", { x: BOX.right - 5, y: BOX.bottom - 8 - 14 * (plot.notes.length - 1 - i), "text-anchor": "end", stroke: "var(--paper)", "stroke-width": 3, "paint-order": "stroke" }, note));
+  plot.notes.forEach((note, i) => svg.appendChild(draw("text", { x: BOX.right - 5, y: BOX.bottom - 8 - 14 * (plot.notes.length - 1 - i), "text-anchor": "end", stroke: "var(--paper)", "stroke-width": 3, "paint-order": "stroke" }, note)));
   svg.setAttribute("viewBox", `${scale.left} 0 ${BOX.width - scale.left} ${addSeriesNames(svg, plot.series)}`);
 }
 
@@ -64,9 +64,9 @@ function addSeriesNames(svg, all) {  // under the axes, as many in a row as fit;
   for (const series of all) {
     const width = 34 + 6.2 * series.name.length;
     if (x > BOX.left && x + width > BOX.width) { x = BOX.left; y += 16; }
-    if (series.joined) draw(svg, "path", { d: `M${x} ${y}h22`, stroke: ink(series), "stroke-width": 1.8, "stroke-dasharray": series.dotted ? "2 3" : "none" });
+    if (series.joined) svg.appendChild(draw("path", { d: `M${x} ${y}h22`, stroke: ink(series), "stroke-width": 1.8, "stroke-dasharray": series.dotted ? "2 3" : "none" }));
     addMarker(svg, series, x + 11, y);
-    draw(svg, "text", { x: x + 28, y: y + 4 }, series.name);
+    svg.appendChild(draw("text", { x: x + 28, y: y + 4 }, series.name));
     x += width + 8;
   }
   return y + 10;
@@ -74,18 +74,18 @@ function addSeriesNames(svg, all) {  // under the axes, as many in a row as fit;
 
 function addAxes(svg, plot, { x, y, xTicks, yTicks, left }) {
   for (const value of yTicks) {
-    draw(svg, "path", { d: `M${BOX.left} ${y(value)}H${BOX.right}`, stroke: "var(--line)", "stroke-width": 0.6 });
-    draw(svg, "text", { x: BOX.left - 5, y: y(value) + 4, "text-anchor": "end" }, tickText(value, plot.percent_y));
+    svg.appendChild(draw("path", { d: `M${BOX.left} ${y(value)}H${BOX.right}`, stroke: "var(--line)", "stroke-width": 0.6 }));
+    svg.appendChild(draw("text", { x: BOX.left - 5, y: y(value) + 4, "text-anchor": "end" }, tickText(value, plot.percent_y)));
   }
   for (const value of xTicks) {
-    draw(svg, "path", { d: `M${x(value)} ${BOX.bottom}v4`, stroke: "var(--quiet)" });
+    svg.appendChild(draw("path", { d: `M${x(value)} ${BOX.bottom}v4`, stroke: "var(--quiet)" }));
     const text = tickText(value, plot.percent_x);
-    draw(svg, "text", { x: Math.min(x(value), BOX.width - widthOf(text, 11) / 2), y: BOX.bottom + 16, "text-anchor": "middle" }, text);
+    svg.appendChild(draw("text", { x: Math.min(x(value), BOX.width - widthOf(text, 11) / 2), y: BOX.bottom + 16, "text-anchor": "middle" }, text));
   }
-  draw(svg, "path", { d: `M${BOX.left} ${BOX.top}V${BOX.bottom}H${BOX.right}`, stroke: "var(--quiet)", fill: "none" });
-  for (const value of plot.guides) draw(svg, "path", { d: `M${BOX.left} ${y(value)}H${BOX.right}`, stroke: "var(--quiet)", "stroke-dasharray": "4 3" });
-  draw(svg, "text", { x: (BOX.left + BOX.right) / 2, y: BOX.height - 6, "text-anchor": "middle" }, plot.x_label);
-  draw(svg, "text", { "text-anchor": "middle", transform: `translate(${left + 11} ${(BOX.top + BOX.bottom) / 2}) rotate(-90)` }, plot.y_label);
+  svg.appendChild(draw("path", { d: `M${BOX.left} ${BOX.top}V${BOX.bottom}H${BOX.right}`, stroke: "var(--quiet)", fill: "none" }));
+  for (const value of plot.guides) svg.appendChild(draw("path", { d: `M${BOX.left} ${y(value)}H${BOX.right}`, stroke: "var(--quiet)" }));
+  svg.appendChild(draw("text", { x: (BOX.left + BOX.right) / 2, y: BOX.height - 6, "text-anchor": "middle" }, plot.x_label));
+  svg.appendChild(draw("text", { "text-anchor": "middle", transform: `translate(${left + 11} ${(BOX.top + BOX.bottom) / 2}) rotate(-90)` }, plot.y_label));
 }
 
 function ink(series) {
@@ -96,21 +96,21 @@ function addSeries(svg, series, { x, y }) {
   const points = series.x.map((value, i) => ({ x: x(value), y: y(series.y[i]), low: y(series.low[i]), high: y(series.high[i]), label: series.labels[i] })).filter(point => Number.isFinite(point.x) && Number.isFinite(point.y));
   const at = (point, level) => `${point.x.toFixed(1)} ${point[level].toFixed(1)}`;
   const sure = points.filter(point => Number.isFinite(point.low) && Number.isFinite(point.high));
-  if (series.joined && sure.length > 1) draw(svg, "path", { d: `M${[...sure.map(p => at(p, "high")), ...sure.reverse().map(p => at(p, "low"))].join("L")}Z`, fill: ink(series), "fill-opacity": 0.15 });
-  if (!series.joined) for (const point of sure) draw(svg, "path", { d: `M${at(point, "low")}V${point.high.toFixed(1)}`, stroke: ink(series) });
-  if (series.joined && points.length) draw(svg, "path", { d: `M${points.map(p => at(p, "y")).join("L")}`, fill: "none", stroke: ink(series), "stroke-width": 1.8, "stroke-dasharray": series.dotted ? "2 3" : "none", "stroke-linejoin": "round" });
+  if (series.joined && sure.length > 1) svg.appendChild(draw("path", { d: `M${[...sure.map(p => at(p, "high")), ...sure.reverse().map(p => at(p, "low"))].join("L")}Z`, fill: ink(series), "fill-opacity": 0.15 }));
+  if (!series.joined) for (const point of sure) svg.appendChild(draw("path", { d: `M${at(point, "low")}V${point.high.toFixed(1)}`, stroke: ink(series) }));
+  if (series.joined && points.length) svg.appendChild(draw("path", { d: `M${points.map(p => at(p, "y")).join("L")}`, fill: "none", stroke: ink(series), "stroke-width": 1.8, "stroke-dasharray": series.dotted ? "2 3" : "none", "stroke-linejoin": "round" }));
   if (!series.joined || points.length <= 25) for (const point of points) addMarker(svg, series, point.x, point.y);
   for (const point of points) if (point.label) addPointLabel(svg, point);
 }
 
 function addPointLabel(svg, { x, y, label }) {  // on the left where the right has no room
   const fits = x + 6 + widthOf(label, 10) <= BOX.width;
-  draw(svg, "text", { x: fits ? x + 6 : x - 6, y: Math.max(y - 5, 10), "font-size": 10, "text-anchor": fits ? "start" : "end" }, label);
+  svg.appendChild(draw("text", { x: fits ? x + 6 : x - 6, y: Math.max(y - 5, 10), "font-size": 10, "text-anchor": fits ? "start" : "end" }, label));
 }
 
 function addMarker(svg, series, x, y) {
   const shape = data.markers[series.model] || "o", place = { stroke: ink(series), "stroke-width": 1.4, fill: shape === "o" ? "var(--paper)" : ink(series) };
-  if (shape === "o") draw(svg, "circle", { cx: x, cy: y, r: 3, ...place });
-  else if (shape === "s") draw(svg, "rect", { x: x - 2.6, y: y - 2.6, width: 5.2, height: 5.2, ...place });
-  else draw(svg, "path", { d: shape === "^" ? `M${x} ${y - 3.4}l3.2 5.8h-6.4Z` : `M${x} ${y - 3.6}l3.6 3.6l-3.6 3.6l-3.6 -3.6Z`, ...place });
+  if (shape === "o") svg.appendChild(draw("circle", { cx: x, cy: y, r: 3, ...place }));
+  else if (shape === "s") svg.appendChild(draw("rect", { x: x - 2.6, y: y - 2.6, width: 5.2, height: 5.2, ...place }));
+  else svg.appendChild(draw("path", { d: shape === "^" ? `M${x} ${y - 3.4}l3.2 5.8h-6.4Z` : `M${x} ${y - 3.6}l3.6 3.6l-3.6 3.6l-3.6 -3.6Z`, ...place }));
 }

@@ -3,7 +3,12 @@
 import { byId, pageData } from "./dom.js";
 
 export const data = pageData();
-const START = { tab: "circuit", mode: data.begin === null ? "share" : "top", share: data.share, score: 0, top: data.begin ?? 20, sign: "both", hide: false, chosen: "", head: "", prompt: 0 };
+const MODES = { faithful: data.models.some(model => model.faithful), share: true, score: true, top: true };
+const START = {
+  tab: "circuit", mode: data.begin !== null ? "top" : MODES.faithful ? "faithful" : "share", share: data.share, score: 0, top: data.begin ?? 20, sign: "both",
+  dead: false, hide: false, chosen: "", find: "", pins: "", zoom: 1, x: 0, y: 0, head: "", prompt: 0,
+};
+export const modes = Object.keys(MODES).filter(mode => MODES[mode]);
 export const state = { ...START };
 export const nodes = data.nodes.map(([name, kind, text, x, y, width, height], index) => ({ name, kind, text, x, y, width, height, index }));
 export const nodeOf = new Map(nodes.map(node => [node.name, node]));
@@ -25,7 +30,8 @@ function ranked(model) {
     sum += Math.abs(score);
     return { source, destination, owner: owners[destination], score, rank, reached: sum, style: score < 0 ? 1 : 0, code: source * owners.length + destination };
   });
-  return { ...model, list, held: sum, largest: list.length ? Math.abs(list[0].score) : 0, of: new Map(list.map(edge => [edge.code, edge])) };
+  const upward = [...list].sort((a, b) => a.source - b.source), downward = [...list].sort((a, b) => b.owner - a.owner);
+  return { ...model, list, upward, downward, held: sum, largest: list.length ? Math.abs(list[0].score) : 0, of: new Map(list.map(edge => [edge.code, edge])) };
 }
 
 export function edgeName(edge) {
@@ -49,6 +55,7 @@ function countAtLeast(list, keeps) {  // the list is in order, so that what is k
 
 function cut(model) {  // how many of the largest edges the threshold keeps: the rules of EdgeScores.smallest and .top
   const { list, total } = model;
+  if (state.mode === "faithful" && model.faithful) return Math.min(list.length, model.faithful.edges);
   if (state.mode === "top") return Math.min(list.length, state.top);
   if (state.mode === "score") return countAtLeast(list, edge => Math.abs(edge.score) >= state.score);
   const goal = state.share * total * (1 - 1e-12);
@@ -57,14 +64,30 @@ function cut(model) {  // how many of the largest edges the threshold keeps: the
 
 export function runsOut(model) {  // is more wanted than the page holds?
   if (model.list.length === model.edges) return false;
+  if (state.mode === "faithful" && model.faithful) return model.faithful.edges > model.list.length;
   if (state.mode === "top") return state.top > model.list.length;
   if (state.mode === "score") return cut(model) === model.list.length;
   return model.held < state.share * model.total * (1 - 1e-12);
 }
 
-export function signed(model) {
-  const first = model.list.slice(0, cut(model));
-  return state.sign === "both" ? first : first.filter(edge => (edge.score < 0) === (state.sign === "negative"));
+/** The edges that are drawn of a model, and how many that were chosen are not, since they are dead ends. */
+export function drawn(model) {
+  const key = `${cut(model)} ${state.sign} ${state.dead}`;
+  if (model.drawn?.key !== key) {
+    const first = model.list.slice(0, cut(model)), alive = state.dead ? first : first.filter(livelyIn(model, first.length));
+    model.drawn = { key, list: state.sign === "both" ? alive : alive.filter(edge => (edge.score < 0) === (state.sign === "negative")), dead: first.length - alive.length };
+  }
+  return model.drawn;
+}
+
+export const signed = model => drawn(model).list;
+
+function livelyIn(model, n) {  // on a path from the input to the logits, as in Circuit.pruned; sources come before who reads them
+  const from = new Uint8Array(nodes.length), to = new Uint8Array(nodes.length);
+  from[0] = to[nodes.length - 1] = 1;
+  for (const edge of model.upward) if (edge.rank < n && from[edge.source]) from[edge.owner] = 1;
+  for (const edge of model.downward) if (edge.rank < n && to[edge.owner]) to[edge.source] = 1;
+  return edge => to[edge.owner] && (from[edge.source] || !data.from_input);
 }
 
 export function alongPaths(list) {  // the chosen node or edge, and all that leads there or follows; sources come before who reads them
@@ -84,8 +107,39 @@ export function difference() {  // [only in the first, only in the second, in bo
   const all = [], [first, second] = kept.map(alongPaths), listed = new Set(first.map(edge => edge.code));
   for (const edge of first) all.push({ ...edge, style: inSecond.has(edge.code) ? 2 : 0 });
   for (const edge of second) if (!listed.has(edge.code)) all.push({ ...edge, style: inFirst.has(edge.code) ? 2 : 1 });
-  for (const edge of all) edge.size = Math.max(...models.map((model, i) => (edge.style === 2 || edge.style === i ? model.of.get(edge.code).size : 0)));
+  for (const edge of all) {
+    const own = models.filter((_, i) => edge.style === 2 || edge.style === i).map(model => model.of.get(edge.code));
+    const { size, score } = own.reduce((one, other) => (other.size > one.size ? other : one));
+    Object.assign(edge, { size, score, kind: edge.style, style: edge.style + (score < 0 ? 3 : 0) });
+  }
   return all.sort((a, b) => b.size - a.size);
+}
+
+// -- what somebody pinned: names of nodes and edges with a note and a group
+
+/** @returns {Record<string, { note: string, group: string }>} */
+export function pins() {
+  return state.pins ? JSON.parse(state.pins) : {};
+}
+
+export function setPins(all) {
+  state.pins = Object.keys(all).length ? JSON.stringify(all) : "";
+}
+
+/** Is this the name of a node, or of an edge that the page holds? */
+export function isPart(name) {
+  const edge = nodeOf.has(name) ? null : edgeNamed(name);
+  return nodeOf.has(name) || (edge !== null && models.some(model => model.of.has(edge.code)));
+}
+
+/** What a text holds of pins that can be: of nodes and edges that there are, so many and so long. */
+function readPins(text) {
+  try {
+    const said = Object.entries(JSON.parse(text)).filter(([name]) => isPart(name)).slice(0, 200);
+    setPins(Object.fromEntries(said.map(([name, pin]) => [name, { note: String(pin.note ?? "").slice(0, 200), group: String(pin.group ?? "").slice(0, 200) }])));
+  } catch {
+    state.pins = "";
+  }
 }
 
 // -- the state as text: behind the address where there is one, else in the field
@@ -104,9 +158,11 @@ export function applyState(text) {
     else if (typeof START[name] === "string") state[name] = value;
   }
   state.share = Math.min(1, state.share);
+  state.zoom = Math.min(8, Math.max(1, state.zoom));
   state.top = Math.round(state.top);
+  readPins(state.pins || "{}");
   state.prompt = data.patterns ? Math.min(Math.round(state.prompt), data.patterns.tokens.length - 1) : 0;
-  if (!["share", "score", "top"].includes(state.mode)) state.mode = START.mode;
+  if (!modes.includes(state.mode)) state.mode = START.mode;
   if (!["both", "positive", "negative"].includes(state.sign)) state.sign = START.sign;
   if (state.chosen && !nodeOf.has(state.chosen) && !edgeNamed(state.chosen)) state.chosen = "";
 }

@@ -12,25 +12,24 @@ function write(parent, label) {
   const attributes = { x: label.x, y: label.y, "font-size": label.size, "text-anchor": label.anchor };
   if (label.bold) attributes.class = "bold";
   if (label.upright) attributes.transform = `rotate(-90 ${label.x} ${label.y})`;
-  return draw(parent, "text", attributes, label.text);
+  return parent.appendChild(draw("text", attributes, label.text));
 }
 
 function stroke(head) {
-  const dash = data.dashes[Math.floor(head / data.colours.length) % data.dashes.length];
-  return { stroke: `var(--head${head % data.colours.length})`, "stroke-dasharray": dash.length ? dash.join(" ") : "none" };
+  return { stroke: `var(--head${head % data.colours.length})` };
 }
 
 function addPanel(panel) {
-  const group = panel.group = draw(svg, "g", {});
+  const group = panel.group = svg.appendChild(draw("g", {}));
   const { band, nodes, node } = data;
   for (let line = 0; line <= data.layers; line++) for (const x of nodes)
-    draw(group, "rect", { class: "node", x: x - node[0] / 2, y: -band * line - node[1] / 2, width: node[0], height: node[1], rx: node[1] / 2 });
+    group.appendChild(draw("rect", { class: "node", x: x - node[0] / 2, y: -band * line - node[1] / 2, width: node[0], height: node[1], rx: node[1] / 2 }));
   const walkable = panel.edges.flat().length <= 400;  // so few (two numbers each) that the keyboard can visit them
   panel.edges.forEach((flat, layer) => {
-    const level = draw(group, "g", { transform: `translate(0 ${-band * layer})` });
+    const level = group.appendChild(draw("g", { transform: `translate(0 ${-band * layer})` }));
     for (let i = 0; i < flat.length; i += 2) addEdge(level, panel, layer, data.curves[flat[i]], flat[i + 1], walkable);
   });
-  for (const [line, tip] of panel.arrows) { draw(group, "path", { class: "arrow", d: line }); draw(group, "path", { class: "tip", d: tip }); }
+  for (const [line, tip] of panel.arrows) { group.appendChild(draw("path", { class: "arrow", d: line })); group.appendChild(draw("path", { class: "tip", d: tip })); }
   panel.heading = write(group, panel.header);
   for (const label of panel.labels) addToken(group, panel, label);
 }
@@ -38,7 +37,7 @@ function addPanel(panel) {
 function addEdge(level, panel, layer, [head, query, key, from, to], weight, walkable) {
   const y = data.heights, d = `M${from} ${y[0]}C${from} ${y[1]} ${to} ${y[2]} ${to} ${y[3]}`;
   const [width, opacity] = panel.strokes[Math.round(weight / 10)];
-  const element = draw(level, "path", { class: "edge", d, "stroke-width": width, "stroke-opacity": opacity, ...stroke(head) });
+  const element = level.appendChild(draw("path", { class: "edge", d, "stroke-width": width, "stroke-opacity": opacity, ...stroke(head) }));
   const edge = { panel, layer, head, query, key, weight: weight / 1000, element };
   if (walkable) {
     element.setAttribute("tabindex", "0");
@@ -51,8 +50,8 @@ function addEdge(level, panel, layer, [head, query, key, from, to], weight, walk
 function addToken(group, panel, label) {
   const half = data.pitch / 2, height = label.upright ? 0.62 * label.size * label.text.length : 9;
   const top = label.upright ? (label.anchor === "end" ? label.y : label.y - height) : label.y - height / 2;
-  const token = draw(group, "g", { class: "token", tabindex: 0, role: "button", "aria-label": `${panel.name}, position ${label.position}: ${label.text}` });
-  draw(token, "rect", { class: "place", x: label.x - half, y: top, width: 2 * half, height });
+  const token = group.appendChild(draw("g", { class: "token", tabindex: 0, role: "button", "aria-label": `${panel.name}, position ${label.position}: ${label.text}` }));
+  token.appendChild(draw("rect", { class: "place", x: label.x - half, y: top, width: 2 * half, height }));
   write(token, label);
   const entry = { panel, position: label.position, element: token };
   tokens.push(entry);
@@ -175,7 +174,7 @@ function picture() {  // the drawing as it is on the screen, as a file of its ow
 function colourSheet() {
   const rules = theme => data.colours.map((pair, i) => `--head${i}: ${pair[theme]};`).join(" ");
   const sheet = document.head.appendChild(document.createElement("style"));
-  sheet.textContent = `:root { ${rules(0)} } @media (prefers-color-scheme: dark) { :root { ${rules(1)} } }`;
+  sheet.textContent = `:root { ${rules(0)} } @media screen and (prefers-color-scheme: dark) { :root { ${rules(1)} } }`;
 }
 
 function controls() {
@@ -213,11 +212,11 @@ function listen() {
 
 colourSheet();
 svg.setAttribute("aria-label", document.title);
-const [titles, rulers, legend] = ["titles", "rulers", "legend"].map(id => draw(svg, "g", { id }));
+const [titles, rulers, legend] = ["titles", "rulers", "legend"].map(id => svg.appendChild(draw("g", { id })));
 for (const label of data.titles) write(titles, label);
 for (const label of data.rulers) write(rulers, label);
 for (const label of data.legend) {
-  if ("head" in label) draw(legend, "path", { d: `M${label.x - 13} ${label.y}h10`, "stroke-width": 1.6, ...stroke(label.head) });
+  if ("head" in label) legend.appendChild(draw("path", { d: `M${label.x - 13} ${label.y}h10`, "stroke-width": 1.6, ...stroke(label.head) }));
   write(legend, label);
 }
 data.panels.forEach(addPanel);

@@ -1,13 +1,15 @@
 // Tabs and controls; the first drawing. Times are in milliseconds.
 
 import { byId, draw, make, offer, offerPng } from "./dom.js";
-import { alongPaths, applyState, data, difference, keepState, largest, models, signed, state, stateText } from "./state.js";
-import { aboutDifference, aboutModel, addPanel, inks, panels, point, targetNamed, update } from "./graph.js";
+import { alongPaths, applyState, data, difference, keepState, largest, models, modes, signed, state, stateText } from "./state.js";
+import { aboutDifference, aboutModel, addPanel, found, goTo, panels, point, targetNamed, update, zoomTo } from "./graph.js";
 import { describe, described } from "./card.js";
-import { addGrids, updatePatterns } from "./patterns.js";
+import { listPins } from "./pins.js";
+import { updatePatterns } from "./grids.js";
 import { addPlot } from "./plots.js";
 import { DRAWINGS, TABLES, asText } from "./files.js";
 
+const CUTS = { faithful: "the faithful circuit", share: "% of all |score|", score: "|score| at least", top: "largest edges" };
 const TABS = { circuit: "Circuit", difference: "Difference", tokens: "Tokens", patterns: "Patterns", curves: "Curves" };
 const present = Object.keys(TABS).filter(tab => !{ difference: models.length < 2, tokens: !data.tokens, patterns: !data.patterns, curves: !data.plots.length }[tab]);
 /** @type {Record<string, number>} */
@@ -17,7 +19,7 @@ const began = performance.now();
 
 function addTabs() {
   for (const tab of present) {
-    const button = make(byId("tabs"), "button", { type: "button", role: "tab", id: `tab-${tab}`, "aria-controls": tab }, TABS[tab]);
+    const button = byId("tabs").appendChild(make("button", { type: "button", role: "tab", id: `tab-${tab}`, "aria-controls": tab }, TABS[tab]));
     button.onclick = () => { state.tab = tab; refresh(); };
     button.onkeydown = event => {
       const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
@@ -40,13 +42,13 @@ function showTab() {
     button.setAttribute("tabindex", now ? "0" : "-1");
   }
   for (const tab of Object.keys(TABS)) byId(tab).hidden = tab !== state.tab;
-  const graph = state.tab === "circuit" || state.tab === "difference";
+  const graph = isGraph();
   for (const element of all(".for-graph")) element.hidden = !graph;
-  for (const element of all(".for-patterns")) element.hidden = state.tab !== "patterns";
+  byId("prompts").hidden = !data.patterns || !(graph || state.tab === "patterns");
   byId("svg").hidden = byId("png").hidden = !DRAWINGS[state.tab];
   byId("json").hidden = !TABLES[state.tab];
   byId("controls").hidden = state.tab === "tokens" || state.tab === "curves";
-  if (state.tab === "tokens" && !byId("tokens").firstChild) make(byId("tokens"), "iframe", { title: "attention edges over tokens", sandbox: "allow-scripts allow-downloads", srcdoc: data.tokens });
+  if (state.tab === "tokens" && !byId("tokens").firstChild) byId("tokens").appendChild(make("iframe", { title: "attention edges over tokens", sandbox: "allow-scripts allow-downloads", srcdoc: data.tokens }));
 }
 
 // -- the threshold: the number says what holds, the slider moves it
@@ -55,9 +57,10 @@ const most = Math.max(1, ...models.map(model => model.list.length));
 const scoresHeld = models.flatMap(model => model.list.map(edge => Math.abs(edge.score))).filter(size => size > 0);
 const least = scoresHeld.reduce((low, size) => Math.min(low, size), largest);
 const SLIDERS = {
-  share: { text: () => +(100 * state.share).toPrecision(12), read: value => value / 100, at: () => 1000 * state.share, from: place => place / 1000 },
-  score: { text: () => +state.score.toPrecision(4), read: value => value, at: () => along(state.score || least, least, largest), from: place => +between(place, least, largest).toPrecision(4) },
-  top: { text: () => state.top, read: Math.round, at: () => along(state.top, 1, most), from: place => Math.round(between(place, 1, most)) },
+  faithful: null,
+  share: { most: 100, text: () => +(100 * state.share).toPrecision(12), read: value => value / 100, at: () => 1000 * state.share, from: place => place / 1000 },
+  score: { most: largest, text: () => +state.score.toPrecision(4), read: value => value, at: () => along(state.score || least, least, largest), from: place => +between(place, least, largest).toPrecision(4) },
+  top: { most, text: () => state.top, read: Math.round, at: () => along(state.top, 1, most), from: place => Math.round(between(place, 1, most)) },
 };
 
 function along(value, low, high) {
@@ -71,34 +74,56 @@ function between(place, low, high) {
 function showControls() {
   const slider = SLIDERS[state.mode];
   for (const id of ["mode", "sign"]) byId(id).value = state[id];
-  byId("slider").value = slider.at();
-  if (document.activeElement !== byId("number")) byId("number").value = slider.text();
-  byId("hide").checked = state.hide;
+  for (const element of all(".for-cut")) element.hidden ||= !slider;
+  if (slider) {
+    byId("slider").value = slider.at();
+    byId("number").max = slider.most;
+    if (document.activeElement !== byId("number")) byId("number").value = slider.text();
+  }
+  for (const id of ["dead", "hide"]) byId(id).checked = state[id];
+  if (document.activeElement !== byId("find")) byId("find").value = state.find;
+  byId("matches").textContent = state.find.trim() ? `${found().length} found` : "";
   byId("chosen").textContent = `paths through ${state.chosen} ×`;
-  byId("chosen").hidden = !state.chosen || byId("slider").hidden;
+  byId("chosen").hidden = !state.chosen || !isGraph();
+  byId("whole").disabled = byId("further").disabled = state.zoom === 1;
   if (data.patterns) byId("prompt").value = state.prompt;
 }
+
+const isGraph = () => state.tab === "circuit" || state.tab === "difference";
 
 export function refresh() {
   const start = performance.now();
   showTab();
   showControls();
+  if (state.tab === "difference" && !panels.some(panel => panel.view === "difference")) addDifference();
   for (const panel of panels) if (panel.view === state.tab) update(panel);
   if (!byId("card").contains(document.activeElement)) describe(described);
+  if (isGraph()) listPins();
   if (state.tab === "patterns") updatePatterns();
   keepState();
   times.redraw = performance.now() - start;
+}
+
+function addDifference() {  // when it is first looked at: a page of many nodes opens sooner
+  addPanel("difference", difference, aboutDifference);
+  panels.at(-1).name = "edges of both";
 }
 
 function listen() {
   const set = (id, event, act) => byId(id).addEventListener(event, () => { act(byId(id)); refresh(); });
   set("mode", "input", ({ value }) => { if (value === "score" && !state.score) state.score = +(largest / 10).toPrecision(2); state.mode = value; });
   set("sign", "input", ({ value }) => { state.sign = value; });
-  set("hide", "input", ({ checked }) => { state.hide = checked; });
+  for (const id of ["dead", "hide"]) set(id, "input", ({ checked }) => { state[id] = checked; });
+  set("find", "input", ({ value }) => { state.find = value; });
+  byId("find").addEventListener("keydown", event => { if (event.key === "Enter" && found().length) goTo(found()[0]); });
+  set("closer", "click", () => zoomTo(state.zoom * 1.5));
+  set("further", "click", () => zoomTo(state.zoom / 1.5));
+  set("whole", "click", () => zoomTo(1));
   set("prompt", "input", ({ value }) => { state.prompt = +value; });
   set("chosen", "click", () => { state.chosen = ""; });
   byId("slider").addEventListener("input", inTurn(() => { state[state.mode] = SLIDERS[state.mode].from(+byId("slider").value); }));
-  set("number", "input", ({ value }) => { if (value !== "" && +value >= 0) state[state.mode] = Math.min(state.mode === "share" ? 1 : Infinity, SLIDERS[state.mode].read(+value)); });
+  set("number", "input", field => { if (field.value !== "" && field.validity.valid) state[state.mode] = SLIDERS[state.mode].read(+field.value); });
+  byId("number").addEventListener("change", ({ target }) => { if (!target.reportValidity() || target.value === "") target.value = SLIDERS[state.mode].text(); });
   set("address", "change", ({ value }) => applyState(value));
   byId("copy").onclick = copyState;
   byId("svg").onclick = () => offer(new Blob([asText(DRAWINGS[state.tab]())], { type: "image/svg+xml" }), `${state.tab}.svg`);
@@ -109,12 +134,13 @@ function listen() {
   byId("json").onclick = () => offer(new Blob([JSON.stringify(TABLES[state.tab](), null, 1)], { type: "application/json" }), `${state.tab}.json`);
   document.addEventListener("keydown", event => {
     if (event.key !== "Escape") return;
-    state.chosen = state.head = "";
+    state.chosen = state.head = state.find = "";
     const focused = /** @type {HTMLElement} */ (document.activeElement);
     if (focused.closest(".stage")) focused.blur();
     refresh();
     point(null);
   });
+  window.addEventListener("beforeprint", toPaper);
   window.addEventListener("hashchange", () => { applyState(location.hash); refresh(); });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", refresh);
 }
@@ -129,6 +155,11 @@ function inTurn(act) {  // at most once a frame
   };
 }
 
+/** On paper stands the drawing of the tab that is shown, as its SVG file has it: a canvas may come out blank. */
+function toPaper() {
+  byId("paper").replaceChildren(...(DRAWINGS[state.tab] ? [DRAWINGS[state.tab]()] : []));
+}
+
 function copyState() {  // a frame may not write the clipboard, but may copy what is marked
   byId("address").value = stateText();
   byId("address").select();
@@ -139,13 +170,13 @@ function copyState() {  // a frame may not write the clipboard, but may copy wha
 
 function addLegends() {
   for (const view of Object.keys(data.legends)) {
-    const legend = document.querySelector(`#${view} .legend`), styles = inks(view);
-    data.legends[view].labels.forEach(([, , text], i) => {
-      const entry = make(legend, "span");
-      if (styles[i]) draw(draw(entry, "svg", { viewBox: "0 0 24 9" }), "path", { d: "M0 4.5h24", stroke: styles[i].variable, "stroke-width": 2.4, "stroke-dasharray": styles[i].dash.map(length => 1.8 * length).join(" ") });
-      entry.append(text);
-    });
+    const { labels, swatches } = data.legends[view];
+    document.querySelector(`#${view} .legend`).append(...labels.map(([, , text], i) => make("span", {}, swatches[i] && swatchOf(swatches[i]), text)));
   }
+}
+
+function swatchOf([, , ink, dash]) {
+  return draw("svg", { viewBox: "0 0 24 9" }, draw("path", { d: "M0 4.5h24", stroke: `var(--${ink})`, "stroke-width": 2.4, "stroke-dasharray": dash.map(length => 1.8 * length).join(" ") }));
 }
 
 addTabs();
@@ -153,15 +184,10 @@ models.forEach(model => {
   addPanel("circuit", () => alongPaths(signed(model)), edges => aboutModel(model, edges));
   panels.at(-1).name = model.name;
 });
-if (models.length > 1) {
-  addPanel("difference", difference, aboutDifference);
-  panels.at(-1).name = "edges of both";
-}
 addLegends();
-if (data.patterns) {
-  byId("prompt").append(...data.patterns.titles.map((title, i) => new Option(title, i)));
-  addGrids();
-}
+byId("mode").append(...modes.map(mode => new Option(CUTS[mode], mode)));
+byId("patterns").style.setProperty("--models", String(models.length));
+if (data.patterns) byId("prompt").append(...data.patterns.titles.map((title, i) => new Option(title, i)));
 data.plots.forEach(addPlot);
 listen();
 applyState(location.hash);

@@ -2,19 +2,21 @@
 
 import html
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from sparselens.analyses.comparison.figures import figures_of
+from sparselens.analyses import load_comparison, token_view
+from sparselens.analyses.comparison.figures import figures_of, tokens_view
+from sparselens.analyses.comparison.finding import _accuracy, _fewer, facts, finding
 from sparselens.analyses.comparison.report import CAPTIONS, report_page
 from sparselens.analyses.comparison.results import Comparison, Prompt
-from sparselens.analyses.comparison.table import cells, rows_of
+from sparselens.analyses.comparison.table import Row, cells, rows_of
+from sparselens.analyses.figures.two_papers import for_both_papers
+from sparselens.prompts.intervals import Interval
+from tests.chromium import browser, needs_chromium
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "</script><script>alert(1)</script>{{viewer}}\"'$x$"
 
 
@@ -70,14 +72,93 @@ def test_strings_stay_strings(comparison: Comparison):
     assert "{{viewer}}" in outside  # what looks like a place in the template is not filled
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-@pytest.mark.parametrize("dark", [False, True])
-def test_it_opens_in_a_browser_without_network_or_complaint(page: str, tmp_path: Path, dark: bool):
+def test_what_was_found_comes_first_and_the_whole_table_last_and_folded(comparison: Comparison, page: str):
+    outside = re.sub(r'srcdoc="[^"]*"', "", page)
+    places = [outside.index(mark) for mark in ("<h1>", 'class="finding"', '<dl class="facts">', 'class="hero"')]
+    places += [outside.index(mark) for mark in ("<iframe", '<div class="still">', '<div class="figures">', "<details>")]
+    assert places == sorted(places) and outside.index("<table>") > places[-1] and "<details open" not in outside
+    assert outside.count("<tr class") >= 5
+    bold = [html.unescape(name) for name in re.findall(r'<tr class="[^"]*found"><td>([^<]*)</td>', outside)]
+    assert bold == [fact.name for fact in facts(comparison)] == re.findall(r"<dt>([^<]*)</dt>", outside)
+
+
+def test_the_finding_says_what_the_table_says(comparison: Comparison):
+    rows = {row.name: (*cells(row), row.ratio) for row in rows_of(comparison)}
+    fewer = rows["open edges, of visible pairs"][2]
+    start = f"sparse is as accurate as dense (100 %), with {fewer} fewer open attention edges and "
+    dense, sparse, _, ratio = rows["edges for 80 % faithfulness, pruned"]
+    assert ratio is not None and ratio.low < 1 < ratio.high  # on so few prompts
+    end = f"edges in a circuit that is 80 % faithful ({sparse.split()[0]} against {dense.split()[0]})."
+    assert finding(comparison) == f"{start}no measurable difference in {end}"
+
+
+def test_no_difference_is_claimed_where_the_interval_allows_none(comparison: Comparison):
+    row = Row("Circuit", "edges", (30.0, 24.0), Interval(1.25, 0.9, 1.6, 0.1, 9))
+    assert _fewer(row, "edges") == "no measurable difference in edges (24 against 30)"
+    assert _fewer(replace(row, ratio=Interval(0.5, 0.4, 0.6, 0.1, 9)), "edges") == "2x more edges (24 against 30)"
+    assert _fewer(replace(row, ratio=None), "edges") == "no ratio of edges that could be told (24 against 30)"
+    low, high = Interval(0.5, 0.4, 0.6, 0.1, 9), Interval(0.9, 0.8, 0.95, 0.1, 9)
+    assert _accuracy(Row("", "", (high, low), percent=True), "d") == "is less accurate than d (50 % and 90 %)"
+    wide = replace(low, high=0.85)
+    assert _accuracy(Row("", "", (high, wide), percent=True), "d").startswith("is not measurably less or more accurate")
+
+
+def test_answers_stand_above_the_first_prompts(comparison: Comparison, tmp_path: Path):
+    for prompt in comparison.about.prompts:
+        assert len([text for text in prompt.outputs if text]) == 1 and len(prompt.outputs) == len(prompt.tokens)
+    back = load_comparison(comparison.save(tmp_path / "saved"))
+    assert back.about.prompts == comparison.about.prompts
+    hero = tokens_view(comparison)
+    answers = [next(text for text in prompt.outputs if text) for prompt in comparison.about.prompts]
+    assert {label.text for panel in hero.layout.panels for label in panel.labels} >= set(answers[:3])
+
+
+def test_a_picture_of_ones_own_may_come_first(comparison: Comparison, page: str):
+    prompt = comparison.about.prompts[0]
+    mine = token_view(comparison.dense.attention.first(1), None, [prompt.tokens], titles=["my title"])
+    other = report_page(comparison, mine)
+    image = re.findall(r'class="hero"><figure><img class="\w+" alt="[^"]*" src="([^"]*)"', other)
+    assert len(image) == 1 and image[0] not in page and other.count("<figcaption>") == page.count("<figcaption>")
+
+
+def test_colours_of_a_drawing_follow_the_page():
+    drawn = for_both_papers('<?xml?><svg viewBox="0 0 1 1"><path style="fill: #222222; stroke: #d05500"/></svg>')
+    assert "fill: var(--c222222); stroke: var(--cd05500)" in drawn
+    assert "--c222222:#222222" in drawn and "--cd05500:#f0803c" in drawn.partition("prefers-color-scheme:dark")[2]
+    assert for_both_papers('<svg><path style="fill: #123456"/></svg>').count("#123456") == 1
+
+
+FIRST_SCREEN = """
+(() => {
+  const bottom = selector => document.querySelector(selector).getBoundingClientRect().bottom;
+  const { top, width, height } = document.querySelector(".hero img").getBoundingClientRect();
+  const wide = document.documentElement.scrollWidth;
+  return { finding: bottom(".finding"), facts: bottom(".facts"), top, wide, aspect: width / height };
+})()
+"""
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [1400, 700, 360])
+def test_it_is_read_in_the_first_screen_on_any_paper(page: str, tmp_path: Path, width: int):
     (tmp_path / "report.html").write_text(page, encoding="utf-8")
-    command = [str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
-    command += ["--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=5000", "--window-size=1200,2000"]
-    command += ["--blink-settings=preferredColorScheme=0"] if dark else []
-    command += [f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={tmp_path / 'report.png'}"]
-    ran = subprocess.run([*command, f"file://{tmp_path / 'report.html'}"], capture_output=True, text=True, timeout=120)
-    assert (tmp_path / "report.png").stat().st_size > 50_000
-    assert [line for line in ran.stderr.splitlines() if "CONSOLE" in line] == []
+    with browser(tmp_path / "profile") as open_page:
+        open_page.look(width, 900)
+        open_page.open((tmp_path / "report.html").as_uri())
+        seen = open_page.get(FIRST_SCREEN)
+        assert seen["finding"] < 350 and seen["facts"] < 620 and seen["top"] < 640 and seen["wide"] <= width
+        assert open_page.get("document.querySelector('details').open") is False
+        shown = "getComputedStyle(document.querySelector('{}')).display"
+        assert [open_page.get(shown.format(part)) for part in ("iframe", ".still")] == ["block", "none"]
+        first_column = "document.querySelector('details').open = true, document.querySelector('.wide td').offsetWidth"
+        assert open_page.get(first_column) >= 170
+        open_page.look(width, 900, dark=True)
+        paper = "getComputedStyle(document.body).backgroundColor"
+        assert open_page.get(paper) == "rgb(22, 24, 27)"
+        open_page.look(width, 900, dark=True, paper=True)
+        assert [open_page.get(shown.format(part)) for part in ("iframe", ".still")] == ["none", "block"]
+        assert open_page.get("document.querySelector('.still img').naturalWidth") > 100
+        assert open_page.get(paper) == "rgb(255, 255, 255)"
+        assert open_page.complaints == [] and not [
+            url for url in open_page.requests if not url.startswith(("file", "data"))
+        ]

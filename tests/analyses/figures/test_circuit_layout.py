@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.figures.circuit_drawing import draw_circuits
 from sparselens.analyses.figures.circuit_layout import (
-    BOW,
     COLUMN,
+    DASH,
     PAGE,
     PANEL,
     SIGNS,
@@ -78,26 +78,17 @@ def test_an_edge_leads_from_the_top_of_its_source_to_the_receiver():
     frame = skeleton(GRAPH)
     place = {node.name: node for node in frame.nodes}
     source, destination = (np.array([place]) for place in GRAPH.edge("input->a0.h0<q>"))
-    (curve,) = frame.curves(source, destination)
+    (path,) = frame.paths(source, destination)
     start, end = place["input"], place["a0.h0"]
-    np.testing.assert_allclose(curve[0], [start.x, start.y - start.height / 2])
-    np.testing.assert_allclose(curve[3], [end.x - 0.27 * end.width, end.y + end.height / 2])
-    assert (curve[1, 0], curve[2, 0]) == (curve[0, 0], curve[3, 0])  # leaves and arrives upright
+    np.testing.assert_allclose(path[0], [start.x, start.y - start.height / 2])
+    np.testing.assert_allclose(path[7], [end.x - 0.27 * end.width, end.y + end.height / 2])
+    assert (path[1, 0], path[2, 0]) == (path[0, 0], path[3, 0])  # leaves and arrives upright
 
 
 def test_queries_keys_and_values_arrive_left_to_right():
     enters = skeleton(GRAPH).enters
     q, k, v = (enters[GRAPH.destination(f"a1.h0<{receiver}>")] for receiver in "qkv")
     assert q[0] < k[0] < v[0] and q[1] == k[1] == v[1]
-
-
-def test_what_would_cross_its_own_column_bows():
-    frame = skeleton(Graph.of_shape(3, 2))
-    edges = [frame.graph.edge(name) for name in ("a0.h1->a2.h1<k>", "a0.h1->a2.h0<k>", "m0->m1")]
-    source, destination = np.array(edges).T
-    across, aside, next_one = frame.curves(source, destination)
-    assert across[1, 0] - across[0, 0] == pytest.approx(BOW * frame.pitch)
-    assert aside[1, 0] == aside[0, 0] and next_one[1, 0] == next_one[0, 0]
 
 
 def test_weak_edges_are_drawn_first_with_the_style_of_their_sign():
@@ -117,7 +108,7 @@ def test_headers_say_what_is_drawn():
     scores = random_scores(3, 4)
     circuit = scores.smallest(0.8)
     layout = lay_out_circuits([circuit, circuit], NAMES)
-    assert len(layout.panels[0].curves) == len(circuit)
+    assert len(layout.panels[0].paths) == len(circuit)
     assert layout.panels[0].header.text == heading("dense", len(circuit), scores.graph.n_edges, circuit.score_share)
     assert heading("dense", 1234, 32491, 0.9004) == "dense: 1,234 of 32,491 edges, 90.0 % of |score|"
 
@@ -126,9 +117,11 @@ def test_the_difference_of_two_circuits():
     layout = lay_out_difference(DENSE, SPARSE, NAMES)
     (panel,) = layout.panels
     assert panel.header.text == "only dense: 2, only sparse: 1, both: 1 edges" == difference_heading(NAMES, (2, 1, 1))
-    assert sorted(style.ink.light for style in panel.styles) == sorted(["#d05500", "#d05500", "#004f8c", "#222222"])
+    assert sorted((style.ink.light, style.dash) for style in panel.styles) == [
+        ("#004f8c", DASH), ("#8f959c", DASH), ("#d05500", ()), ("#d05500", ()),
+    ]  # fmt: skip
     assert len({label.text for label in layout.legend} & {"only in dense", "only in sparse", "in both"}) == 3
-    assert len({swatch.style.dash for swatch in layout.swatches}) == 3
+    assert [swatch.style.dash for swatch in layout.swatches] == [(), (), (), DASH]  # as in the circuits: negative
 
 
 def test_names_cannot_break_a_header():

@@ -56,12 +56,12 @@ def test_the_weights_drawn_are_the_weights_given():
     ]  # fmt: skip
 
 
-def test_layers_go_downward_and_heads_to_the_right_dense_before_sparse():
+def test_layers_go_upward_and_heads_to_the_right_dense_before_sparse():
     made = figure_of(2, 3, list("abcd"))
     axes = drawn(made).axes[0]
     images = [image for image in axes.images if image.get_gid() == "pattern"]
     by_place = sorted(images, key=lambda image: (round(image.get_extent()[3]), image.get_extent()[0]))
-    expected = [made.patterns[model][layer, head] for layer in (0, 1) for model in (0, 1) for head in (0, 1, 2)]
+    expected = [made.patterns[model][layer, head] for layer in (1, 0) for model in (0, 1) for head in (0, 1, 2)]
     for image, pattern in zip(by_place, expected, strict=True):
         np.testing.assert_array_equal(np.asarray(image.get_array()), pattern)
         assert image.get_clim() == (0, 1)

@@ -11,7 +11,7 @@ import subprocess
 from html import escape
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import numpy as np
 import pytest
@@ -61,7 +61,7 @@ def demo_viewer(n_layers: int = 4, n_heads: int = 4, n_pos: int = 9, n_prompts: 
         "plots": [plot],
         **options,
     }
-    return circuit_viewer(scores_of(n_layers, n_heads, 0, digits=3), scores_of(n_layers, n_heads, 1, 9), **given)
+    return circuit_viewer(scores_of(n_layers, n_heads, 0, digits=3), scores_of(n_layers, n_heads, 1, 5), **given)
 
 
 def data_of(page: str) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def test_one_model_needs_no_second():
 
 def test_a_viewer_may_begin_with_so_many_edges():
     viewer = circuit_viewer(scores_of(2, 2, 0), edges=3)
-    assert data_of(viewer.html)["begin"] == len(viewer.circuits[0]) == 3
+    assert data_of(viewer.html)["begin"] == 3 and len(viewer.circuits[0]) <= 3
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
@@ -174,7 +174,9 @@ def test_a_page_of_one_model_works(tmp_path: Path):
         assert page.get("[...document.querySelectorAll('#tabs button')].map(b => b.textContent).join()") == (
             "Circuit,Tokens,Patterns"
         )
-        assert page.get("document.querySelector('#circuit h2').textContent").startswith("mine: 3 of ")
+        assert page.get("document.querySelector('#circuit h2').textContent").startswith(
+            f"mine: {len(viewer.circuits[0])} of "
+        )
         for tab in ("patterns", "tokens", "circuit"):
             page.click(f"#tab-{tab}")
         page.click("#circuit .node:nth-of-type(3)")
@@ -284,7 +286,10 @@ async function use() {
   said.tops = TOPS.map(n => { state.top = n; return models.map(cut); });
   Object.assign(state, START); refresh();
   said.json = circuitsJson().circuits.dense;
-  said.curve = curve(models[0].list[0]);
+  said.paths = models[0].list.slice(0, 300).map(curve);
+  state.dead = true; refresh();
+  said.withDeadEnds = models.map(model => signed(model).length);
+  state.dead = false; refresh();
   said.strokes = stroke(0.25, 100);
 
   const node = nodeOf.get("a0.h1");
@@ -313,15 +318,22 @@ async function use() {
   press(document.activeElement, "Escape");
   said.reachable = panels.map(panel => panel.boxes.filter(box => box.tabIndex === 0).length);
 
-  set("slider", 300); await until(() => byId("number").value === "30");
+  set("slider", 600); await until(() => byId("number").value === "60");
   said.slid = [byId("number").value, seen()];
-  set("mode", "top"); set("number", 7);
+  byId("number").focus();
+  set("number", 500);
+  said.refused = [byId("number").validity.valid, seen(), state.share];
+  byId("number").dispatchEvent(new Event("change"));
+  said.restored = byId("number").value;
+  byId("number").blur();
+  set("mode", "top"); set("number", SEVEN);
   said.seven = heads().slice(0, 2);
   set("sign", "negative");
   said.negative = seen();
   set("sign", "both");
   byId("hide").click();
   said.hidden = panels[0].boxes.filter(box => box.style.display === "none").length;
+  byId("hide").click();
   set("mode", "score"); set("number", 0.05);
   said.atLeast = panels.slice(0, 2).map(panel => panel.edges.length);
   const kept = byId("address").value;
@@ -333,6 +345,8 @@ async function use() {
   byId("png").click();
   byId("tab-circuit").focus(); press(document.activeElement, "ArrowRight");
   said.difference = [state.tab, document.activeElement.id, panels[2].heading.textContent];
+  const dashed = edge => data.styles.difference[edge.style][1].length > 0;
+  said.stylesOfKinds = panels[2].edges.every(edge => dashed(edge) === edge.score < 0);
   state.chosen = "m1"; refresh();
   const onPaths = models.flatMap(model => alongPaths(signed(model)).map(edge => edge.code));
   said.pathsOfEach = panels[2].edges.every(edge => onPaths.includes(edge.code)) && panels[2].edges.length;
@@ -341,11 +355,21 @@ async function use() {
   byId("tab-tokens").click();
   said.tokens = byId("tokens").firstChild.getAttribute("sandbox");
   byId("tab-patterns").click();
-  gridCanvas(0).focus();
-  for (const key of ["ArrowUp", "ArrowRight", "Enter"]) press(gridCanvas(0), key);
+  document.querySelector(".grid [data-place='0 0']").focus();
+  for (const key of ["ArrowUp", "ArrowRight"]) press(document.activeElement, key);
+  said.pointed = document.querySelector(".large figcaption").textContent;
+  document.activeElement.click();
+  said.keeps = document.activeElement.getAttribute("aria-label");
   said.large = [state.head, ...[...document.querySelectorAll(".large figcaption")].map(caption => caption.textContent)];
-  said.labels = [...document.querySelectorAll(".large text")].slice(0, 2).map(text => text.textContent);
-  said.cells = [0, 1].map(model => attentionOf(model).reduce((sum, cells) => sum + cells.length / 3, 0));
+  said.labels = [...document.querySelectorAll(".large .word")].slice(0, 2).map(text => text.textContent);
+  said.cells = [0, 1].map(model => attentionOf(model).reduce((sum, cells) => sum + cells.length, 0));
+  const square = document.querySelector(".large rect[fill-opacity]");
+  square.dispatchEvent(new PointerEvent("pointerenter"));
+  said.weight = byId("weight").textContent;
+  const boxOf = element => element.getBoundingClientRect();
+  said.besides = boxOf(document.querySelector(".large")).left >= boxOf(document.querySelector(".grids")).right;
+const tops = ["3 0", "0 0"].map(place => boxOf(document.querySelector(`.grid [data-place='${place}']`)).top);
+  said.upward = tops[0] < tops[1];
   byId("svg").click();
   byId("tab-curves").click();
   said.curves = document.querySelectorAll(".plots figure > svg path").length;
@@ -365,6 +389,7 @@ async function use() {
 use().catch(error => { said.error = String(error.stack); }).finally(() => leave(said));
 """
 SHARES, TOPS = [0.001, 0.1, 0.25, 0.5, 0.9, 0.905, 0.99, 0.999, 1.0], [0, 1, 5, 100, 10**6]
+SEVEN = 40  # edges that are asked for by number; some are dead ends
 
 
 @pytest.mark.slow
@@ -372,8 +397,9 @@ SHARES, TOPS = [0.001, 0.1, 0.25, 0.5, 0.9, 0.905, 0.99, 0.999, 1.0], [0, 1, 5, 
 @pytest.mark.parametrize("dark", [False, True])
 def test_the_page_works_in_a_browser(tmp_path: Path, dark: bool):
     viewer = demo_viewer()
-    dense, sparse = scores_of(4, 4, 0, digits=3), scores_of(4, 4, 1, 9)
-    given = f"const SHARES = {SHARES}, TOPS = {TOPS}, NEGATIVE = '{NEGATIVE.dark if dark else NEGATIVE.light}';"
+    dense, sparse = scores_of(4, 4, 0, digits=3), scores_of(4, 4, 1, 5)
+    given = f"const SHARES = {SHARES}, TOPS = {TOPS}, SEVEN = {SEVEN}, "
+    given += f"NEGATIVE = '{NEGATIVE.dark if dark else NEGATIVE.light}';"
     said, complaints = use_in_chromium(viewer.html, WAIT + given + USE, tmp_path, dark)
     assert "error" not in said and "CONSOLE" not in complaints and said["requests"] == []
     assert said["tabs"] == ["Circuit", "Difference", "Tokens", "Patterns", "Curves"]
@@ -386,41 +412,47 @@ def test_the_page_works_in_a_browser(tmp_path: Path, dark: bool):
     assert said["tops"] == [[min(n, n_edges)] * 2 for n in TOPS]
     (tmp_path / "dense.json").write_text(json.dumps(said["json"]), encoding="utf-8")
     loaded = Circuit.load(tmp_path / "dense.json")
-    assert loaded.kept.equal(dense.smallest(0.9).kept) and loaded.scores.equal(dense.mean)
-    ranked = ranked_edges(dense, 1)
-    expected = skeleton(dense.graph).curves(ranked.source, ranked.destination)
-    np.testing.assert_allclose(np.reshape(said["curve"], (4, 2)), expected[0], atol=0.03)
+    assert loaded.kept.equal(dense.smallest(0.9).pruned().kept) and loaded.scores.equal(dense.mean)
+    ranked = ranked_edges(dense, 300)
+    expected = skeleton(dense.graph).paths(ranked.source, ranked.destination)
+    np.testing.assert_allclose(np.reshape(said["paths"], (300, 8, 2)), expected, atol=0.03)
+    assert said["withDeadEnds"] == [len(scores.smallest(0.9)) for scores in (dense, sparse)]
     np.testing.assert_allclose(said["strokes"], edge_stroke(0.25, 100))
 
-    assert "a0.h1\nhead 1 of layer 0\ndense: previous token 0.93\nsparse: </script>" in said["hover"]
+    assert "a0.h1\npin\nhead 1 of layer 0\ndense: previous token 0.93\nsparse: </script>" in said["hover"]
     assert said["hover"].count(" edges") == 2 and said["lit"][0] > 0
     assert said["edge"][0] == said["edge"][1] and "->" in said["edge"][0] and said["edge"][2] == 1
     assert said["left"] is False
     n_chosen = said["chosen"][1]
     assert said["chosen"] == ["a0.h1", n_chosen, "#chosen=a0.h1", "chosen=a0.h1"]
-    assert 0 < n_chosen < len(dense.smallest(0.9))
+    assert 0 < n_chosen < len(dense.smallest(0.9).pruned())
     assert said["dropped"] == ["", said["first"][0]]
     assert said["up"].startswith("a0.h") and said["right"] == f"a0.h{int(said['up'][-1]) + 1}" == said["entered"]
-    assert said["reachable"] == [1, 1, 1]
+    assert said["reachable"] == [1, 1]
 
-    assert said["slid"] == ["30", len(dense.smallest(0.3))]
-    share = 100 * dense.top(7).score_share
-    assert said["seven"][0] == f"dense: 7 of {n_edges} edges, {share:.1f} % of |score|"
-    top = dense.top(7)
+    slid = len(dense.smallest(0.6).pruned())
+    assert said["slid"] == ["60", slid] and slid > 0
+    assert said["refused"] == [False, slid, 0.6] and said["restored"] == "60"  # 500 %
+    top = dense.top(SEVEN).pruned()
+    assert said["seven"][0] == f"dense: {len(top)} of {n_edges} edges, {100 * top.score_share:.1f} % of |score|"
     assert said["negative"] == int((top.scores[top.kept] < 0).sum())
     used = {name.split("<")[0] for edge in top.edges for name in edge.split("->")}
     assert said["hidden"] == len(skeleton(dense.graph).nodes) - len(used)
-    assert said["atLeast"] == [int((scores.mean.abs().double() >= 0.05).sum()) for scores in (dense, sparse)]
+    at_least = [int((scores.mean.abs().double() >= 0.05).sum()) for scores in (dense, sparse)]
+    assert said["atLeast"] == [len(scores.top(n).pruned()) for scores, n in zip((dense, sparse), at_least, strict=True)]
     assert said["reset"] == said["first"] == said["evil"] and said["again"]
 
     assert said["difference"][:2] == ["difference", "tab-difference"]
-    one, two = dense.smallest(0.9).kept, sparse.smallest(0.9).kept
+    one, two = (scores.smallest(0.9).pruned().kept for scores in (dense, sparse))
     counts = [int((one & ~two).sum()), int((two & ~one).sum()), int((one & two).sum())]
     assert [int(n) for n in re.findall(r": (\d+)", said["difference"][2])] == counts
     assert said["pathsOfEach"] == said["pathsUnited"] > 0
     assert said["tokens"] == "allow-scripts allow-downloads"
+    assert said["pointed"].startswith("dense a1.h1: ") and said["keeps"] == "a1.h1"
     assert said["large"][0] == "a1.h1" and said["large"][1].startswith("dense a1.h1: ")
-    assert said["labels"] == [HOSTILE[0][:13] + "…"] * 2
+    assert said["labels"] == [HOSTILE[0][:15] + "…"] * 2
+    assert re.match(r"dense: “.*” \(0\) reads “.*” \(0\) with weight 0\.\d{3}$", said["weight"])
+    assert said["besides"] and said["upward"] and said["stylesOfKinds"]
     sparse_edges = attention_of((2, 4, 4, 9), 0.1, seed=1).of_prompt(1)  # that state asked for prompt 99
     assert said["cells"][1] == len(sparse_edges) < said["cells"][0] and said["curves"] > 3
     assert said["ticks"] == ["0.01 %", "0.05 %", "25 %", "100 %"]
@@ -430,6 +462,93 @@ def test_the_page_works_in_a_browser(tmp_path: Path, dark: bool):
     assert kinds == {(f"{tab}.svg", "image/svg+xml", "<svg xmln") for tab in ("circuit", "patterns", "curves")}
     assert {file for file, *_ in said["files"]} == {*(file for file, *_ in kinds), "circuit.json", "circuit.png"}
     assert not any(variable for *_, variable in said["files"])
+
+
+NAMES = "[...document.querySelectorAll('#circuit .panel:first-child .node.{}')].map(node => node.ariaLabel).join()"
+STATE = "Object.fromEntries(new URLSearchParams(location.hash.slice(1)))"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_the_page_begins_with_the_faithful_circuits_and_is_used_by_keyboard_alone(tmp_path: Path):
+    dense = scores_of(4, 4, 0, digits=3)
+    viewer = demo_viewer(faithful=[(60, 0.8123), None])
+    with browser(tmp_path) as page:
+        page.look(1400)
+        page.open(viewer.save_html(tmp_path / "page.html").as_uri())
+        cut = dense.top(60).pruned()
+        heads = page.get("[...document.querySelectorAll('#circuit h2')].map(h => h.textContent)")
+        assert heads == [panel.header.text for panel in viewer.layout().panels]
+        assert heads[0].startswith(f"dense: {len(cut)} of 479 edges") and len(cut) < 60
+        notes = page.get("[...document.querySelectorAll('#circuit .panel .note')].map(note => note.textContent)")
+        ends = 60 - len(cut)
+        assert notes[0] == f"does 81.2 % of what the whole model does; {ends} dead end{'s' * (ends > 1)} left out"
+        assert notes[1].startswith("no circuit of this model was found to be faithful: here 90.0 % of |score|")
+        assert page.get("getComputedStyle(document.getElementById('slider')).display") == "none"
+
+        page.get("document.getElementById('find').focus()")
+        page.type("previous TOKEN")  # a label
+        page.wait("document.getElementById('matches').textContent === '1 found'")
+        assert page.get(NAMES.format("found")) == "a0.h1"
+        page.press("Enter")  # submits nothing: it goes there
+        assert page.get("document.activeElement.ariaLabel") == "a0.h1"
+        page.press("p")
+        for key in ("ArrowUp", "p"):
+            page.press(key)
+        pinned = page.get(NAMES.format("pinned")).split(",")
+        assert len(pinned) == 2 and pinned[0] == "a0.h1"
+        page.get("document.querySelector('#pins input[placeholder=note]').focus()")
+        page.type(HOSTILE[0])
+        page.get("document.querySelector('#pins input[placeholder=group]').focus()")
+        page.type("carry")
+        page.press("Enter")
+        page.wait("document.querySelector('#pins h3')")
+        assert page.get("document.querySelector('#circuit .word').textContent").startswith("carry: </script>")
+        kept = json.loads(page.get(STATE)["pins"])
+        assert kept["a0.h1"] == {"note": HOSTILE[0], "group": "carry"} and set(kept) == set(pinned)
+
+        page.get("document.querySelector('#circuit .node[tabindex=\"0\"]').focus()")
+        page.press("+")
+        assert page.get(STATE)["zoom"] == "1.5"
+        boxes = page.get("[...document.querySelectorAll('#circuit svg[role]')].map(svg => svg.getAttribute('viewBox'))")
+        assert boxes[0] == boxes[1] and float(boxes[0].split(",")[2]) == pytest.approx(156)
+        page.press("0")
+        assert "zoom" not in page.get(STATE)
+        address = page.get("location.href")
+        page.open("data:text/html,elsewhere")
+        page.open(address)
+        assert page.get(NAMES.format("pinned")).split(",") == pinned
+        assert page.get("document.querySelector('#pins input[placeholder=group]').value") in ("", "carry")
+        assert (
+            page.get("location.href") == address
+            and page.complaints == []
+            and page.requests == [request for request in page.requests if request.startswith(("file:", "data:"))]
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_hostile_pins_in_the_address_are_dropped(tmp_path: Path):
+    told = json.dumps({"a9.h9": {}, "__proto__": {"note": "x"}, "m0": {"note": 5, "group": None}, "logits->input": {}})
+    with browser(tmp_path) as page:
+        page.open(demo_viewer().save_html(tmp_path / "page.html").as_uri() + f"#zoom=1e9&x=-5&pins={quote(told)}")
+        assert json.loads(page.get(STATE)["pins"]) == {"m0": {"note": "5", "group": ""}}
+        assert page.get(STATE)["zoom"] == "8" and page.complaints == []
+        page.open(page.get("location.href.split('#')[0]") + "#pins={broken")
+        page.wait("!location.hash.includes('pins')")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_paper_shows_the_drawing(tmp_path: Path):
+    with browser(tmp_path) as page:
+        page.open(demo_viewer().save_html(tmp_path / "page.html").as_uri())
+        page.get("window.dispatchEvent(new Event('beforeprint'))")
+        page.look(700, dark=True, paper=True)
+        assert page.get("document.querySelectorAll('#paper svg path').length") > 50
+        assert page.get("document.querySelector('#paper svg').getBoundingClientRect().width") > 600
+        assert page.get("document.getElementById('controls').offsetHeight") == 0
+        assert page.get("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 
 
 IN_FRAME = """

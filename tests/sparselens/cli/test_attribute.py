@@ -1,6 +1,7 @@
 """`sparselens attribute`: what it writes, and that the parts agree."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -42,7 +43,8 @@ def test_addition(tmp_path: Path):
         assert (circuit.scores - scores["mean"])[circuit.graph.exists].abs().max() < 1e-6
     assert scores["per_prompt"].shape == (20, *scores["mean"].shape)
     page = (tmp_path / "circuit.html").read_text()
-    assert f'"begin":{faithful["edges"]}' in page and '"tokens":"' in page and "attention edges" in page
+    assert f'"faithful":{{"edges":{faithful["edges"]},"mean":{round(faithful["faithfulness"], 4)}}}' in page
+    assert '"tokens":"' in page and "attention edges" in page
     figures_and_report(tmp_path)
 
 
@@ -77,6 +79,9 @@ def figures_and_report(folder: Path):
     assert CliRunner().invoke(cli.build_app(), report).exit_code == 0
     text = (folder / "report.html").read_text()
     assert "80% faithful" in text and text.count("<figure") == 2 and "The circuit, to explore" in text
+    assert re.search(
+        r'class="finding">\d+ of 175 edges do [\d.]+ % of what addition-sparse does; as many connected', text
+    )
     (folder / "faithful.json").unlink()
     with pytest.raises(ValueError, match=r"does not hold a whole attribution: .*faithful\.json"):
         CliRunner().invoke(cli.build_app(), report, catch_exceptions=False)

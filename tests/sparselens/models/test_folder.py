@@ -378,3 +378,9 @@ def test_every_module_is_given_back_its_own_mode(gate: bool):
         with evaluating(model):
             assert not any(module.training for module in model.modules())
     assert [module.training for module in model.modules()] == modes
+
+
+def test_no_bar_of_a_library_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    sl.save(sl.load("stories260k-sparse"), tmp_path / "saved")
+    assert capfd.readouterr().err == ""
+    assert tr.utils.logging.is_progress_bar_enabled()  # a user's own calls keep theirs

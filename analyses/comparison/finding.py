@@ -1,0 +1,95 @@
+"""What a comparison found, in one sentence and four numbers: what a reader sees first."""
+
+import math
+from typing import NamedTuple
+
+from sparselens.analyses.comparison.results import Comparison
+from sparselens.analyses.comparison.table import Row, Value, cells, percent, rows_of, said
+from sparselens.prompts.intervals import Interval
+
+
+class Fact(NamedTuple):
+    """A quantity of both models as printed, and dense / sparse where that says something."""
+
+    name: str
+    dense: str
+    sparse: str
+    ratio: str
+
+
+def facts(comparison: Comparison) -> list[Fact]:
+    """Of the whole table: how well both do, and how much smaller the sparse model and its circuit are."""
+    rows = {row.name: row for row in rows_of(comparison)}
+    chosen = [rows[name] for name in (*_model(comparison), _circuit(comparison, rows)) if name in rows]
+    return [Fact(row.name, *cells(row)) for row in chosen]
+
+
+def _model(comparison: Comparison) -> tuple[str, str, str]:
+    return "accuracy", f"loss of {comparison.about.loss}, nats", "open edges, of visible pairs"
+
+
+def _circuit(comparison: Comparison, rows: dict[str, Row]) -> str:
+    """The smallest circuit that was found: pruned, faithful, or of the paper's rule."""
+    about = comparison.about
+    faithful = f"edges for {percent(about.goal)} faithfulness"
+    known = [name for name in (f"{faithful}, pruned", faithful) if name in rows and _numbers(rows[name]) is not None]
+    return known[0] if known else f"edges for {percent(about.share)} of attribution, mean scores"
+
+
+def finding(comparison: Comparison) -> str:
+    """The sentence: same accuracy, how many times fewer open attention edges, how many times fewer in the circuit."""
+    rows = {row.name: row for row in rows_of(comparison)}
+    names = comparison.about.names
+    accuracy, _, open_edges = (rows[name] for name in _model(comparison))
+    return (
+        f"{names[1]} {_accuracy(accuracy, names[0])}, with {_fewer(open_edges, 'open attention edges')} and "
+        f"{_fewer(rows[_circuit(comparison, rows)], _what(comparison, rows))}."
+    )
+
+
+def _what(comparison: Comparison, rows: dict[str, Row]) -> str:
+    name = _circuit(comparison, rows)
+    if "faithfulness" in name:
+        return f"edges in a circuit that is {percent(comparison.about.goal)} faithful"
+    return f"edges that hold {percent(comparison.about.share)} of the attribution"
+
+
+def _accuracy(row: Row, dense: str) -> str:
+    """Whether the two accuracies differ by more than what the prompts leave open."""
+    first, second = row.values
+    texts = [said(_mean(value), row.percent) for value in row.values]
+    if texts[0] == texts[1]:
+        return f"is as accurate as {dense} ({texts[0]})"
+    apart = isinstance(first, Interval) and isinstance(second, Interval) and _disjoint(first, second)
+    verb = ("less" if _float(first) > _float(second) else "more") if apart else "not measurably less or more"
+    return f"is {verb} accurate than {dense} ({texts[1]} and {texts[0]})"
+
+
+def _fewer(row: Row, what: str) -> str:
+    """How many times fewer, or that it is not known to be fewer."""
+    numbers = _numbers(row)
+    shown = "" if numbers is None or row.percent else f" ({numbers[1]:g} against {numbers[0]:g})"
+    ratio = row.ratio
+    if ratio is None or numbers is None:
+        return f"no ratio of {what} that could be told{shown}"
+    if math.isfinite(ratio.low) and ratio.low <= 1 <= ratio.high:
+        return f"no measurable difference in {what}{shown}"
+    times = ratio.mean if ratio.mean >= 1 else 1 / ratio.mean
+    return f"{times:.3g}x {'fewer' if ratio.mean >= 1 else 'more'} {what}{shown}"
+
+
+def _numbers(row: Row) -> tuple[float, float] | None:
+    dense, sparse = (_float(value) for value in row.values)
+    return (dense, sparse) if math.isfinite(dense) and math.isfinite(sparse) else None
+
+
+def _float(value: Value) -> float:
+    return math.nan if value is None else _mean(value)
+
+
+def _mean(value: Value) -> float:
+    return value.mean if isinstance(value, Interval) else math.nan if value is None else value
+
+
+def _disjoint(first: Interval, second: Interval) -> bool:
+    return first.low > second.high or second.low > first.high

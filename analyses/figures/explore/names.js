@@ -1,0 +1,15 @@
+/** Names of parts, and numbers, in words. */
+
+const PART = /^(?:a(\d+)(?:\.h(\d+)(?::(\d+)->(\d+))?)?|m(\d+)|p(\d+))$/;
+
+/** The numbers in the name of a part: {layer, head, key, query, mlp, pos}, those that it has; null for other names. */
+export function partOf(name) {
+  const found = PART.exec(name);
+  if (!found) return null;
+  const [layer, head, key, query, mlp, pos] = found.slice(1).map(text => (text === undefined ? undefined : Number(text)));
+  return { layer, head, key, query, mlp, pos };
+}
+
+export const percent = share => (100 * share).toFixed(1);
+export const quoted = text => `“${text}”`;
+export const count = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;

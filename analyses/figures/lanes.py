@@ -1,0 +1,119 @@
+"""Paths of edges in the layer x head drawing that run through no node: up between two columns, in a lane.
+
+1. What has no row of heads to pass is one curve, which leaves its source upright and arrives upright.
+2. Everything else turns into the lane beside its destination, above the source's row, goes straight up, and turns out
+   of it in the space under the destination. Edges into the logits take the lane beside their source.
+3. Edges that share a lane lie beside each other, as far as it has room.
+The page does the same (`pages/paths.js`); a test holds the two equal.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+BEND = 0.45  # how far control points are away, in heights of the curve
+SPREAD = 31  # places side by side in a lane
+
+
+class Place(NamedTuple):
+    """Where a node stands: its middle, and its upper and lower end."""
+
+    x: float
+    top: float
+    bottom: float
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """Where the rows and columns of nodes leave room."""
+
+    left: float  # the first lane, left of the first column
+    pitch: float  # distance of neighbouring lanes
+    room: float  # how far an edge may lie beside the middle of its lane
+    row: Float[np.ndarray, " source"]  # lower end of the next row of heads above, or of the logits
+    own: Float[np.ndarray, " source"]  # lower end of the next node above in the same column, or of the logits
+    under: Float[np.ndarray, " destination"]  # upper end of the next node below in the same column, or of the input
+    middle: Float[np.ndarray, " destination"]  # x of the destination's node
+    last: float  # upper end of the last row of heads
+
+    def paths(
+        self,
+        start: Float[np.ndarray, "edge 2"],
+        end: Float[np.ndarray, "edge 2"],
+        source: Int[np.ndarray, " edge"],
+        destination: Int[np.ndarray, " edge"],
+    ) -> Float[np.ndarray, "edge 8 2"]:
+        """Points of a cubic curve (4), and of another (4) to which a straight line leads; of one curve that is a dot.
+
+        Args:
+            source, destination: their numbers in the graph
+        """
+        x, y = start.T
+        to_x, to_y = end.T
+        low, lane, high = self._turns(x, to_x, to_y, source, destination)
+        rise, fall = BEND * (y - low), BEND * (high - to_y)
+        corners = [(x, y), (x, y - rise), (lane, low + rise), (lane, low)]
+        corners += [(lane, high), (lane, high - fall), (to_x, to_y + fall), (to_x, to_y)]
+        return np.stack([np.stack(corner, axis=-1) for corner in corners], axis=1)
+
+    def _turns(
+        self,
+        x: Float[np.ndarray, " edge"],
+        to_x: Float[np.ndarray, " edge"],
+        to_y: Float[np.ndarray, " edge"],
+        source: Int[np.ndarray, " edge"],
+        destination: Int[np.ndarray, " edge"],
+    ) -> tuple[Float[np.ndarray, " edge"], Float[np.ndarray, " edge"], Float[np.ndarray, " edge"]]:
+        """Y where the lane begins, its x, and y where it ends; of an edge that needs none all three are its end."""
+        middle, to_logits = self.middle[destination], destination == len(self.under) - 1
+        above = np.abs(x - middle) < self.pitch / 3
+        free = (to_y >= self.row[source] - 0.01) | (above & ~to_logits & (to_y >= self.own[source] - 0.01))
+        leaves = to_logits & (source > 0)  # beside the source's column, else beside the destination's
+        column, way = np.where(leaves, (x, middle - x), (middle, x - middle))
+        lane = np.floor((column - self.left) / self.pitch + np.where(way < -self.pitch / 3, -0.25, 0.75))
+        beside = self.room * ((13 * source + 29 * destination) % SPREAD / (SPREAD // 2) - 1)
+        low = np.where(to_logits, self.own[source], self.row[source])
+        high = np.minimum(low, np.where(to_logits, self.last, self.under[destination]))
+        turned = (low, self.left + self.pitch * lane + beside, high)
+        low, lane, high = (np.where(free, one, other) for one, other in zip((to_y, to_x, to_y), turned, strict=True))
+        return low, lane, high
+
+
+def lanes(
+    sources: Sequence[Place],
+    destinations: Sequence[Place],
+    rows: Sequence[Place],
+    left: float,
+    pitch: float,
+    widest: float,
+) -> Lanes:
+    """The lanes of a drawing, in which the input is the first source and the logits are the last destination.
+
+    Args:
+        rows: one node of each row of heads
+        left: x of the first lane
+        pitch: distance of neighbouring lanes
+        widest: width of the nodes between them
+    """
+    floor, logits = sources[0].top, destinations[-1].bottom
+    places = {*sources, *destinations[:-1]}
+
+    def near(place: Place) -> list[Place]:
+        return [other for other in places if abs(other.x - place.x) < pitch / 3]
+
+    def lowest_above(place: Place, others: Sequence[Place]) -> float:
+        return max([logits, *(other.bottom for other in others if other.bottom <= place.top)])
+
+    return Lanes(
+        left,
+        pitch,
+        room=min(4.0, max(0.0, (pitch - widest) / 2 - 1)),
+        row=np.array([lowest_above(source, rows) for source in sources]),
+        own=np.array([lowest_above(source, near(source)) for source in sources]),
+        under=np.array([min([floor, *(o.top for o in near(end) if o.top >= end.bottom)]) for end in destinations]),
+        middle=np.array([end.x for end in destinations]),
+        last=min(place.top for place in rows),
+    )
