@@ -62,6 +62,12 @@ def test_batches_have_no_padding_and_miss_no_prompt(size: int):
     assert seen[2] == ([7, 8, 9], 7, ("h", "i", "j"))
 
 
+def test_the_most_pairs_of_one_length():
+    pairs = padded()[[0, 1, 2, 1]]
+    most = pairs.of_one_length()
+    assert most.clean.tolist() == [[3, 4, 5, 6]] * 2 and most.attention_mask is None
+
+
 def test_right_padding_is_cut_too():
     pairs = TokenizedPairs(CLEAN.flip(-1), CORRUPTED.flip(-1), RIGHT, WRONG, MASK.flip(-1))
     widths = {tuple(rows.tolist()): batch.clean.shape[1] for rows, batch in pairs.batches(3)}
