@@ -45,7 +45,7 @@ def modules(folder: str, name: str) -> str:
 
 def _modules(folder: str, name: str, seen: set[tuple[str, str]]) -> list[str]:
     seen.add((folder, name))
-    text = FIGURES.joinpath(folder, f"{name}.js").read_text(encoding="utf-8")
+    text = (FIGURES / folder / f"{name}.js").read_text(encoding="utf-8")
     needed = [(other or folder, module) for other, module in _IMPORT.findall(text)]
     before = [part for place in needed if place not in seen for part in _modules(*place, seen)]
     return [*before, _EXPORT.sub("", _IMPORT.sub("", text))]
