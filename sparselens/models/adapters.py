@@ -204,7 +204,8 @@ def put_adapter(network: PreTrainedModel, folder: Path, trained_on: list[float] 
 
     from sparselens.models.weights import read_tensors
 
-    state = {name.removeprefix(_PREFIX): value for name, value in read_tensors(folder / WEIGHTS).items()}
+    # merged in the base's precision, whatever the file's
+    state = {name.removeprefix(_PREFIX): x.to(network.dtype) for name, x in read_tensors(folder / WEIGHTS).items()}
     try:
         config = PeftConfig.from_pretrained(str(folder))
         inject_adapter_in_model(config, network, low_cpu_mem_usage=True)  # nothing is drawn at random
