@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import sparselens as sl
 from sparselens.models import adapters, places
@@ -266,6 +266,26 @@ def test_shipped_adapters_find_their_base(tmp_path: Path, monkeypatch: pytest.Mo
     assert torch.equal(logits(sl.load("tiny-sparse")), logits(given))
     assert asked == ["somebody/tiny"]
     assert sl.load("tiny-sparse").cfg.n_layers == 2
+
+
+def test_the_shipped_adapters_of_smollm2_open_on_any_base_of_their_shape(tmp_path: Path):
+    """On one made here, of the same attention and hardly anything else; that it is another is warned of."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
+    config = LlamaConfig(**shape, intermediate_size=8, vocab_size=32, max_position_embeddings=64)
+    sl.save(LlamaForCausalLM(config), tmp_path / "base")
+    with pytest.raises(ValueError, match="adapters of 'HuggingFaceTB/SmolLM2-135M-Instruct', which cannot be opened"):
+        sl.load("smollm2-135m-sparse")
+    with pytest.warns(UserWarning, match="trained on other weights"):
+        sparse = sl.load("smollm2-135m-sparse", base=tmp_path / "base")
+    assert sl.is_sparse(sparse) and sparse.cfg.n_layers == 30
+    state = load_file(places.MODELS / "smollm2-135m-sparse" / "adapter_model.safetensors")
+    a, b = (state[f"base_model.model.model.layers.7.self_attn.q_proj.lora_{part}.weight"].float() for part in "AB")
+    before = load_file(tmp_path / "base" / "model.safetensors")["model.layers.7.self_attn.q_proj.weight"]
+    after = sparse.blocks[7].attn.q.original_component.weight
+    torch.testing.assert_close(after, before + 2 * b @ a, atol=1e-5, rtol=1e-4)
+    size = sum(file.stat().st_size for file in (places.MODELS / "smollm2-135m-sparse").iterdir())
+    assert size < 20 * 2**20
 
 
 def test_adapters_of_a_local_folder_are_not_pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
