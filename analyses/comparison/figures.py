@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from math import isfinite
 from pathlib import Path
 
 from sparselens.analyses.comparison.plots import edges_needed_plot, kept_plot, loss_plot
@@ -88,7 +89,9 @@ def view(comparison: Comparison) -> Viewer:
 
 
 def _faithful(runs: CircuitRuns) -> tuple[int, float] | None:
-    return None if runs.faithful_edges is None else (runs.faithful_edges, runs.faithful.mean)
+    if runs.faithful_edges is None or not isfinite(runs.faithful.mean):  # the model scores as nothing does
+        return None
+    return runs.faithful_edges, runs.faithful.mean
 
 
 def figures_of(comparison: Comparison, viewer: Viewer | None = None) -> dict[str, Draw]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sparselens.analyses import attribute_edges, faithful_circuit, faithfulness
-from sparselens.analyses.circuits import faithfulness as circuit_runs
+from sparselens.analyses.circuits import circuit_runs
 from sparselens.analyses.circuits import search as search_module
 from sparselens.analyses.engine import request
 from sparselens.analyses.engine.residual_stream import read_model
