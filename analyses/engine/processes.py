@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
+from torch.utils._pytree import tree_map
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -73,7 +74,7 @@ def summed(value: Tensor) -> Tensor:
 
 def exchanged(jobs: Iterable[Job], call: Callable[[Job], Result]) -> Iterator[tuple[Job, Result]]:
     """All jobs in order with their results, most of them from other processes."""
-    number, processes, _ = _SHARED.get()
+    number, processes, device = _SHARED.get()
     if processes == 1:
         yield from ((job, call(job)) for job in jobs)
         return
@@ -82,4 +83,5 @@ def exchanged(jobs: Iterable[Job], call: Callable[[Job], Result]) -> Iterator[tu
         own = call(group[number]) if number < len(group) else None
         results: list[Any] = [None] * processes
         distributed.all_gather_object(results, own)
+        results = tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, results)  # else on its sender's GPU
         yield from zip(group, results)  # noqa: B905  # in the last group there are fewer jobs than processes

@@ -14,7 +14,8 @@ from sparselens.analyses.figures.pattern_drawing import PatternFigure, pattern_f
 from sparselens.analyses.figures.pattern_grid import colours
 from sparselens.analyses.figures.pattern_view import head_pattern
 from tests.analyses.figures.legible import assert_legible
-from tests.analyses.figures.test_token_page import CHROMIUM, use_in_chromium
+from tests.analyses.figures.test_token_page import use_in_chromium
+from tests.chromium import needs_chromium
 
 IOI = [
     "<|endoftext|>", "When", " Mary", " and", " John", " went", " to", " the", " store", ",", " John", " gave", " a",
@@ -195,7 +196,7 @@ def test_a_head_that_is_not_there_is_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@needs_chromium
 def test_the_page_of_a_head_draws_in_a_browser(tmp_path: Path):
     look = """new MutationObserver(() => {
       const canvas = document.querySelector("canvas");

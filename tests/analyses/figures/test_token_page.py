@@ -3,7 +3,6 @@
 import base64
 import json
 import re
-import shutil
 import subprocess
 from html import escape
 from pathlib import Path
@@ -16,8 +15,7 @@ from sparselens.analyses import AttentionEdges, TokenView, token_view
 from sparselens.analyses.figures.page import script_json
 from sparselens.analyses.figures.token_layout import COLOURS, stroke
 from sparselens.analyses.figures.token_page import page_data
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+from tests.chromium import CHROMIUM, needs_chromium
 
 
 def table(rows: list[tuple[int, int, int, int, int, float]], **shape: int) -> AttentionEdges:
@@ -142,7 +140,7 @@ document.documentElement.setAttribute("data-said", encodeURIComponent(JSON.strin
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@needs_chromium
 def test_the_page_works_in_a_browser(tmp_path: Path):
     view = demo_view()
     page = tmp_path / "page.html"

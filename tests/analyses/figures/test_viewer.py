@@ -6,7 +6,6 @@ Where Chromium is at hand the page is used as a person would, with the network o
 import base64
 import json
 import re
-import shutil
 import subprocess
 from html import escape
 from pathlib import Path
@@ -25,9 +24,8 @@ from sparselens.analyses.figures.plot import Plot, Series
 from sparselens.analyses.figures.viewer_edges import ranked_edges
 from sparselens.analyses.figures.viewer_patterns import packed
 from sparselens.circuits.graph import Graph
-from tests.chromium import browser
+from tests.chromium import CHROMIUM, browser, needs_chromium
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = ["</script><script>alert(1)</script>", "<!--", "\u2028 & \u2029", "{{data}}", "\\", "'\"><img src=x>"]
 
 
@@ -165,7 +163,7 @@ def test_a_viewer_may_begin_with_so_many_edges():
     assert data_of(viewer.html)["begin"] == 3 and len(viewer.circuits[0]) <= 3
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@needs_chromium
 def test_a_page_of_one_model_works(tmp_path: Path):
     attention, tokens = attention_of((2, 2, 2, 3), 0.3), [["a", "b", "c"], ["d", "e", "f"]]
     viewer = circuit_viewer(scores_of(2, 2, 0), edges=3, names=["mine"], attention=attention, tokens=tokens)
@@ -393,7 +391,7 @@ SEVEN = 40  # edges that are asked for by number; some are dead ends
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@needs_chromium
 @pytest.mark.parametrize("dark", [False, True])
 def test_the_page_works_in_a_browser(tmp_path: Path, dark: bool):
     viewer = demo_viewer()
@@ -469,7 +467,7 @@ STATE = "Object.fromEntries(new URLSearchParams(location.hash.slice(1)))"
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@needs_chromium
 def test_the_page_begins_with_the_faithful_circuits_and_is_used_by_keyboard_alone(tmp_path: Path):
     dense = scores_of(4, 4, 0, digits=3)
     viewer = demo_viewer(faithful=[(60, 0.8123), None])
@@ -527,7 +525,7 @@ def test_the_page_begins_with_the_faithful_circuits_and_is_used_by_keyboard_alon
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@needs_chromium
 def test_hostile_pins_in_the_address_are_dropped(tmp_path: Path):
     told = json.dumps({"a9.h9": {}, "__proto__": {"note": "x"}, "m0": {"note": 5, "group": None}, "logits->input": {}})
     with browser(tmp_path) as page:
@@ -539,7 +537,7 @@ def test_hostile_pins_in_the_address_are_dropped(tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@needs_chromium
 def test_paper_shows_the_drawing(tmp_path: Path):
     with browser(tmp_path) as page:
         page.open(demo_viewer().save_html(tmp_path / "page.html").as_uri())
@@ -567,7 +565,7 @@ until(() => heard).then(() => leave(heard));
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@needs_chromium
 def test_the_page_works_in_a_notebooks_frame(tmp_path: Path):
     viewer = demo_viewer()
     inside = escape(with_more(viewer.html, IN_FRAME))

@@ -71,23 +71,28 @@ def test_killed_run_ends_as_if_it_had_not_been(tmp_path: Path, kind: str, family
     assert not list(tmp_path.glob("*/.*"))
 
 
+def failing(model: Any, at: int) -> Any:
+    """A loss that ends the run in its training batch of that number."""
+    batches = 0
+
+    def loss(logits: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+        nonlocal batches
+        batches += model.training
+        if batches == at:
+            raise KeyboardInterrupt
+        return next_token_loss(logits, batch)
+
+    return loss
+
+
 @pytest.mark.parametrize(
     ("stop", "options"), [(1, {}), (6, {"accumulation": 2}), (8, {"distillation": 0.5}), (9, AUTO)]
 )
 def test_run_stopped_by_an_error_goes_on(tmp_path: Path, stop: int, options: dict[str, Any]):
     whole, stopped = gated(), gated()
-    steps = 0
-
-    def fails(logits: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
-        nonlocal steps
-        steps += stopped.training
-        if steps == stop * options.get("accumulation", 1):
-            raise KeyboardInterrupt
-        return next_token_loss(logits, batch)
-
     expected = run(whole, out=tmp_path / "whole", **options)
     with pytest.raises(KeyboardInterrupt):
-        run(stopped, out=tmp_path / "stopped", loss=fails, **options)
+        run(stopped, out=tmp_path / "stopped", loss=failing(stopped, stop * options.get("accumulation", 1)), **options)
     fresh = gated()
     assert run(fresh, out=tmp_path / "stopped", resume=True, **options) == expected
     assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), whole.parameters(), strict=True))
@@ -97,18 +102,9 @@ def test_run_stopped_by_an_error_goes_on(tmp_path: Path, stop: int, options: dic
 def test_stopped_run_can_be_ended_where_it_is_and_gone_on_with(tmp_path: Path):
     expected = run(gated(), out=tmp_path / "whole", evaluate_every=2)
     stopped, ended = gated(), gated()
-    steps = 0
-
-    def fails(logits: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
-        nonlocal steps
-        steps += stopped.training
-        if steps == 9:
-            raise KeyboardInterrupt
-        return next_token_loss(logits, batch)
-
     options: dict[str, Any] = {"out": tmp_path / "stopped", "evaluate_every": 2, "checkpoint_every": 4}
     with pytest.raises(KeyboardInterrupt):
-        run(stopped, loss=fails, **options)
+        run(stopped, loss=failing(stopped, 9), **options)
     found = run(ended, finish=True, **options)
     kept = load_checkpoint(tmp_path / "stopped" / "checkpoint.pt")["best"]
     assert found.step == kept["step"] and len(found.history) == 1 + 8 // 2
