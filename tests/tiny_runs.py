@@ -108,7 +108,18 @@ def _check_saved_model(model: Any, weights: dict[str, Tensor], given: dict[str, 
         assert gate_settings(saved).gate_bias == 2.0
 
 
+def _run_command(words: list[str]) -> None:
+    """The whole command line, in processes that share one model."""
+    from sparselens.cli import build_app
+    from sparselens.training import processes
+
+    processes.accelerator_for = lambda mixed_precision: sharding_accelerator()
+    build_app()(words, standalone_mode=False)
+
+
 def _run_given(given: dict[str, Any]) -> None:
+    if "command" in given:
+        return _run_command(given["command"])
     model = gated(given["kind"], given["family"], **given.get("model", {}))
     if "pause" in given:  # gives the one who kills this program time to choose the moment
         import time
@@ -129,7 +140,7 @@ def _run_given(given: dict[str, Any]) -> None:
     try:
         result = run(model, out=Path(given["out"]), resume=given.get("resume", False), **given["options"])
     except _StopError:
-        return
+        return None
     import os
 
     rank = os.environ.get("RANK", "0")
@@ -137,6 +148,7 @@ def _run_given(given: dict[str, Any]) -> None:
     if given.get("fsdp"):
         _check_saved_model(model, weights, given, main=rank == "0")
     torch.save({"model": weights, "history": result.history}, Path(given["out"]) / f"result-{rank}.pt")
+    return None
 
 
 if __name__ == "__main__":

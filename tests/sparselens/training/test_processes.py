@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+import sparselens as sl
+from sparselens.cli import build_app
 from sparselens.training.batches import rows_of_process
 from sparselens.training.checkpoint import load_checkpoint
 from sparselens.training.processes import accelerator_for
 from tests.launched import launch
+from tests.tiny_models import VOCABULARY, tiny_model, tiny_tokenizer
 from tests.tiny_runs import THREE, assert_histories_close, gated, ragged_rows, run
 
 ROOT = Path(__file__).parents[3]
@@ -25,6 +29,7 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
+OPTIONS = "--lora 2 --steps 4 --seq-len 8 --batch-size 4 --held-out 0.4 --learning-rate 1e-2 --control-steps 0"
 BROKEN_OFF = {"transformers": {"stop_at": 15}, "that share one model": {"stop_at": 7}}  # batches; two a step in one
 
 
@@ -38,8 +43,20 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """What two processes leave of every run, and of those that were broken off, under "broken off: ..."."""
     wanted = RUNS | {f"broken off: {name}": RUNS[name] | stop for name, stop in BROKEN_OFF.items()}
     outs = {name: tmp_path_factory.mktemp("run") for name in wanted}
-    in_processes(2, [{"kind": "transformers", "out": str(outs[name]), **wanted[name]} for name in wanted])
+    given: list[dict[str, Any]] = [{"kind": "transformers", "out": str(outs[name]), **wanted[name]} for name in wanted]
+    outs["command"] = tmp_path_factory.mktemp("command")
+    in_processes(2, [*given, {"command": command(outs["command"], "two")}])
     return outs
+
+
+def command(folder: Path, name: str) -> list[str]:
+    """Adapters, by the command line: a model and its text are in `folder`, where `name` comes."""
+    if not (folder / "model").exists():
+        sl.save(tiny_model("llama"), folder / "model", tokenizer=tiny_tokenizer(folder / "tokenizer"))
+        stories = [" ".join(f"w{(i + j) % (VOCABULARY - 1) + 1}" for j in range(12)) for i in range(60)]
+        (folder / "stories.txt").write_text("<|endoftext|>".join(stories))
+    given = {"--model": folder / "model", "--data": folder / "stories.txt", "--out": folder / name}
+    return ["post-train", *(str(word) for pair in given.items() for word in pair), *OPTIONS.split()]
 
 
 def states(out: Path) -> list[dict[str, Any]]:
@@ -80,6 +97,19 @@ def test_two_processes_that_share_one_model_are_one_run(folders: dict[str, Path]
     assert_histories_close(first["history"], history, rel=1e-5, by=1e-5)
     for name, value in alone.state_dict().items():
         torch.testing.assert_close(first["model"][name], value, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.slow
+def test_the_command_trains_adapters_of_a_model_that_is_shared(folders: dict[str, Path]):
+    folder = folders["command"]
+    build_app()(command(folder, "one"), standalone_mode=False)
+    shared, alone = (json.loads((folder / name / "post-train.json").read_text()) for name in ("two", "one"))
+    assert shared["sparse"]["loss"] == pytest.approx(alone["sparse"]["loss"], rel=1e-6)
+    assert shared["sparse"]["share_of_visible_pairs"] == pytest.approx(alone["sparse"]["share_of_visible_pairs"])
+    of_two, of_one = (load_file(folder / name / "model" / "adapter_model.safetensors") for name in ("two", "one"))
+    assert of_two.keys() == of_one.keys()
+    for name, value in of_one.items():
+        torch.testing.assert_close(of_two[name], value, atol=1e-5, rtol=1e-4, msg=name)
 
 
 @pytest.mark.slow
