@@ -24,8 +24,6 @@ from sparselens.analyses.figures.palette import MODELS
 from sparselens.circuits.circuit import Circuit
 from sparselens.circuits.graph import Graph
 from sparselens.prompts.intervals import Interval
-from sparselens.prompts.metrics import accuracy
-from sparselens.prompts.runs import answer_logits
 from sparselens.tasks import TASKS
 
 SIDES = ("dense", "sparse")
@@ -42,9 +40,8 @@ def main() -> None:
     asked = parser.parse_args()
     base = {} if asked.base is None else {"base": asked.base}
     models = {"dense": sl.load(asked.dense), "sparse": sl.load(asked.sparse, **base)}
-    pairs = TASKS["ioi"].tokenize(models["dense"].tokenizer, asked.n)
-    solved = [accuracy(answer_logits(model, pairs), pairs) > 0 for model in models.values()]
-    pairs = pairs[torch.stack(solved).all(0).nonzero().flatten()]
+    able = [sl.evaluate(model, TASKS["ioi"], asked.n, progress=False) for model in models.values()]
+    pairs = able[0].pairs[torch.stack([found.correct for found in able]).all(0).nonzero().flatten()]
     found = {side: head_roles(model, pairs) for side, model in models.items()}
     print(f"{len(pairs)} of {asked.n} pairs\n\n{table_of_roles(found)}\n", flush=True)
     if asked.figure:
