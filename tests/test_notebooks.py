@@ -133,8 +133,8 @@ def shown(shell: Shell, source: str) -> set[str]:
     ran = shell.run_cell(source)
     ran.raise_error()
     assert shell.user_ns.get("_exit_code", 0) == 0, source
-    displayed = [output["data"] for output in shell.display_pub.outputs]
-    return {kind(data) for data in (*displayed, shell.display_formatter.format(ran.result)[0])}
+    result, _ = shell.display_formatter.format(ran.result)  # of plotly's figures it is empty: they display themselves
+    return {kind(data) for data in (result, *(output["data"] for output in shell.display_pub.outputs))}
 
 
 def kind(data: dict[str, Any]) -> str:
