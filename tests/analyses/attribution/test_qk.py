@@ -154,12 +154,12 @@ def opened(model: Any, prompts: list[Tensor], n: int) -> Iterator[tuple[Tensor, 
     ("name", "task"), [("stories260k-sparse", "gendered_pronoun"), ("addition-sparse", "addition")]
 )
 def test_without_the_closing_pairs_the_gate_closes(name: str, task: str):
-    """On 50 open edges of each model: in a run without the named pairs the gate is closed, with one less it is open."""
+    """On 24 open edges of each model: in a run without the named pairs the gate is closed, with one less it is open."""
     model = sl.load(name)
-    pairs = TASKS[task].tokenize(model.tokenizer, 12)
+    pairs = TASKS[task].tokenize(model.tokenizer, 6)
     prompts = [tokens[row : row + 1] for rows, _, tokens in pairs.clean_rows() for row in range(len(rows))]
-    edges = list(opened(model, prompts, 50))
-    assert len(edges) == 50 and len({head for _, head, _, _ in edges}) > 2
+    edges = list(opened(model, prompts, 24))
+    assert len(edges) == 24 and len({head for _, head, _, _ in edges}) > 2
     reader = OpenModel(model)
     for tokens, head, query, key in edges:
         found = explain_under(reader, tokens, head, query, key, (), False)

@@ -1,5 +1,6 @@
 """A comparison says what its analyses say, is the same when loaded again, and goes on where it was interrupted."""
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from sparselens.tasks import TASKS
 from tests.analyses.comparison.compared import N, compared
 from tests.analyses.small_models import native_model, tiny_pairs
 from tests.tiny_models import tiny_bridge, tiny_tokens
+
+QUICK: dict[str, Any] = {"method": "eap", "all_pairs": True, "progress": False, "prune_runs": 20}
 
 
 def same(one: Comparison, other: Comparison) -> bool:
@@ -59,10 +62,11 @@ def test_it_says_what_the_analyses_say(models: tuple[Any, Any], comparison: Comp
         assert len(answers.circuits.random) == len(chance) == 10
         drawn = analyses.faithfulness(model, chance[3], pairs, sl.metrics.logit_difference, progress=False)
         assert answers.circuits.random[3].mean == pytest.approx(drawn.mean, abs=1e-5)
-        pruned = answers.circuits.pruned
-        again = analyses.pruned_circuit(model, pairs, scores, sl.metrics.logit_difference, progress=False)
-        assert pruned is not None and again is not None and pruned.circuit.edges == again.circuit.edges
-        assert pruned.held_out.mean == pytest.approx(again.held_out.mean, abs=1e-5)
+    pruned = comparison.sparse.circuits.pruned
+    scores = comparison.sparse.edges
+    again = analyses.pruned_circuit(models[1], pairs, scores, sl.metrics.logit_difference, progress=False)
+    assert pruned is not None and again is not None and pruned.circuit.edges == again.circuit.edges
+    assert pruned.held_out.mean == pytest.approx(again.held_out.mean, abs=1e-5)
     assert bool(comparison.solved.kept.all())
     assert comparison.about.notes == (f"Only {N} pairs: confidence intervals are wide, and may still be too narrow.",)
 
@@ -82,7 +86,7 @@ def twice(logits: torch.Tensor, pairs: sl.TokenizedPairs) -> torch.Tensor:
 
 
 def test_a_metric_of_ones_own(tmp_path: Path):
-    plain, doubled = tiny_comparison(), tiny_comparison(metric=twice, out=tmp_path / "twice")
+    plain, doubled = whole_tiny_comparison(), tiny_comparison(metric=twice, out=tmp_path / "twice")
     assert doubled.about.metric == "twice"
     torch.testing.assert_close(doubled.dense.edges.mean, 2 * plain.dense.edges.mean)
     assert "| twice |" in doubled.table("markdown")
@@ -164,7 +168,7 @@ def test_tables_in_three_forms(comparison: Comparison):
 
 
 def test_a_model_with_itself_is_marked(models: tuple[Any, Any]):
-    found = compared((models[1], models[1]), n=4, notes=["The text is a poem."])
+    found = compared((models[1], models[1]), n=4, prune_runs=0, notes=["The text is a poem."])
     assert found.about.notes[0] == "The text is a poem."  # what the caller knows comes first
     assert found.about.notes[1].startswith("Both models are the same")
     ratios = [found.fewer_edges(), found.fewer_edges_of_mean(), found.fewer_components("heads")]
@@ -198,7 +202,7 @@ def test_pairs_that_neither_model_solves(tmp_path: Path):
         ValueError, match=r"no pair of 4 is solved by both models \(dense 0, sparse .\).*all_pairs=True"
     ):
         analyses.compare(dense, sparse, hard, progress=False)
-    found = analyses.compare(dense, sparse, hard, method="eap", all_pairs=True, progress=False, out=tmp_path / "n")
+    found = analyses.compare(dense, sparse, hard, out=tmp_path / "n", **QUICK)
     assert any(note.startswith("The dense model is not significantly better than chance") for note in found.about.notes)
     assert same(analyses.load_comparison(tmp_path / "n"), found)
 
@@ -211,7 +215,7 @@ def test_a_model_without_mlps(tmp_path: Path):
             parameter.data = torch.randn(parameter.shape, generator=generator)
     clean = torch.tensor([[0, 1, 2], [1, 1, 2]])
     pairs = sl.TokenizedPairs(clean, clean.flip(1), torch.tensor([0, 1]), torch.tensor([2, 2]))
-    found = analyses.compare(dense, sl.sparsify(sparse, 0.0), pairs, method="eap", all_pairs=True, progress=False)
+    found = analyses.compare(dense, sl.sparsify(sparse, 0.0), pairs, **QUICK)
     assert found.dense.mlps is None and not found.dense.kept.has("components")
     assert same(analyses.load_comparison(found.save(tmp_path / "n")), found)
 
@@ -227,7 +231,7 @@ def shown(found: Comparison, tmp_path: Path) -> Any:
 
 
 def test_a_single_pair(tmp_path: Path):
-    found = analyses.compare(*tiny_models(), tiny_pairs(1), method="eap", all_pairs=True, progress=False)
+    found = analyses.compare(*tiny_models(), tiny_pairs(1), **QUICK)
     table = shown(found, tmp_path)
     assert np.isnan(table.loc["overlap of two prompts (Jaccard)", "dense"])
     assert "nan" not in found.table("markdown") and "nan" not in found.table("latex")
@@ -235,9 +239,7 @@ def test_a_single_pair(tmp_path: Path):
 
 def test_prompts_that_do_not_differ(tmp_path: Path):
     pairs = tiny_pairs()
-    found = analyses.compare(
-        *tiny_models(), replace(pairs, corrupted=pairs.clean), method="eap", all_pairs=True, progress=False
-    )
+    found = analyses.compare(*tiny_models(), replace(pairs, corrupted=pairs.clean), **QUICK)
     table = shown(found, tmp_path)
     assert table.loc["edges for 90 % of attribution, mean scores", "dense"] == 0
     assert np.isnan(table.loc["edges for 90 % of attribution, mean scores", "ratio"])
@@ -247,7 +249,7 @@ def test_prompts_that_do_not_differ(tmp_path: Path):
 def test_a_model_whose_gates_are_all_closed(tmp_path: Path):
     dense, _ = tiny_models()
     closed = sl.sparsify(tiny_bridge("gpt2"), -1e4)
-    found = analyses.compare(dense, closed, tiny_pairs(), method="eap", all_pairs=True, progress=False)
+    found = analyses.compare(dense, closed, tiny_pairs(), **QUICK)
     table = shown(found, tmp_path)
     assert table.loc["open edges, of visible pairs", "sparse"] == 0
     assert np.isnan(table.loc["open edges, of visible pairs", "ratio"])
@@ -260,7 +262,7 @@ def test_prompts_of_several_lengths_text_and_a_control():
     mask[1, :3] = 0
     padded = replace(pairs, attention_mask=mask, corrupted_mask=mask)
     rows, control = tiny_tokens(3, 8), tiny_bridge("gpt2", seed=2)
-    options: dict[str, Any] = {"method": "eap", "all_pairs": True, "progress": False}
+    options = QUICK | {"prune_runs": 0}
     found = analyses.compare(*tiny_models(), padded, text=rows, control=control, ablation="zero", **options)
     for name, model in zip(("dense", "sparse", "control"), (*tiny_models(), control), strict=True):
         assert found.loss.named(name).loss == pytest.approx(analyses.measure_loss(model, [rows]).loss, rel=1e-5)
@@ -277,7 +279,7 @@ def test_only_pairs_that_both_solve_are_used():
     ]
     both = (right[0] * right[1]).bool()
     assert 0 < int(both.sum()) < 12
-    found = analyses.compare(dense, sparse, pairs, method="eap", progress=False)
+    found = analyses.compare(dense, sparse, pairs, method="eap", prune_runs=0, progress=False)
     assert torch.equal(found.solved.kept, both) and len(found.dense.edges.clean) == int(both.sum())
     wanted = analyses.attribute_edges(
         dense, pairs[both.nonzero().flatten()], sl.metrics.logit_difference, "eap", progress=False
@@ -325,8 +327,12 @@ def test_saved_and_loaded_without_a_model(comparison: Comparison, tmp_path: Path
 
 
 def tiny_comparison(**options: Any) -> Comparison:
-    settings: dict[str, Any] = {"method": "eap", "all_pairs": True, "progress": False}
-    return analyses.compare(*tiny_models(), tiny_pairs(), **(settings | options))
+    return analyses.compare(*tiny_models(), tiny_pairs(), **(QUICK | options))
+
+
+@functools.cache
+def whole_tiny_comparison() -> Comparison:
+    return tiny_comparison()
 
 
 def stop(*args: Any, **options: Any) -> None:
@@ -335,7 +341,7 @@ def stop(*args: Any, **options: Any) -> None:
 
 def test_an_interrupted_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     out = tmp_path / "numbers"
-    whole = tiny_comparison()
+    whole = whole_tiny_comparison()
     with monkeypatch.context() as patch:
         patch.setattr(one_model, "attribute_edges", stop)
         with pytest.raises(KeyboardInterrupt):

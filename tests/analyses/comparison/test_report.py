@@ -2,6 +2,7 @@
 
 import html
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +11,12 @@ import pytest
 from sparselens.analyses import load_comparison, token_view
 from sparselens.analyses.comparison.figures import figures_of, tokens_view
 from sparselens.analyses.comparison.finding import _accuracy, _fewer, facts, finding
-from sparselens.analyses.comparison.report import CAPTIONS, report_page
+from sparselens.analyses.comparison.report import CAPTIONS, _description, _pruning, report_page
 from sparselens.analyses.comparison.results import Comparison, Prompt
 from sparselens.analyses.comparison.table import Row, cells, rows_of
 from sparselens.analyses.figures.two_papers import for_both_papers
 from sparselens.prompts.intervals import Interval
-from tests.chromium import browser, needs_chromium
+from tests.chromium import Page, browser, needs_chromium
 
 HOSTILE = "</script><script>alert(1)</script>{{viewer}}\"'$x$"
 
@@ -30,6 +31,8 @@ def test_every_number_of_the_table_is_in_the_page(comparison: Comparison, page: 
     for row in rows_of(comparison):
         line = "".join(f"<td>{html.escape(cell)}</td>" for cell in (row.name, *cells(row)))
         assert line in table
+    for said in (_description(comparison), *_pruning(comparison).values()):
+        assert html.escape(said) in page
     assert comparison.about.task in page and comparison.about.versions["torch"] in page
 
 
@@ -138,27 +141,35 @@ FIRST_SCREEN = """
 """
 
 
+@pytest.fixture(scope="module")
+def opened(page: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Page, str]]:
+    """A browser, and the address of the report."""
+    file = tmp_path_factory.mktemp("report") / "report.html"
+    file.write_text(page, encoding="utf-8")
+    with browser(file.parent / "profile") as open_page:
+        yield open_page, file.as_uri()
+
+
 @needs_chromium
 @pytest.mark.parametrize("width", [1400, 700, 360])
-def test_it_is_read_in_the_first_screen_on_any_paper(page: str, tmp_path: Path, width: int):
-    (tmp_path / "report.html").write_text(page, encoding="utf-8")
-    with browser(tmp_path / "profile") as open_page:
-        open_page.look(width, 900)
-        open_page.open((tmp_path / "report.html").as_uri())
-        seen = open_page.get(FIRST_SCREEN)
-        assert seen["finding"] < 350 and seen["facts"] < 620 and seen["top"] < 640 and seen["wide"] <= width
-        assert open_page.get("document.querySelector('details').open") is False
-        shown = "getComputedStyle(document.querySelector('{}')).display"
-        assert [open_page.get(shown.format(part)) for part in ("iframe", ".still")] == ["block", "none"]
-        first_column = "document.querySelector('details').open = true, document.querySelector('.wide td').offsetWidth"
-        assert open_page.get(first_column) >= 170
-        open_page.look(width, 900, dark=True)
-        paper = "getComputedStyle(document.body).backgroundColor"
-        assert open_page.get(paper) == "rgb(22, 24, 27)"
-        open_page.look(width, 900, dark=True, paper=True)
-        assert [open_page.get(shown.format(part)) for part in ("iframe", ".still")] == ["none", "block"]
-        assert open_page.get("document.querySelector('.still img').naturalWidth") > 100
-        assert open_page.get(paper) == "rgb(255, 255, 255)"
-        assert open_page.complaints == [] and not [
-            url for url in open_page.requests if not url.startswith(("file", "data"))
-        ]
+def test_it_is_read_in_the_first_screen_on_any_paper(opened: tuple[Page, str], width: int):
+    open_page, address = opened
+    open_page.look(width, 900)
+    open_page.open(address)
+    seen = open_page.get(FIRST_SCREEN)
+    assert seen["finding"] < 350 and seen["facts"] < 620 and seen["top"] < 640 and seen["wide"] <= width
+    assert open_page.get("document.querySelector('details').open") is False
+    shown = "getComputedStyle(document.querySelector('{}')).display"
+    assert [open_page.get(shown.format(part)) for part in ("iframe", ".still")] == ["block", "none"]
+    first_column = "document.querySelector('details').open = true, document.querySelector('.wide td').offsetWidth"
+    assert open_page.get(first_column) >= 170
+    open_page.look(width, 900, dark=True)
+    paper = "getComputedStyle(document.body).backgroundColor"
+    assert open_page.get(paper) == "rgb(22, 24, 27)"
+    open_page.look(width, 900, dark=True, paper=True)
+    assert [open_page.get(shown.format(part)) for part in ("iframe", ".still")] == ["none", "block"]
+    assert open_page.get("document.querySelector('.still img').naturalWidth") > 100
+    assert open_page.get(paper) == "rgb(255, 255, 255)"
+    assert open_page.complaints == [] and not [
+        url for url in open_page.requests if not url.startswith(("file", "data"))
+    ]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from sparselens.analyses.comparison.caveats import pruning_caveats
-from sparselens.analyses.comparison.report import report_page
+from sparselens.analyses.comparison.report import _description, _pruning
 from sparselens.analyses.comparison.results import Comparison
 from sparselens.analyses.comparison.table import cells, rows_of
 from sparselens.prompts.intervals import Interval
@@ -49,7 +49,7 @@ def test_pruned_circuits_are_in_the_table_and_the_report(comparison: Comparison)
         )
         assert isinstance(kept, Interval) and abs(kept.mean - pruned.held_out.mean) < 1e-6
         told = f"{pruned.start} edges pruned to {len(pruned.circuit)} (none of which can be removed) on 6 pairs"
-        assert told in report_page(comparison)
+        assert _pruning(comparison)[f"pruned circuit, {side}"].startswith(told)
     ratio, sizes = size.ratio, [value.mean for value in size.values if isinstance(value, Interval)]
     assert ratio is not None and ratio.mean == sizes[0] / sizes[1] and ratio.n == 6
 
@@ -75,4 +75,4 @@ def test_pairs_that_ask_the_same_are_one_observation(comparison: Comparison):
     assert wide.distinct == plain.distinct // 2 and wide.mean == plain.mean and wide.low != plain.low
     accuracy, clustered = (rows_of(found)[0].values[0] for found in (comparison, paired))
     assert isinstance(accuracy, Interval) and isinstance(clustered, Interval) and clustered.low < accuracy.low
-    assert f"{len(half.kept) // 2} clean prompts" in report_page(paired)
+    assert f"{len(half.kept) // 2} clean prompts" in _description(paired)

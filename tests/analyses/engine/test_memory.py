@@ -34,7 +34,7 @@ def circuit(model: Any, pairs: sl.TokenizedPairs, ablation: str) -> Any:
 )
 def test_peak_is_the_same_for_few_and_many_prompts(call: Callable[..., Any], option: str):
     model, pairs = tiny_bridge("gpt2"), tiny_pairs(12)
-    few, many = (pairs[torch.arange(n) % 12] for n in (48, 144))
+    few, many = (pairs[torch.arange(n) % 12] for n in (24, 72))
     peaks = [peak_bytes(lambda some=some: call(model, some, option))[1] for some in (few, many)]
     assert peaks[1] - peaks[0] <= OWN * (len(many) - len(few))
     assert BUDGET / 2 < peaks[0] < 1.25 * BUDGET  # the mean writes or scores come on top

@@ -1,12 +1,10 @@
 """What an interrupted analysis keeps, and that going on from it gives the numbers of an uninterrupted one."""
 
+import functools
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +16,8 @@ from sparselens.analyses import attribute_edges, keep_top, patch_edges, patch_he
 from sparselens.analyses.engine.request import open_request
 from sparselens.analyses.engine.resume import BatchLog, batch_log
 from sparselens.prompts.metrics import logit_difference
+from tests.launched import Program
 from tests.tiny_models import tiny_bridge, tiny_tokens
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def make_pairs(n: int = 8) -> sl.TokenizedPairs:
@@ -63,27 +60,29 @@ def ask(name: str, metric: Any, out: Path | None, share: float = 1) -> Any:
     return call(tiny_bridge("gpt2"), make_pairs(), metric, memory=int(share * memory), progress=False, out=out)
 
 
-def killed(folder: str) -> None:
-    """Start every call in a process of its own, which is killed in the middle. Run from a fresh interpreter."""
-    for name, (_, _, last, _) in CALLS.items():
-        child = os.fork()
-        if not child:
-            ask(name, Counting(last, lambda: os.kill(os.getpid(), signal.SIGKILL)), Path(folder) / name)
-            os._exit(0)
-        assert os.waitpid(child, 0)[1] == signal.SIGKILL, name
+@functools.cache
+def uninterrupted(name: str) -> tuple[Any, int]:
+    """The result, and how often the metric was called."""
+    metric = Counting()
+    return ask(name, metric, None), metric.calls
+
+
+def killed(name: str, folder: Path) -> None:
+    """Make a call in a process that is killed in the middle."""
+    ask(name, Counting(CALLS[name][2], lambda: os.kill(os.getpid(), signal.SIGKILL)), folder)
 
 
 def test_a_killed_run_goes_on_to_the_same_numbers_bit_by_bit(tmp_path: Path):
-    code = f"from tests.analyses.engine.test_resume import killed; killed({str(tmp_path)!r})"
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, check=True, timeout=300)
+    for name in CALLS:
+        assert Program(killed, name, tmp_path / name).wait() == -signal.SIGKILL, name
     for name, (_, _, last, result) in CALLS.items():
-        whole, rest, again = Counting(), Counting(), Counting()
-        wanted = ask(name, whole, None)
-        assert whole.calls > last + 3, name  # it was killed in the middle
+        rest, again = Counting(), Counting()
+        wanted, calls = uninterrupted(name)
+        assert calls > last + 3, name  # it was killed in the middle
         found = ask(name, rest, tmp_path / name)
         for part in (result, "clean", "corrupted"):
             assert torch.equal(getattr(found, part), getattr(wanted, part)), (name, part)
-        assert rest.calls < whole.calls, name
+        assert rest.calls < calls, name
         assert torch.equal(getattr(ask(name, again, tmp_path / name), result), getattr(wanted, result))
         assert again.calls < rest.calls, name
     assert sorted(tmp_path.iterdir()) == sorted(tmp_path / name for name in CALLS)
@@ -98,12 +97,12 @@ def test_another_memory_goes_on_to_the_same_numbers(tmp_path: Path, name: str):
     _, _, last, result = CALLS[name]
     with pytest.raises(KeyboardInterrupt):
         ask(name, Counting(last, stop), tmp_path / name)
-    whole, again = Counting(), Counting()
-    wanted, found = ask(name, whole, None), ask(name, Counting(), tmp_path / name, share=1.5)
+    again, (wanted, calls) = Counting(), uninterrupted(name)
+    found = ask(name, Counting(), tmp_path / name, share=1.5)
     for part in (result, "clean", "corrupted"):
         torch.testing.assert_close(getattr(found, part), getattr(wanted, part), equal_nan=True)
     ask(name, again, tmp_path / name)
-    assert again.calls < whole.calls  # what was finished under the first memory is still there
+    assert again.calls < calls  # what was finished under the first memory is still there
 
 
 # -- the file
@@ -205,7 +204,7 @@ def test_a_metric_needs_a_name_of_its_own(tmp_path: Path):
     def local(logits: torch.Tensor, pairs: sl.TokenizedPairs) -> torch.Tensor:
         return twice(logits, pairs)
 
-    for metric in (local, lambda logits, pairs: logits, partial(twice), Counting().__call__):
+    for metric in (local, lambda logits, pairs: logits, functools.partial(twice), Counting().__call__):
         with pytest.raises(ValueError, match=r"a metric that has a name of its own, not .*: define it with def"):
             log_of(tmp_path / "log", tiny_bridge("gpt2"), make_pairs(), metric)
         log_of(None, tiny_bridge("gpt2"), make_pairs(), metric)

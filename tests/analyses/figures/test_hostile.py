@@ -11,7 +11,6 @@ from sparselens.analyses import circuit_viewer, token_view
 from sparselens.analyses.comparison.report import report_page
 from sparselens.analyses.comparison.results import Comparison, Prompt
 from sparselens.analyses.figures.pattern_view import head_pattern
-from tests.analyses.comparison.conftest import comparison, models  # noqa: F401 - fixtures
 from tests.analyses.figures.test_viewer import attention_of, scores_of
 from tests.chromium import Page, browser, needs_chromium
 
@@ -70,7 +69,7 @@ def test_no_string_of_a_page_runs(name: str, page: Page, tmp_path: Path):
     assert expected in page.get("document.body.textContent + document.title")
 
 
-def test_no_string_of_a_report_runs(comparison: Comparison, page: Page, tmp_path: Path):  # noqa: F811
+def test_no_string_of_a_report_runs(comparison: Comparison, page: Page, tmp_path: Path):
     prompts = tuple(
         Prompt(HOSTILE, (HOSTILE,) * len(p.tokens), (HOSTILE,) * len(p.tokens)) for p in comparison.about.prompts
     )

@@ -1,11 +1,11 @@
 """`sparselens attribute`: what it writes, and that the parts agree."""
 
 import json
+import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 
 from sparselens import cli
 from sparselens.analyses.attribution.edge_scores import EdgeScores
+from sparselens.analyses.engine.resume import BatchLog
 from sparselens.circuits.circuit import Circuit
 from sparselens.circuits.graph import Graph
 from sparselens.cli.attribute import _save
-from tests.launched import launch
+from tests.launched import Program, launch
 
 
 def run(*arguments: object) -> dict:
@@ -94,24 +95,25 @@ def test_the_circuit_is_printed(tmp_path: Path):
     assert edges and all(f" {edge} " in shown for edge in edges) and "circuit.html" in shown
 
 
+def killed(*arguments: str) -> None:
+    """Run the command in a process that is killed at its third batch."""
+    once, calls = BatchLog.once, list[int]()
+
+    def third(*given: Any) -> Any:
+        calls.append(0)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return once(*given)
+
+    BatchLog.once = third
+    cli.build_app()(arguments)
+
+
 def test_a_killed_run_goes_on(tmp_path: Path):
     asked = ("--model", "addition-sparse", "--task", "addition", "-n", 12, "--memory", 0.0005, "--prune-runs", 0)
     whole = run(*asked, "--out", tmp_path / "whole")
-    code = f"""
-import os, signal
-from sparselens.analyses.engine.resume import BatchLog
-from sparselens.cli import build_app
-once, calls = BatchLog.once, []
-def killed(*arguments):
-    calls.append(0)
-    if len(calls) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return once(*arguments)
-BatchLog.once = killed
-build_app()({["attribute", *map(str, asked), "--out", str(tmp_path / "killed")]!r})
-"""
-    killed = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, timeout=300)
-    assert killed.returncode == -signal.SIGKILL
+    program = Program(killed, "attribute", *map(str, asked), "--out", str(tmp_path / "killed"))
+    assert program.wait() == -signal.SIGKILL, program.errors
     left = {path.name for path in (tmp_path / "killed").iterdir()}
     assert left == {"attribute.unfinished", "run.lock"}
     with pytest.raises(ValueError, match="holds an interrupted run: pass --resume to continue it"):

@@ -24,7 +24,20 @@ FIGURES = {
     "fig4b_circuits", "fig4b_difference",
 }  # fmt: skip
 TABLES = {"table.csv", "table.md", "table.tex"}
-ASKED = ("--dense", "addition", "--sparse", "addition-sparse", "--task", "addition", "-n", 8, "--method", "eap")
+ASKED = (
+    "--dense",
+    "addition",
+    "--sparse",
+    "addition-sparse",
+    "--task",
+    "addition",
+    "-n",
+    8,
+    "--method",
+    "eap",
+    "--prune-runs",
+    8,
+)
 
 
 def run(*arguments: object) -> dict[str, Any]:

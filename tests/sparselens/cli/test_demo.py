@@ -2,12 +2,13 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from sparselens.analyses import load_comparison
+from sparselens.analyses import compare, load_comparison
 from sparselens.cli import addition
 from sparselens.cli.addition import HEADS, TASK, Problems, batch_of, measure, tokens_of
 from sparselens.cli.demo import demo
@@ -28,7 +29,9 @@ KEYS = {
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, dict[str, object]], Path]:
     out = tmp_path_factory.mktemp("demo")
-    demo(out=out, json=True)
+    with pytest.MonkeyPatch.context() as patch:  # a few pairs instead of a hundred
+        patch.setattr("sparselens.analyses.compare", partial(compare, n=8, method="eap", prune_runs=8))
+        demo(out=out, json=True)
     return json.loads((out / "demo.json").read_text()), out
 
 

@@ -5,6 +5,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,14 @@ from tests.sparselens.models.test_gguf import write_gguf
 from tests.tiny_models import VOCABULARY, tiny_model, tiny_tokenizer
 
 NUMBERS = {"loss", "share_of_visible_pairs", "share_of_all_pairs", "edges_per_query_per_head"}
-FEW = ("--steps", "4", "--seq-len", "8", "--batch-size", "4", "--held-out", "0.4")
+FEW = ("--steps", "4", "--seq-len", "8", "--batch-size", "4", "--held-out", "0.4", "--learning-rate", "2e-3")
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To draw a run takes longer than these runs; one test looks at what is drawn."""
+    if "drawn" not in request.node.name:
+        monkeypatch.setattr(import_module("sparselens.cli.post_train"), "_draw", lambda *_: [])
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +52,7 @@ def invoke(inputs: Path, out: Path, *options: str, data: str = "stories.txt") ->
 
 
 def test_last_line_is_the_table_and_the_model_is_what_it_says(inputs: Path, tmp_path: Path):
-    done = invoke(inputs, tmp_path, "--json", "--margin", "0.5")
+    done = invoke(inputs, tmp_path, "--json", "--margin", "0.5", "--learning-rate", "auto")
     assert done.exit_code == 0, done.output
     table = json.loads(done.stdout.splitlines()[-1])
     assert table.keys() == {"dense", "sparse", "feasible", "notes", "model"}
@@ -143,8 +151,7 @@ def test_the_run_is_drawn_and_the_card_shows_it(inputs: Path, tmp_path: Path):
 def test_ctrl_c_ends_in_a_checkpoint_and_exit_code_130(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ):
-    options = ("--json", "--learning-rate", "0.01")  # a rate that is named: so short a run has no dense control
-    whole = invoke(inputs, tmp_path / "whole", *options)
+    whole = invoke(inputs, tmp_path / "whole", "--json")
     second, step = itertools.count(1), Stepper.__call__
 
     def interrupted(self: Any, *given: Any) -> Any:
@@ -153,15 +160,15 @@ def test_ctrl_c_ends_in_a_checkpoint_and_exit_code_130(
         return step(self, *given)
 
     monkeypatch.setattr(Stepper, "__call__", interrupted)
-    stopped = invoke(inputs, tmp_path / "run", *options)
+    stopped = invoke(inputs, tmp_path / "run", "--json")
     assert stopped.exit_code == 130
     last = stopped.stderr.splitlines()[-1]
     assert last == "stopped after step 2: the same command with --resume goes on from its last checkpoint"
     assert not (tmp_path / "run" / "model").exists()
-    ended = invoke(inputs, tmp_path / "run", *options, "--finish")
+    ended = invoke(inputs, tmp_path / "run", "--json", "--finish")
     assert ended.exit_code == 0 and "ended after step 2 of 4: it can be resumed" in " ".join(ended.stderr.split())
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
-    resumed = invoke(inputs, tmp_path / "run", *options, "--resume")
+    resumed = invoke(inputs, tmp_path / "run", "--json", "--resume")
     assert resumed.exit_code == 0
     tables = [json.loads(done.stdout.splitlines()[-1]) for done in (whole, resumed)]
     assert tables[0] | {"model": ""} == tables[1] | {"model": ""}

@@ -1,11 +1,8 @@
 """Interrupted runs: killed at any moment, cut short on disk, or continued with other settings."""
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,31 +15,28 @@ from sparselens.training import checkpoint
 from sparselens.training.checkpoint import load_checkpoint, save_checkpoint
 from sparselens.training.losses import next_token_loss
 from sparselens.training.trained import choose_trained
+from tests.launched import Program, run_module
 from tests.tiny_runs import gated, run
 
-ROOT = Path(__file__).parents[3]
 AUTO = {"learning_rate": "auto", "control_steps": 2}
 DROPOUT = {"resid_pdrop": 0.2, "attn_pdrop": 0.2}
 
 
-def start_program(out: Path, kind: str, family: str, model: dict[str, Any], pause: float) -> subprocess.Popen:
+def start_program(out: Path, kind: str, family: str, model: dict[str, Any], pause: float) -> Program:
     given = {"kind": kind, "family": family, "model": model, "out": str(out), "options": {"checkpoint_every": 2}}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.tiny_runs", json.dumps([{**given, "pause": pause}])]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    return Program(run_module, "tests.tiny_runs", json.dumps([{**given, "pause": pause}]))
 
 
-def kill_in_the_middle(program: subprocess.Popen, out: Path) -> None:
+def kill_in_the_middle(program: Program, out: Path) -> None:
     """`kill -9` at a random moment after the first checkpoint."""
     deadline = time.monotonic() + 240
     while not (out / "checkpoint.pt").exists():
-        assert program.poll() is None, program.communicate()[1]
+        assert program.process.is_alive(), program.errors
         assert time.monotonic() < deadline
         time.sleep(0.02)
     time.sleep(random.SystemRandom().uniform(0, 0.6))
-    program.send_signal(signal.SIGKILL)
-    program.communicate()
-    assert program.returncode == -signal.SIGKILL
+    program.process.kill()
+    assert program.wait() == -signal.SIGKILL
 
 
 def log_steps(out: Path) -> list[tuple[int, bool]]:
