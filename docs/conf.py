@@ -61,7 +61,7 @@ def public_names() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {room: [] for room in ROOMS}
     for package in ("sparselens", "analyses"):
         for module, name in IMPORT.findall((HERE.parent / package / "__init__.pyi").read_text(encoding="utf-8")):
-            room = module.split(".")[0]
+            room = module.removeprefix("analyses.").split(".")[0]
             room = "analyses circuits" if (package, room) == ("analyses", "circuits") else room
             found[room].append(f"sparselens.{'analyses.' * (package == 'analyses')}{name}")
     return found

@@ -22,4 +22,4 @@ def find(name: str | Path) -> Path:
         return Path(name)
     if str(name) in shipped_comparisons():
         return SHIPPED / f"{name}.zip"
-    raise unknown("comparison", str(name), (*shipped_comparisons(), "a folder or .zip that `Comparison.save` wrote"))
+    raise unknown("comparison", str(name), (*shipped_comparisons(), "a folder or .zip that was saved"))
