@@ -57,7 +57,7 @@ def _what(comparison: Comparison, rows: dict[str, Row]) -> str:
 def _accuracy(row: Row, dense: str) -> str:
     """Whether the two accuracies differ by more than what the prompts leave open."""
     first, second = row.values
-    texts = [said(_mean(value), row.percent) for value in row.values]
+    texts = [said(_mean(value), row) for value in row.values]
     if texts[0] == texts[1]:
         return f"is as accurate as {dense} ({texts[0]})"
     apart = isinstance(first, Interval) and isinstance(second, Interval) and _disjoint(first, second)

@@ -213,7 +213,7 @@ def edges_to_reach(scores: Float[Tensor, " edge"], share: float, total: float | 
     reached = sizes.cumsum(0)
     whole = float(reached[-1]) if total is None else total
     goal = share * whole * (1 - 1e-12)  # the total must reach itself, in whatever order it was summed
-    return int((reached < goal).sum()) + 1 if whole > 0 else 0
+    return min(int((reached < goal).sum()) + 1, len(reached)) if whole > 0 else 0
 
 
 def top(graph: Graph, scores: Scores, n: int, total: float | None = None) -> Circuit:
