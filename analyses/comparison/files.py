@@ -11,9 +11,10 @@ import zlib
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from io import BytesIO
+from lzma import LZMAError
 from pathlib import Path
 from typing import Any, TypeVar
-from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile, ZipInfo
+from zipfile import ZIP_LZMA, BadZipFile, ZipFile, ZipInfo
 
 from tqdm import tqdm
 
@@ -156,9 +157,9 @@ def save_slim(comparison: Comparison, path: str | Path) -> Path:
     card = json.dumps({"request": None, "about": asdict(comparison.about)}, indent=2, allow_nan=False)
     contents = {f"{name}.safetensors": record_bytes(part) for name, part in _parts(comparison).items()}
     written = BytesIO()
-    with ZipFile(written, "w", ZIP_DEFLATED, compresslevel=9) as file:
+    with ZipFile(written, "w") as file:
         for name, content in {CARD: card.encode(), **contents}.items():
-            file.writestr(ZipInfo(name), content, ZIP_DEFLATED)  # of no date
+            file.writestr(ZipInfo(name), content, ZIP_LZMA)  # of no date
     return write_file(path, written.getvalue())
 
 
@@ -253,7 +254,13 @@ class _Zipped:
                 if (size := sum(info.file_size for info in file.infolist())) > LARGEST:
                     raise ValueError(f"{path} would unpack to {size:,} bytes, more than any comparison has")
                 self._contents = {info.filename: file.read(info) for info in file.infolist()}
-        except (BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # the last: encrypted, or packed otherwise
+        except (
+            BadZipFile,
+            zlib.error,
+            LZMAError,
+            EOFError,
+            RuntimeError,
+        ) as error:  # the last: encrypted, or packed otherwise
             raise ValueError(f"{path} is no comparison, or damaged: {error}") from error
 
     def card(self) -> dict[str, Any] | None:
