@@ -59,7 +59,7 @@ ROOMS = {
     "figures": "Figures and pages",
     "engine": "Several processes",
 }
-IMPORT = re.compile(r"^from \.([\w.]+) import (\w+) as \w+$", re.MULTILINE)
+IMPORT = re.compile(r"^from \.([\w.]+) import (\w+) as \w+", re.MULTILINE)
 
 
 def public_names() -> dict[str, list[str]]:

@@ -186,8 +186,8 @@ def load_comparison(folder: str | Path) -> Comparison:
         about = _about(card["about"])
     except (TypeError, KeyError) as error:
         raise ValueError(f"{path / CARD} was written by another version of sparselens: {error}") from error
-    results = [ModelResults(**found[side], share=about.share) for side in SIDES]
-    return Comparison(about, files.part("solved"), files.part("loss"), *results, files.part("both"))
+    dense, sparse = (ModelResults(**found[side], share=about.share) for side in SIDES)
+    return Comparison(about, files.part("solved"), files.part("loss"), dense, sparse, files.part("both"))
 
 
 def save_circuits(comparison: Comparison, folder: str | Path) -> list[Path]:

@@ -6,7 +6,7 @@ from typing import Any
 from sparselens.cli.table import warn
 
 
-def bases(base: str | None, *names: str | None) -> dict[str | None, dict[str, str]]:
+def bases(base: str | None, *names: str | None) -> dict[str | None, dict[str, Any]]:
     """For every model what to pass to `load` besides its name: `--base` for those that are adapters.
 
     Raises:
@@ -25,7 +25,7 @@ def bases(base: str | None, *names: str | None) -> dict[str | None, dict[str, st
     return found
 
 
-def load_beside(dense: str, name: str, given: dict[str, str]) -> Any:
+def load_beside(dense: str, name: str, given: dict[str, Any]) -> Any:
     """Open a model that was made from `dense`. Adapters are put on that one, if it is the base they were trained on.
 
     Args:

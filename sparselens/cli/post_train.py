@@ -234,7 +234,7 @@ def _refuse_contradiction(lora: int | None, train: str, merge: bool) -> None:
 
 
 def _open(
-    model: str, gguf_file: str | None, lora: int | None, train: str, seed: int, of: dict[str, str]
+    model: str, gguf_file: str | None, lora: int | None, train: str, seed: int, of: dict[str, Any]
 ) -> tuple[Any, Any, float | None]:
     """The model with all frozen that is not to be trained, its tokenizer, and its gate bias if it is sparse."""
     import torch
