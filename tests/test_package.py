@@ -86,6 +86,26 @@ def test_every_folder_of_modules_is_packaged():
     assert folders == set(packages)
 
 
+def test_every_other_file_is_packaged():
+    """As the globs of pyproject.toml say, against what git knows: pages, shipped models and shipped comparisons."""
+    tomllib = pytest.importorskip("tomllib", reason="reads pyproject.toml with Python 3.11 or later")
+    globs = tomllib.loads(source(ROOT / "pyproject.toml"))["tool"]["setuptools"]["package-data"]
+    folders = tomllib.loads(source(ROOT / "pyproject.toml"))["tool"]["setuptools"]["package-dir"]
+    packed = {
+        path
+        for package, patterns in globs.items()
+        for pattern in patterns
+        for path in (ROOT / folders[package]).glob(pattern.replace("**", "**/*"))
+    }
+    listed = subprocess.run(
+        ["git", "ls-files", *(str(folder.relative_to(ROOT)) for folder in ROOMS.values())],
+        capture_output=True, text=True, check=True, cwd=ROOT,
+    )  # fmt: skip
+    tracked = {ROOT / line for line in listed.stdout.splitlines()}
+    others = {path for path in tracked if path.suffix != ".py" and path.name != "ruff.toml" and path.exists()}
+    assert others - packed == set() and any(path.suffix == ".zip" for path in others)
+
+
 def test_every_import_is_a_declared_dependency():
     declared = {canonical(Requirement(line).name) for line in requires("sparselens") or []} | {"sparselens"}
     owners = packages_distributions()

@@ -45,7 +45,7 @@ def test_the_guides_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest
 def test_every_path_it_names_exists(page: Path) -> None:
     """Notebooks and the API's pages are put beside the documentation when it is built."""
     named = re.findall(r"\]\(((?!http)[^)#]+)\)", page.read_text(encoding="utf-8"))
-    made = re.compile(r"^(\.\./)?(notebooks|api)/")
+    made = re.compile(r"^(\.\./)?(notebooks|api|studies)/")
     dead = [path for path in named if not (page.parent / path).exists()]
     assert [path for path in dead if not made.match(path)] == []
     assert [path for path in dead if "notebooks/" in path and not (ROOT / "notebooks" / Path(path).name).exists()] == []

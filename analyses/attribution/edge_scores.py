@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from sparselens.analyses.circuits.stability import Stability
 
 
+COMPARE = "this comparison is slim; `sparselens compare` makes the whole one, with every prompt's scores, in numbers/"
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class EdgeScores(Result):
     """How much each edge matters for a metric.
@@ -34,6 +37,9 @@ class EdgeScores(Result):
     per_prompt: Float[Tensor, "batch source destination"] | None  # None: only the mean was kept
     clean: Float[Tensor, " batch"]  # the metric of the clean runs
     corrupted: Float[Tensor, " batch"]
+    total: float | None = (
+        None  # sum of |mean|, where only the largest were kept (`Comparison.save`): all others are NaN
+    )
 
     _largest = "score"
 
@@ -75,11 +81,11 @@ class EdgeScores(Result):
 
     def smallest(self, share: float = 0.9) -> Circuit:
         """The fewest edges whose |mean score| sums to this share of the total: the paper's rule."""
-        return circuit.smallest(self.graph, self.mean, share)
+        return circuit.smallest(self.graph, self.mean, share, self.total)
 
     def top(self, n: int) -> Circuit:
         """The `n` edges of largest |mean score|."""
-        return circuit.top(self.graph, self.mean, n)
+        return circuit.top(self.graph, self.mean, n, self.total)
 
     def greedy(self, n: int) -> Circuit:
         """From the logits upward, `n` times the edge of largest |mean score| into a node of the circuit (EAP-IG)."""
@@ -148,5 +154,6 @@ class EdgeScores(Result):
 
     def _all(self) -> Float[Tensor, "batch source destination"]:
         if self.per_prompt is None:
-            raise ValueError("only the mean was kept: call attribute_edges with per_prompt=True")
+            how = "call attribute_edges with per_prompt=True" if self.total is None else COMPARE
+            raise ValueError(f"only the mean was kept: {how}")
         return self.per_prompt

@@ -114,7 +114,8 @@ def load_attribution(folder: str | Path) -> Attributed:
     try:
         summary = json.loads((folder / CARD).read_text(encoding="utf-8"))
         faithful, tensors = Circuit.load(folder / "faithful.json"), load_file(folder / "scores.safetensors")
-        scores = EdgeScores(faithful.graph, summary["method"], *(tensors[name] for name in SAVED))
+        saved: dict[str, Any] = {name: tensors[name] for name in SAVED}
+        scores = EdgeScores(faithful.graph, summary["method"], **saved)
         return Attributed(summary, scores, faithful, (folder / "circuit.html").read_text(encoding="utf-8"))
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder} does not hold a whole attribution: {error}") from error

@@ -146,8 +146,8 @@ def compare(
         command=command,
     )
     parts.finish(about, request)
-    results = [ModelResults(**found[side], share=share) for side in SIDES]
-    return Comparison(about, solved, loss, *results)
+    of_dense, of_sparse = (ModelResults(**found[side], share=share) for side in SIDES)
+    return Comparison(about, solved, loss, of_dense, of_sparse)
 
 
 def _refuse_settings(

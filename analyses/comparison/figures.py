@@ -56,7 +56,7 @@ def _has_shares(comparison: Comparison, part: str) -> bool:
 def tokens_view(comparison: Comparison) -> TokenView:
     """Fig. 1: the attention edges of as many prompts as fit on a page."""
     attention = (comparison.dense.attention, comparison.sparse.attention)
-    prompts = comparison.about.prompts[: max(1, ACROSS // attention[0].n_pos)]
+    prompts = comparison.about.prompts[: prompts_across(comparison)]
     dense, sparse = (edges.first(len(prompts)) for edges in attention)
     return token_view(
         dense,
@@ -66,6 +66,11 @@ def tokens_view(comparison: Comparison) -> TokenView:
         titles=[prompt.title for prompt in prompts],
         row_names=comparison.about.names,
     )
+
+
+def prompts_across(comparison: Comparison) -> int:
+    """How many prompts fit on a page."""
+    return min(max(1, ACROSS // comparison.dense.attention.n_pos), len(comparison.about.prompts))
 
 
 def view(comparison: Comparison) -> Viewer:

@@ -1,23 +1,30 @@
 """A comparison as a folder: `comparison.json` holds settings and caveats, one safetensors file each part.
 
-A comparison that is still running writes the same files one by one, and resumes from them.
+A comparison that is still running writes the same files one by one, and resumes from them. A slim one is a .zip of the
+same files.
 """
 
 import json
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, fields
+from io import BytesIO
+from lzma import LZMAError
 from pathlib import Path
 from typing import Any, TypeVar
+from zipfile import ZIP_LZMA, BadZipFile, ZipFile, ZipInfo
 
 from tqdm import tqdm
 
 from sparselens.analyses.attribution.attention_edges import AttentionEdges
-from sparselens.analyses.attribution.edge_scores import EdgeScores
+from sparselens.analyses.attribution.edge_scores import COMPARE, EdgeScores
 from sparselens.analyses.circuits.circuit_runs import Faithfulness
 from sparselens.analyses.circuits.faithfulness import FaithfulnessCurve
 from sparselens.analyses.circuits.pruning import PrunedCircuit
+from sparselens.analyses.circuits.stability import Stability
+from sparselens.analyses.comparison.places import find
 from sparselens.analyses.comparison.results import (
     SIDES,
     About,
@@ -29,6 +36,8 @@ from sparselens.analyses.comparison.results import (
     Prompt,
     Solved,
 )
+from sparselens.analyses.comparison.summaries import EdgeSummary, PairSummary
+from sparselens.analyses.figures.plot import Series
 from sparselens.analyses.patching.activation_patching import PatchingResult
 from sparselens.analyses.patching.top_components import ComponentCurve
 from sparselens.analyses.sparsity.head_labels import HeadScores
@@ -37,8 +46,9 @@ from sparselens.bars import is_watched
 from sparselens.circuits.circuit import Circuit
 from sparselens.circuits.graph import Block, Graph
 from sparselens.circuits.neuronpedia import write_neuronpedia
-from sparselens.files.records import load_record, save_record
-from sparselens.files.whole import write_json
+from sparselens.files.records import load_record, read_record, record_bytes, save_record
+from sparselens.files.whole import write_file, write_json
+from sparselens.prompts.intervals import Interval
 
 KINDS: dict[str, type] = {
     "solved": Solved,
@@ -50,10 +60,17 @@ KINDS: dict[str, type] = {
     "kept": ComponentCurves,
     "edges": EdgeScores,
     "circuits": CircuitRuns,
+    "summary": EdgeSummary,
+    "both": PairSummary,
 }
-INSIDE = (Block, Circuit, ComponentCurve, Faithfulness, FaithfulnessCurve, Graph, LossPoint, PrunedCircuit)
+INSIDE = (
+    Block, Circuit, ComponentCurve, Faithfulness, FaithfulnessCurve, Graph, Interval, LossPoint, PrunedCircuit, Series,
+    Stability,
+)  # fmt: skip
 OF_A_MODEL = [f.name for f in fields(ModelResults) if f.name in KINDS]
+OPTIONAL = ("mlps", "summary", "both")
 CARD = "comparison.json"
+LARGEST = 2**30  # bytes that a .zip may unpack to
 
 Part = TypeVar("Part")
 
@@ -67,7 +84,7 @@ class Parts:
             _refuse_other(folder, request)
             if _card(folder) is None:  # a complete one stays so, whatever becomes of this run
                 write_json(folder / CARD, {"request": request})
-        total, self._told = 2 + len(SIDES) * len(OF_A_MODEL), progress and not is_watched()
+        total, self._told = 2 + len(SIDES) * (len(OF_A_MODEL) - 1), progress and not is_watched()
         self._bar = tqdm(total=total, disable=not progress or self._told, unit="part", dynamic_ncols=True, leave=False)
 
     def get(self, name: str, compute: Callable[[], Part]) -> Part:
@@ -125,25 +142,52 @@ def save_comparison(comparison: Comparison, folder: str | Path) -> Path:
     return folder
 
 
-def load_comparison(folder: str | Path) -> Comparison:
-    """Read what `Comparison.save` or `compare(out=...)` wrote.
+def save_slim(comparison: Comparison, path: str | Path) -> Path:
+    """Write what is needed to tell, draw and show a comparison into one .zip; the same comparison gives the same bytes.
 
     Raises:
-        ValueError: the folder holds no comparison, or an unfinished one.
+        ValueError: the name does not end in .zip.
     """
-    folder = Path(folder)
-    card = _card(folder)
+    from sparselens.analyses.comparison.slim import slim
+
+    path = Path(path)
+    if path.suffix != ".zip":
+        raise ValueError(f"a slim comparison is one file: want a name that ends in .zip, not {path.name}")
+    comparison = slim(comparison)
+    card = json.dumps({"request": None, "about": asdict(comparison.about)}, indent=2, allow_nan=False)
+    contents = {f"{name}.safetensors": record_bytes(part) for name, part in _parts(comparison).items()}
+    written = BytesIO()
+    with ZipFile(written, "w") as file:
+        for name, content in {CARD: card.encode(), **contents}.items():
+            file.writestr(ZipInfo(name), content, ZIP_LZMA)  # of no date
+    return write_file(path, written.getvalue())
+
+
+def load_comparison(folder: str | Path) -> Comparison:
+    """Read what `Comparison.save` or `compare(out=...)` wrote, or a comparison that ships with sparselens.
+
+    >>> load_comparison("stories260k/gendered_pronoun").viewer()
+
+    Args:
+        folder: the folder, a slim comparison's .zip, or a shipped comparison's name
+
+    Raises:
+        ValueError: there is no such folder, file or shipped comparison; it holds no comparison, or an unfinished one.
+    """
+    path = find(folder)
+    files = _Zipped(path) if path.is_file() else _Folder(path)
+    card = files.card()
     if card is None:
-        raise ValueError(f"{folder} holds no comparison (no {CARD})")
+        raise ValueError(f"{path} holds no comparison (no {CARD})")
     if "about" not in card:
-        raise ValueError(f"the comparison in {folder} has not been finished: run it again with the same --out")
-    found = {side: {name: _read(folder, f"{side}.{name}") for name in OF_A_MODEL} for side in SIDES}
+        raise ValueError(f"the comparison in {path} has not been finished: run it again with the same --out")
+    found = {side: {name: files.part(f"{side}.{name}") for name in OF_A_MODEL} for side in SIDES}
     try:
         about = _about(card["about"])
     except (TypeError, KeyError) as error:
-        raise ValueError(f"{folder / CARD} was written by another version of sparselens: {error}") from error
-    results = [ModelResults(**found[side], share=about.share) for side in SIDES]
-    return Comparison(about, _read(folder, "solved"), _read(folder, "loss"), *results)
+        raise ValueError(f"{path / CARD} was written by another version of sparselens: {error}") from error
+    dense, sparse = (ModelResults(**found[side], share=about.share) for side in SIDES)
+    return Comparison(about, files.part("solved"), files.part("loss"), dense, sparse, files.part("both"))
 
 
 def save_circuits(comparison: Comparison, folder: str | Path) -> list[Path]:
@@ -151,7 +195,12 @@ def save_circuits(comparison: Comparison, folder: str | Path) -> list[Path]:
 
     The pruned circuits are written in EAP-IG's format alone. That has one shape for all blocks: where a model's blocks
     differ, only Neuronpedia's are written.
+
+    Raises:
+        ValueError: the comparison is slim, and these files hold the scores of all edges.
     """
+    if comparison.summary is not None:
+        raise ValueError(f"files of circuits hold the scores of all edges: {COMPARE}")
     folder, about = Path(folder), comparison.about
     prompt, written = about.prompts[0], list[Path]()
     for side, name in zip(SIDES, about.names, strict=True):
@@ -173,19 +222,60 @@ def save_circuits(comparison: Comparison, folder: str | Path) -> list[Path]:
 
 
 def _parts(comparison: Comparison) -> dict[str, Any]:
-    parts: dict[str, Any] = {"solved": comparison.solved, "loss": comparison.loss}
+    parts: dict[str, Any] = {"solved": comparison.solved, "loss": comparison.loss, "both": comparison.summary}
     for side in SIDES:
         parts |= {f"{side}.{name}": getattr(getattr(comparison, side), name) for name in OF_A_MODEL}
     return {name: part for name, part in parts.items() if part is not None}
 
 
-def _read(folder: Path, name: str) -> Any:
-    path, kind = folder / f"{name}.safetensors", name.rpartition(".")[2]
-    if kind == "mlps" and not path.exists():
-        return None
-    if not path.exists():
+class _Folder:
+    """The files of a comparison in a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def card(self) -> dict[str, Any] | None:
+        return _card(self._path)
+
+    def part(self, name: str) -> Any:
+        path, kind = self._path / f"{name}.safetensors", name.rpartition(".")[2]
+        if path.exists():
+            return load_record(path, KINDS[kind], INSIDE)
+        return _absent(path, kind)
+
+
+class _Zipped:
+    """The files of a comparison in a .zip: read in memory, never unpacked onto the disk."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            with ZipFile(path) as file:
+                if (size := sum(info.file_size for info in file.infolist())) > LARGEST:
+                    raise ValueError(f"{path} would unpack to {size:,} bytes, more than any comparison has")
+                self._contents = {info.filename: file.read(info) for info in file.infolist()}
+        except (
+            BadZipFile,
+            zlib.error,
+            LZMAError,
+            EOFError,
+            RuntimeError,
+        ) as error:  # the last: encrypted, or packed otherwise
+            raise ValueError(f"{path} is no comparison, or damaged: {error}") from error
+
+    def card(self) -> dict[str, Any] | None:
+        content = self._contents.get(CARD)
+        return None if content is None else _read_card(content, self._path / CARD)
+
+    def part(self, name: str) -> Any:
+        path, kind = self._path / f"{name}.safetensors", name.rpartition(".")[2]
+        content = self._contents.get(path.name)
+        return _absent(path, kind) if content is None else read_record(content, str(path), KINDS[kind], INSIDE)
+
+
+def _absent(path: Path, kind: str) -> None:
+    if kind not in OPTIONAL:
         raise ValueError(f"{path} is missing from the comparison")
-    return load_record(path, KINDS[kind], INSIDE)
 
 
 def _about(values: dict[str, Any]) -> About:
@@ -199,10 +289,12 @@ def _about(values: dict[str, Any]) -> About:
 
 def _card(folder: Path) -> dict[str, Any] | None:
     path = folder / CARD
-    if not path.exists():
-        return None
+    return _read_card(path.read_bytes(), path) if path.exists() else None
+
+
+def _read_card(content: bytes, path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(content)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is broken: {error}") from error
 

@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 from sparselens.analyses.comparison.results import Comparison
-from sparselens.analyses.comparison.table import Row, Value, cells, percent, rows_of, said
+from sparselens.analyses.comparison.table import Row, Value, cells, percent, rows_of, said, times
 from sparselens.prompts.intervals import Interval
 
 
@@ -57,7 +57,7 @@ def _what(comparison: Comparison, rows: dict[str, Row]) -> str:
 def _accuracy(row: Row, dense: str) -> str:
     """Whether the two accuracies differ by more than what the prompts leave open."""
     first, second = row.values
-    texts = [said(_mean(value), row.percent) for value in row.values]
+    texts = [said(_mean(value), row) for value in row.values]
     if texts[0] == texts[1]:
         return f"is as accurate as {dense} ({texts[0]})"
     apart = isinstance(first, Interval) and isinstance(second, Interval) and _disjoint(first, second)
@@ -74,8 +74,9 @@ def _fewer(row: Row, what: str) -> str:
         return f"no ratio of {what} that could be told{shown}"
     if math.isfinite(ratio.low) and ratio.low <= 1 <= ratio.high:
         return f"no measurable difference in {what}{shown}"
-    times = ratio.mean if ratio.mean >= 1 else 1 / ratio.mean
-    return f"{times:.3g}x {'fewer' if ratio.mean >= 1 else 'more'} {what}{shown}"
+    larger = ratio.mean if ratio.mean >= 1 else 1 / ratio.mean
+    alone = times(Interval(larger, math.nan, math.nan, math.nan, ratio.n))
+    return f"{alone} {'fewer' if ratio.mean >= 1 else 'more'} {what}{shown}"
 
 
 def _numbers(row: Row) -> tuple[float, float] | None:

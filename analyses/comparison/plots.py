@@ -12,7 +12,7 @@ from typing import Any
 
 from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.circuits.stability import ShareCurves, share_curves
-from sparselens.analyses.comparison.results import SIDES, Comparison
+from sparselens.analyses.comparison.results import SIDES, Comparison, ModelResults
 from sparselens.analyses.comparison.table import GOAL, known, percent, times
 from sparselens.analyses.figures.palette import MODELS
 from sparselens.analyses.figures.plot import Plot, Series
@@ -94,8 +94,13 @@ def kept_plot(comparison: Comparison, part: str = "heads") -> Plot:
 def edges_needed_plot(comparison: Comparison) -> Plot:
     """Cumulative share of sorted |edge scores|: mean of the prompts' curves, and (dotted) curve of the mean scores."""
     named = dict(zip(SIDES, comparison.about.names, strict=True))
-    series = [one for side in SIDES for one in _needed(getattr(comparison, side).curves, named[side], side)]
+    series = [one for side in SIDES for one in curves_of(getattr(comparison, side), named[side], side)]
     return _needed_plot(series, comparison.about.share, _fewer(comparison))
+
+
+def curves_of(model: ModelResults, name: str, side: str) -> list[Series]:
+    """The curves of one model; those of a slim comparison are thinned already."""
+    return _needed(model.curves, name, side) if model.summary is None else list(model.summary.curves)
 
 
 def edges_needed_of_one(scores: EdgeScores, name: str = "model", share: float = 0.9) -> Plot:

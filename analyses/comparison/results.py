@@ -21,7 +21,8 @@ from sparselens.analyses.circuits.circuit_runs import Faithfulness
 from sparselens.analyses.circuits.edges_for_goal import edges_for_goal, edges_reached
 from sparselens.analyses.circuits.faithfulness import FaithfulnessCurve
 from sparselens.analyses.circuits.pruning import PrunedCircuit
-from sparselens.analyses.circuits.stability import ShareCurves, Stability, edges_needed, share_curves, stability
+from sparselens.analyses.circuits.stability import ShareCurves, Stability, share_curves, stability
+from sparselens.analyses.comparison.summaries import EdgeSummary, PairSummary
 from sparselens.analyses.patching.activation_patching import PatchingResult
 from sparselens.analyses.patching.top_components import ComponentCurve
 from sparselens.analyses.sparsity.head_labels import HeadScores
@@ -123,6 +124,7 @@ class ModelResults(Result):
     edges: EdgeScores
     circuits: CircuitRuns
     share: float = 0.9  # of the sum of |scores|, for the circuit
+    summary: EdgeSummary | None = None  # of the scores that a slim comparison does not hold
 
     def _line(self) -> str:
         found = f"{len(self.circuit)} edges hold {self.share:.0%} of |score|, {self.circuits.own.mean:.2f} faithful"
@@ -143,13 +145,17 @@ class ModelResults(Result):
 
     @cached_property
     def curves(self) -> ShareCurves:
-        """Share of attribution over the number of edges (Fig. 4a)."""
+        """Share of attribution over the number of edges (Fig. 4a).
+
+        Raises:
+            ValueError: the comparison is slim; it holds these curves as `edges_needed_plot` draws them.
+        """
         return share_curves(self.edges)
 
     @cached_property
     def stability(self) -> Stability:
         """How much the prompts' own circuits differ."""
-        return stability(self.edges, self.share)
+        return stability(self.edges, self.share) if self.summary is None else self.summary.stability
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -165,6 +171,7 @@ class Comparison(Result):
     loss: LossPoints
     dense: ModelResults
     sparse: ModelResults
+    summary: PairSummary | None = None  # of the scores that a slim comparison does not hold
 
     def _line(self) -> str:
         return f"{' and '.join(self.about.names)} on {self.about.task}, {int(self.solved.kept.sum())} pairs"
@@ -208,6 +215,8 @@ class Comparison(Result):
     @property
     def rank_correlation(self) -> float:
         """Spearman's correlation of |mean score| over all edges."""
+        if self.summary is not None:
+            return self.summary.rank_correlation
         return self.dense.circuit.rank_correlation(self.sparse.circuit)
 
     # -- ratios dense / sparse
@@ -217,7 +226,11 @@ class Comparison(Result):
         return ratio_interval(self._needed("dense"), self._needed("sparse"), clusters=self.clusters)
 
     def fewer_edges_of_mean(self) -> Interval:
-        """Number of edges that the mean scores need, dense / sparse (Fig. 4a, dotted)."""
+        """Number of edges that the mean scores need, dense / sparse (Fig. 4a, dotted).
+
+        Raises:
+            ValueError: the ratio is not finite in at least one resample of the prompts.
+        """
         return self._fewer_edges_of_mean
 
     def fewer_components(self, part: str, goal: float = 0.9) -> Interval | None:
@@ -284,11 +297,16 @@ class Comparison(Result):
 
         return in_form(cast(Any, self), form)
 
-    def save(self, folder: Any) -> Any:
-        """Write everything into a folder, from which `load_comparison` reads it without a model."""
-        from sparselens.analyses.comparison.files import save_comparison
+    def save(self, folder: Any, slim: bool = False) -> Any:
+        """Write everything into a folder, from which `load_comparison` reads it without a model.
 
-        return save_comparison(cast(Any, self), folder)
+        Args:
+            slim: write one small file instead, `folder` being a name that ends in .zip. It tells, draws and shows the
+                same, but holds the edge scores of no single prompt, and of the mean scores only the largest
+        """
+        from sparselens.analyses.comparison.files import save_comparison, save_slim
+
+        return save_slim(cast(Any, self), folder) if slim else save_comparison(cast(Any, self), folder)
 
     def save_circuits(self, folder: Any) -> list[Any]:
         """Write both circuits in the formats of EAP-IG and MIB, and of Neuronpedia."""
@@ -329,10 +347,14 @@ class Comparison(Result):
         return self.dense if side == "dense" else self.sparse
 
     def _needed(self, side: str) -> Float[Tensor, " batch"]:
-        return edges_needed(self._side(side).edges, self.about.share).double()
+        return self._side(side).stability.sizes.double()
 
     @cached_property
     def _fewer_edges_of_mean(self) -> Interval:  # takes seconds on large graphs
+        if self.summary is not None:
+            if self.summary.fewer_edges_of_mean is None:
+                raise ValueError("the ratio is not finite, at least in one resample")
+            return self.summary.fewer_edges_of_mean
         return self._ratio(lambda side, weights: _sizes_of_mean(side.edges, self.about.share, weights))
 
     def _clusters_of(self, pruned: PrunedCircuit) -> list[int]:

@@ -1,7 +1,8 @@
 """The numbers of a comparison as rows, from which the printed table, the figures and the report are made.
 
 A row has a value of each model, with a 95 % confidence interval where there is one, and for counts the ratio
-dense / sparse: how many times fewer the sparse model has.
+dense / sparse: how many times fewer the sparse model has. All numbers of a row are printed with as many decimals as
+give each estimate at least three digits; what is counted is whole.
 """
 
 import html
@@ -36,7 +37,8 @@ class Row:
     values: Values
     ratio: Interval | None = None  # dense / sparse
     percent: bool = False
-    digits: int = 3
+    digits: int = 3  # that each estimate has at least
+    count: bool = False  # whole numbers
 
 
 def rows_of(comparison: Comparison) -> list[Row]:
@@ -75,7 +77,13 @@ def _components(comparison: Comparison) -> list[Row]:
                 label = f"{name} for {percent(GOAL)} of the metric, {chosen}"
                 values = _both(comparison, lambda model: _smallest(getattr(model.kept, part + suffix)))  # noqa: B023
                 rows.append(
-                    Row("Components", label, values, known(partial(comparison.fewer_components, part + suffix)))
+                    Row(
+                        "Components",
+                        label,
+                        values,
+                        known(partial(comparison.fewer_components, part + suffix)),
+                        count=True,
+                    )
                 )
     return rows
 
@@ -103,17 +111,21 @@ def _edges(comparison: Comparison) -> list[Row]:
     fewer, fewer_of_mean = known(comparison.fewer_edges), known(comparison.fewer_edges_of_mean)
     return [
         Row("Edges", f"edges for {share} of attribution, per prompt", (needed[0], needed[1]), fewer),
-        Row("Edges", f"edges for {share} of attribution, mean scores", sizes, fewer_of_mean),
+        Row("Edges", f"edges for {share} of attribution, mean scores", sizes, fewer_of_mean, count=True),
         Row("Edges", "overlap of two prompts (Jaccard)", overlaps),
         Row("Circuit", f"faithfulness, {share} circuit", faithfulness("own")),
         Row("Circuit", "faithfulness, other model's circuit", faithfulness("other")),
         Row("Circuit", "faithfulness, random connected circuits [lowest, highest]", _both(comparison, _drawn)),
         Row(
-            "Circuit", f"edges for {percent(about.goal)} faithfulness", faithful, known(comparison.fewer_edges_for_goal)
+            "Circuit",
+            f"edges for {percent(about.goal)} faithfulness",
+            faithful,
+            known(comparison.fewer_edges_for_goal),
+            count=True,
         ),
         Row("Circuit", "its faithfulness", faithfulness("faithful")),
         *_pruned(comparison),
-        Row("Circuit", f"edges in the {share} circuits of both", (shared, shared)),
+        Row("Circuit", f"edges in the {share} circuits of both", (shared, shared), count=True),
         Row("Circuit", "overlap of the two models (Jaccard)", (overlap, overlap)),
         Row("Circuit", "rank correlation of the two models", (ranked, ranked)),
     ]
@@ -141,6 +153,7 @@ def _pruned(comparison: Comparison) -> list[Row]:
             f"edges for {percent(goal)} faithfulness, pruned",
             (dense, sparse),
             known(comparison.fewer_edges_pruned),
+            count=True,
         ),
         Row("Circuit", "its faithfulness on held-out prompts", (judged[0], judged[1])),
     ]
@@ -157,7 +170,7 @@ def _labels(comparison: Comparison) -> list[Row]:
     rows: list[Row] = []
     for number, kind in enumerate(comparison.dense.labels.kinds):
         counts = _both(comparison, lambda model: float((model.labels.scores[number] >= LABELLED).sum()))  # noqa: B023
-        rows.append(Row("Heads", f"{kind} heads", counts))
+        rows.append(Row("Heads", f"{kind} heads", counts, count=True))
     return rows
 
 
@@ -227,46 +240,58 @@ def _number(value: Value, place: str) -> float | None:
 
 def cells(row: Row) -> tuple[str, str, str]:
     """The row's values as printed."""
-    dense, sparse = (said(value, row.percent, row.digits) for value in row.values)
+    places = max(_places(value, row) for value in row.values)
+    dense, sparse = (_said(value, row.percent, places) for value in row.values)
     return dense, sparse, times(row.ratio)
 
 
-def said(value: Value, as_percent: bool = False, digits: int = 3) -> str:
-    """A value with its interval, if it has one; empty where it is undefined, as the overlap of a single prompt."""
-    if isinstance(value, Interval):
-        around = [_digits(end, as_percent, digits) for end in (value.low, value.high)]
-        return _digits(value.mean, as_percent, digits) + (f" [{', '.join(around)}]" if all(around) else "")
-    if value == NEVER:
-        return "never"
-    return "" if value is None else _digits(value, as_percent, digits)
+def said(value: float, row: Row) -> str:
+    """A number of the row as it is printed by itself."""
+    return _said(value, row.percent, _places(value, row))
 
 
 def times(ratio: Interval | None) -> str:
-    """A ratio, such as 4.8x [4.1, 5.6]."""
+    """A ratio, such as 4.80x [4.10, 5.63]."""
     if ratio is None:
         return ""
-    around = f" [{_digits(ratio.low)}, {_digits(ratio.high)}]" if math.isfinite(ratio.low) else ""
-    return f"{_digits(ratio.mean)}x{around}"
+    places = _decimals(ratio, 3)
+    around = f" [{ratio.low:,.{places}f}, {ratio.high:,.{places}f}]" if math.isfinite(ratio.low) else ""
+    return f"{ratio.mean:,.{places}f}x{around}"
+
+
+def _places(value: Value, row: Row) -> int:
+    """How many decimals this value of the row asks for; a percentage for at least one."""
+    if row.count or value is None or value == NEVER:
+        return 0
+    return max(_decimals(value, row.digits, 100.0 if row.percent else 1.0), int(row.percent))
+
+
+def _decimals(value: Interval | float, digits: int, unit: float = 1.0) -> int:
+    """How many decimals give an estimate so many digits; no more than one above that, where it is next to nothing."""
+    mean, *ends = (value.mean, value.low, value.high) if isinstance(value, Interval) else (value,)
+    size = unit * (abs(mean) or max((abs(end) for end in ends if math.isfinite(end)), default=0.0))
+    if not size or not math.isfinite(size):
+        return digits - 1
+    exponent = int(f"{size:.{digits - 1}e}".partition("e")[2])  # of the rounded number: 99.96 is 100
+    return min(max(digits - 1 - exponent, 0), digits + 1)
+
+
+def _said(value: Value, as_percent: bool, places: int) -> str:
+    """A value with its interval, if it has one; empty where it is undefined, as the overlap of a single prompt."""
+    if isinstance(value, Interval):
+        around = [_said(end, as_percent, places) for end in (value.low, value.high)]
+        return _said(value.mean, as_percent, places) + (f" [{', '.join(around)}]" if all(around) else "")
+    if value == NEVER:
+        return "never"
+    if value is None or not math.isfinite(value):
+        return ""
+    number = round(100 * value if as_percent else value, places) + 0.0  # no minus before a zero
+    return f"{number:,.{places}f} %" if as_percent else f"{number:,.{places}f}"
 
 
 def percent(share: float) -> str:
     """A share in percent: 90 %."""
     return f"{100 * share:.3g} %"
-
-
-def _digits(value: float, as_percent: bool = False, digits: int = 3) -> str:
-    """The value with so many digits, never in scientific notation; "" where it is not finite."""
-    if not math.isfinite(value):
-        return ""
-    value = (100 * value if as_percent else value) + 0.0
-    if value == round(value):
-        return f"{value:,.0f} %" if as_percent else f"{value:,.0f}"
-    size = math.floor(math.log10(abs(value))) if value else 0
-    rounded = round(value, digits - 1 - size if size >= -2 else digits) + 0.0
-    text = f"{rounded:,.0f}" if rounded == round(rounded) else f"{rounded:.{max(0, digits - 1 - size)}f}"
-    if "." in text and size < -2:
-        text = f"{rounded:.{digits}f}"
-    return f"{text} %" if as_percent else text
 
 
 def _markdown(rows: Sequence[Row], names: tuple[str, str]) -> str:

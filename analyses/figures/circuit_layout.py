@@ -225,7 +225,8 @@ def _signed(circuit: Circuit, name: str, largest: float) -> Edges:
 
 
 def _array(circuit: Circuit) -> Float[np.ndarray, "source destination"]:
-    return circuit.scores.detach().cpu().double().masked_fill(~circuit.graph.exists, 0.0).numpy()
+    scores = circuit.scores.detach().cpu().double().masked_fill(~circuit.graph.exists, 0.0)
+    return (scores if circuit.total is None else scores.nan_to_num(0.0)).numpy()  # those not known are not drawn
 
 
 def _largest(circuit: Circuit) -> float:

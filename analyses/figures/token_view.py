@@ -31,6 +31,7 @@ from sparselens.analyses.figures.token_page import token_page
 from sparselens.files.whole import write_file
 
 INK, NODES, ARROW = "#222222", "#c4c7cb", "#444444"
+DRAWN = 5000  # edges of a panel
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def token_view(
     title: str = "Attention edges",
     arrow_name: str = "carry",
     dense_threshold: float = 0.0,
-    max_edges: int = 5000,
+    max_edges: int = DRAWN,
 ) -> TokenView:
     """Lay out the attention edges of a model on a few prompts, or of a dense model above those of a sparse one.
 

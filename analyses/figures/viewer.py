@@ -33,6 +33,7 @@ from sparselens.circuits.graph import Graph
 from sparselens.files.whole import write_file
 
 TOKEN_EDGES = 1500  # drawn in each panel of the token view within the page
+LISTED = 3000  # edges of a model that the page holds
 ALONE, SIDES = ("model",), ("dense", "sparse")  # names of the models, where none are given
 View = Literal["circuit", "difference"]
 
@@ -99,7 +100,7 @@ def circuit_viewer(
     titles: Sequence[str] | None = None,
     labels: Mapping[str, str] | tuple[Mapping[str, str], Mapping[str, str]] | None = None,
     plots: Sequence[Plot] = (),
-    max_edges: int = 3000,
+    max_edges: int = LISTED,
 ) -> Viewer:
     """Lay out the circuit of a model, or of a dense and a sparse one with the same graph, and write the page about it.
 

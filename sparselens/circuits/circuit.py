@@ -38,6 +38,7 @@ class Circuit(Result):
     Args:
         kept: names of the edges, or a mask
         scores: of all edges; default: zeros
+        total: sum of |score| over all edges, where only the largest scores are known and the others are NaN
 
     Raises:
         ValueError: there is no such edge, or shapes are not the graph's.
@@ -46,9 +47,14 @@ class Circuit(Result):
     graph: Graph
     kept: Bool[Tensor, "source destination"]
     scores: Scores
+    total: float | None = None
 
     def __init__(
-        self, graph: Graph, kept: Sequence[str] | Bool[Tensor, "source destination"], scores: Scores | None = None
+        self,
+        graph: Graph,
+        kept: Sequence[str] | Bool[Tensor, "source destination"],
+        scores: Scores | None = None,
+        total: float | None = None,
     ) -> None:
         mask = kept if isinstance(kept, Tensor) else graph.matrix(kept)
         scores = torch.zeros(graph.exists.shape) if scores is None else scores
@@ -62,7 +68,7 @@ class Circuit(Result):
         if bool(impossible.any()):
             first = graph.edge_names(impossible)[0]
             raise ValueError(f"no such edge: {first!r} (the source writes after the destination reads)")
-        for name, value in (("graph", graph), ("kept", mask), ("scores", scores)):
+        for name, value in (("graph", graph), ("kept", mask), ("scores", scores), ("total", total)):
             object.__setattr__(self, name, value)
 
     @classmethod
@@ -144,8 +150,8 @@ class Circuit(Result):
     @property
     def score_share(self) -> float:
         """Sum of |score| over the kept edges, as a share of the sum over all."""
-        sizes = _sizes(self.graph, self.scores)
-        return float(sizes[self.kept].sum() / sizes.sum())
+        sizes = _sizes(self.graph, self.scores, self.total)
+        return float(sizes[self.kept].sum() / (sizes.sum() if self.total is None else self.total))
 
     def complement(self) -> "Circuit":
         """All edges that are not in this circuit."""
@@ -186,29 +192,46 @@ def load_circuit(path: str | PathLike[str]) -> Circuit:
 # -- selection
 
 
-def smallest(graph: Graph, scores: Scores, share: float = 0.9) -> Circuit:
+def smallest(graph: Graph, scores: Scores, share: float = 0.9, total: float | None = None) -> Circuit:
     """The fewest edges that reach a share of the sum of |score|: min n with sum of the n largest >= share * total.
 
+    Args:
+        total: the sum, where only the largest scores are known
+
     Raises:
-        ValueError: the share is not above 0 and at most 1.
+        ValueError: the share is not above 0 and at most 1, or more than the known scores hold.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must be above 0 and at most 1, not {share}")
-    return _largest(graph, scores, edges_to_reach(_sizes(graph, scores)[graph.exists], share))
+    sizes = _sizes(graph, scores, total)[graph.exists]
+    return top(graph, scores, edges_to_reach(sizes, share, total), total)
 
 
-def edges_to_reach(scores: Float[Tensor, " edge"], share: float) -> int:
-    """How many of the largest |score| reach a share of their sum; 0 where all are zero."""
+def edges_to_reach(scores: Float[Tensor, " edge"], share: float, total: float | None = None) -> int:
+    """How many of the largest |score| reach a share of their sum, or of `total`; 0 where all are zero."""
     sizes = scores.detach().double().abs().sort(descending=True).values
     reached = sizes.cumsum(0)
-    goal = share * reached[-1] * (1 - 1e-12)  # the total must reach itself, in whatever order it was summed
-    return int((reached < goal).sum()) + 1 if reached[-1] > 0 else 0
+    whole = float(reached[-1]) if total is None else total
+    goal = share * whole * (1 - 1e-12)  # the total must reach itself, in whatever order it was summed
+    return min(int((reached < goal).sum()) + 1, len(reached)) if whole > 0 else 0
 
 
-def top(graph: Graph, scores: Scores, n: int) -> Circuit:
-    """The `n` edges of largest |score|."""
+def top(graph: Graph, scores: Scores, n: int, total: float | None = None) -> Circuit:
+    """The `n` edges of largest |score|.
+
+    Raises:
+        ValueError: there are not so many, or not so many are known.
+    """
     _refuse_too_many(graph, n)
-    return _largest(graph, scores, n)
+    ranked = _sizes(graph, scores, total).masked_fill(~graph.exists, -1.0).flatten()
+    known = int(scores.cpu().isfinite()[graph.exists].sum())
+    if n > known:
+        raise ValueError(
+            f"of {graph.n_edges:,} scores only the {known:,} largest are known: take at most so many edges"
+        )
+    kept = torch.zeros_like(graph.exists)
+    kept.view(-1)[ranked.argsort(descending=True, stable=True)[:n]] = True
+    return Circuit(graph, kept, scores.cpu(), total)
 
 
 def greedy(graph: Graph, scores: Scores, n: int) -> Circuit:
@@ -234,18 +257,14 @@ def _reach(frontier: list[tuple[float, int, int]], graph: Graph, sizes: Tensor, 
             heapq.heappush(frontier, (-float(sizes[source, destination]), source, destination))
 
 
-def _largest(graph: Graph, scores: Scores, n: int) -> Circuit:
-    ranked = _sizes(graph, scores).masked_fill(~graph.exists, -1.0).flatten().argsort(descending=True, stable=True)
-    kept = torch.zeros_like(graph.exists)
-    kept.view(-1)[ranked[:n]] = True
-    return Circuit(graph, kept, scores.cpu())
-
-
-def _sizes(graph: Graph, scores: Scores) -> Scores:
+def _sizes(graph: Graph, scores: Scores, total: float | None = None) -> Scores:
+    """All |score|; with a `total` zero for those that are not known."""
     if scores.shape != graph.exists.shape:
         raise ValueError(f"scores are {list(scores.shape)}, the graph has {list(graph.exists.shape)}")
+    if total is not None:
+        scores = scores.nan_to_num(0.0, torch.inf, -torch.inf)
     if not scores.isfinite().all():
-        raise ValueError("scores are not finite")
+        raise ValueError("scores are not finite (or, in a slim comparison, not all of them known)")
     return scores.detach().cpu().double().abs().masked_fill(~graph.exists, 0.0)
 
 

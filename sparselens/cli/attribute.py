@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparselens.cli import options
+from sparselens.cli.models import bases
 from sparselens.cli.options import Json, alone_in_out, over_launched_processes
 from sparselens.cli.table import finish, print_table, warn
 from sparselens.tasks import find_task
@@ -27,6 +28,7 @@ def attribute(
     model: options.Model,
     task: options.Task,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the circuit and the scores.")],
+    base: options.Base = None,
     method: options.Method = "eap-ig",
     steps: options.Steps = 5,
     gate_gradient: options.GateGradient = "none",
@@ -71,7 +73,7 @@ def attribute(
     if rank() == 0 and unfinished.exists() and not resume:
         raise ValueError(f"{out} holds an interrupted run: pass --resume to continue it, or choose another --out")
     measure = find_metric(metric or known.metric)
-    opened = load(model, **place())
+    opened = load(model, **bases(base, model)[model], **place())
     found = evaluate(opened, known, n, seed, corruption=corruption)
     if not all_pairs and not found.correct.any():
         raise ValueError(f"{model} gets none of {n} pairs of {task!r} right: choose another task, or --all")

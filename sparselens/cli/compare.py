@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparselens.cli import options
+from sparselens.cli.models import bases, load_beside
 from sparselens.cli.options import Json, alone_in_out
 from sparselens.cli.table import finish, print_table
 from sparselens.tasks import find_task
@@ -30,6 +31,7 @@ def compare(
             help="The dense model fine-tuned with its gates open, for the loss.", callback=options.known_model
         ),
     ] = None,
+    base: options.Base = None,
     text: Annotated[
         str | None, typer.Option(help="Text for the loss: file, dataset folder or hub id. Default: the answers.")
     ] = None,
@@ -58,7 +60,8 @@ def compare(
 
     Writes `report.html` (one file to read offline), `figures/`, `circuits/` (for EAP-IG, MIB and Neuronpedia), and
     `numbers/` (every per-prompt value; `sparselens figures` and `analyses.load_comparison` read it without a model). An
-    interrupted run resumes with the same command.
+    interrupted run resumes with the same command. Of adapters, such as smollm2-135m-sparse, the dense model is taken as
+    the base if it has the weights that they were trained on; `--base` names another.
     """
     known = find_task(task)
     known.find_corruption(corruption)  # before torch is loaded
@@ -66,7 +69,8 @@ def compare(
     from sparselens.models.folder import load
     from sparselens.training.text import Source
 
-    opened = {"dense": load(dense), "sparse": load(sparse)}
+    of = bases(base, dense, sparse, control)
+    opened = {"dense": load(dense, **of[dense]), "sparse": load_beside(dense, sparse, of[sparse])}
     names = {"dense": dense, "sparse": sparse} | ({} if control is None else {"control": control})
     rows, notes = (None, []) if text is None else _rows(Source(text, column, split), opened["dense"].tokenizer, names)
     try:
@@ -88,7 +92,7 @@ def compare(
             all_pairs=all_pairs,
             text=rows,
             notes=notes,
-            control=None if control is None else load(control),
+            control=None if control is None else load_beside(dense, control, of[control]),
             names=(Path(dense).name, Path(sparse).name),
             **options.budget(memory, batch_size),
             out=out / "numbers",

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparselens.cli.options import Json, Model, Out, known_model
+from sparselens.cli.models import bases, load_beside
+from sparselens.cli.options import Base, Json, Model, Out, known_model
 from sparselens.cli.table import finish, print_table
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ def explore(
         str | None,
         typer.Option(help="A second model, shown above; what is cut is cut in both.", callback=known_model),
     ] = None,
+    base: Base = None,
     prompt: Annotated[str, typer.Option(help="To begin with; others can be typed into the page.")] = "",
     port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1. Default: any that is free.")] = 0,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address.")] = False,
@@ -35,7 +37,7 @@ def explore(
     from sparselens.analyses.figures.explore.server import Server
 
     with Server(port) as server:
-        found = _open(model, dense, prompt)
+        found = _open(model, dense, base, prompt)
         print_table("Open this in a browser; Ctrl-C stops it", ("where",), [(server.address,)])
         if not no_browser:
             webbrowser.open(server.address)
@@ -45,13 +47,15 @@ def explore(
     finish(found.shared, json, None if out is None else out / "explore.json")
 
 
-def _open(model: str, dense: str | None, prompt: str) -> Any:
+def _open(model: str, dense: str | None, base: str | None, prompt: str) -> Any:
     from sparselens.analyses.figures.explore.session import explore
     from sparselens.models.folder import load
 
-    other = None if dense is None else load(dense)
-    title = model if dense is None else f"{model} and {dense}"
-    return explore(load(model), other, prompt, title=title)
+    of = bases(base, model, dense)
+    if dense is None:
+        return explore(load(model, **of[model]), None, prompt, title=model)
+    other = load(dense, **of[dense])
+    return explore(load_beside(dense, model, of[model]), other, prompt, title=f"{model} and {dense}")
 
 
 def _serve(server: "Server", found: Any) -> None:

@@ -59,11 +59,13 @@ def known_model(name: Any) -> Any:
     return name
 
 
-def written_folder(folder: Any) -> Any:
-    """Refuse a folder that is not there."""
-    if not folder.is_dir():
-        raise ValueError(f"no such folder: {folder} (want one that `compare` or `attribute` wrote)")
-    return folder
+def written(folder: Any) -> Any:
+    """Refuse what is neither there nor a comparison that ships."""
+    if folder.exists():
+        return folder
+    from sparselens.analyses.comparison.places import find  # loads nothing heavy
+
+    return find(folder.as_posix())
 
 
 _check_task, _check_form = one_of("task", TASKS), one_of("form of a figure", FORMS)
@@ -74,11 +76,24 @@ Tasks = Annotated[
 Model = Annotated[
     str, typer.Option(help="A folder, a shipped name (stories260k-sparse) or a hub id.", callback=known_model)
 ]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="Of a model that is adapters: what to put them on, if not the base that they name.",
+        callback=known_model,
+    ),
+]
 Form = Annotated[
     str, typer.Option("--format", help="File format of the figures: pdf, svg or png.", callback=_check_form)
 ]
 Written = Annotated[
-    Path, typer.Argument(help="Folder that `compare`, `attribute` or `Comparison.save` wrote.", callback=written_folder)
+    Path,
+    typer.Argument(
+        help="Folder or file that `compare`, `attribute` or `Comparison.save` wrote, or a shipped comparison, such as "
+        "stories260k/gendered_pronoun.",
+        callback=written,
+    ),
 ]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for what the command writes.")]
 Method = Annotated[

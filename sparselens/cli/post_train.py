@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparselens.cli.options import PARTS, Json, Model, alone_in_out, known_model, one_of
+from sparselens.cli.models import bases
+from sparselens.cli.options import PARTS, Base, Json, Model, alone_in_out, known_model, one_of
 from sparselens.cli.table import finish, print_table, warn
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def post_train(
             help="If --model has been post-trained before: the dense model it came from.", callback=known_model
         ),
     ] = None,
+    base: Base = None,
     gguf_file: Annotated[str | None, typer.Option(help="Read this GGUF file of --model, dequantised.")] = None,
     lora: Annotated[
         int | None, typer.Option(metavar="RANK", help="Train adapters of this rank on q, k, v, o; all else is frozen.")
@@ -153,14 +155,19 @@ def post_train(
     source = Source(data, column, split, stream)
     if not resume:
         next(source.pieces())  # what cannot be read is refused before a model is loaded
-    opened = partial(_open, model, gguf_file, lora, train, seed)
+    of = bases(base, model, dense)
+    opened = partial(_open, model, gguf_file, lora, train, seed, of[model])
     network, tokenizer, saved_bias = opened()
     if saved_bias is not None and dense is None:
         raise ValueError(f"{model} is sparse already: name the dense model that it came from with --dense")
     if tokenizer is None:
         raise ValueError(f"{model} has no tokenizer, so its text cannot be read")
     network.to(accelerator.device)
-    reference = network if dense is None else load_transformers(dense, dtype=torch.float32)[0].to(accelerator.device)
+    reference = (
+        network
+        if dense is None
+        else load_transformers(dense, dtype=torch.float32, **of[dense])[0].to(accelerator.device)
+    )
     embedding: Any = network.get_input_embeddings()
     with accelerator.main_process_first():  # which writes the tokens that all of them read
         reuse = resume or not accelerator.is_main_process
@@ -226,7 +233,9 @@ def _refuse_contradiction(lora: int | None, train: str, merge: bool) -> None:
         raise ValueError("--merge is about adapters: give --lora too, or leave it out")
 
 
-def _open(model: str, gguf_file: str | None, lora: int | None, train: str, seed: int) -> tuple[Any, Any, float | None]:
+def _open(
+    model: str, gguf_file: str | None, lora: int | None, train: str, seed: int, of: dict[str, Any]
+) -> tuple[Any, Any, float | None]:
     """The model with all frozen that is not to be trained, its tokenizer, and its gate bias if it is sparse."""
     import torch
 
@@ -234,7 +243,7 @@ def _open(model: str, gguf_file: str | None, lora: int | None, train: str, seed:
     from sparselens.models.folder import load_transformers
     from sparselens.training.trained import choose_trained
 
-    network, tokenizer, gate_bias = load_transformers(model, gguf_file=gguf_file, dtype=torch.float32)
+    network, tokenizer, gate_bias = load_transformers(model, gguf_file=gguf_file, dtype=torch.float32, **of)
     if lora is None:
         choose_trained(network, train)
     else:

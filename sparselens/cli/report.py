@@ -17,7 +17,7 @@ def report(
 ) -> None:
     """Write the report of a comparison, or of one model's circuit, as one file that needs no network.
 
-    Example: `sparselens report circuit --out circuit.html`
+    Example: `sparselens report stories260k/gendered_pronoun --out pronoun.html`
     """
     page = opened(folder).save_html(out)
     print_table("Open this in a browser", ("where",), [(page,)])

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from sparselens.cli.options import CLUSTERS, Json, Model, Out, Tasks, known_model, one_of
+from sparselens.cli.models import bases
+from sparselens.cli.options import CLUSTERS, Base, Json, Model, Out, Tasks, known_model, one_of
 from sparselens.cli.table import finish, print_table
 from sparselens.prompts.formats import SUFFIXES
 from sparselens.prompts.pairs import some
@@ -129,6 +130,7 @@ def export(
 def evaluate(
     model: Model,
     task: Tasks = None,
+    base: Base = None,
     n: Annotated[int, typer.Option("-n", help="Pairs of each task; fewer where a task has fewer.")] = 200,
     seed: Seed = 0,
     corruption: Corruption = None,
@@ -156,7 +158,8 @@ def evaluate(
     from sparselens.models.folder import load
     from sparselens.prompts.capability import evaluate as run
 
-    opened, table, refused = load(model), dict[str, dict[str, Any]](), list[tuple[str, str]]()
+    opened = load(model, **bases(base, model)[model])
+    table, refused = dict[str, dict[str, Any]](), list[tuple[str, str]]()
     for item in chosen:
         try:
             there = len(item.fitted(opened.tokenizer).at_most(n, seed, corruption))

@@ -8,7 +8,7 @@ every field is of its annotated type, and by a checksum that nothing has changed
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -32,12 +32,17 @@ def save_record(path: Path, record: Any) -> Path:
     Raises:
         ValueError: a field holds something else, or a mapping has a key that is no string.
     """
+    return write_file(path, record_bytes(record))
+
+
+def record_bytes(record: Any) -> bytes:
+    """The file that `save_record` writes."""
     from safetensors.torch import save
 
     tensors: dict[str, Tensor] = {}
     tree = _packed(record, tensors, "")
     tree[_CHECKSUM] = _checksum(tree, tensors)  # in the header's one entry: safetensors writes several in any order
-    return write_file(path, save(tensors, {_HEADER: json.dumps(tree, allow_nan=False)}))
+    return save(tensors, {_HEADER: json.dumps(tree, allow_nan=False)})
 
 
 def load_record(path: Path, kind: type[Record], parts: Iterable[type] = ()) -> Record:
@@ -46,20 +51,43 @@ def load_record(path: Path, kind: type[Record], parts: Iterable[type] = ()) -> R
     Raises:
         ValueError: the file holds something else, is damaged, or was written by another version.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
+
+    def read() -> tuple[dict[str, Tensor], dict[str, str]]:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118 - no mapping
+
+    return _made(read, str(path), kind, parts)
+
+
+def read_record(content: bytes, name: str, kind: type[Record], parts: Iterable[type] = ()) -> Record:
+    """As `load_record`, of what a file called `name` holds."""
+    from safetensors.torch import load
+
+    def read() -> tuple[dict[str, Tensor], dict[str, str]]:
+        tensors = load(content)  # which checks the header
+        return tensors, json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+
+    return _made(read, name, kind, parts)
+
+
+def _made(
+    read: Callable[[], tuple[dict[str, Tensor], dict[str, str]]], name: str, kind: type[Record], parts: Iterable[type]
+) -> Record:
+    """The record of tensors and metadata that are read from a file of this name."""
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            tree = json.loads((file.metadata() or {})[_HEADER])
+        tensors, metadata = read()
+        tree = json.loads((metadata or {})[_HEADER])
         if tree.pop(_CHECKSUM) != _checksum(tree, tensors):
             raise ValueError("its checksum is that of other content, so the file is damaged")
         known = {known.__name__: known for known in (kind, *parts)}
         record = _unpacked(tree, tensors, known)
     except (SafetensorError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} does not hold a {kind.__name__} of this version: {error}") from error
+        raise ValueError(f"{name} does not hold a {kind.__name__} of this version: {error}") from error
     if not isinstance(record, kind):
-        raise ValueError(f"{path} holds a {type(record).__name__}, not a {kind.__name__}")
+        raise ValueError(f"{name} holds a {type(record).__name__}, not a {kind.__name__}")
     return record
 
 

@@ -27,6 +27,10 @@ _SAME = 0.01  # relative difference: half precision rounds by less, four bits by
 _PREFIX = "base_model.model."  # peft writes the names that its own wrapping gives
 
 
+class OtherBaseWarning(UserWarning):
+    """Adapters were put on other weights than those that they were trained on."""
+
+
 def without_peft(model: nn.Module) -> nn.Module:
     """The transformers model inside a PeftModel; any other model as it is."""
     wrapped = any(kind.__name__ == "PeftModel" and kind.__module__.startswith("peft") for kind in type(model).__mro__)
@@ -229,6 +233,7 @@ def _warn_of_other_base(found: list[float], wanted: list[float], folder: Path) -
         warnings.warn(
             f"the adapters in {folder} were trained on other weights: those of this base differ by {off:.1%} (another "
             "quantisation?). Loss and open edges may not be those on record; base=... names the base to use",
+            OtherBaseWarning,
             stacklevel=5,
         )
 

@@ -214,7 +214,7 @@ def _load_adapter(
     except ValueError as error:
         raise ValueError(
             f"{name} holds adapters of {under!r}, which cannot be opened: {error}. If you have that model elsewhere, "
-            "pass base=FOLDER_OR_ID; a hub id needs the network once"
+            "pass base=FOLDER_OR_ID (--base on the command line); a hub id needs the network once"
         ) from error
     record = json.loads((path / RECORD).read_text(encoding="utf-8")) if (path / RECORD).exists() else {}
     adapters.put_adapter(model, path, record.get("base_sample"))

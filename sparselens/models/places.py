@@ -19,6 +19,15 @@ def is_local(name: str) -> bool:
     return Path(name).exists() or name.count("/") > 1 or "\\" in name or name.startswith((".", "/", "~"))
 
 
+def holds_adapters(name: str | Path) -> bool:
+    """Whether a folder, a shipped model or a hub repository holds adapters; of the last only words are downloaded.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    return (find(split_gguf(name, None)[0], WORDS) / CONFIG).exists()
+
+
 def split_gguf(name: str | Path, gguf_file: str | None) -> tuple[str, str | None]:
     """A folder or hub id, and the GGUF file in it, which may have been given as one path."""
     if gguf_file is None and str(name).endswith(".gguf"):

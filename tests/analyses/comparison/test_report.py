@@ -88,7 +88,7 @@ def test_what_was_found_comes_first_and_the_whole_table_last_and_folded(comparis
 def test_the_finding_says_what_the_table_says(comparison: Comparison):
     rows = {row.name: (*cells(row), row.ratio) for row in rows_of(comparison)}
     fewer = rows["open edges, of visible pairs"][2]
-    start = f"sparse is as accurate as dense (100 %), with {fewer} fewer open attention edges and "
+    start = f"sparse is as accurate as dense (100.0 %), with {fewer} fewer open attention edges and "
     dense, sparse, _, ratio = rows["edges for 80 % faithfulness, pruned"]
     assert ratio is not None and ratio.low < 1 < ratio.high  # on so few prompts
     end = f"edges in a circuit that is 80 % faithful ({sparse.split()[0]} against {dense.split()[0]})."
@@ -98,10 +98,10 @@ def test_the_finding_says_what_the_table_says(comparison: Comparison):
 def test_no_difference_is_claimed_where_the_interval_allows_none(comparison: Comparison):
     row = Row("Circuit", "edges", (30.0, 24.0), Interval(1.25, 0.9, 1.6, 0.1, 9))
     assert _fewer(row, "edges") == "no measurable difference in edges (24 against 30)"
-    assert _fewer(replace(row, ratio=Interval(0.5, 0.4, 0.6, 0.1, 9)), "edges") == "2x more edges (24 against 30)"
+    assert _fewer(replace(row, ratio=Interval(0.5, 0.4, 0.6, 0.1, 9)), "edges") == "2.00x more edges (24 against 30)"
     assert _fewer(replace(row, ratio=None), "edges") == "no ratio of edges that could be told (24 against 30)"
     low, high = Interval(0.5, 0.4, 0.6, 0.1, 9), Interval(0.9, 0.8, 0.95, 0.1, 9)
-    assert _accuracy(Row("", "", (high, low), percent=True), "d") == "is less accurate than d (50 % and 90 %)"
+    assert _accuracy(Row("", "", (high, low), percent=True), "d") == "is less accurate than d (50.0 % and 90.0 %)"
     wide = replace(low, high=0.85)
     assert _accuracy(Row("", "", (high, wide), percent=True), "d").startswith("is not measurably less or more accurate")
 

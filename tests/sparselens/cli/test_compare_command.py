@@ -117,6 +117,13 @@ def test_a_folder_that_is_no_comparison(tmp_path: Path):
         run("figures", tmp_path, "--out", tmp_path / "out")
 
 
+def test_a_shipped_comparison_and_a_slim_file_are_reported_by_name(tmp_path: Path):
+    shipped = run("report", "addition/addition", "--out", tmp_path / "shipped.html")["report"]
+    file = load_comparison("addition/addition").save(tmp_path / "sums.zip", slim=True)
+    again = run("report", file, "--out", tmp_path / "again.html")["report"]
+    assert Path(again).read_bytes() == Path(shipped).read_bytes() and "addition-sparse" in Path(shipped).read_text()
+
+
 # the text that the loss is measured on
 
 

@@ -1,0 +1,25 @@
+"""Where a comparison is: a folder, a slim one's file, or the name of one that ships with sparselens."""
+
+from pathlib import Path
+
+from sparselens.names import unknown
+
+SHIPPED = Path(__file__).parent / "shipped"  # MODEL/TASK.zip
+
+
+def shipped_comparisons() -> list[str]:
+    """Names that `load_comparison` knows without a folder."""
+    return sorted(path.relative_to(SHIPPED).with_suffix("").as_posix() for path in SHIPPED.glob("*/*.zip"))
+
+
+def find(name: str | Path) -> Path:
+    """The folder or file of a comparison.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if Path(name).exists():
+        return Path(name)
+    if str(name) in shipped_comparisons():
+        return SHIPPED / f"{name}.zip"
+    raise unknown("comparison", str(name), (*shipped_comparisons(), "a folder or .zip that was saved"))

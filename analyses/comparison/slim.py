@@ -1,0 +1,98 @@
+"""A comparison in a thirtieth of the space, which tells and draws the same.
+
+1. Of edge scores it holds the means of the largest: of the paper's circuit, of the faithful one, and as many as the
+   viewer can show. All others are NaN. What is told of them, and of single prompts, is computed first (`summaries`).
+2. Attention weights are kept as exactly as anything shows them: the strongest, which are drawn as lines, as they are;
+   the others as one of some 500 steps that look alike in every pattern.
+All else is whole. What a slim comparison cannot tell it refuses to tell.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from sparselens.analyses.attribution.attention_edges import AttentionEdges
+from sparselens.analyses.attribution.edge_scores import EdgeScores
+from sparselens.analyses.comparison.figures import prompts_across
+from sparselens.analyses.comparison.plots import curves_of
+from sparselens.analyses.comparison.results import SIDES, CircuitRuns, Comparison, ModelResults
+from sparselens.analyses.comparison.summaries import EdgeSummary, PairSummary
+from sparselens.analyses.comparison.table import known
+from sparselens.analyses.figures.thinning import thinned
+from sparselens.analyses.figures.token_view import DRAWN
+from sparselens.analyses.figures.viewer import LISTED, TOKEN_EDGES
+from sparselens.analyses.figures.viewer_patterns import STEPS
+from sparselens.circuits.circuit import Circuit
+
+COLOURS = 256  # of a pattern figure
+
+
+def slim(comparison: Comparison) -> Comparison:
+    """The same without the scores of single prompts, and of most edges; a slim comparison as it is."""
+    if comparison.summary is not None:
+        return comparison
+    both = PairSummary(known(comparison.fewer_edges_of_mean), comparison.rank_correlation)
+    across = prompts_across(comparison)
+    dense, sparse = (
+        _slim(getattr(comparison, side), side, name, across)
+        for side, name in zip(SIDES, comparison.about.names, strict=True)
+    )
+    return replace(comparison, dense=dense, sparse=sparse, summary=both)
+
+
+def _slim(model: ModelResults, side: str, name: str, across: int) -> ModelResults:
+    curves = tuple(thinned(series, log_x=True) for series in curves_of(model, name, side))
+    largest = max(len(model.circuit), model.circuits.faithful_edges or 0, LISTED)
+    return replace(
+        model,
+        attention=_as_seen(model.attention, across),
+        edges=_largest(model.edges, min(largest, model.edges.graph.n_edges)),
+        circuits=_without_scores(model.circuits),
+        summary=EdgeSummary(model.stability, curves),
+    )
+
+
+def _largest(scores: EdgeScores, n: int) -> EdgeScores:
+    only = _only_kept(scores.top(n))
+    return replace(scores, mean=only.scores, per_prompt=None, total=only.total)
+
+
+def _without_scores(runs: CircuitRuns) -> CircuitRuns:
+    """The pruned circuit has scores of its own, those of the prompts that chose it."""
+    if runs.pruned is None:
+        return runs
+    return replace(runs, pruned=replace(runs.pruned, circuit=_only_kept(runs.pruned.circuit)))
+
+
+def _only_kept(circuit: Circuit) -> Circuit:
+    exists, sizes = circuit.graph.exists, circuit.scores.double().abs()
+    total = float(sizes[exists].sort(descending=True).values.cumsum(0)[-1])  # as the viewer adds them
+    return replace(circuit, scores=circuit.scores.masked_fill(exists & ~circuit.kept, torch.nan), total=total)
+
+
+def _as_seen(edges: AttentionEdges, across: int) -> AttentionEdges:
+    """With rounded weights, except where they are drawn as lines.
+
+    Args:
+        across: the prompts of Fig. 1, which has more lines than the viewer
+    """
+    weight = edges.weight.copy()
+    for prompt in range(edges.n_prompts):
+        (rows,) = np.nonzero(edges.prompt == prompt)
+        exact, n_lines = weight[rows], DRAWN if prompt < across else TOKEN_EDGES
+        faintest = np.sort(exact)[-n_lines:][:1]  # none: there is no edge
+        rounded = _stepped(exact)
+        weight[rows] = np.where((exact >= faintest) | (rounded >= faintest), exact, rounded) if len(rows) else exact
+    return replace(edges, weight=weight)
+
+
+def _stepped(weight: Float[np.ndarray, " edge"]) -> Float[np.ndarray, " edge"]:
+    """The middle of the step that a weight is in: weights of one step are of one colour on paper and on the page."""
+    ends = np.concatenate([np.arange(COLOURS + 1) / COLOURS, (np.arange(STEPS) + 0.5) / STEPS])
+    ends = np.unique(ends)
+    place = np.searchsorted(ends, weight, side="right")
+    middles = (ends[:-1] + ends[1:]) / 2
+    inside = (weight > 0) & (weight < 1)
+    return np.where(inside, middles[np.clip(place - 1, 0, len(middles) - 1)], weight).astype(weight.dtype)
