@@ -26,6 +26,8 @@ class EdgeScores(Result):
     >>> scores.top(20).edges, scores.stability().mean_overlap
 
     Sign convention: positive where corrupting the edge lowers the metric, in the metric's unit.
+
+    Scope: edges that were not measured (`patch_edges` of some) are NaN. Circuits are chosen among those that were.
     """
 
     graph: Graph
@@ -39,12 +41,16 @@ class EdgeScores(Result):
 
     def _line(self) -> str:
         gap = f"metric {float(self.clean.mean()):.3g}, corrupted {float(self.corrupted.mean()):.3g}"
-        best = self.top(1).edges
+        n_measured = int(self.measured.sum())
+        best = self.top(min(1, n_measured)).edges
         largest = f", largest {best[0]} {self[best[0]]:+.3g}" if best else ""
-        return f"{self.method} scores of {self.graph.n_edges:,} edges, {len(self.clean)} prompts: {gap}{largest}"
+        edges = (
+            f"{self.graph.n_edges:,} edges" if n_measured == self.graph.n_edges else f"{n_measured:,} measured edges"
+        )
+        return f"{self.method} scores of {edges}, {len(self.clean)} prompts: {gap}{largest}"
 
     def _columns(self) -> dict[str, list[Any]]:
-        return self.graph.columns(self.exists, self.mean.detach().cpu())
+        return self.graph.columns(self.measured, self.mean.detach().cpu())
 
     def __getitem__(self, edge: str | tuple[str, str]) -> float:
         return float(self.mean[self.graph.edge(edge)])
@@ -64,6 +70,11 @@ class EdgeScores(Result):
         return self.graph.exists
 
     @property
+    def measured(self) -> Bool[Tensor, "source destination"]:
+        """Which edges have a score: all that exist, unless only some were asked for."""
+        return self.exists & ~self.mean.detach().cpu().isnan()
+
+    @property
     def sources(self) -> tuple[str, ...]:
         """Names of the rows."""
         return self.graph.sources
@@ -75,15 +86,15 @@ class EdgeScores(Result):
 
     def smallest(self, share: float = 0.9) -> Circuit:
         """The fewest edges whose |mean score| sums to this share of the total: the paper's rule."""
-        return circuit.smallest(self.graph, self.mean, share)
+        return circuit.smallest(self.graph, self._known(), share, self.measured)
 
-    def top(self, n: int) -> Circuit:
-        """The `n` edges of largest |mean score|."""
-        return circuit.top(self.graph, self.mean, n)
+    def top(self, n: int, signed: bool = False) -> Circuit:
+        """The `n` edges of largest |mean score|; `signed`: of highest mean score, as MIB's for CPR."""
+        return circuit.top(self.graph, self._known(), n, self.measured, signed)
 
     def greedy(self, n: int) -> Circuit:
         """From the logits upward, `n` times the edge of largest |mean score| into a node of the circuit (EAP-IG)."""
-        return circuit.greedy(self.graph, self.mean, n)
+        return circuit.greedy(self.graph, self._known(), n, self.measured)
 
     def stability(self, share: float = 0.9) -> "Stability":
         """How much the circuits of single prompts differ.
@@ -145,6 +156,10 @@ class EdgeScores(Result):
                 columns.append(heads if receiver == "q" else heads.unflatten(1, (-1, shared)).sum(-1))
             columns += [self.mean[:, at.stop : at.stop + 1]] * block.mlp
         return torch.cat([*columns, self.mean[:, -1:]], 1)
+
+    def _known(self) -> Float[Tensor, "source destination"]:
+        """The mean scores, zero where an edge was not measured, as `attribute_edges` has it for `candidates`."""
+        return self.mean.masked_fill(~self.measured.to(self.mean.device), 0.0)
 
     def _all(self) -> Float[Tensor, "batch source destination"]:
         if self.per_prompt is None:

@@ -28,10 +28,10 @@ class RankedEdges:
 
 
 def ranked_edges(scores: EdgeScores, max_edges: int) -> RankedEdges:
-    """At most `max_edges`, the largest; mean scores are taken as they are."""
+    """At most `max_edges` of those that were measured, the largest; mean scores are taken as they are."""
     mean = scores.mean.detach().cpu()
-    source, destination = (axis.numpy() for axis in scores.exists.nonzero(as_tuple=True))
-    flat = mean[scores.exists]
+    source, destination = (axis.numpy() for axis in scores.measured.nonzero(as_tuple=True))
+    flat = mean[scores.measured]
     sizes, order = flat.double().abs().sort(descending=True, stable=True)
     kept = order[:max_edges].numpy()
     exact = torch.float64 if mean.dtype == torch.float64 else torch.float32
@@ -39,6 +39,6 @@ def ranked_edges(scores: EdgeScores, max_edges: int) -> RankedEdges:
         source[kept],
         destination[kept],
         flat.to(exact).numpy()[kept],
-        n_edges=len(flat),
-        total=float(sizes.cumsum(0)[-1]),
+        n_edges=scores.graph.n_edges,
+        total=float(sizes.cumsum(0)[-1]) if len(sizes) else 0.0,
     )

@@ -25,6 +25,7 @@ from sparselens.files.whole import write_file
 from sparselens.results import Result
 
 Scores = Float[Tensor, "source destination"]
+Mask = Bool[Tensor, "source destination"]
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
@@ -171,10 +172,11 @@ class Circuit(Result):
         either = int((self.kept | other.kept).sum())
         return int((self.kept & other.kept).sum()) / either if either else 1.0
 
-    def rank_correlation(self, other: "Circuit") -> float:
-        """Spearman's correlation of |score| over all edges; ties share their mean rank."""
+    def rank_correlation(self, other: "Circuit", among: Mask | None = None) -> float:
+        """Spearman's correlation of |score| over all edges, or those of `among`; ties share their mean rank."""
         _refuse_unlike(self, other)
-        ranks = [_ranks(_sizes(c.graph, c.scores)[c.graph.exists]) for c in (self, other)]
+        among = self.graph.exists if among is None else among
+        ranks = [_ranks(_sizes(c.graph, c.scores)[among]) for c in (self, other)]
         return float(torch.corrcoef(torch.stack(ranks))[0, 1])
 
 
@@ -186,15 +188,19 @@ def load_circuit(path: str | PathLike[str]) -> Circuit:
 # -- selection
 
 
-def smallest(graph: Graph, scores: Scores, share: float = 0.9) -> Circuit:
+def smallest(graph: Graph, scores: Scores, share: float = 0.9, among: Mask | None = None) -> Circuit:
     """The fewest edges that reach a share of the sum of |score|: min n with sum of the n largest >= share * total.
+
+    Args:
+        among: the edges to choose from, and to sum over; default: all
 
     Raises:
         ValueError: the share is not above 0 and at most 1.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must be above 0 and at most 1, not {share}")
-    return _largest(graph, scores, edges_to_reach(_sizes(graph, scores)[graph.exists], share))
+    among = graph.exists if among is None else among
+    return _largest(graph, scores, edges_to_reach(_sizes(graph, scores)[among], share), among)
 
 
 def edges_to_reach(scores: Float[Tensor, " edge"], share: float) -> int:
@@ -205,20 +211,36 @@ def edges_to_reach(scores: Float[Tensor, " edge"], share: float) -> int:
     return int((reached < goal).sum()) + 1 if reached[-1] > 0 else 0
 
 
-def top(graph: Graph, scores: Scores, n: int) -> Circuit:
-    """The `n` edges of largest |score|."""
-    _refuse_too_many(graph, n)
-    return _largest(graph, scores, n)
+def top(graph: Graph, scores: Scores, n: int, among: Mask | None = None, signed: bool = False) -> Circuit:
+    """The `n` edges of largest |score|.
+
+    Args:
+        among: the edges to choose from; default: all
+        signed: of highest score instead, so that negative ones come last
+    """
+    among = graph.exists if among is None else among
+    _refuse_too_many(graph, n, among)
+    return _largest(graph, scores, n, among, signed)
 
 
-def greedy(graph: Graph, scores: Scores, n: int) -> Circuit:
-    """From the logits upward, `n` times the edge of largest |score| into a node of the circuit."""
-    _refuse_too_many(graph, n)
-    sizes, kept = _sizes(graph, scores), torch.zeros_like(graph.exists)
+def greedy(graph: Graph, scores: Scores, n: int, among: Mask | None = None) -> Circuit:
+    """From the logits upward, `n` times the edge of largest |score| into a node of the circuit.
+
+    Args:
+        among: the edges to choose from; default: all
+
+    Raises:
+        ValueError: fewer edges than n are on a path of such edges to the logits.
+    """
+    among = graph.exists if among is None else among
+    _refuse_too_many(graph, n, among)
+    sizes, kept = _sizes(graph, scores).masked_fill(~among, -1.0), torch.zeros_like(graph.exists)
     frontier: list[tuple[float, int, int]] = []
     _reach(frontier, graph, sizes, [graph.destination(LOGITS)])
     seen: set[int] = set()
-    for _ in range(n):
+    for found in range(n):
+        if not frontier:
+            raise ValueError(f"n = {n}: only {found} of the edges to choose from lead to the logits along such edges")
         _, source, destination = heapq.heappop(frontier)
         kept[source, destination] = True
         if source not in seen:
@@ -228,14 +250,17 @@ def greedy(graph: Graph, scores: Scores, n: int) -> Circuit:
 
 
 def _reach(frontier: list[tuple[float, int, int]], graph: Graph, sizes: Tensor, destinations: list[int]) -> None:
-    """Add all edges into these destinations to the frontier."""
+    """Add all edges into these destinations to the frontier; a negative size is that of an edge not to be chosen."""
     for destination in destinations:
         for source in range(int(graph.reads[destination])):
-            heapq.heappush(frontier, (-float(sizes[source, destination]), source, destination))
+            if sizes[source, destination] >= 0:
+                heapq.heappush(frontier, (-float(sizes[source, destination]), source, destination))
 
 
-def _largest(graph: Graph, scores: Scores, n: int) -> Circuit:
-    ranked = _sizes(graph, scores).masked_fill(~graph.exists, -1.0).flatten().argsort(descending=True, stable=True)
+def _largest(graph: Graph, scores: Scores, n: int, among: Mask, signed: bool = False) -> Circuit:
+    sizes = _sizes(graph, scores)
+    sizes = sizes.copysign(scores.detach().cpu()) if signed else sizes
+    ranked = sizes.masked_fill(~among, -torch.inf).flatten().argsort(descending=True, stable=True)
     kept = torch.zeros_like(graph.exists)
     kept.view(-1)[ranked[:n]] = True
     return Circuit(graph, kept, scores.cpu())
@@ -249,9 +274,11 @@ def _sizes(graph: Graph, scores: Scores) -> Scores:
     return scores.detach().cpu().double().abs().masked_fill(~graph.exists, 0.0)
 
 
-def _refuse_too_many(graph: Graph, n: int) -> None:
-    if not 0 <= n <= graph.n_edges:
-        raise ValueError(f"n = {n}: the graph has {graph.n_edges} edges")
+def _refuse_too_many(graph: Graph, n: int, among: Mask) -> None:
+    there = int(among.sum())
+    if not 0 <= n <= there:
+        scored = "" if there == graph.n_edges else f", of which {there} have a score to be chosen by"
+        raise ValueError(f"n = {n}: the graph has {graph.n_edges} edges{scored}")
 
 
 def _ranks(values: Float[Tensor, " edge"]) -> Float[Tensor, " edge"]:
