@@ -44,10 +44,8 @@ class EdgeScores(Result):
         n_measured = int(self.measured.sum())
         best = self.top(min(1, n_measured)).edges
         largest = f", largest {best[0]} {self[best[0]]:+.3g}" if best else ""
-        edges = (
-            f"{self.graph.n_edges:,} edges" if n_measured == self.graph.n_edges else f"{n_measured:,} measured edges"
-        )
-        return f"{self.method} scores of {edges}, {len(self.clean)} prompts: {gap}{largest}"
+        some = "" if n_measured == self.graph.n_edges else " measured"
+        return f"{self.method} scores of {n_measured:,}{some} edges, {len(self.clean)} prompts: {gap}{largest}"
 
     def _columns(self) -> dict[str, list[Any]]:
         return self.graph.columns(self.measured, self.mean.detach().cpu())

@@ -111,7 +111,7 @@ def minimality(
 class FaithfulnessCurve(Result):
     """Faithfulness of circuits of growing size, and the two areas of MIB (Mueller et al. 2025, arXiv 2504.13151).
 
-    With f(s) the faithfulness of the circuit of share s, s_1 < ... < s_n the nominal shares and trapezoids between them:
+    With f_i the faithfulness of the circuit of nominal share s_i, and trapezoids in between:
 
         CPR = sum_i (s_{i+1} - s_i) (f_i + f_{i+1}) / 2,    CMD = the same of |1 - f|
 
@@ -147,12 +147,12 @@ class FaithfulnessCurve(Result):
 
     @property
     def cpr(self) -> float:
-        """MIB's integrated circuit performance ratio: area under faithfulness over the share of edges. Higher is better."""
+        """MIB's circuit performance ratio: area under faithfulness over the share of edges. Higher is better."""
         return self._area([point.mean for point in self.points])
 
     @property
     def cmd(self) -> float:
-        """MIB's integrated circuit-model distance: area under |1 - faithfulness|. Lower is better."""
+        """MIB's circuit-model distance: area under |1 - faithfulness|. Lower is better."""
         return self._area([abs(1 - point.mean) for point in self.points])
 
     def first_to_reach(self, goal: float) -> int | None:

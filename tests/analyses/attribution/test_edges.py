@@ -437,7 +437,7 @@ def test_circuits_are_chosen_among_the_edges_that_were_measured():
     assert some.top(2).scores.isfinite().all() and some.greedy(1).edges == [
         max(("a1.h0->logits", "m1->logits"), key=lambda name: sizes[name])
     ]
-    with pytest.raises(ValueError, match="n = 6: the graph has .* edges, of which 5 have a score"):
+    with pytest.raises(ValueError, match=r"n = 6: the graph has .* edges, of which 5 have a score"):
         some.top(6)
     found = some.stability(0.5)
     assert int(found.sizes.max()) <= 5 and found.rank_correlation.isfinite().all()
