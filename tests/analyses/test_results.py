@@ -42,6 +42,7 @@ MADE: dict[str, Callable[[], Any]] = {  # with what its line says
     "a1.h0 reads '?' (8) from '?' (9) in 12 prompts: mean score ": lambda: analyses.explain_edge(
         MODEL, PAIRS, "a1.h0", 9, 8
     ),
+    "2 circuits of ": lambda: analyses.robustness(MODEL, {"one": PAIRS[:6], "other": PAIRS[6:]}, **QUIET),
     "1 of 8 heads have a label: a1.h0 previous token 0.76": lambda: analyses.label_heads(MODEL),
     "12 prompts: ": lambda: analyses.dependency_cone(MODEL, PAIRS),
     "dense: loss ": lambda: analyses.measure_loss(MODEL, PAIRS, name="dense"),
