@@ -9,13 +9,13 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sparselens.analyses.attribution.edges import attribute_edges
@@ -121,7 +121,7 @@ class Robustness(Result):
         Raises:
             ValueError: there is no such cell.
         """
-        return self._mean(self.faithfulness, self._cells(own=True), self.run_on, level)
+        return self._mean(True, level)
 
     def across(self, level: float = 0.95) -> Interval:
         """Mean faithfulness where circuit and prompts are of different groups, with its interval over groups.
@@ -129,7 +129,7 @@ class Robustness(Result):
         Raises:
             ValueError: there is no such cell.
         """
-        return self._mean(self.faithfulness, self._cells(own=False), self.run_on, level)
+        return self._mean(False, level)
 
     def overlap(self, level: float = 0.95) -> Interval:
         """Mean Jaccard index of two different circuits, with its interval over groups.
@@ -138,7 +138,7 @@ class Robustness(Result):
             ValueError: there is but one circuit.
         """
         different = ~np.eye(len(self.circuits), dtype=bool)
-        return self._mean(self.jaccard, different, self.found_on, level)
+        return _within(mean_over_cells(self.jaccard.double().numpy(), different, *2 * (self.found_on,), level))
 
     def overlap_with(self, other: "Robustness", level: float = 0.95) -> Interval:
         """Mean Jaccard index with another model's circuits, each with the one of the same group.
@@ -147,19 +147,22 @@ class Robustness(Result):
             ValueError: no group is in both.
         """
         names = [name for name in self.circuits if name in other.circuits]
-        values = torch.tensor([self.circuits[name].jaccard(other.circuits[name]) for name in names])
-        return self._mean(values.diag(), np.eye(len(names), dtype=bool), names, level, names)
+        values = np.diag([self.circuits[name].jaccard(other.circuits[name]) for name in names])
+        return _within(mean_over_cells(values, np.eye(len(names), dtype=bool), names, names, level))
 
-    def _mean(
-        self, values: Tensor, chosen: Any, columns: Sequence[str], level: float, rows: Sequence[str] | None = None
-    ) -> Interval:
-        rows = self.found_on if rows is None else rows
-        return mean_over_cells(values.double().numpy(), chosen, rows, columns, level)
+    def _mean(self, own: bool, level: float) -> Interval:
+        values = self.faithfulness.double().numpy()
+        return mean_over_cells(values, self._cells(own), self.found_on, self.run_on, level)
 
-    def _cells(self, own: bool) -> Any:
+    def _cells(self, own: bool) -> Bool[np.ndarray, "found_on run_on"]:
         """Where the names of row and column agree, or differ."""
         agree = np.array(self.found_on)[:, None] == np.array(self.run_on)
         return agree if own else ~agree
+
+
+def _within(share: Interval) -> Interval:
+    """The interval of a share, which is neither below 0 nor above 1."""
+    return replace(share, low=max(share.low, 0.0), high=min(share.high, 1.0)) if share.low == share.low else share
 
 
 def robustness(
