@@ -30,6 +30,8 @@ from .circuits.faithfulness import faithfulness_curve as faithfulness_curve
 from .circuits.faithfulness import minimality as minimality
 from .circuits.pruning import PrunedCircuit as PrunedCircuit
 from .circuits.pruning import pruned_circuit as pruned_circuit
+from .circuits.robustness import Robustness as Robustness
+from .circuits.robustness import robustness as robustness
 from .circuits.search import faithful_circuit as faithful_circuit
 from .circuits.stability import ShareCurves as ShareCurves
 from .circuits.stability import Stability as Stability

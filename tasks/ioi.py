@@ -34,13 +34,14 @@ ABBA = (
     "As soon as {IO} and {S1} entered the {place}, {S2} sent the {object} over to",
     "Since {IO} and {S1} lived near the {place}, {S2} often brought the {object} to",
 )
-# In the plain English of stories for small children, which models of a few million parameters can follow.
+# In the plain English of stories for small children, which models of a few million parameters can follow. Every name
+# follows a word: at the start of a prompt it would lack its space, and so be another token than in the answer.
 STORIES = (
-    "{IO} and {S1} were best friends. One day, {S2} gave a {object} to",
+    "Long ago, {IO} and {S1} were best friends. One day, {S2} gave a {object} to",
     "Once upon a time, {IO} and {S1} were friends. One day, {S2} gave a {object} to",
-    "{IO} and {S1} were playing in the {place}. Then {S2} gave a {object} to",
+    "One day, {IO} and {S1} were playing in the {place}. Then {S2} gave a {object} to",
     "One day, {IO} and {S1} went to the {place}. {S2} wanted to give a {object} to",
-    "{IO} and {S1} liked to play together. One day, {S2} gave a {object} to",
+    "Every day, {IO} and {S1} liked to play together. One day, {S2} gave a {object} to",
 )
 PLACES = tuple(
     "station library restaurant hospital museum market theatre beach airport hotel castle bakery cinema stadium".split()
@@ -92,5 +93,5 @@ def _task(name: str, description: str, templates: Sequence[str], version: int, *
 
 ioi = _task("ioi", "to whom is something given?", ABBA, 2, place=PLACES, object=OBJECTS)
 ioi_stories = _task(
-    "ioi_stories", "the same, in words of children's stories", STORIES, 1, place=STORY_PLACES, object=STORY_OBJECTS
+    "ioi_stories", "the same, in words of children's stories", STORIES, 2, place=STORY_PLACES, object=STORY_OBJECTS
 )

@@ -29,6 +29,8 @@ class EdgeScores(Result):
     >>> scores.top(20).edges, scores.stability().mean_overlap
 
     Sign convention: positive where corrupting the edge lowers the metric, in the metric's unit.
+
+    Scope: edges that were not measured (`patch_edges` of some) are NaN. Circuits are chosen among those that were.
     """
 
     graph: Graph
@@ -45,12 +47,14 @@ class EdgeScores(Result):
 
     def _line(self) -> str:
         gap = f"metric {float(self.clean.mean()):.3g}, corrupted {float(self.corrupted.mean()):.3g}"
-        best = self.top(1).edges
+        n_measured = int(self.measured.sum())
+        best = self.top(min(1, n_measured)).edges
         largest = f", largest {best[0]} {self[best[0]]:+.3g}" if best else ""
-        return f"{self.method} scores of {self.graph.n_edges:,} edges, {len(self.clean)} prompts: {gap}{largest}"
+        some = "" if n_measured == self.graph.n_edges else " measured"
+        return f"{self.method} scores of {n_measured:,}{some} edges, {len(self.clean)} prompts: {gap}{largest}"
 
     def _columns(self) -> dict[str, list[Any]]:
-        return self.graph.columns(self.exists, self.mean.detach().cpu())
+        return self.graph.columns(self.measured, self.mean.detach().cpu())
 
     def __getitem__(self, edge: str | tuple[str, str]) -> float:
         return float(self.mean[self.graph.edge(edge)])
@@ -70,6 +74,11 @@ class EdgeScores(Result):
         return self.graph.exists
 
     @property
+    def measured(self) -> Bool[Tensor, "source destination"]:
+        """Which edges have a score: all that exist, unless only some were asked for."""
+        return self.exists & ~self.mean.detach().cpu().isnan()
+
+    @property
     def sources(self) -> tuple[str, ...]:
         """Names of the rows."""
         return self.graph.sources
@@ -81,15 +90,15 @@ class EdgeScores(Result):
 
     def smallest(self, share: float = 0.9) -> Circuit:
         """The fewest edges whose |mean score| sums to this share of the total: the paper's rule."""
-        return circuit.smallest(self.graph, self.mean, share, self.total)
+        return circuit.smallest(self.graph, self._known(), share, self.measured, self.total)
 
-    def top(self, n: int) -> Circuit:
-        """The `n` edges of largest |mean score|."""
-        return circuit.top(self.graph, self.mean, n, self.total)
+    def top(self, n: int, signed: bool = False) -> Circuit:
+        """The `n` edges of largest |mean score|; `signed`: of highest mean score, as MIB's for CPR."""
+        return circuit.top(self.graph, self._known(), n, self.measured, signed, self.total)
 
     def greedy(self, n: int) -> Circuit:
         """From the logits upward, `n` times the edge of largest |mean score| into a node of the circuit (EAP-IG)."""
-        return circuit.greedy(self.graph, self.mean, n)
+        return circuit.greedy(self.graph, self._known(), n, self.measured)
 
     def stability(self, share: float = 0.9) -> "Stability":
         """How much the circuits of single prompts differ.
@@ -151,6 +160,13 @@ class EdgeScores(Result):
                 columns.append(heads if receiver == "q" else heads.unflatten(1, (-1, shared)).sum(-1))
             columns += [self.mean[:, at.stop : at.stop + 1]] * block.mlp
         return torch.cat([*columns, self.mean[:, -1:]], 1)
+
+    def _known(self) -> Float[Tensor, "source destination"]:
+        """The mean scores, zero where an edge was not measured, as `attribute_edges` has it for `candidates`.
+
+        Where only the largest were kept, the others stay NaN: they are not zero.
+        """
+        return self.mean if self.total is not None else self.mean.nan_to_num(0.0, torch.inf, -torch.inf)
 
     def _all(self) -> Float[Tensor, "batch source destination"]:
         if self.per_prompt is None:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.attribution.exact import exact_scores
-from sparselens.analyses.attribution.integration import DEFAULT, Method, Score, attribute, chosen
+from sparselens.analyses.attribution.integration import DEFAULT, Method, Score, attribute, by_gradient, chosen
 from sparselens.analyses.engine.edge_products import differences, edge_products
 from sparselens.analyses.engine.gate_gradient import GateGradient, refuse_gate_gradient
 from sparselens.analyses.engine.gradients import gradients
@@ -125,18 +125,25 @@ def attribute_edge_positions(
     method: Method | str = DEFAULT,
     steps: int = 5,
     *,
+    gate_gradient: GateGradient | str = "none",
     memory: int | None = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Float[Tensor, "source destination pos"]:
     """Mean scores of all edges at each position; they sum to `attribute_edges(...).mean`.
 
+    Args:
+        method: one of `attribute_edges`' except "exact"; "auto" is eap-ig
+        gate_gradient: as in `attribute_edges`
+
     Raises:
         ValueError: prompts have several lengths, the method is "exact", or as `attribute_edges`.
     """
+    method = by_gradient(method, "attribute_edges has exact scores, of all positions together")
     refuse_several_lengths(pairs, "positions")
     with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
-        return attribute(request, method, steps, gradients, partial(_edges, by_position=True), per_prompt=False).mean
+        how: dict[str, Any] = {"gate_gradient": gate_gradient, "per_prompt": False}
+        return attribute(request, method, steps, gradients, partial(_edges, by_position=True), **how).mean
 
 
 def _edges(reading: Reading, clean: Activations, corrupted: Activations, by_position: bool = False) -> Score:

@@ -45,7 +45,7 @@ def patch_edges(
     progress: bool = True,
     out: str | Path | None = None,
 ) -> EdgeScores:
-    """Exact scores of the named edges (default: all); the others score NaN.
+    """Exact scores of the named edges (default: all); the others score NaN, and no circuit is chosen from them.
 
     >>> patch_edges(model, pairs, edges=["a0.h1->m0"]).interval("a0.h1->m0")
 

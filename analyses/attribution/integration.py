@@ -50,6 +50,17 @@ def chosen(method: str, graph: Graph) -> str:
     return "exact" if graph.n_edges <= FEW_EDGES else DEFAULT
 
 
+def by_gradient(method: str, instead: str) -> str:
+    """The method, where "auto" is the default; for what has no exact scores of its own.
+
+    Raises:
+        ValueError: the method is "exact". Says what is exact instead.
+    """
+    if method == "exact":
+        raise ValueError(f"method 'exact' is one of edges: {instead} (want {', '.join((*BY_GRADIENT, 'auto'))})")
+    return DEFAULT if method == "auto" else method
+
+
 def attribute(
     request: Request,
     method: str,

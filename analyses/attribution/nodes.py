@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparselens.analyses.attribution.integration import DEFAULT, Score, attribute
+from sparselens.analyses.attribution.integration import DEFAULT, Method, Score, attribute, by_gradient
 from sparselens.analyses.engine.edge_products import differences, exact_dtype
+from sparselens.analyses.engine.gate_gradient import GateGradient
 from sparselens.analyses.engine.gradients import Gradients, gradients_at
 from sparselens.analyses.engine.partial_runs import Activations, Hook
 from sparselens.analyses.engine.request import Request, open_request, refuse_several_lengths
@@ -127,9 +128,10 @@ def attribute_nodes(
     model: HookedModel,
     pairs: TokenizedPairs,
     metric: Metric | str = logit_difference,
-    method: str = DEFAULT,
+    method: Method | str = DEFAULT,
     steps: int = 5,
     *,
+    gate_gradient: GateGradient | str = "none",
     memory: int | None = None,
     batch_size: int | None = None,
     progress: bool = True,
@@ -144,10 +146,16 @@ def attribute_nodes(
     Scope: a first-order estimate, as `attribute_edges`.
 
     Args:
-        method: one of `attribute_edges`' except "exact" (`patch_heads` and `patch_activations` are exact)
+        method: one of `attribute_edges`' except "exact" (`patch_heads` and `patch_activations` are exact); "auto" is
+            eap-ig
+        gate_gradient: as in `attribute_edges`
+
+    Raises:
+        ValueError: the method is "exact", or as `attribute_edges`.
     """
+    method = by_gradient(method, "patch_heads and patch_activations are exact for nodes")
     with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
-        found = attribute(request, method, steps, _node_gradients, _nodes)
+        found = attribute(request, method, steps, _node_gradients, _nodes, gate_gradient=gate_gradient)
     assert found.per_prompt is not None
     return NodeScores(request.reading.graph.sources, found.mean, found.per_prompt, found.clean, found.corrupted)
 
@@ -156,9 +164,10 @@ def attribute_attention_edges(
     model: HookedModel,
     pairs: TokenizedPairs,
     metric: Metric | str = logit_difference,
-    method: str = DEFAULT,
+    method: Method | str = DEFAULT,
     steps: int = 5,
     *,
+    gate_gradient: GateGradient | str = "none",
     per_prompt: bool = True,
     memory: int | None = None,
     batch_size: int | None = None,
@@ -173,18 +182,21 @@ def attribute_attention_edges(
     Scope: a first-order estimate, as `attribute_edges`, with pattern and value changed together.
 
     Args:
-        method: one of `attribute_edges`' except "exact"
+        method: one of `attribute_edges`' except "exact" (`patch_activations` with site="attention_edges" is exact);
+            "auto" is eap-ig
+        gate_gradient: as in `attribute_edges`; of the gates behind an attention edge, on the way to the logits. Whether
+            its own gate is open is in the score anyway
         per_prompt: keep the scores of every prompt
 
     Raises:
-        ValueError: prompts have several lengths, a head's output is not its pattern times its values, or as
-            `attribute_edges`.
+        ValueError: prompts have several lengths, a head's output is not its pattern times its values, the method is
+            "exact", or as `attribute_edges`.
     """
+    method = by_gradient(method, "patch_activations with site='attention_edges' is exact for attention edges")
     refuse_several_lengths(pairs, "attention edges")
     with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
-        found = attribute(
-            request, method, steps, _head_gradients, _attention, also=_patterns_and_values, per_prompt=per_prompt
-        )
+        how: dict[str, Any] = {"gate_gradient": gate_gradient, "per_prompt": per_prompt}
+        found = attribute(request, method, steps, _head_gradients, _attention, also=_patterns_and_values, **how)
     return AttentionEdgeScores(found.mean, found.per_prompt, found.clean, found.corrupted, pairs.labels)
 
 

@@ -8,6 +8,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -108,10 +109,15 @@ def minimality(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FaithfulnessCurve(Result):
-    """Faithfulness of circuits of growing size.
+    """Faithfulness of circuits of growing size, and the two areas of MIB (Mueller et al. 2025, arXiv 2504.13151).
 
-    The areas are those of MIB (Mueller et al. 2025, arXiv 2504.13151) as its code has them: by trapezoids over the
-    nominal shares on a linear axis, from the first to the last; a circuit of share s has `int(s * total)` edges.
+    With f_i the faithfulness of the circuit of nominal share s_i, and trapezoids in between:
+
+        CPR = sum_i (s_{i+1} - s_i) (f_i + f_{i+1}) / 2,    CMD = the same of |1 - f|
+
+    as `evaluate_area_under_curve` of github.com/hannamw/MIB-circuit-track (b759df3) has them: on a linear axis, from
+    0.001 to 1; a circuit of share s has `int(s * total)` edges, and dead ends do not act. Two rankings go into MIB's
+    table: of |score| for CMD (here `choose="top"`) and, where it was run, of the signed score for CPR ("signed").
     """
 
     n_edges: tuple[int, ...]
@@ -166,7 +172,7 @@ def faithfulness_curve(
     scores: EdgeScores,
     metric: Metric | str = logit_difference,
     sizes: Sequence[float | int] = SIZES,
-    choose: Literal["top", "greedy"] | str = "top",
+    choose: Literal["top", "signed", "greedy"] | str = "top",
     ablation: Ablation | str = "corrupted",
     *,
     memory: int | None = None,
@@ -181,7 +187,8 @@ def faithfulness_curve(
     Args:
         sizes: shares of all edges (floats, rounded down to whole edges as by MIB) or numbers of edges (ints), rising;
             areas run from the first to the last
-        choose: "top": by |mean score|; "greedy": from the logits upward, as EAP-IG
+        choose: "top": by |mean score|, as MIB's CMD; "signed": by mean score, so that edges that lower the metric come
+            last, as MIB's CPR; "greedy": from the logits upward, as EAP-IG
 
     Raises:
         ValueError: sizes do not rise, the choice is unknown, or as `faithfulness`.
@@ -191,7 +198,7 @@ def faithfulness_curve(
     shares = tuple(size / graph.n_edges if isinstance(size, int) else size for size in sizes)
     if not numbers or numbers != sorted(numbers):
         raise ValueError(f"sizes must rise, not {list(sizes)}")
-    ways = {"top": scores.top, "greedy": scores.greedy}
+    ways = {"top": scores.top, "signed": partial(scores.top, signed=True), "greedy": scores.greedy}
     if choose not in ways:
         raise unknown("choice", choose, ways)
     circuits = [ways[choose](number) for number in numbers]

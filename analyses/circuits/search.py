@@ -65,7 +65,7 @@ def search(
     Args:
         kept: is given what was found for every number of edges that was tried, and for twice the number in the end
     """
-    total, n_prompts = scores.graph.n_edges, len(runner.clean)
+    total, n_prompts = int(scores.measured.sum()), len(runner.clean)
     most = 2 * math.ceil(math.log2(total)) + 1  # circuits to try
     with progress_bar(most * n_prompts, "search", "run", progress, DELAY) as bar:
 

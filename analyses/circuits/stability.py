@@ -63,15 +63,15 @@ def stability(scores: EdgeScores, share: float = 0.9) -> Stability:
         ValueError: only mean scores were kept, or the share is not above 0 and at most 1.
     """
     of_mean, circuits = scores.smallest(share), [own.smallest(share) for own in _prompts(scores)]
-    kept = torch.stack([circuit.kept[scores.exists] for circuit in circuits])
-    whole = of_mean.kept[scores.exists][None]
+    kept = torch.stack([circuit.kept[scores.measured] for circuit in circuits])
+    whole = of_mean.kept[scores.measured][None]
     return Stability(
         share,
         kept.sum(-1),
         len(of_mean),
         _jaccard(kept, kept),
         _jaccard(kept, whole)[:, 0],
-        torch.tensor([circuit.rank_correlation(of_mean) for circuit in circuits]),
+        torch.tensor([circuit.rank_correlation(of_mean, scores.measured) for circuit in circuits]),
     )
 
 
@@ -119,8 +119,8 @@ def share_curves(scores: EdgeScores) -> ShareCurves:
     >>> curves = share_curves(attribute_edges(model, pairs))
     >>> curves.per_prompt.shape, curves.mean, curves.of_mean  # [batch edge], solid line, dotted line
     """
-    curves = [_cumulative(own.mean[scores.exists]) for own in _prompts(scores)]
-    return ShareCurves(torch.stack(curves), _cumulative(scores.mean[scores.exists]))
+    curves = [_cumulative(own.mean[scores.measured]) for own in _prompts(scores)]
+    return ShareCurves(torch.stack(curves), _cumulative(scores.mean[scores.measured]))
 
 
 def _cumulative(values: Float[Tensor, " edge"]) -> Float[Tensor, " edge"]:
@@ -130,7 +130,7 @@ def _cumulative(values: Float[Tensor, " edge"]) -> Float[Tensor, " edge"]:
 
 def edges_needed(scores: EdgeScores, share: float = 0.9) -> Int[Tensor, " batch"]:
     """Number of edges that each prompt needs to reach a share of its sum of |scores|."""
-    return torch.tensor([edges_to_reach(own.mean[scores.exists], share) for own in _prompts(scores)])
+    return torch.tensor([edges_to_reach(own.mean[scores.measured], share) for own in _prompts(scores)])
 
 
 def _prompts(scores: EdgeScores) -> list[EdgeScores]:

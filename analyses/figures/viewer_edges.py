@@ -28,18 +28,21 @@ class RankedEdges:
 
 
 def ranked_edges(scores: EdgeScores, max_edges: int) -> RankedEdges:
-    """At most `max_edges`, the largest that are known; mean scores are taken as they are."""
+    """At most `max_edges` of those that were measured, the largest; mean scores are taken as they are."""
     mean = scores.mean.detach().cpu()
-    source, destination = (axis.numpy() for axis in scores.exists.nonzero(as_tuple=True))
-    flat = mean[scores.exists]
-    known = flat if scores.total is None else flat.nan_to_num(0.0)
-    sizes, order = known.double().abs().sort(descending=True, stable=True)
-    kept = order[: min(max_edges, int(flat.isfinite().sum()))].numpy()
+    source, destination = (axis.numpy() for axis in scores.measured.nonzero(as_tuple=True))
+    flat = mean[scores.measured]
+    sizes, order = flat.double().abs().sort(descending=True, stable=True)
+    kept = order[:max_edges].numpy()
     exact = torch.float64 if mean.dtype == torch.float64 else torch.float32
     return RankedEdges(
         source[kept],
         destination[kept],
         flat.to(exact).numpy()[kept],
-        n_edges=len(flat),
-        total=float(sizes.cumsum(0)[-1]) if scores.total is None else scores.total,
+        n_edges=scores.graph.n_edges,
+        total=_sum(sizes) if scores.total is None else scores.total,
     )
+
+
+def _sum(sizes: Float[torch.Tensor, " edge"]) -> float:
+    return float(sizes.cumsum(0)[-1]) if len(sizes) else 0.0

@@ -25,6 +25,7 @@ from sparselens.files.whole import write_file
 from sparselens.results import Result
 
 Scores = Float[Tensor, "source destination"]
+Mask = Bool[Tensor, "source destination"]
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
@@ -177,10 +178,11 @@ class Circuit(Result):
         either = int((self.kept | other.kept).sum())
         return int((self.kept & other.kept).sum()) / either if either else 1.0
 
-    def rank_correlation(self, other: "Circuit") -> float:
-        """Spearman's correlation of |score| over all edges; ties share their mean rank."""
+    def rank_correlation(self, other: "Circuit", among: Mask | None = None) -> float:
+        """Spearman's correlation of |score| over all edges, or those of `among`; ties share their mean rank."""
         _refuse_unlike(self, other)
-        ranks = [_ranks(_sizes(c.graph, c.scores)[c.graph.exists]) for c in (self, other)]
+        among = self.graph.exists if among is None else among
+        ranks = [_ranks(_sizes(c.graph, c.scores)[among]) for c in (self, other)]
         return float(torch.corrcoef(torch.stack(ranks))[0, 1])
 
 
@@ -192,10 +194,13 @@ def load_circuit(path: str | PathLike[str]) -> Circuit:
 # -- selection
 
 
-def smallest(graph: Graph, scores: Scores, share: float = 0.9, total: float | None = None) -> Circuit:
+def smallest(
+    graph: Graph, scores: Scores, share: float = 0.9, among: Mask | None = None, total: float | None = None
+) -> Circuit:
     """The fewest edges that reach a share of the sum of |score|: min n with sum of the n largest >= share * total.
 
     Args:
+        among: the edges to choose from, and to sum over; default: all
         total: the sum, where only the largest scores are known
 
     Raises:
@@ -203,45 +208,70 @@ def smallest(graph: Graph, scores: Scores, share: float = 0.9, total: float | No
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must be above 0 and at most 1, not {share}")
-    sizes = _sizes(graph, scores, total)[graph.exists]
-    return top(graph, scores, edges_to_reach(sizes, share, total), total)
+    among = graph.exists if among is None else among
+    n = edges_to_reach(_sizes(graph, scores, total)[among], share, total)
+    return _largest(graph, scores, n, among, total=total)
 
 
 def edges_to_reach(scores: Float[Tensor, " edge"], share: float, total: float | None = None) -> int:
-    """How many of the largest |score| reach a share of their sum, or of `total`; 0 where all are zero."""
+    """How many of the largest |score| reach a share of their sum, or of `total`; 0 where all are zero.
+
+    Raises:
+        ValueError: they hold less than this share of the total.
+    """
     sizes = scores.detach().double().abs().sort(descending=True).values
     reached = sizes.cumsum(0)
     whole = float(reached[-1]) if total is None else total
     goal = share * whole * (1 - 1e-12)  # the total must reach itself, in whatever order it was summed
-    return min(int((reached < goal).sum()) + 1, len(reached)) if whole > 0 else 0
+    if not whole > 0:
+        return 0
+    n = int((reached < goal).sum()) + 1
+    if n > len(reached):
+        raise ValueError(f"only the {len(reached):,} largest scores are known, which hold less than a share of {share}")
+    return n
 
 
-def top(graph: Graph, scores: Scores, n: int, total: float | None = None) -> Circuit:
+def top(
+    graph: Graph,
+    scores: Scores,
+    n: int,
+    among: Mask | None = None,
+    signed: bool = False,
+    total: float | None = None,
+) -> Circuit:
     """The `n` edges of largest |score|.
+
+    Args:
+        among: the edges to choose from; default: all
+        signed: of highest score instead, so that negative ones come last
+        total: the sum of all |score|, where only the largest are known
 
     Raises:
         ValueError: there are not so many, or not so many are known.
     """
-    _refuse_too_many(graph, n)
-    ranked = _sizes(graph, scores, total).masked_fill(~graph.exists, -1.0).flatten()
-    known = int(scores.cpu().isfinite()[graph.exists].sum())
-    if n > known:
-        raise ValueError(
-            f"of {graph.n_edges:,} scores only the {known:,} largest are known: take at most so many edges"
-        )
-    kept = torch.zeros_like(graph.exists)
-    kept.view(-1)[ranked.argsort(descending=True, stable=True)[:n]] = True
-    return Circuit(graph, kept, scores.cpu(), total)
+    among = graph.exists if among is None else among
+    _refuse_too_many(graph, n, among)
+    return _largest(graph, scores, n, among, signed, total)
 
 
-def greedy(graph: Graph, scores: Scores, n: int) -> Circuit:
-    """From the logits upward, `n` times the edge of largest |score| into a node of the circuit."""
-    _refuse_too_many(graph, n)
-    sizes, kept = _sizes(graph, scores), torch.zeros_like(graph.exists)
+def greedy(graph: Graph, scores: Scores, n: int, among: Mask | None = None) -> Circuit:
+    """From the logits upward, `n` times the edge of largest |score| into a node of the circuit.
+
+    Args:
+        among: the edges to choose from; default: all
+
+    Raises:
+        ValueError: fewer edges than n are on a path of such edges to the logits.
+    """
+    among = graph.exists if among is None else among
+    _refuse_too_many(graph, n, among)
+    sizes, kept = _sizes(graph, scores).masked_fill(~among, -1.0), torch.zeros_like(graph.exists)
     frontier: list[tuple[float, int, int]] = []
     _reach(frontier, graph, sizes, [graph.destination(LOGITS)])
     seen: set[int] = set()
-    for _ in range(n):
+    for found in range(n):
+        if not frontier:
+            raise ValueError(f"n = {n}: only {found} of the edges to choose from lead to the logits along such edges")
         _, source, destination = heapq.heappop(frontier)
         kept[source, destination] = True
         if source not in seen:
@@ -251,10 +281,22 @@ def greedy(graph: Graph, scores: Scores, n: int) -> Circuit:
 
 
 def _reach(frontier: list[tuple[float, int, int]], graph: Graph, sizes: Tensor, destinations: list[int]) -> None:
-    """Add all edges into these destinations to the frontier."""
+    """Add all edges into these destinations to the frontier; a negative size is that of an edge not to be chosen."""
     for destination in destinations:
         for source in range(int(graph.reads[destination])):
-            heapq.heappush(frontier, (-float(sizes[source, destination]), source, destination))
+            if sizes[source, destination] >= 0:
+                heapq.heappush(frontier, (-float(sizes[source, destination]), source, destination))
+
+
+def _largest(
+    graph: Graph, scores: Scores, n: int, among: Mask, signed: bool = False, total: float | None = None
+) -> Circuit:
+    sizes = _sizes(graph, scores, total)
+    sizes = sizes.copysign(scores.detach().cpu()) if signed else sizes
+    ranked = sizes.masked_fill(~among, -torch.inf).flatten().argsort(descending=True, stable=True)
+    kept = torch.zeros_like(graph.exists)
+    kept.view(-1)[ranked[:n]] = True
+    return Circuit(graph, kept, scores.cpu(), total)
 
 
 def _sizes(graph: Graph, scores: Scores, total: float | None = None) -> Scores:
@@ -268,9 +310,11 @@ def _sizes(graph: Graph, scores: Scores, total: float | None = None) -> Scores:
     return scores.detach().cpu().double().abs().masked_fill(~graph.exists, 0.0)
 
 
-def _refuse_too_many(graph: Graph, n: int) -> None:
-    if not 0 <= n <= graph.n_edges:
-        raise ValueError(f"n = {n}: the graph has {graph.n_edges} edges")
+def _refuse_too_many(graph: Graph, n: int, among: Mask) -> None:
+    there = int(among.sum())
+    if not 0 <= n <= there:
+        scored = "" if there == graph.n_edges else f", of which {there} have a score to be chosen by"
+        raise ValueError(f"n = {n}: the graph has {graph.n_edges} edges{scored}")
 
 
 def _ranks(values: Float[Tensor, " edge"]) -> Float[Tensor, " edge"]:

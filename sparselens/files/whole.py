@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,17 @@ def write_file(path: Path, content: bytes) -> Path:
     with whole_file(path) as file:
         file.write(content)
     return path
+
+
+def same_readers(folder: Path, like: Path) -> None:
+    """Give all files in the folder the mode of one that this process wrote: what the user's umask says.
+
+    safetensors writes under a temporary name that nobody else may read, and leaves it so. The umask itself can only be
+    read by setting it, which other threads would see.
+    """
+    for path in folder.rglob("*"):
+        if path.is_file():
+            shutil.copymode(like, path)
 
 
 def write_json(path: Path, value: Any) -> Path:

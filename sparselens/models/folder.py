@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 
-from sparselens.files.whole import write_json
+from sparselens.files.whole import same_readers, write_json
 from sparselens.gates.attention import IMPLEMENTATION
 from sparselens.gates.gate import finite_bias
 from sparselens.gates.surgery import sparsify
@@ -137,6 +137,7 @@ def _write_rest(
     architecture = type(getattr(network, "original_model", network)).__name__
     card = model_card(record, architecture, adapter=(folder / adapters.CONFIG).exists(), pictures=shown)
     (folder / "README.md").write_text(card, encoding="utf-8")
+    same_readers(folder, like=folder / RECORD)
 
 
 def _mark_config(path: Path, gate_bias: float | None, model: PreTrainedModel) -> None:

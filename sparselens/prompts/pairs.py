@@ -30,6 +30,7 @@ class PromptPair:
     wrong_answers: tuple[str, ...]
     positions: Mapping[str, Span] = field(default_factory=dict[str, Span])
     corrupted_positions: Mapping[str, Span] = field(default_factory=dict[str, Span])
+    template: str = field(default="", compare=False)  # that both prompts fill, where one is known
 
     def __post_init__(self) -> None:
         if not all((self.clean, self.corrupted, self.answers, self.wrong_answers)):
@@ -89,7 +90,7 @@ def pair(
             next_word(clean, positions[name]),
             next_word(corrupted, others[name]),
         )
-    return PromptPair(clean, corrupted, _tuple(answer), _tuple(wrong_answer), positions, others)
+    return PromptPair(clean, corrupted, _tuple(answer), _tuple(wrong_answer), positions, others, template)
 
 
 def fill(template: str, words: Mapping[str, str]) -> tuple[str, dict[str, Span]]:

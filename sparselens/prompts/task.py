@@ -161,7 +161,8 @@ class Task:
     ) -> "Task":
         """A task whose pairs are given: PromptPairs, or mappings with `clean`, `corrupted`, `answer`, `wrong_answer`.
 
-        Answers may be strings or lists of them. Positions, if any, map names to character spans.
+        Answers may be strings or lists of them. Positions, if any, map names to character spans. A `template`, if any,
+        is what `TokenizedPairs.groups` groups pairs by.
 
         Args:
             options: other fields of `Task`

@@ -15,7 +15,7 @@ _SPAN = ("start", "end", "corrupted_start", "corrupted_end")
 
 
 def to_dataset(pairs: Sequence[PromptPair], fingerprint: str, description: str = "") -> "Dataset":
-    """A dataset with the columns `clean`, `corrupted`, `answers`, `wrong_answers` and `positions` (character spans)."""
+    """A dataset with columns `clean`, `corrupted`, `answers`, `wrong_answers`, `positions` (spans) and `template`."""
     import datasets
     import pyarrow as pa
 
@@ -26,6 +26,7 @@ def to_dataset(pairs: Sequence[PromptPair], fingerprint: str, description: str =
             "answers": datasets.Sequence(datasets.Value("string")),
             "wrong_answers": datasets.Sequence(datasets.Value("string")),
             "positions": [{"name": datasets.Value("string"), **dict.fromkeys(_SPAN, datasets.Value("int32"))}],
+            "template": datasets.Value("string"),
         }
     )
     table = pa.Table.from_pylist([record(pair) for pair in pairs], schema=features.arrow_schema)
@@ -46,6 +47,7 @@ def record(pair: PromptPair) -> dict[str, Any]:
         "answers": list(pair.answers),
         "wrong_answers": list(pair.wrong_answers),
         "positions": positions,
+        "template": pair.template,
     }
 
 
@@ -78,7 +80,7 @@ def _pair(item: Mapping[str, Any], number: int) -> PromptPair:
     try:
         clean, corrupted = _spans(item.get("positions") or {}, item.get("corrupted_positions"))
         right, wrong = (_answers(item, name) for name in ("answer", "wrong_answer"))
-        return PromptPair(item["clean"], item["corrupted"], right, wrong, clean, corrupted)
+        return PromptPair(item["clean"], item["corrupted"], right, wrong, clean, corrupted, item.get("template") or "")
     except (KeyError, TypeError, AttributeError) as error:
         wanted = "clean, corrupted, answer, wrong_answer"
         raise ValueError(f"record {number} is broken: {error!r} (want {wanted})") from error

@@ -5,7 +5,7 @@ for rows, batch in pairs.batches(32):       # prompts of one length each, withou
     values[rows] = metric(model(batch.clean), batch)
 """
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -119,6 +119,33 @@ class TokenizedPairs(Result):
             return [tuple(sorted(row)) for row in self.answers.tolist()]
         mask = torch.ones_like(self.clean) if self.attention_mask is None else self.attention_mask
         return [tuple(row) for row in torch.where(mask.bool(), self.clean, NO_ANSWER).tolist()]
+
+    def groups(self, by: Callable[[PromptPair], str] | None = None, least: int = 1) -> "dict[str, TokenizedPairs]":
+        """The pairs of each template, or of each label that a function gives them, in order of appearance.
+
+        >>> TASKS["gendered_pronoun"].tokenize(model.tokenizer, 200).groups()  # {"Well, {NAME} is a ...": ..., ...}
+
+        Args:
+            by: the label of a pair; default: the template that it was made from (`PromptPair.template`)
+            least: leave out groups of fewer pairs
+
+        Raises:
+            ValueError: the pairs were made from tensors, or one has no label; or no group is that large.
+        """
+        if not self.prompts:
+            raise ValueError(
+                "these pairs were made from tensors, so their groups are not known: choose rows, pairs[:9]"
+            )
+        rows = dict[str, list[int]]()
+        for row, pair in enumerate(self.prompts):
+            label = pair.template if by is None else by(pair)
+            if not label:
+                raise ValueError(f"pair {row} has no {'template' if by is None else 'label'} ({pair.clean!r})")
+            rows.setdefault(label, []).append(row)
+        kept = {label: self[some] for label, some in rows.items() if len(some) >= least}
+        if not kept:
+            raise ValueError(f"no group has {least} pairs; the largest has {max(map(len, rows.values()))}")
+        return kept
 
     # -- what it shows
 

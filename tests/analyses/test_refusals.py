@@ -17,6 +17,12 @@ PLAIN = FAMILIES["gpt2"]()
 MODEL = tiny_bridge("gpt2")
 IDS = torch.arange(8).reshape(2, 4)
 PAIRS = sl.TokenizedPairs(IDS, IDS + 1, torch.tensor([1, 2]), torch.tensor([3, 4]))
+
+
+def _empty(n_layers: int) -> sl.Circuit:
+    return sl.Circuit(sl.Graph.of_shape(n_layers, 1), [])
+
+
 WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "a task as pairs": (lambda: analyses.attribute_edges(MODEL, TASKS["ioi"]), r"not Task\('ioi': .*task\.tokenize"),
     "a string as pairs": (lambda: analyses.patch_heads(MODEL, "Hello"), r"want TokenizedPairs, not 'Hello'"),
@@ -65,6 +71,24 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "pairs out of the vocabulary": (
         lambda: analyses.patch_heads(MODEL, sl.TokenizedPairs(IDS, IDS + 90, PAIRS.answer, PAIRS.wrong_answer)),
         "token 90 of corrupted prompt 0",
+    ),
+    "one group of prompts": (lambda: analyses.robustness(MODEL, {"all": PAIRS}), "there is 1: want two or more"),
+    "pairs as groups": (
+        lambda: analyses.robustness(MODEL, PAIRS),
+        r"groups of pairs by name, such as .*groups\(\)",
+    ),
+    "no groups": (lambda: analyses.robustness(MODEL, {}), "there is none: want two or more"),
+    "a group of one prompt": (
+        lambda: analyses.robustness(MODEL, {"one": PAIRS, "other": PAIRS[:1]}),
+        r"'other' has 1 different clean prompt, want at least 2: .*groups\(least=20\)",
+    ),
+    "no circuits to run": (
+        lambda: analyses.robustness(MODEL, {"one": PAIRS}, circuits={}),
+        "at least one group and",
+    ),
+    "circuits of two models": (
+        lambda: analyses.robustness(MODEL, {"one": PAIRS}, circuits={str(n): _empty(n) for n in (1, 2)}),
+        r"different graphs: '2' of ",
     ),
     "strings as pairs": (lambda: sl.TokenizedPairs("a", "b", "c", "d"), r"clean is 'a': .*sl\.tokenize_pairs"),
     "floats as ids": (lambda: sl.TokenizedPairs(IDS.float(), IDS, IDS[:, 0], IDS[:, 1]), "clean is tensor"),

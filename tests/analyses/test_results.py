@@ -72,6 +72,9 @@ MADE: dict[str, Callable[[], Any]] = {  # with what its line says
     "a1.h0 reads '?' (8) from '?' (9) in 12 prompts: mean score ": lambda: analyses.explain_edge(
         addition.model, addition.pairs, "a1.h0", 9, 8
     ),
+    "2 circuits of ": lambda: analyses.robustness(
+        addition.model, {"one": addition.pairs[:6], "other": addition.pairs[6:]}, **QUIET
+    ),
     "1 of 8 heads have a label: a1.h0 previous token 0.76": lambda: analyses.label_heads(addition.model),
     "12 prompts: ": lambda: analyses.dependency_cone(addition.model, addition.pairs),
     "dense: loss ": lambda: analyses.measure_loss(addition.model, addition.pairs, name="dense"),

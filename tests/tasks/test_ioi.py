@@ -21,6 +21,13 @@ def test_every_template_appears_in_both_orders(name: str, templates: tuple[str, 
         assert any(match["S1"] == match["S2"] != match["IO"] for match in found), template
 
 
+@pytest.mark.parametrize("name", ["ioi", "ioi_stories"])
+def test_every_name_follows_a_space_as_in_the_answer(name: str):
+    for pair in thousand(name):
+        starts = [pair.positions[slot][0] for slot in ("IO", "S1", "S2")]
+        assert all(pair.clean[start - 1 : start] == " " for start in starts), pair.clean
+
+
 @pytest.mark.parametrize(
     ("corruption", "kept"), [("abc", {"IO", "S1"}), ("s2_io", {"IO", "S1"}), ("random_names", set())]
 )

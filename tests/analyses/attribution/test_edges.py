@@ -13,6 +13,9 @@ from sparselens.analyses.attribution import integration
 from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.attribution.edges import attribute_edges
 from sparselens.analyses.attribution.exact import patch_edges
+from sparselens.analyses.circuits.search import faithful_circuit
+from sparselens.analyses.circuits.stability import edges_needed, share_curves
+from sparselens.analyses.figures.viewer import circuit_viewer
 from sparselens.analyses.patching.activation_patching import patch_heads
 from sparselens.prompts.metrics import logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
@@ -420,6 +423,29 @@ def test_exact_scores_of_chosen_edges():
         patch_edges(model, pairs, logit_difference, ["a9h6->logits"], progress=False)
     with pytest.raises(ValueError, match="another model's"):
         patch_edges(model, pairs, logit_difference, torch.ones(2, 2, dtype=torch.bool), progress=False)
+
+
+def test_circuits_are_chosen_among_the_edges_that_were_measured():
+    model, pairs = tiny_bridge("gpt2"), tiny_pairs()
+    names = ["input->a0.h1<k>", "a0.h2->m0", "m0->a1.h3<v>", "a1.h0->logits", "m1->logits"]
+    some = patch_edges(model, pairs, logit_difference, names, progress=False)
+    assert repr(some).startswith("EdgeScores(exact scores of 5 measured edges") and len(some.to_frame()) == 5
+    sizes = {name: abs(some[name]) for name in names}
+    best = sorted(names, key=lambda name: -sizes[name])
+    assert set(some.top(2).edges) == set(best[:2]) and set(some.top(5).edges) == set(names)
+    assert set(some.smallest(1.0).edges) == {name for name in names if sizes[name]}
+    assert some.top(2).scores.isfinite().all() and some.greedy(1).edges == [
+        max(("a1.h0->logits", "m1->logits"), key=lambda name: sizes[name])
+    ]
+    with pytest.raises(ValueError, match=r"n = 6: the graph has .* edges, of which 5 have a score"):
+        some.top(6)
+    found = some.stability(0.5)
+    assert int(found.sizes.max()) <= 5 and found.rank_correlation.isfinite().all()
+    assert edges_needed(some, 1.0).tolist() == [int((row != 0).sum()) for row in some.per_prompt[:, some.measured]]
+    assert share_curves(some).of_mean.shape == (5,)
+    circuit, _ = faithful_circuit(model, pairs, some, logit_difference, 1.0, progress=False)
+    assert set(circuit.edges) <= set(names)
+    assert f"{some.graph.n_edges}" in circuit_viewer(some).html
 
 
 def test_exact_scores_of_candidates_find_the_circuit_of_all_exact_scores():

@@ -1,5 +1,6 @@
 """Scores of nodes and attention edges: by hand, and as parts and sums of the others."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -93,6 +94,43 @@ def test_means_over_positions_need_one_length():
             attribute(tiny_bridge("gpt2"), mixed, logit_difference, **QUIET)
 
 
-def test_exact_is_no_method_of_nodes():
-    with pytest.raises(ValueError, match="no such method: 'exact'"):
-        attribute_nodes(tiny_bridge("gpt2"), tiny_pairs(), logit_difference, "exact", **QUIET)
+@pytest.mark.parametrize(
+    ("attribute", "instead"),
+    [
+        (attribute_nodes, "patch_heads and patch_activations are exact for nodes"),
+        (attribute_attention_edges, "patch_activations with site='attention_edges' is exact"),
+        (attribute_edge_positions, "attribute_edges has exact scores"),
+    ],
+)
+def test_what_has_no_exact_scores_says_what_is_exact_and_takes_auto(attribute: Callable[..., Any], instead: str):
+    model, pairs = tiny_bridge("gpt2"), tiny_pairs()
+    with pytest.raises(ValueError, match=rf"{instead}.*want eap, eap-ig, .*, auto"):
+        attribute(model, pairs, logit_difference, "exact", **QUIET)
+    auto, default = (
+        found if isinstance(found, torch.Tensor) else found.mean
+        for found in (attribute(model, pairs, logit_difference, method, **QUIET) for method in ("auto", "eap-ig"))
+    )
+    assert torch.equal(auto, default)
+
+
+def test_gates_with_a_slope_are_seen_by_nodes_and_positions_as_by_edges():
+    model, pairs = sl.sparsify(tiny_bridge("llama"), gate_bias=-0.1), tiny_pairs()
+    how: dict[str, Any] = {"gate_gradient": "straight-through", **QUIET}
+    edges, nodes = (ask(model, pairs, logit_difference, **how) for ask in (attribute_edges, attribute_nodes))
+    parts = attribute_edge_positions(model, pairs, logit_difference, **how)
+    torch.testing.assert_close(nodes.mean, edges.mean.sum(-1), rtol=1e-3, atol=2e-5)
+    torch.testing.assert_close(parts.sum(-1), edges.mean, rtol=1e-4, atol=1e-6)
+    flat = attribute_nodes(model, pairs, logit_difference, **QUIET)
+    assert float((nodes.mean - flat.mean).abs().max()) > 0.01 * float(flat.mean.abs().max())
+
+
+def test_gates_with_a_slope_are_seen_behind_an_attention_edge():
+    model, pairs = sl.sparsify(tiny_bridge("llama"), gate_bias=-0.1), tiny_pairs()
+    flat, sloped = (
+        attribute_attention_edges(model, pairs, logit_difference, gate_gradient=gradient, **QUIET).mean
+        for gradient in ("none", "straight-through")
+    )
+    assert not torch.allclose(flat[0], sloped[0], rtol=1e-3)  # the gates of the layer above
+    torch.testing.assert_close(flat[1], sloped[1])  # no gate is behind these
+    with pytest.raises(ValueError, match="no such gate_gradient: 'soft'"):
+        attribute_attention_edges(model, pairs, gate_gradient="soft", **QUIET)

@@ -1,6 +1,7 @@
 """What circuits do alone: by hand, at both ends, and for every family."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -129,6 +130,24 @@ def test_the_areas_are_those_of_mibs_code():
     # MIB's loop: sum over neighbours of (difference of the nominal shares) * (mean of the two heights)
     assert curve.cpr == pytest.approx(0.9309, abs=1e-8)
     assert curve.cmd == pytest.approx(0.0681, abs=1e-8)
+
+
+def test_mibs_cpr_takes_edges_that_lower_the_metric_last():
+    model, pairs = two_layers(), two_layer_pairs()
+    scores = attribute_edges(model, pairs, logit_difference, **QUIET)
+    # the largest edge is now one that lowers the metric: by |score| it comes first, by the score itself last
+    mean = scores.mean.clone()
+    mean[scores.graph.edge("input->logits")] = -9
+    worst = replace(scores, mean=mean)
+    assert worst.top(1).edges == ["input->logits"] and worst.top(1, signed=True).edges == ["a1.h0->logits"]
+    assert "input->logits" not in worst.top(11, signed=True)
+    by_size, signed = (
+        faithfulness_curve(model, pairs, worst, logit_difference, [0, 4, 12], choose, **QUIET)
+        for choose in ("top", "signed")
+    )
+    assert [point.mean for point in by_size.points] == [0, 0.75, 1]  # the fourth is no longer among them
+    assert [point.mean for point in signed.points] == [0, 1, 1]
+    assert signed.cpr == pytest.approx((0.5 * 4 + 8) / 12) and signed.cpr > by_size.cpr
 
 
 def test_sizes_are_rounded_down_as_mib_does():

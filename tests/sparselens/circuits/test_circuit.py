@@ -87,6 +87,24 @@ def test_an_impossible_share_is_refused(share: float):
         smallest(ONE, SCORES, share)
 
 
+def test_only_the_edges_to_choose_from_are_chosen():
+    some = ONE.matrix(["input->a0.h0<v>", "a0.h0->logits", "input->m0", "a0.h0->m0"])
+    assert smallest(ONE, SCORES, 0.7, some).edges == ["input->a0.h0<v>", "input->m0"]  # 1 + 3 of 5.5
+    assert top(ONE, SCORES, 2, some).edges == ["input->a0.h0<v>", "input->m0"]
+    assert top(ONE, SCORES, 4, some).kept.equal(some)
+    assert set(greedy(ONE, SCORES, 2, some).edges) == {"a0.h0->logits", "input->a0.h0<v>"}  # m0 leads nowhere
+    with pytest.raises(ValueError, match="only 2 of the edges to choose from lead to the logits"):
+        greedy(ONE, SCORES, 3, some)
+    for choose in (top, greedy):
+        with pytest.raises(ValueError, match="n = 5: the graph has 8 edges, of which 4 have a score"):
+            choose(ONE, SCORES, 5, some)
+
+
+def test_signed_scores_put_harm_last():
+    assert top(ONE, SCORES, 2, signed=True).edges == ["input->m0", "m0->logits"]
+    assert "input->a0.h0<q>" not in top(ONE, SCORES, 7, signed=True)
+
+
 def test_all_zero_scores_need_no_edge():
     assert edges_to_reach(torch.zeros(5), 0.9) == 0
     assert len(smallest(ONE, torch.zeros(ONE.exists.shape))) == 0

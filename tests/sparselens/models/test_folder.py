@@ -1,6 +1,7 @@
 """Saved models: what comes back, bit for bit, and what is never half there."""
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from huggingface_hub import ModelCard
 import sparselens as sl
 from sparselens.gates.surgery import find_settings
 from sparselens.models import folder as folder_module
+from sparselens.models.adapters import add_lora
 from sparselens.models.character_model import character_model
 from sparselens.models.export import to_transformers
 from sparselens.models.folder import load_record, load_transformers
@@ -198,6 +200,22 @@ def test_saved_model_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.
     sl.save(second, target)
     assert not torch.equal(logits(sl.load(target)), expected)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+@pytest.mark.parametrize("lora", [False, True])
+def test_who_may_read_the_files_is_what_the_umask_says(tmp_path: Path, umask: int, mode: int, lora: bool):
+    model = add_lora(tiny_model("llama"), 2) if lora else tiny_bridge("llama")
+    before = os.umask(umask)
+    try:
+        folder = sl.save(model, tmp_path / "model", tokenizer=tiny_tokenizer(tmp_path), base_model="org/base")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}
+    assert ("adapter_model.safetensors" if lora else "model.safetensors") in modes
+    assert modes == dict.fromkeys(modes, mode)
+    assert folder.stat().st_mode & 0o777 == mode | (mode & 0o444) >> 2
 
 
 def test_other_folders_are_left_alone(tmp_path: Path):

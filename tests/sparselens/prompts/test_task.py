@@ -150,6 +150,36 @@ def test_dataset_names_itself_and_survives_parquet(tmp_path: Path):
     task = sl.Task.from_records("again", again)
     assert {pair.key for pair in task.pairs(12)} == {pair.key for pair in TASK.pairs(12, seed=5)}
     assert task.pairs(1)[0].positions.keys() == {"A", "B", "C", "A+1", "END"}
+    assert {pair.template for pair in task.pairs(12)} == {pair.template for pair in TASK.pairs(12, seed=5)} != {""}
+    assert {pair.template for pair in task.pairs(12)} == {pair.template for pair in TASK.pairs(12, seed=5)} != {""}
+
+
+def test_pairs_are_grouped_by_template_or_label(tokenizer: Any):
+    forms = ("{A} {B} w20 {A2}", "w20 {A} w21 {B} w22 {A2}")
+
+    def either(random: Draw, words: Any, corruption: str) -> sl.PromptPair:
+        a, b, other = random.sample(words["word"], 3)
+        return sl.pair(random.choice(forms), {"A": a, "B": b, "A2": a}, {"A2": other}, f" {b}", f" {a}")
+
+    pairs = replace(TASK, draw=either).tokenize(tokenizer, 40)
+    groups = pairs.groups()
+    assert {*groups} == {*forms} and sum(map(len, groups.values())) == 40
+    for template, some in groups.items():
+        opens = "w20" if template.startswith("w20") else some.prompts[0].clean.split()[0]
+        assert all(pair.clean.startswith("w20") == (opens == "w20") for pair in some.prompts)
+        assert len(some) == len(some.prompts) == len(some.clean)
+    fewest = min(map(len, groups.values()))
+    assert len(pairs.groups(least=fewest + 1)) == (1 if fewest < 20 else 0)
+    by_answer = pairs.groups(lambda pair: pair.answers[0])
+    assert all(len(some.answer.unique()) == 1 for some in by_answer.values())
+    with pytest.raises(ValueError, match="no group has 41 pairs; the largest has"):
+        pairs.groups(least=41)
+    with pytest.raises(ValueError, match="pair 0 has no label"):
+        pairs.groups(lambda _: "")
+    with pytest.raises(ValueError, match=r"pair 0 has no template \('a b'\)"):
+        replace(pairs[:1], prompts=(sl.PromptPair("a b", "a c", (" d",), (" e",)),)).groups()
+    with pytest.raises(ValueError, match="made from tensors"):
+        replace(pairs, prompts=()).groups()
 
 
 def test_a_fitted_task_has_another_fingerprint(tokenizer: Any):
