@@ -32,8 +32,10 @@ def begin_test() -> None:
     _defined.clear()
 
 
-def jaxtyped(given: Any = None, *, typechecker: Callable[[Any], Any]) -> Any:
+def jaxtyped(given: Any = None, *, typechecker: Callable[[Any], Any] | None = None) -> Any:
     """Stands for `jaxtyping.jaxtyped`, which jaxtyping's import hook puts on every function and class."""
+    if typechecker is None:  # a context, not a decorator
+        return _jaxtyped(given)
     if given is None:
         return functools.partial(jaxtyped, typechecker=typechecker)
     if inspect.isfunction(given):

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import jaxtyping
 import numpy as np
 import torch
 from torch import Tensor
@@ -170,7 +171,8 @@ def _is_of(hint: Any, value: Any) -> bool:
         return isinstance(value, Mapping) and all(_is_of(inside[1], held) for held in value.values())
     if hint in (int, float):
         return isinstance(value, (int, hint)) and not isinstance(value, bool)
-    return isinstance(value, type(None) if hint is None else hint)
+    with jaxtyping.jaxtyped("context"):  # of sizes of its own: a caller may be checked by jaxtyping itself
+        return isinstance(value, type(None) if hint is None else hint)
 
 
 def _name_of(hint: Any) -> str:

@@ -6,9 +6,11 @@ from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
+from jaxtyping import Float
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -31,6 +33,11 @@ class Outer:
     options: dict[str, Any]
 
 
+@dataclass(frozen=True, eq=False)
+class Sized:
+    values: Float[torch.Tensor, " batch"]
+
+
 def outer() -> Outer:
     half = torch.arange(6, dtype=torch.bfloat16).reshape(2, 3)
     inner = (Inner(half, np.arange(3)), Inner(half[:, 1], np.array([True, False])))
@@ -48,6 +55,15 @@ def test_a_record_comes_back(tmp_path: Path):
 
 def options(tmp_path: Path, **held: Any) -> Any:
     return load_record(save_record(tmp_path / "a.safetensors", Outer("a", (), 0.0, None, held)), Outer).options
+
+
+def test_files_do_not_share_their_sizes_with_each_other_or_the_caller(tmp_path: Path):
+    for rows in (2, 3):
+        save_record(tmp_path / f"{rows}.safetensors", Sized(torch.zeros(rows)))
+    with jaxtyping.jaxtyped("context"):  # as in a function that jaxtyping checks
+        assert isinstance(torch.zeros(4), Float[torch.Tensor, " batch"])
+        read = [load_record(tmp_path / f"{rows}.safetensors", Sized) for rows in (2, 3)]
+    assert [len(record.values) for record in read] == [2, 3]
 
 
 def test_keys_with_dots_are_kept_apart(tmp_path: Path):
