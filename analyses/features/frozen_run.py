@@ -151,9 +151,7 @@ def _frozen_layer(
     )
 
 
-def _attention_out(
-    reading: Reading, layer: Layer, z: Float[Tensor, "pos head d_head"]
-) -> Float[Tensor, "pos d_model"]:
+def _attention_out(reading: Reading, layer: Layer, z: Float[Tensor, "pos head d_head"]) -> Float[Tensor, "pos d_model"]:
     """What a norm behind attention reads."""
     attn = reading.model.blocks[layer.number].attn
     found, bias = torch.einsum("qhe,hem->qm", z, attn.W_O.detach().to(z)), getattr(attn, "b_O", None)

@@ -87,9 +87,8 @@ class Transcoders:
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> "Transcoders":
         """Copies on another device or in another type, as `Tensor.to`."""
-        moved: dict[str, Any] = {
-            name: value.to(device=device, dtype=dtype) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
+        moved: dict[str, Any] = {name: values for name, values in vars(self).items() if isinstance(values, Tensor)}
+        moved = {name: values.to(device=device, dtype=dtype) for name, values in moved.items()}
         decoder = tuple(values.to(device=device, dtype=dtype) for values in self.decoder)
         return replace(self, decoder=decoder, **moved)
 
