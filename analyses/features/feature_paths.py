@@ -180,7 +180,7 @@ class _Back:
     def _pass_attention(self, number: int) -> None:
         layer, own = self._frozen.layers[number], self._branches[number]
         self._biases += torch.einsum("tbpm,pm->tb", self._directions, layer.unowned)
-        first, constant = layer.back_attention(self._directions[:, 0], heads=True)
+        first, constant = layer.back_heads(self._directions[:, 0])
         if not self._one_head:
             moved, more = layer.back_attention(self._directions[:, own.stop :])
             self._directions[:, own.stop :] += moved

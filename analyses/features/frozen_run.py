@@ -4,7 +4,7 @@
    stream, but for a constant (biases of values and of the norm).
 2. MLPs pass nothing on but by their features, whose activations are held: their outputs are features, an error, biases.
    A transcoder's skip connection is the one linear path through an MLP.
-3. What reads the stream is a direction in it; `back_attention` and `back_skip` take directions back to before a layer.
+3. What reads the stream is a direction in it; `back_heads` and `back_skip` take directions back to before a layer.
 """
 
 from dataclasses import dataclass
@@ -64,22 +64,26 @@ class FrozenLayer:
     activations: Float[Tensor, "pos feature"]
     error: Float[Tensor, "pos d_model"]  # of the reconstruction
 
-    def back_attention(
-        self, direction: Float[Tensor, "*axes pos d_model"], heads: bool = False
-    ) -> tuple[Float[Tensor, "*axes pos d_model"], Float[Tensor, "*axes"]]:
-        """The direction before the layer that heads carry to `direction` behind it, and what their biases add.
+    def back_heads(
+        self, direction: Float[Tensor, "*axes pos d_model"]
+    ) -> tuple[Float[Tensor, "*axes head pos d_model"], Float[Tensor, "*axes head"]]:
+        """The direction before the layer that each head carries to `direction` behind it, and what its bias adds."""
+        value, constant = self._at_values(direction)
+        return self.attention_norm.back(torch.einsum("...hke,hme->...hkm", value, self.w_v)), constant
 
-        Args:
-            heads: of each head by itself, on an axis before the positions, rather than of their sum
-        """
-        written = self.post_norm.back(direction)
-        z = torch.einsum("...qm,hem->...hqe", written, self.w_o)
-        value = torch.einsum("hqk,...hqe->...hke", self.pattern, z)
-        constant = torch.einsum("...hke,he->...h", value, self.value_bias)
-        if heads:
-            return self.attention_norm.back(torch.einsum("...hke,hme->...hkm", value, self.w_v)), constant
+    def back_attention(
+        self, direction: Float[Tensor, "*axes pos d_model"]
+    ) -> tuple[Float[Tensor, "*axes pos d_model"], Float[Tensor, "*axes"]]:
+        """The sum of `back_heads`."""
+        value, constant = self._at_values(direction)
         moved = torch.einsum("...hke,hme->...km", value, self.w_v)
         return self.attention_norm.back(moved), constant.sum(-1)
+
+    def _at_values(self, direction: Tensor) -> tuple[Tensor, Tensor]:
+        """The direction in which each head's values are read at each key position, and what their biases add."""
+        z = torch.einsum("...qm,hem->...hqe", self.post_norm.back(direction), self.w_o)
+        value = torch.einsum("hqk,...hqe->...hke", self.pattern, z)
+        return value, torch.einsum("...hke,he->...h", value, self.value_bias)
 
     def back_skip(
         self, direction: Float[Tensor, "*axes pos d_model"], skip: Float[Tensor, "d_model d_model"]

@@ -32,7 +32,7 @@ class Transcoders:
 
     encoder: Float[Tensor, "layer feature d_model"]
     encoder_bias: Float[Tensor, "layer feature"]
-    decoder: tuple[Float[Tensor, "feature written d_model"], ...]  # of each layer; written: its own, then later layers
+    decoder: tuple[Float[Tensor, "feature _written d_model"], ...]  # of each layer; written: its own, then later layers
     decoder_bias: Float[Tensor, "layer d_model"]
     threshold: Float[Tensor, "layer feature"] | None = None  # JumpReLU's
     top_k: int | None = None

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from torch import Tensor
@@ -175,7 +176,8 @@ def _attention_only() -> Any:
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_cannot_be_is_refused(case: str):
+def test_what_cannot_be_is_refused(case: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     call, message = WRONG[case]
     model = tiny_bridge("gpt2")
     with pytest.raises(ValueError, match=message):

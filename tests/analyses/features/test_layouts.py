@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,6 +17,12 @@ from tests.analyses.features.transcoders_for import KINDS, random_transcoders
 from tests.tiny_models import tiny_bridge
 
 MODEL = tiny_bridge("gpt2", n_layer=3)
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the type checks of tests, which would be the first to speak."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def same(found: Transcoders, wanted: Transcoders) -> bool:
@@ -180,6 +187,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("case", DAMAGED)
 def test_damage_is_named(case: str, tmp_path: Path):
     change, message = DAMAGED[case]
@@ -199,6 +207,7 @@ def test_pickles_are_not_opened(tmp_path: Path):
         analyses.load_transcoders(tmp_path / "nowhere")
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_strange_folders_of_saelens_and_clt_forge(tmp_path: Path):
     made = random_transcoders(MODEL, cross_layer=False, skip=True)
     sae_lens(tmp_path, made)
@@ -222,6 +231,7 @@ def test_strange_folders_of_saelens_and_clt_forge(tmp_path: Path):
         analyses.load_transcoders(tmp_path / "forge")
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_tensors_that_do_not_fit_are_refused():
     made = random_transcoders(MODEL, top_k=3)
     changes: list[tuple[dict[str, Any], str]] = [
