@@ -28,7 +28,7 @@ def test_training_explains_more(cross_layer: bool):
     """Also half of what it leaves is less than what one step leaves; L0 is k, where enough is above zero."""
     text = rows()
     first, made = (
-        analyses.train_transcoders(MODEL, text, steps=steps, cross_layer=cross_layer, **SIZES) for steps in (1, 60)
+        analyses.train_transcoders(MODEL, text, steps=steps, cross_layer=cross_layer, **SIZES) for steps in (1, 40)
     )
     before, after = (analyses.measure_transcoders(MODEL, some, text, progress=False) for some in (first, made))
     assert made.cross_layer == cross_layer and made.top_k == 4 and made.n_layers == 5
