@@ -29,11 +29,11 @@ class Feature(NamedTuple):
     """One feature at one position."""
 
     layer: int
-    index: int
+    number: int
     pos: int
 
     def __str__(self) -> str:
-        return f"f{self.layer}.{self.index}@{self.pos}"
+        return f"f{self.layer}.{self.number}@{self.pos}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +72,8 @@ class Target:
 def feature_target(frozen: FrozenRun, transcoders: Transcoders, feature: Feature) -> Target:
     """A feature's pre-activation."""
     layer = frozen.layers[feature.layer]
-    encoder = transcoders.encoder[feature.layer, feature.index].to(frozen.start)
-    bias = float(transcoders.encoder_bias[feature.layer, feature.index])
+    encoder = transcoders.encoder[feature.layer, feature.number].to(frozen.start)
+    bias = float(transcoders.encoder_bias[feature.layer, feature.number])
     held = Linear(layer.read_norm.norm, layer.read_norm.inverse[feature.pos : feature.pos + 1])
     constant = bias + float((encoder * held.bias).sum())
     value = float(encoder @ layer.x[feature.pos]) + bias

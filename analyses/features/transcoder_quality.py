@@ -80,7 +80,8 @@ def measure_transcoders(
         (active.sum(-1) / n).float(),
         (off[:, 0] / variance).float(),
         (active == 0).double().mean(-1).float(),
-        *(losses / len(rows)).tolist(),
+        float(losses[0]) / len(rows),
+        float(losses[1]) / len(rows),
         n,
     )
 
