@@ -152,6 +152,8 @@ def attribute_feature(
     at = place_of(pos, rows.shape[1])
     transcoders.refuse_other_model(opened.reading)
     asked = None if isinstance(target, tuple) or target == LOGITS else _feature(transcoders, target, at)
+    if isinstance(target, tuple) and not all(0 <= token < opened.model.cfg.d_vocab for token in target):
+        raise ValueError(f"target = {target}: want two tokens, 0 to {opened.model.cfg.d_vocab - 1}")
     with evaluating(opened.model), torch.no_grad():
         frozen = freeze(opened, transcoders, rows[0])
         tokens = target if isinstance(target, tuple) else (None, None)

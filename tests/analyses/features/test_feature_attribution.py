@@ -155,6 +155,7 @@ WRONG: dict[str, tuple[Callable[[Any, Transcoders], Any], str]] = {
         r"'f1\.99' \(want f0\.0 to f1\.11\)",
     ),
     "no target": (lambda m, t: analyses.attribute_feature(m, t, TOKENS, "m1"), "no such target: 'm1'"),
+    "no tokens": (lambda m, t: analyses.attribute_feature(m, t, TOKENS, (3, 31)), r"\(3, 31\): want two tokens"),
     "no position": (lambda m, t: analyses.attribute_feature(m, t, TOKENS, "f1.1", 9), "no such position: 9"),
     "several prompts": (lambda m, t: analyses.attribute_feature(m, t, tiny_tokens()), "2 prompts: want one"),
     "a text without a tokenizer": (lambda m, t: analyses.attribute_feature(m, t, "Hello"), "no tokenizer"),

@@ -55,7 +55,7 @@ def test_prompts_in_any_form():
 
 
 def test_only_heads_with_open_gates_carry_anything():
-    """In the sparse model as many at most as have an open gate in the prompt; in the dense one every head that could."""
+    """In the sparse model as many at most as have an open gate in the prompt; in the dense one all that could."""
     dense, sparse = sl.load("stories260k"), sl.load("stories260k-sparse")
     tokens = TASKS["gendered_pronoun"].tokenize(dense.tokenizer, 2).clean[:, :12]
     found = [
