@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--top-k", type=int, default=16)
     parser.add_argument("--steps", type=int, default=350)
     parser.add_argument("--rows", type=int, default=16, help="of a step")
-    parser.add_argument("--prompts", type=int, default=30, help="of each kind")
+    parser.add_argument("--prompts", type=int, default=20, help="of each kind")
     parser.add_argument("--length", type=int, default=24, help="tokens of a prompt of text")
     asked = parser.parse_args()
     found: dict[tuple[str, bool], list[analyses.FeatureHeads]] = {}
