@@ -45,6 +45,16 @@ from .comparison.plots import kept_plot as kept_plot
 from .comparison.plots import loss_plot as loss_plot
 from .comparison.results import Comparison as Comparison
 from .engine.processes import over_processes as over_processes
+from .features.feature_attribution import FeatureAttribution as FeatureAttribution
+from .features.feature_attribution import attribute_feature as attribute_feature
+from .features.feature_heads import FeatureHeads as FeatureHeads
+from .features.feature_heads import feature_heads as feature_heads
+from .features.layouts import load_transcoders as load_transcoders
+from .features.layouts import save_transcoders as save_transcoders
+from .features.train_transcoders import train_transcoders as train_transcoders
+from .features.transcoder_quality import TranscoderQuality as TranscoderQuality
+from .features.transcoder_quality import measure_transcoders as measure_transcoders
+from .features.transcoders import Transcoders as Transcoders
 from .figures.explore.session import Exploration as Exploration
 from .figures.explore.session import explore as explore
 from .figures.heat_maps import heat_map as heat_map

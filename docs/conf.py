@@ -54,6 +54,7 @@ ROOMS = {
     "patching": "Patching",
     "attribution": "Attribution",
     "analyses circuits": "Faithful circuits",
+    "features": "Features",
     "sparsity": "Sparsity",
     "comparison": "Comparison",
     "figures": "Figures and pages",

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sparselens.analyses.attribution.qk_attribution import QKAttribution
 from sparselens.analyses.engine.partial_runs import Activations, Hook, recording, run
+from sparselens.analyses.engine.prompt_tokens import Position, place_of, prompt_tokens
 from sparselens.analyses.engine.query_key_form import Place, query_key_form, showing_scores
 from sparselens.analyses.engine.request import OpenModel
 from sparselens.analyses.engine.residual_stream import TOLERANCE, Reading
@@ -25,13 +26,12 @@ from sparselens.gates.gate import is_visible
 from sparselens.gates.surgery import find_settings
 from sparselens.models.hooked_model import HookedModel
 from sparselens.names import unknown
-from sparselens.prompts.checks import refuse_misfits, refuse_unreadable
-from sparselens.prompts.fitting import Fit, text_of
+from sparselens.prompts.checks import refuse_misfits
+from sparselens.prompts.fitting import text_of
 from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.training.evaluation import evaluating
 
 AT_ONCE = 16  # prompts of a run
-Position = int | str
 
 
 def explain_edge(
@@ -136,40 +136,20 @@ def _asked(
                 query, key = (_column(prompts, row, start, len(ids), given) for given in (query_pos, key_pos))
                 found[row] = _Asked(ids, query, key, start)
         return [found[row] for row in sorted(found)]
-    tokens = _tokens(opened, prompts)
-    refuse_unreadable(opened.model, tokens)
-    query, key = (_place(given, tokens.shape[1]) for given in (query_pos, key_pos))
+    tokens = prompt_tokens(opened, prompts)
+    query, key = (place_of(given, tokens.shape[1]) for given in (query_pos, key_pos))
     return [_Asked(ids, query, key, 0) for ids in tokens]
-
-
-def _tokens(opened: OpenModel, prompts: str | Tensor) -> Int[Tensor, "batch pos"]:
-    if not isinstance(prompts, str):
-        given: Any = prompts  # whatever it is, `refuse_unreadable` says so
-        return given[None] if getattr(given, "ndim", 0) == 1 else given
-    tokenizer = getattr(opened.model, "tokenizer", None)
-    if tokenizer is None or not prompts.strip():
-        missing = "the prompt is empty" if tokenizer is not None else "this model has no tokenizer to read text with"
-        raise ValueError(f"{missing}: pass a text, or Int[pos] token ids")
-    return torch.tensor([Fit(tokenizer).prompt(prompts)[0]])
 
 
 def _column(pairs: TokenizedPairs, row: int, first: int, length: int, given: Position) -> int:
     """A position in the prompt without its padding."""
     if isinstance(given, int):
-        return _place(given if given < 0 else given - first, length)
+        return place_of(given if given < 0 else given - first, length)
     if given == "END" and given not in pairs.positions:
         return int(pairs.end[row]) - first
     if given not in pairs.positions:
         raise unknown("position", given, pairs.positions)
-    return _place(int(pairs.positions[given][row]) - first, length)
-
-
-def _place(given: Position, length: int) -> int:
-    if isinstance(given, str):
-        raise ValueError(f"no such position: {given!r} (want a number; only TokenizedPairs have positions with names)")
-    if not -length <= given < length:
-        raise ValueError(f"no such position: {given} (want 0 to {length - 1}, or -{length} to -1 from the end)")
-    return given % length
+    return place_of(int(pairs.positions[given][row]) - first, length)
 
 
 def _alike(asked: Sequence[_Asked]) -> dict[tuple[int, int, int], list[int]]:

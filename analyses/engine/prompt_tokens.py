@@ -1,0 +1,47 @@
+"""A prompt as somebody gives it, in tokens: a text, token ids, or rows of them; and a position in it."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from sparselens.analyses.engine.request import OpenModel
+from sparselens.prompts.checks import refuse_unreadable
+from sparselens.prompts.fitting import Fit
+
+Position = int | str
+
+
+def prompt_tokens(opened: OpenModel, prompts: str | Tensor) -> Int[Tensor, "batch pos"]:
+    """Rows of tokens of one text, of one row, or as they are.
+
+    Raises:
+        ValueError: they are something else, or the model has no tokenizer to read text with, or cannot read these.
+    """
+    if not isinstance(prompts, str):
+        given: Any = prompts  # whatever it is, `refuse_unreadable` says so
+        tokens = given[None] if getattr(given, "ndim", 0) == 1 else given
+    else:
+        tokenizer = getattr(opened.model, "tokenizer", None)
+        if tokenizer is None or not prompts.strip():
+            missing = (
+                "the prompt is empty" if tokenizer is not None else "this model has no tokenizer to read text with"
+            )
+            raise ValueError(f"{missing}: pass a text, or Int[pos] token ids")
+        tokens = torch.tensor([Fit(tokenizer).prompt(prompts)[0]])
+    refuse_unreadable(opened.model, tokens)
+    return tokens
+
+
+def place_of(given: Position, length: int) -> int:
+    """The number of a position, which may be counted from the end.
+
+    Raises:
+        ValueError: there is no such position.
+    """
+    if isinstance(given, str):
+        raise ValueError(f"no such position: {given!r} (want a number; only TokenizedPairs have positions with names)")
+    if not -length <= given < length:
+        raise ValueError(f"no such position: {given} (want 0 to {length - 1}, or -{length} to -1 from the end)")
+    return given % length
