@@ -54,7 +54,7 @@ def load_record(path: Path, kind: type[Record], parts: Iterable[type] = ()) -> R
     """
     from safetensors import safe_open
 
-    def read() -> tuple[dict[str, Tensor], dict[str, str]]:
+    def read() -> tuple[dict[str, Tensor], dict[str, str] | None]:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118 - no mapping
 
@@ -65,7 +65,7 @@ def read_record(content: bytes, name: str, kind: type[Record], parts: Iterable[t
     """As `load_record`, of what a file called `name` holds."""
     from safetensors.torch import load
 
-    def read() -> tuple[dict[str, Tensor], dict[str, str]]:
+    def read() -> tuple[dict[str, Tensor], dict[str, str] | None]:
         tensors = load(content)  # which checks the header
         return tensors, json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
 
@@ -73,7 +73,10 @@ def read_record(content: bytes, name: str, kind: type[Record], parts: Iterable[t
 
 
 def _made(
-    read: Callable[[], tuple[dict[str, Tensor], dict[str, str]]], name: str, kind: type[Record], parts: Iterable[type]
+    read: Callable[[], tuple[dict[str, Tensor], dict[str, str] | None]],
+    name: str,
+    kind: type[Record],
+    parts: Iterable[type],
 ) -> Record:
     """The record of tensors and metadata that are read from a file of this name."""
     from safetensors import SafetensorError
