@@ -138,7 +138,8 @@ class Robustness(Result):
             ValueError: there is but one circuit.
         """
         different = ~np.eye(len(self.circuits), dtype=bool)
-        return _within(mean_over_cells(self.jaccard.double().numpy(), different, *2 * (self.found_on,), level))
+        values, names = self.jaccard.double().numpy(), self.found_on
+        return _within(mean_over_cells(values, different, names, names, level))
 
     def overlap_with(self, other: "Robustness", level: float = 0.95) -> Interval:
         """Mean Jaccard index with another model's circuits, each with the one of the same group.

@@ -110,7 +110,7 @@ def lines(kind: str, options: argparse.Namespace, models: Mapping[str, Any]) -> 
         own[side] = analyses.robustness(model, groups, method=options.method, goal=options.goal, **how)
         tell(f"{kind}, {side}, {time.perf_counter() - start:.0f} s: {own[side]}")
     found = list[list[str]]()
-    for side, other in zip(models, reversed(models), strict=True):
+    for side, other in (("dense", "sparse"), ("sparse", "dense")):
         moved = analyses.robustness(models[other], groups, circuits=own[side].circuits, **how)
         tell(f"{kind}, {side}'s inside {other}, {time.perf_counter() - start:.0f} s: {moved}")
         sizes = [len(circuit) for circuit in own[side].circuits.values()]

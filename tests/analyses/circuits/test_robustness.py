@@ -52,6 +52,8 @@ def test_means_by_hand():
     assert found.own().mean == pytest.approx(0.9) and found.across().mean == pytest.approx(0.35)
     assert torch.allclose(found.jaccard, torch.tensor([[1, 1 / 3, 1 / 2], [1 / 3, 1, 1 / 2], [1 / 2, 1 / 2, 1]]))
     assert found.overlap().mean == pytest.approx((1 / 3 + 1 / 2 + 1 / 2) / 3)
+    other = made_up([[0.8, 0.1, 0.2], [0.3, 0.9, 0.4], [0.5, 0.6, 1.0]], edges[::-1])
+    assert found.overlap_with(other).mean == pytest.approx((1 / 2 + 1 + 1 / 2) / 3)
     assert float(found.faithfulness[0, 2]) == pytest.approx(0.2) == found.interval("group 0", "group 2").mean
     frame = found.to_frame().set_index(["found_on", "run_on"])
     assert frame.loc[("group 1", "group 0")][["edges", "jaccard"]].tolist() == pytest.approx([2, 1 / 3])
