@@ -61,10 +61,11 @@ def _checked(function: Callable[..., Any], typechecker: Callable[[Any], Any]) ->
         nonlocal checked
         if not _due(_called, function) or jaxtyping.config.jaxtyping_disable:
             return function(*args, **options)
-        if checked is None:
+        made = checked
+        if made is None:
             shaped = _needs_jaxtyping(function)
-            checked = _jaxtyped(function, typechecker=typechecker) if shaped else typechecker(function)
-        return checked(*args, **options)
+            made = checked = _jaxtyped(function, typechecker=typechecker) if shaped else typechecker(function)
+        return made(*args, **options)
 
     return either
 
