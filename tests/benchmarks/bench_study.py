@@ -10,7 +10,7 @@ MIB's shares of all edges, and every power of sqrt 2. Intervals: 95 %, over prom
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,14 @@ import sparselens as sl
 from sparselens.analyses import FaithfulnessCurve, attribute_edges, edges_needed, faithfulness_curve, measure_loss
 from sparselens.analyses.circuits.edges_for_goal import edges_for_goal, edges_reached
 from sparselens.analyses.circuits.faithfulness import SIZES
+from sparselens.analyses.figures.palette import MODELS, RULE
 from sparselens.files.whole import write_json
-from sparselens.prompts.intervals import Interval, bootstrap_interval, proportion_interval, ratio_interval
+from sparselens.prompts.intervals import Interval, bootstrap_interval, ratio_interval
 from sparselens.tasks import TASKS
 
 SIDES = ("dense", "sparse")
 GOAL, SHARE = 0.8, 0.9
-COLUMNS = (
-    *("task", "pairs", "accuracy, dense", "sparse", "open edges"),
-    *("edges for 90 % of attribution, dense", "sparse", "ratio"),
-    *("edges for 0.8 faithfulness, dense", "sparse", "ratio", "CPR, dense", "sparse", "CMD, dense", "sparse"),
-)
+Found = dict[str, Any]  # of one task: numbers, and intervals as [mean, low, high], for both models or as a ratio
 
 
 def main() -> None:
@@ -43,43 +40,108 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tasks", nargs="+", required=True)
     parser.add_argument("-n", type=int, default=24, help="pairs to draw of each task")
+    parser.add_argument("--figure", type=Path, help="also draw the edges of all tasks")
     asked = parser.parse_args()
-    base = {} if asked.base is None else {"base": asked.base}
-    models = {"dense": sl.load(asked.dense), "sparse": sl.load(asked.sparse, **base)}
     asked.out.mkdir(parents=True, exist_ok=True)
+    models: dict[str, Any] = {}
+    study: dict[str, Found] = {}
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     for name in asked.tasks:
         path = asked.out / f"{name}.json"
         if not path.exists():
-            write_json(path, {"n": asked.n, "row": row_of(models, name, asked.n)})
-        print(f"| {' | '.join([name, *json.loads(path.read_text())['row']])} |", flush=True)
+            models = models or opened(asked.dense, asked.sparse, asked.base)
+            write_json(path, found_in(models, name, asked.n))
+        study[name] = json.loads(path.read_text())
+        print(row(name, study[name]), flush=True)
+    if asked.figure:
+        draw(study, asked.figure)
 
 
-def row_of(models: Mapping[str, Any], name: str, n: int) -> list[str]:
-    """The cells of one task."""
+def opened(dense: str, sparse: str, base: str | None) -> dict[str, Any]:
+    options = {} if base is None else {"base": base}
+    return {"dense": sl.load(dense), "sparse": sl.load(sparse, **options)}
+
+
+def found_in(models: Mapping[str, Any], name: str, n: int) -> Found:
+    """Everything about one task."""
     able = [sl.evaluate(model, TASKS[name], n, progress=False) for model in models.values()]
     solved = [found.correct for found in able]
     pairs = able[0].pairs[torch.stack(solved).all(0).nonzero().flatten()]
     scores = {side: attribute_edges(model, pairs, TASKS[name].metric) for side, model in models.items()}
     sizes = sizes_of(scores["dense"].graph.n_edges)
-    found = {
+    curves = {
         side: faithfulness_curve(model, pairs, scores[side], TASKS[name].metric, sizes)
         for side, model in models.items()
     }
     needed = [edges_needed(scores[side], SHARE).double() for side in SIDES]
-    goals = [edges_for_goal(found[side], GOAL) for side in SIDES]
-    areas = [mib(found[side]) for side in SIDES]
-    return [
-        str(len(pairs)),
-        *(f"{proportion_interval(some, clusters=able[0].pairs.clusters())}" for some in solved),
-        f"{measure_loss(models['sparse'], pairs).share_of_visible_pairs:.2%}",
-        *(f"{float(some.mean()):,.0f}" for some in needed),
-        ratio(lambda: ratio_interval(*needed)),
-        *(edges(goal) for goal in goals),
-        ratio(lambda: fewer(found, len(pairs))) if None not in goals else "",
-        *(f"{area.cpr:.2f}" for area in areas),
-        *(f"{area.cmd:.2f}" for area in areas),
-    ]
+    goals = [edges_for_goal(curves[side], GOAL) for side in SIDES]
+    areas = [mib(curves[side]) for side in SIDES]
+    return {
+        "pairs": len(pairs),
+        "accuracy": [ends(found.accuracy) for found in able],
+        "open": measure_loss(models["sparse"], pairs).share_of_visible_pairs,
+        "attribution": [float(some.mean()) for some in needed],
+        "attribution, ratio": ends(ratio_interval(*needed)),
+        "faithful": [None if goal is None else ends(goal) for goal in goals],
+        "faithful, ratio": None if None in goals else ratio_of(curves, len(pairs)),
+        "cpr": [area.cpr for area in areas],
+        "cmd": [area.cmd for area in areas],
+    }
+
+
+def ends(found: Interval) -> list[float]:
+    return [found.mean, found.low, found.high]
+
+
+COLUMNS = (
+    *("task", "pairs", "accuracy, dense", "sparse", "open edges"),
+    *("edges for 90 % of attribution, dense", "sparse", "ratio"),
+    *("edges for 0.8 faithfulness, dense", "sparse", "ratio", "CPR, dense", "sparse", "CMD, dense", "sparse"),
+)
+
+
+def row(name: str, found: Found) -> str:
+    """The task's line of the table."""
+    cells = [name, str(found["pairs"]), *(told(some, "{:.0%}") for some in found["accuracy"]), f"{found['open']:.1%}"]
+    cells += [f"{mean:,.0f}" for mean in found["attribution"]]
+    cells.append(told(found["attribution, ratio"], "{:.3g}x"))
+    cells += [told(some, "{:,.0f}") for some in found["faithful"]]
+    cells.append(told(found["faithful, ratio"], "{:.3g}x"))
+    cells += [f"{area:.2f}" for area in (*found["cpr"], *found["cmd"])]
+    return f"| {' | '.join(cells)} |".replace("%", " %")
+
+
+def told(interval: list[float] | None, form: str) -> str:
+    if interval is None:
+        return "none"
+    mean, low, high = map(form.format, interval)
+    return f"{mean} [{low}, {high}]"
+
+
+def draw(study: Mapping[str, Found], path: Path) -> None:
+    """Edges for 90 % of attribution and for 0.8 faithfulness, dense and sparse, a line for each task."""
+    import matplotlib.pyplot as plt
+
+    titles = {"attribution": "edges for 90 % of attribution", "faithful": "edges for 0.8 faithfulness"}
+    figure, axes = plt.subplots(1, 2, figsize=(9, 0.9 + 0.3 * len(study)), sharey=True, layout="constrained")
+    places = range(len(study))
+    for axis, (what, title) in zip(axes, titles.items(), strict=True):
+        for number, side in enumerate(SIDES):
+            ink = MODELS[side]
+            known = [(place, found[what][number]) for place, found in enumerate(study.values()) if found[what][number]]
+            known = [(place, value if isinstance(value, list) else [value] * 3) for place, value in known]
+            means = [interval[0] for _, interval in known]
+            far = [[abs(interval[0] - interval[end]) for _, interval in known] for end in (1, 2)]
+            filled = ink.light if side == "sparse" else "white"
+            at = [place + 0.12 * (2 * number - 1) for place, _ in known]
+            axis.errorbar(means, at, xerr=far, ls="", marker=ink.marker, color=ink.light, mfc=filled, label=side, ms=6)
+        axis.set(xscale="log", xlabel=title, xlim=(30, 200_000))
+        axis.grid(axis="x", color=RULE, lw=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_yticks(places, study)
+    axes[0].invert_yaxis()
+    axes[1].legend(frameon=False)
+    figure.savefig(path, dpi=160)
 
 
 def sizes_of(total: int) -> list[int]:
@@ -94,22 +156,17 @@ def mib(curve: FaithfulnessCurve) -> FaithfulnessCurve:
     return FaithfulnessCurve(numbers, curve.total, tuple(curve[number] for number in numbers), SIZES)
 
 
-def fewer(found: Mapping[str, FaithfulnessCurve], n: int) -> Interval:
+def ratio_of(curves: Mapping[str, FaithfulnessCurve], n: int) -> list[float] | None:
     """Edges for the goal, dense / sparse, by the same resamples of prompts."""
-    return bootstrap_interval(
-        lambda weights: edges_reached(found["dense"], GOAL, weights) / edges_reached(found["sparse"], GOAL, weights), n
-    )
 
+    def fewer(weights: Any) -> Any:
+        dense, sparse = (edges_reached(curves[side], GOAL, weights) for side in SIDES)
+        return dense / sparse
 
-def edges(found: Interval | None) -> str:
-    return "none" if found is None else f"{found.mean:,.0f} [{found.low:,.0f}, {found.high:,.0f}]"
-
-
-def ratio(compute: Callable[[], Interval]) -> str:
     try:
-        return f"{compute()}x"
-    except ValueError as error:  # a resample in which nothing is as good as the whole
-        return str(error)
+        return ends(bootstrap_interval(fewer, n))
+    except ValueError:  # a resample in which nothing is as good as the whole
+        return None
 
 
 if __name__ == "__main__":
