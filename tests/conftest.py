@@ -48,10 +48,10 @@ def pytest_configure(config: pytest.Config) -> None:
     bytecode of its own kind, also for the libraries. That took more than half of the start.
     """
     if config.getoption("dist", "no") == "no" or hasattr(config, "workerinput"):
-        for name in LARGE:
-            import_module(name)
         if not import_module("torch").cuda.is_available():
             os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported: kernels run on the CPU
+        for name in LARGE:
+            import_module(name)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import plotly.io
 import pytest
+import transformers.utils.logging
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import CapturingDisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
@@ -125,6 +127,8 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
     shell.display_formatter.active_types = shell.display_formatter.format_types
     yield shell
     Shell.clear_instance()
+    transformers.utils.logging.enable_progress_bar()  # which stories do without
+    datasets.enable_progress_bars()
 
 
 def shown(shell: Shell, source: str) -> set[str]:

@@ -166,7 +166,7 @@ def test_tables_in_three_forms(comparison: Comparison):
         comparison._repr_html_() == comparison.table("html") and comparison.table("html").count("<tr") == len(rows) + 1
     )
     assert latex.startswith("\\begin{tabular}{lrrr}\n\\toprule\n") and latex.rstrip().endswith("\\end{tabular}")
-    assert "100 \\%" in latex and not any(line.count("&") != 3 for line in latex.splitlines() if "\\\\" in line)
+    assert "100.0 \\%" in latex and not any(line.count("&") != 3 for line in latex.splitlines() if "\\\\" in line)
     with pytest.raises(ValueError, match=r"no such form of a table: 'word' \(want pandas, markdown, latex, html\)"):
         comparison.table("word")
 

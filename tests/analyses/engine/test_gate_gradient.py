@@ -75,5 +75,5 @@ def test_what_has_no_gradient_is_refused():
         attribute_edges(model, pairs, gate_gradient="soft", progress=False)
     with pytest.raises(ValueError, match="exact scores take no gradient"):
         attribute_edges(model, pairs, method="exact", gate_gradient="straight-through", progress=False)
-    with pytest.raises(ValueError, match=r"no such method: 'auto' \(want eap, "):
-        attribute_attention_edges(model, pairs, method="auto", progress=False)
+    with pytest.raises(ValueError, match=r"no such method: 'straight' \(want eap, "):
+        attribute_attention_edges(model, pairs, method="straight", progress=False)
