@@ -89,22 +89,30 @@ def draw(found: Mapping[str, HeadRoles], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     links = {"name mover": "END->IO", "S-inhibition": "END->S2", "duplicate token": "S2->S1", "induction": "S2->S1+1"}
-    figure, axes = plt.subplots(1, len(links), figsize=(11, 3.2), sharey=True, layout="constrained")
+    heads = {role: heads_of(role, found) for role in links}
+    widths = [1 + len(some) for some in heads.values()]
+    figure, axes = plt.subplots(
+        1, len(links), figsize=(11, 3.2), sharey=True, layout="constrained", width_ratios=widths
+    )
     for axis, (role, link) in zip(axes, links.items(), strict=True):
-        named = {head: None for side in SIDES for head in found[side].roles[role][:PER_ROLE]}
-        heads = sorted(named, key=lambda head: [int(part) for part in head[1:].split(".h")])
         for side in SIDES:
-            ink, values = MODELS[side], [found[side][head][link] for head in heads]
-            has = [role in found[side].roles_of(head) for head in heads]
-            axis.plot(values, ls="", marker=ink.marker, mfc="none", color=ink.light, label=side, ms=7)
-            chosen = [at for at, yes in enumerate(has) if yes]
-            axis.plot(chosen, [values[at] for at in chosen], ls="", marker=ink.marker, color=ink.light, ms=7)
-        axis.set(title=f"{role}: {link}", ylim=(-0.03, 1.03))
-        axis.set_xticks(range(len(heads)), heads, rotation=60, ha="right")
+            ink, values = MODELS[side], [found[side][head][link] for head in heads[role]]
+            axis.plot(values, ls="", marker=ink.marker, mfc="white", color=ink.light, label=side, ms=7)
+            has = [at for at, head in enumerate(heads[role]) if role in found[side].roles_of(head)]
+            axis.plot(has, [values[at] for at in has], ls="", marker=ink.marker, color=ink.light, ms=7)
+        axis.set(title=f"{role}:\n{link}", ylim=(-0.03, 1.03), xlim=(-0.7, len(heads[role]) - 0.3))
+        axis.set_xticks(range(len(heads[role])), heads[role], rotation=60, ha="right")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("mean attention")
-    axes[-1].legend(title="filled: has the role", frameon=False)
+    shown, labels = axes[0].get_legend_handles_labels()
+    figure.legend(shown, labels, loc="outside right upper", title="filled: has the role", frameon=False)
     figure.savefig(path, dpi=160)
+
+
+def heads_of(role: str, found: Mapping[str, HeadRoles]) -> list[str]:
+    """The first heads with this role in either model, layer by layer."""
+    named = {head for side in SIDES for head in found[side].roles[role][:PER_ROLE]}
+    return sorted(named, key=lambda head: [int(part) for part in head[1:].split(".h")])
 
 
 if __name__ == "__main__":
