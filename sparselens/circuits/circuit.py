@@ -210,7 +210,7 @@ def smallest(
         raise ValueError(f"share must be above 0 and at most 1, not {share}")
     among = graph.exists if among is None else among
     n = edges_to_reach(_sizes(graph, scores, total)[among], share, total)
-    return _largest(graph, scores, n, among, total=total)
+    return top(graph, scores, n, among, total=total)
 
 
 def edges_to_reach(scores: Float[Tensor, " edge"], share: float, total: float | None = None) -> int:
@@ -251,7 +251,12 @@ def top(
     """
     among = graph.exists if among is None else among
     _refuse_too_many(graph, n, among)
-    return _largest(graph, scores, n, among, signed, total)
+    sizes = _sizes(graph, scores, total)
+    sizes = sizes.copysign(scores.detach().cpu()) if signed else sizes
+    ranked = sizes.masked_fill(~among, -torch.inf).flatten().argsort(descending=True, stable=True)
+    kept = torch.zeros_like(graph.exists)
+    kept.view(-1)[ranked[:n]] = True
+    return Circuit(graph, kept, scores.cpu(), total)
 
 
 def greedy(graph: Graph, scores: Scores, n: int, among: Mask | None = None) -> Circuit:
@@ -286,17 +291,6 @@ def _reach(frontier: list[tuple[float, int, int]], graph: Graph, sizes: Tensor, 
         for source in range(int(graph.reads[destination])):
             if sizes[source, destination] >= 0:
                 heapq.heappush(frontier, (-float(sizes[source, destination]), source, destination))
-
-
-def _largest(
-    graph: Graph, scores: Scores, n: int, among: Mask, signed: bool = False, total: float | None = None
-) -> Circuit:
-    sizes = _sizes(graph, scores, total)
-    sizes = sizes.copysign(scores.detach().cpu()) if signed else sizes
-    ranked = sizes.masked_fill(~among, -torch.inf).flatten().argsort(descending=True, stable=True)
-    kept = torch.zeros_like(graph.exists)
-    kept.view(-1)[ranked[:n]] = True
-    return Circuit(graph, kept, scores.cpu(), total)
 
 
 def _sizes(graph: Graph, scores: Scores, total: float | None = None) -> Scores:

@@ -16,6 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import numpy as np
 import torch
 
 import sparselens as sl
@@ -125,6 +126,9 @@ def draw(study: Mapping[str, Found], path: Path) -> None:
     titles = {"attribution": "edges for 90 % of attribution", "faithful": "edges for 0.8 faithfulness"}
     figure, axes = plt.subplots(1, 2, figsize=(9, 0.9 + 0.3 * len(study)), sharey=True, layout="constrained")
     places = range(len(study))
+    known = [value for found in study.values() for what in titles for value in found[what] if value]
+    every = np.concatenate([np.ravel(value) for value in known])
+    limits = 10 ** np.floor(np.log10(every.min())), 10 ** np.ceil(np.log10(every.max()))
     for axis, (what, title) in zip(axes, titles.items(), strict=True):
         for number, side in enumerate(SIDES):
             ink = MODELS[side]
@@ -135,7 +139,7 @@ def draw(study: Mapping[str, Found], path: Path) -> None:
             filled = ink.light if side == "sparse" else "white"
             at = [place + 0.12 * (2 * number - 1) for place, _ in known]
             axis.errorbar(means, at, xerr=far, ls="", marker=ink.marker, color=ink.light, mfc=filled, label=side, ms=6)
-        axis.set(xscale="log", xlabel=title, xlim=(30, 200_000))
+        axis.set(xscale="log", xlabel=title, xlim=limits)
         axis.grid(axis="x", color=RULE, lw=0.6)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_yticks(places, study)
