@@ -30,6 +30,7 @@ from sparselens.training.losses import logits_of, next_token_loss
 from tests.benchmarks.bench_attention import D_HEAD, HEADS, KV_HEADS, Attention, inputs
 
 LENGTHS = [256, 1024, 2048, 4096, 8192]
+KINDS = ["dense", "triton", "flex", "eager"]
 SHAPES = ((64, "bf16"), (80, "bf16"), (128, "bf16"), (256, "bf16"), (64, "fp32"))  # width of a head, numbers
 GIB = 2**30
 Row = tuple[str, ...]
@@ -70,10 +71,10 @@ def attention_of(kind: str) -> Callable[..., Any]:
     return lambda *given: (attention(*given), attention.statistics.expected.sum())
 
 
-def attention_rows(lengths: list[int], dtype: torch.dtype) -> Iterator[Row]:
+def attention_rows(lengths: list[int], kinds: list[str], dtype: torch.dtype) -> Iterator[Row]:
     for length in lengths:
         dense = 0.0
-        for kind in ("dense", "triton", "flex", "eager"):
+        for kind in kinds:
             given = [t.requires_grad_() for t in inputs(length, "cuda", dtype)]
             attend = attention_of(kind)
 
@@ -94,7 +95,7 @@ def attention_rows(lengths: list[int], dtype: torch.dtype) -> Iterator[Row]:
             yield f"attention, T {length}", kind, *numbers
 
 
-def training_rows(length: int, rows: int, steps: int = 10) -> Iterator[Row]:
+def training_rows(length: int, rows: int, kinds: list[str], steps: int = 10) -> Iterator[Row]:
     config = tr.LlamaConfig(
         vocab_size=32000,
         hidden_size=HEADS * D_HEAD,
@@ -106,7 +107,8 @@ def training_rows(length: int, rows: int, steps: int = 10) -> Iterator[Row]:
         attn_implementation="sdpa",
     )
     tokens = torch.randint(config.vocab_size, (rows, length), device="cuda")
-    for kind in ("dense", "triton", "eager"):
+    dense = 0.0
+    for kind in kinds:
         model: Any = tr.LlamaForCausalLM(config).cuda().train()
         if kind != "dense":
             sl.sparsify(model, 5.0, implementation=kind)  # type: ignore[arg-type]
@@ -186,6 +188,7 @@ def _type_of(argument: str, number: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
+    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS, help="dense first, for the ratios")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--out", type=Path, help="also write the table there, as Markdown")
     given = parser.parse_args()
@@ -194,7 +197,9 @@ def main() -> None:
         missing = why_no_triton(torch.device("cuda"))
         if missing:
             raise SystemExit(f"nothing to measure: {missing}")
-        rows = [*attention_rows(given.lengths, getattr(torch, given.dtype)), *training_rows(2048, 4)]
+        dtype = getattr(torch, given.dtype)
+        in_training = [kind for kind in given.kinds if kind != "flex"]
+        rows = [*attention_rows(given.lengths, given.kinds, dtype), *training_rows(2048, 4, in_training)]
         header = (f"{name}, {given.dtype}", "", "forward", "forward and backward", "against dense", "peak memory")
     else:
         os.environ.pop("TRITON_INTERPRET", None)
