@@ -132,14 +132,9 @@ def training_rows(length: int, rows: int, kinds: list[str], steps: int = 10) -> 
         except torch.OutOfMemoryError:
             yield f"training, T {length}", kind, "out of memory", "", "", ""
             continue
-        yield (
-            f"training, T {length}",
-            kind,
-            "",
-            f"{taken:.1f} ms",
-            f"{tokens.numel() / taken * 1e3:.0f} tokens/s",
-            (f"{most:.2f} GiB"),
-        )
+        dense = dense or taken
+        speed = f"{tokens.numel() / taken * 1e3:.0f} tokens/s"
+        yield f"training, T {length}", kind, speed, f"{taken:.1f} ms", f"{taken / dense:.2f}x", f"{most:.2f} GiB"
         del model, optimizer
 
 
