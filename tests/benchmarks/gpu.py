@@ -30,6 +30,7 @@ from sparselens.training.losses import logits_of, next_token_loss
 from tests.benchmarks.bench_attention import D_HEAD, HEADS, KV_HEADS, Attention, inputs
 
 LENGTHS = [256, 1024, 2048, 4096, 8192]
+TOKENS = 16384  # of a call: fewer leave a large GPU waiting for Python
 KINDS = ["dense", "triton", "flex", "eager"]
 SHAPES = ((64, "bf16"), (80, "bf16"), (128, "bf16"), (256, "bf16"), (64, "fp32"))  # width of a head, numbers
 GIB = 2**30
@@ -75,7 +76,7 @@ def attention_rows(lengths: list[int], kinds: list[str], dtype: torch.dtype) -> 
     for length in lengths:
         dense = 0.0
         for kind in kinds:
-            given = [t.requires_grad_() for t in inputs(length, "cuda", dtype)]
+            given = [t.requires_grad_() for t in inputs(length, "cuda", dtype, max(1, TOKENS // length))]
             attend = attention_of(kind)
 
             def both(attend: Any = attend, given: list[Tensor] = given) -> None:
