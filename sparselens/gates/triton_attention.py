@@ -1,5 +1,6 @@
 """The Triton kernel as a function with a gradient: how it is launched, and what it keeps for the backward pass."""
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from sparselens.gates import triton_kernel
 from sparselens.gates.fused import Attended, Call, Keys, Queries
+from sparselens.gates.noise import Words
 from sparselens.gates.spans import Spans
 
 _PACKED = torch.contiguous_format
@@ -23,16 +25,16 @@ class Tiles(NamedTuple):
     stages: int  # tiles of keys that are on their way
 
 
-def tiles(width: int, itemsize: int, backward: bool) -> Tiles:
-    """By the width of a head and the bytes of a number: what the compiler fits into registers and shared memory.
+def tiles(kernel: str, width: int, itemsize: int) -> Tiles:
+    """By the kernel, the width of a head and the bytes of a number: what fits into registers and shared memory.
 
-    `tests/benchmarks/gpu.py` tells how well. Not yet tuned on a GPU.
+    `tests/benchmarks/gpu.py` tells how well, `tests/benchmarks/tune_kernel.py` what else would do.
     """
     if itemsize > 2:
         return Tiles(32, 32, 4 if width <= 128 else 8, 1)
     if width > 128:
-        return Tiles(32, 32, 8, 1) if backward else Tiles(64, 32, 8, 1)
-    return Tiles(64, 64, 8 if backward or width > 64 else 4, 2)
+        return Tiles(64, 32, 8, 1) if kernel == "forward" else Tiles(32, 32, 8, 1)
+    return Tiles(64, 64, 4, 2)
 
 
 def triton_attend(query: Queries, key: Keys, value: Keys, call: Call) -> Attended:
@@ -46,11 +48,12 @@ class _GatedAttention(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None, call: Call
     ) -> tuple[Tensor, Tensor, Tensor]:
         query, key, value = (_rows_whole(t) for t in (query, key, value))
+        call = call._replace(words=None if call.words is None else _folded(call.words))
         batch, heads, n, width = query.shape
         # as transformers wants it: the heads of a query side by side
         output = torch.empty(batch, n, heads, width, dtype=query.dtype, device=query.device).transpose(1, 2)
         lse, expected, opened = torch.empty(3, batch, heads, n, dtype=torch.float32, device=query.device)
-        launch = _Launch(query, key, value, output, call, backward=False)
+        launch = _Launch("forward", query, key, value, output, call)
         given = query if sinks is None else sinks  # a pointer that nothing follows has to be given all the same
         with torch.cuda.device_of(query):  # of several, the one that Triton launches on; on a CPU, nothing
             _kernel.forward[launch.over_queries](
@@ -72,30 +75,36 @@ class _GatedAttention(torch.autograd.Function):
         query, key, value, sinks, output, lse, first, last, words = ctx.saved_tensors
         call: Call = ctx.call._replace(spans=Spans(first, last, ctx.keys), words=words)
         d_output = _rows_whole(d_output)
-        inner = (d_output.float() * output.float()).sum(-1).contiguous()
-        launch = _Launch(query, key, value, d_output, call, backward=True)
-        given = (*launch.tensors, d_output, lse, inner, d_expected.float().contiguous())
+        inner = torch.empty_like(lse)  # of every query d_output . output, which the first kernel leaves to the second
+        given = (d_output, lse, inner, d_expected.float().contiguous())
         d_query, d_key, d_value = (torch.empty_like(t, memory_format=_PACKED) for t in (query, key, value))
-        who = _queries_of_blocks(call.spans, launch.tiles.columns)
         with torch.cuda.device_of(query):
-            _kernel.backward_queries[launch.over_queries](*given, d_query, *launch.numbers, **launch.options)
-            _kernel.backward_keys[launch.over_keys](*given, *who, d_key, d_value, *launch.numbers, **launch.options)
+            launch = _Launch("backward_queries", query, key, value, d_output, call)
+            _kernel.backward_queries[launch.over_queries](
+                *launch.tensors, *given, output, d_query, *launch.numbers, **launch.options
+            )
+            launch = _Launch("backward_keys", query, key, value, d_output, call)
+            seeing = _queries_of_blocks(call.spans, launch.tiles.columns)
+            _kernel.backward_keys[launch.over_keys](
+                *launch.tensors, *given, seeing, d_key, d_value, *launch.numbers, **launch.options
+            )
         d_sinks = None
         if sinks is not None:  # the softmax weight of a sink, times what an edge that writes nothing gets
-            d_sinks = -(torch.exp(sinks.float()[:, None] - lse) * inner).sum((0, 2)).to(sinks.dtype)
+            weight = torch.exp2(sinks.float()[:, None] / math.log(2) - lse)  # lse is to base 2
+            d_sinks = -(weight * inner).sum((0, 2)).to(sinks.dtype)
         return d_query, d_key, d_value, d_sinks, None
 
 
 class _Launch:
     """The arguments that the three kernels share, in their order."""
 
-    def __init__(self, query: Tensor, key: Tensor, value: Tensor, output: Tensor, call: Call, backward: bool) -> None:
+    def __init__(self, kernel: str, query: Tensor, key: Tensor, value: Tensor, output: Tensor, call: Call) -> None:
         batch, heads, queries, head = query.shape
         kv_heads, keys = key.shape[1:3]
         first, last = (t.int().contiguous() for t in call.spans[:2])
-        words = first if call.words is None else call.words.int().contiguous()  # the same 32 bits
+        words = first if call.words is None else call.words
         width = max(16, 1 << (head - 1).bit_length())  # the least that a matrix product takes
-        self.tiles = tiles(width, query.element_size(), backward)
+        self.tiles = tiles(kernel, width, query.element_size())
         self.tensors = (query, key, value, first, last, words)
         strides = [t.stride(axis) for t in (query, key, value, output) for axis in range(3)]
         self.numbers = (
@@ -132,11 +141,22 @@ def _rows_whole(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def _queries_of_blocks(spans: Spans, columns: int) -> tuple[Int[Tensor, "batch block"], Int[Tensor, "batch block"]]:
-    """From where to where there are queries that see something of each block of keys."""
-    block = torch.arange(0, spans.keys, columns, device=spans.first.device)[:, None]
-    seeing = (spans.first[:, None] < block + columns) & (spans.last[:, None] > block)
-    seeing &= (spans.first < spans.last)[:, None]
-    number = torch.arange(spans.first.shape[1], device=block.device, dtype=torch.int32)
-    begin = torch.where(seeing, number, len(number)).amin(-1).int()
-    return begin.contiguous(), torch.where(seeing, number + 1, 0).amax(-1).int().contiguous()
+def _folded(words: Words) -> Int[Tensor, "word=2 batch head query_pos"]:
+    """What the kernels mix with the numbers of keys, in 32 bits: a shift less for every edge, see `_uniform` there."""
+    shift = torch.tensor([16, 15]).reshape(2, 1, 1, 1).to(words.device, non_blocking=True)
+    return (words ^ (words >> shift)).int().contiguous()
+
+
+def _queries_of_blocks(spans: Spans, columns: int) -> Int[Tensor, "batch block 4"]:
+    """From where to where there are queries that see something of each block of keys, and a run that sees it whole."""
+    block = torch.arange(0, spans.keys, columns, device=spans.first.device, dtype=torch.int32)[:, None]
+    first, last = spans.first[:, None], spans.last[:, None]
+    n = spans.first.shape[1]
+    number = torch.arange(n, device=block.device, dtype=torch.int32)
+    seeing = torch.minimum(last, block + columns) > torch.maximum(first, block)
+    whole = (first <= block) & (last >= block + columns)
+    begin = torch.where(seeing, number, n).amin(-1)
+    end = torch.where(seeing, number + 1, 0).amax(-1)
+    run = torch.where(whole, number, n).amin(-1)
+    run_end = torch.where(whole | (number < run[..., None]), n, number).amin(-1)
+    return torch.stack([begin, end, run, run_end], dim=-1).int()

@@ -154,7 +154,7 @@ def compiled_rows(shapes: Sequence[tuple[int, str]] = SHAPES, generations: Seque
     for kernel in (triton_kernel.forward, triton_kernel.backward_queries, triton_kernel.backward_keys):
         for head, number in shapes:
             width = 1 << (head - 1).bit_length()
-            cut = tiles(width, 2 if number == "bf16" else 4, kernel is not triton_kernel.forward)
+            cut = tiles(kernel.__name__, width, 2 if number == "bf16" else 4)
             fixed = {"HEADS": 32, "GROUP": 4, "HEAD": head, "WIDTH": width, "ROWS": cut.rows, "COLUMNS": cut.columns}
             fixed |= {"NOISY": True, "HAS_CAP": False, "HAS_SINKS": False, "PRECISION": "tf32"}
             fixed = {name: value for name, value in fixed.items() if name in kernel.arg_names}
@@ -174,7 +174,7 @@ def compiled_rows(shapes: Sequence[tuple[int, str]] = SHAPES, generations: Seque
 
 def _type_of(argument: str, number: str) -> str:
     """The type of a kernel's argument, as Triton writes it."""
-    if argument in ("FIRST", "LAST", "WORDS", "BEGIN", "END"):
+    if argument in ("FIRST", "LAST", "WORDS", "SEEING"):
         return "*i32"
     if argument in ("LSE", "EXPECTED", "OPENED", "INNER", "D_EXPECTED", "SINKS"):
         return "*fp32"
