@@ -150,7 +150,6 @@ def compiled_rows(shapes: Sequence[tuple[int, str]] = SHAPES, generations: Seque
     from sparselens.gates import triton_kernel
     from sparselens.gates.triton_attention import tiles
 
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     for kernel in (triton_kernel.forward, triton_kernel.backward_queries, triton_kernel.backward_keys):
         for head, number in shapes:
             width = 1 << (head - 1).bit_length()
@@ -163,13 +162,22 @@ def compiled_rows(shapes: Sequence[tuple[int, str]] = SHAPES, generations: Seque
             for generation in generations:
                 options = {"num_warps": cut.warps, "num_stages": cut.stages}
                 built = triton.compile(source, target=GPUTarget("cuda", generation, 32), options=options)
-                with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-                    Path(file.name).write_bytes(built.asm["cubin"])
-                    told = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
-                registers, stack = (re.search(rf"{what}:(\d+)", told.stdout)[1] for what in ("REG", "STACK"))  # type: ignore[index]
+                registers, spilled = resources(built)
                 shared = f"{built.metadata.shared / 1024:.0f} KiB shared"
                 where = f"{kernel.__name__}, d_head {head}, {number}"
-                yield where, f"sm_{generation}", f"{registers} registers", f"{stack} bytes spilled", shared, ""
+                yield where, f"sm_{generation}", f"{registers} registers", f"{spilled} bytes spilled", shared, ""
+
+
+def resources(built: Any) -> tuple[int, int]:
+    """Of a compiled kernel: the registers of a thread, and the bytes for which there was none left."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(built.asm["cubin"])
+        told = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    registers, spilled = (int(re.search(rf"{what}:(\d+)", told)[1]) for what in ("REG", "STACK"))  # type: ignore[index]
+    return registers, spilled
 
 
 def _type_of(argument: str, number: str) -> str:
