@@ -12,6 +12,7 @@ from sparselens.gates.fused import Attended, Call, Keys, Queries
 from sparselens.gates.noise import Words
 from sparselens.gates.spans import Spans
 
+_PROGRAMS = 512  # that a kernel wants at least: as many as run at once on a large GPU, and as many again
 _PACKED = torch.contiguous_format
 _kernel: Any = triton_kernel  # whose functions are launched, not called
 
@@ -77,7 +78,7 @@ class _GatedAttention(torch.autograd.Function):
         d_output = _rows_whole(d_output)
         inner = torch.empty_like(lse)  # of every query d_output . output, which the first kernel leaves to the second
         given = (d_output, lse, inner, d_expected.float().contiguous())
-        d_query, d_key, d_value = (torch.empty_like(t, memory_format=_PACKED) for t in (query, key, value))
+        d_query = torch.empty_like(query, memory_format=_PACKED)
         with torch.cuda.device_of(query):
             launch = _Launch("backward_queries", query, key, value, d_output, call)
             _kernel.backward_queries[launch.over_queries](
@@ -85,9 +86,16 @@ class _GatedAttention(torch.autograd.Function):
             )
             launch = _Launch("backward_keys", query, key, value, d_output, call)
             seeing = _queries_of_blocks(call.spans, launch.tiles.columns)
-            _kernel.backward_keys[launch.over_keys](
-                *launch.tensors, *given, seeing, d_key, d_value, *launch.numbers, **launch.options
+            members = _members(query.shape[1] // key.shape[1], query.shape[0] * query.shape[1] * seeing.shape[1])
+            parts = query.shape[1] // members
+            shape = (2, key.shape[0], parts, *key.shape[2:])
+            d_parts = torch.empty(shape, dtype=key.dtype if parts == key.shape[1] else torch.float32, device=key.device)
+            _kernel.backward_keys[key.shape[0] * parts, seeing.shape[1]](
+                *launch.tensors, *given, seeing, *d_parts, *launch.numbers, MEMBERS=members, **launch.options
             )
+        d_key, d_value = (
+            d_parts.unflatten(2, (key.shape[1], -1)).sum(3).to(key.dtype) if parts > key.shape[1] else d_parts
+        )
         d_sinks = None
         if sinks is not None:  # the softmax weight of a sink, times what an edge that writes nothing gets
             weight = torch.exp2(sinks.float()[:, None] / math.log(2) - lse)  # lse is to base 2
@@ -132,13 +140,20 @@ class _Launch:
             "num_warps": self.tiles.warps,
             "num_stages": self.tiles.stages,
         }
-        self.over_queries = (-(-queries // self.tiles.rows), batch * heads)
-        self.over_keys = (-(-keys // self.tiles.columns), batch * kv_heads)
+        self.over_queries = (batch * heads, -(-queries // self.tiles.rows))
 
 
 def _rows_whole(tensor: Tensor) -> Tensor:
     """The numbers of one head and position side by side, as the kernels read them."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _members(group: int, programs: int) -> int:
+    """How many heads of a group one program adds up: fewer where there are too few programs to fill a GPU.
+
+    One that a thousand programs share well; the same on every GPU, so that the sums are, too.
+    """
+    return next((n for n in range(group, 1, -1) if group % n == 0 and programs // n >= _PROGRAMS), 1)
 
 
 def _folded(words: Words) -> Int[Tensor, "word=2 batch head query_pos"]:

@@ -121,7 +121,7 @@ def _attend(
     odds = _closed_odds(product, scale, bias, slope)
     if NOISY:
         uniform = _uniform(word, other, begin, place)
-        is_open = _as_number((1 - uniform) * odds < uniform)
+        is_open = _as_number(odds - uniform * odds < uniform)
     else:
         is_open = _as_number(product * scale + bias > 0)
     expected += tl.sum(_inverse(1 + odds), 1)
@@ -149,13 +149,14 @@ def forward(
     NOISY: tl.constexpr, HAS_CAP: tl.constexpr, HAS_SINKS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One block of queries of one head: output, lse, and each query's expected and open edges."""
-    batch = (tl.program_id(1) // HEADS).to(tl.int64)
-    head = tl.program_id(1) % HEADS
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    batch = (tl.program_id(0) // HEADS).to(tl.int64)
+    head = tl.program_id(0) % HEADS
+    block = tl.num_programs(1) - 1 - tl.program_id(1)  # later queries mostly see more keys: what takes long comes first
+    row = block * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, WIDTH)
     here = row < n_queries
     known = tl.minimum(row, n_queries - 1)  # beyond the end the last row once more, which is not stored
-    place = tl.program_id(1).to(tl.int64) * n_queries + known  # of what is kept per query
+    place = tl.program_id(0).to(tl.int64) * n_queries + known  # of what is kept per query
     first = tl.load(FIRST + batch * span_batch + known)
     last = tl.load(LAST + batch * span_batch + known)
     query = _rows(Q + batch * q_batch + head * q_head, row, q_row, column, n_queries, HEAD, True)
@@ -220,7 +221,7 @@ def _gradient(
     weight = tl.exp2(product * (scale * LOG2E) - lse[:, None])
     if NOISY:
         uniform = _uniform(word, other, begin, place)
-        less = (1 - uniform) * odds
+        less = odds - uniform * odds
         either, all_ = uniform + less, 1 + odds
         inverse = _inverse(all_ * either)
         prob, soft = inverse * either, uniform * (inverse * all_)
@@ -271,13 +272,14 @@ def backward_queries(
 
     OUT is laid out (batch, query, head, HEAD), D_Q (batch, head, query, HEAD).
     """
-    batch = (tl.program_id(1) // HEADS).to(tl.int64)
-    head = tl.program_id(1) % HEADS
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    batch = (tl.program_id(0) // HEADS).to(tl.int64)
+    head = tl.program_id(0) % HEADS
+    block = tl.num_programs(1) - 1 - tl.program_id(1)  # later queries mostly see more keys: what takes long comes first
+    row = block * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, WIDTH)
     here = row < n_queries
     known = tl.minimum(row, n_queries - 1)
-    place = tl.program_id(1).to(tl.int64) * n_queries + known
+    place = tl.program_id(0).to(tl.int64) * n_queries + known
     first = tl.load(FIRST + batch * span_batch + known)
     last = tl.load(LAST + batch * span_batch + known)
     query = _rows(Q + batch * q_batch + head * q_head, row, q_row, column, n_queries, HEAD, True)
@@ -288,7 +290,7 @@ def backward_queries(
     K += batch * k_batch + head // GROUP * k_head
     V += batch * v_batch + head // GROUP * v_head
     lse = tl.load(LSE + place)
-    d_expected = tl.load(D_EXPECTED + tl.program_id(1))
+    d_expected = tl.load(D_EXPECTED + tl.program_id(0))
     word = tl.zeros([ROWS], tl.uint32)
     other = word
     if NOISY:
@@ -354,22 +356,23 @@ def backward_keys(
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, o_batch, o_head, o_row, span_batch,
     scale, bias, slope, softcap, n_queries, n_keys, n_words,
     HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD: tl.constexpr, WIDTH: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, MEMBERS: tl.constexpr,
     NOISY: tl.constexpr, HAS_CAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of one block of keys and values: over the heads that share them, and the queries that see them.
+    """The gradients of one block of keys and values, from some of the heads that share them: MEMBERS of a GROUP.
 
-    SEEING (span batch, block of keys, 4) says which queries those are. D_K, D_V: (batch, kv_head, key, HEAD).
+    SEEING (span batch, block of keys, 4) says which queries see them. D_K, D_V: (batch, HEADS / MEMBERS, key, HEAD).
     """
-    KV_HEADS: tl.constexpr = HEADS // GROUP
-    batch = (tl.program_id(1) // KV_HEADS).to(tl.int64)
-    kv_head = tl.program_id(1) % KV_HEADS
-    block = tl.program_id(0) * COLUMNS
+    PARTS: tl.constexpr = HEADS // MEMBERS
+    batch = (tl.program_id(0) // PARTS).to(tl.int64)
+    first_head = tl.program_id(0) % PARTS * MEMBERS
+    kv_head = first_head // GROUP
+    block = tl.program_id(1) * COLUMNS
     number = block + tl.arange(0, COLUMNS)
     column = tl.arange(0, WIDTH)
     key = _rows(K + batch * k_batch + kv_head * k_head, number, k_row, column, n_keys, HEAD, True)
     value = _rows(V + batch * v_batch + kv_head * v_head, number, v_row, column, n_keys, HEAD, True)
-    SEEING += 4 * (tl.where(span_batch > 0, batch, 0) * tl.num_programs(0) + tl.program_id(0))
+    SEEING += 4 * (tl.where(span_batch > 0, batch, 0) * tl.num_programs(1) + tl.program_id(1))
     start = tl.load(SEEING) // ROWS * ROWS
     end = tl.load(SEEING + 1)
     whole = (tl.load(SEEING + 2) + ROWS - 1) // ROWS * ROWS
@@ -378,8 +381,7 @@ def backward_keys(
     LAST += batch * span_batch
     d_key = tl.zeros([COLUMNS, WIDTH], tl.float32)
     d_value = tl.zeros([COLUMNS, WIDTH], tl.float32)
-    for member in range(GROUP):
-        head = kv_head * GROUP + member
+    for head in range(first_head, first_head + MEMBERS):
         d_expected = tl.load(D_EXPECTED + batch * HEADS + head)
         queries = Q + batch * q_batch + head * q_head
         d_outputs = D_OUT + batch * o_batch + head * o_head
@@ -398,6 +400,6 @@ def backward_keys(
                 HEAD, WIDTH, ROWS, COLUMNS, NOISY, HAS_CAP, PRECISION, MASKED=True,
             )  # fmt: skip
     inside = (number < n_keys)[:, None] & (column < HEAD)[None, :]
-    place = tl.program_id(1).to(tl.int64) * n_keys + number
+    place = tl.program_id(0).to(tl.int64) * n_keys + number
     tl.store(D_K + place[:, None] * HEAD + column[None, :], (d_key * scale).to(D_K.dtype.element_ty), mask=inside)
     tl.store(D_V + place[:, None] * HEAD + column[None, :], d_value.to(D_V.dtype.element_ty), mask=inside)

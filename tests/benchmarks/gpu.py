@@ -155,7 +155,7 @@ def compiled_rows(shapes: Sequence[tuple[int, str]] = SHAPES, generations: Seque
             width = 1 << (head - 1).bit_length()
             cut = tiles(kernel.__name__, width, 2 if number == "bf16" else 4)
             fixed = {"HEADS": 32, "GROUP": 4, "HEAD": head, "WIDTH": width, "ROWS": cut.rows, "COLUMNS": cut.columns}
-            fixed |= {"NOISY": True, "HAS_CAP": False, "HAS_SINKS": False, "PRECISION": "tf32"}
+            fixed |= {"MEMBERS": 4, "NOISY": True, "HAS_CAP": False, "HAS_SINKS": False, "PRECISION": "tf32"}
             fixed = {name: value for name, value in fixed.items() if name in kernel.arg_names}
             types = {name: _type_of(name, number) for name in kernel.arg_names}
             source = ASTSource(kernel, types | dict.fromkeys(fixed, "constexpr"), fixed)
