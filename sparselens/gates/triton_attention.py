@@ -39,7 +39,13 @@ def tiles(kernel: str, width: int, itemsize: int) -> Tiles:
 
 
 def triton_attend(query: Queries, key: Keys, value: Keys, call: Call) -> Attended:
-    """Output and counts, with the gradient of `gate.gated_softmax`."""
+    """Output and counts, with the gradient of `gate.gated_softmax`.
+
+    Raises:
+        ValueError: a scale that is not positive, with which the largest product would not be the largest score.
+    """
+    if not call.scale > 0:
+        raise ValueError(f"the kernel wants a positive scale, not {call.scale}: take implementation='eager'")
     return Attended(*_GatedAttention.apply(query, key, value, call.sinks, call))  # pyright: ignore
 
 
@@ -79,28 +85,36 @@ class _GatedAttention(torch.autograd.Function):
         inner = torch.empty_like(lse)  # of every query d_output . output, which the first kernel leaves to the second
         given = (d_output, lse, inner, d_expected.float().contiguous())
         d_query = torch.empty_like(query, memory_format=_PACKED)
+        launch = _Launch("backward_queries", query, key, value, d_output, call)
         with torch.cuda.device_of(query):
-            launch = _Launch("backward_queries", query, key, value, d_output, call)
             _kernel.backward_queries[launch.over_queries](
                 *launch.tensors, *given, output, d_query, *launch.numbers, **launch.options
             )
-            launch = _Launch("backward_keys", query, key, value, d_output, call)
-            seeing = _queries_of_blocks(call.spans, launch.tiles.columns)
-            members = _members(query.shape[1] // key.shape[1], query.shape[0] * query.shape[1] * seeing.shape[1])
-            parts = query.shape[1] // members
-            shape = (2, key.shape[0], parts, *key.shape[2:])
-            d_parts = torch.empty(shape, dtype=key.dtype if parts == key.shape[1] else torch.float32, device=key.device)
-            _kernel.backward_keys[key.shape[0] * parts, seeing.shape[1]](
-                *launch.tensors, *given, seeing, *d_parts, *launch.numbers, MEMBERS=members, **launch.options
-            )
-        d_key, d_value = (
-            d_parts.unflatten(2, (key.shape[1], -1)).sum(3).to(key.dtype) if parts > key.shape[1] else d_parts
-        )
+            d_key, d_value = _gradients_of_keys(query, key, value, call, given)
         d_sinks = None
         if sinks is not None:  # the softmax weight of a sink, times what an edge that writes nothing gets
             weight = torch.exp2(sinks.float()[:, None] / math.log(2) - lse)  # lse is to base 2
             d_sinks = -(weight * inner).sum((0, 2)).to(sinks.dtype)
         return d_query, d_key, d_value, d_sinks, None
+
+
+def _gradients_of_keys(
+    query: Tensor, key: Tensor, value: Tensor, call: Call, given: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    """Of keys and values. `given` is what comes with the gradient, the gradient itself first."""
+    launch = _Launch("backward_keys", query, key, value, given[0], call)
+    seeing = _queries_of_blocks(call.spans, launch.tiles.columns)
+    (batch, kv_heads), heads = key.shape[:2], query.shape[1]
+    members = _members(heads // kv_heads, batch * heads * seeing.shape[1])
+    parts = heads // members
+    dtype = key.dtype if parts == kv_heads else torch.float32
+    found = torch.empty(2, batch, parts, *key.shape[2:], dtype=dtype, device=key.device)
+    _kernel.backward_keys[batch * parts, seeing.shape[1]](
+        *launch.tensors, *given, seeing, *found, *launch.numbers, MEMBERS=members, **launch.options
+    )
+    if parts > kv_heads:
+        found = found.unflatten(2, (kv_heads, -1)).sum(3).to(key.dtype)
+    return found[0], found[1]
 
 
 class _Launch:

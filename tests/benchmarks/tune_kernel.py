@@ -132,7 +132,7 @@ def compile_for(capability: int, trial: Trial, batch: int, length: int) -> tuple
     )
     try:
         return resources(launch_of(trial, batch, length, "cpu").compile())
-    except Exception as error:  # whatever the compiler says: these tiles are not for us  # noqa: BLE001
+    except Exception as error:  # whatever the compiler says: these tiles are not for us
         return f"{type(error).__name__}: {str(error)[:60]}"
 
 
@@ -170,7 +170,7 @@ def main() -> None:
     rows.sort(key=lambda row: (row[0].width, KERNELS.index(row[0].kernel), row[1]))
     seen: set[tuple[str, int]] = set()
     for (kernel, width, cut), taken, note in rows:
-        best = "" if (kernel, width) in seen else "<- best"
+        best = "<- best" if taken < float("inf") and (kernel, width) not in seen else ""
         seen.add((kernel, width))
         now = "now" if cut == tiles(kernel, width, 2) else ""
         shape = f"{cut.rows:3d} x {cut.columns:3d}, {cut.warps} warps, {cut.stages} stages"
