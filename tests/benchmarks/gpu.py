@@ -148,31 +148,39 @@ def compiled_rows(shapes: Sequence[tuple[int, str]] = SHAPES, generations: Seque
     from sparselens.gates import triton_kernel
     from sparselens.gates.triton_attention import tiles
 
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     for kernel in (triton_kernel.forward, triton_kernel.backward_queries, triton_kernel.backward_keys):
         for head, number in shapes:
             width = 1 << (head - 1).bit_length()
-            cut = tiles(width, 2 if number == "bf16" else 4, kernel is not triton_kernel.forward)
+            cut = tiles(kernel.__name__, width, 2 if number == "bf16" else 4)
             fixed = {"HEADS": 32, "GROUP": 4, "HEAD": head, "WIDTH": width, "ROWS": cut.rows, "COLUMNS": cut.columns}
-            fixed |= {"NOISY": True, "HAS_CAP": False, "HAS_SINKS": False, "PRECISION": "tf32"}
+            fixed |= {"MEMBERS": 4, "NOISY": True, "HAS_CAP": False, "HAS_SINKS": False, "PRECISION": "tf32"}
             fixed = {name: value for name, value in fixed.items() if name in kernel.arg_names}
             types = {name: _type_of(name, number) for name in kernel.arg_names}
             source = ASTSource(kernel, types | dict.fromkeys(fixed, "constexpr"), fixed)
             for generation in generations:
                 options = {"num_warps": cut.warps, "num_stages": cut.stages}
                 built = triton.compile(source, target=GPUTarget("cuda", generation, 32), options=options)
-                with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-                    Path(file.name).write_bytes(built.asm["cubin"])
-                    told = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
-                registers, stack = (re.search(rf"{what}:(\d+)", told.stdout)[1] for what in ("REG", "STACK"))  # type: ignore[index]
+                registers, spilled = resources(built)
                 shared = f"{built.metadata.shared / 1024:.0f} KiB shared"
                 where = f"{kernel.__name__}, d_head {head}, {number}"
-                yield where, f"sm_{generation}", f"{registers} registers", f"{stack} bytes spilled", shared, ""
+                yield where, f"sm_{generation}", f"{registers} registers", f"{spilled} bytes spilled", shared, ""
+
+
+def resources(built: Any) -> tuple[int, int]:
+    """Of a compiled kernel: the registers of a thread, and the bytes for which there was none left."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(built.asm["cubin"])
+        told = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    registers, spilled = (int(re.search(rf"{what}:(\d+)", told)[1]) for what in ("REG", "STACK"))  # type: ignore[index]
+    return registers, spilled
 
 
 def _type_of(argument: str, number: str) -> str:
     """The type of a kernel's argument, as Triton writes it."""
-    if argument in ("FIRST", "LAST", "WORDS", "BEGIN", "END"):
+    if argument in ("FIRST", "LAST", "WORDS", "SEEING"):
         return "*i32"
     if argument in ("LSE", "EXPECTED", "OPENED", "INNER", "D_EXPECTED", "SINKS"):
         return "*fp32"
