@@ -6,7 +6,7 @@
 # Data       OpenWebText, read as it arrives; the first documents are held out, half to steer by, half to report on.
 # Tokens     5,000 steps of 131,072: 0.66 billion; 8 x 124 million operations a token, 0.65e18 in all. GPT-2 trains with
 #            attention dropout, which the kernel leaves to eager attention, so that more time goes into moving T x T
-#            tensors: expect four hours on an A100. Computed, not run on a GPU yet.
+#            tensors: expect four hours on an A100. Computed, not run.
 # Memory     weights, moments, gradients and the dense copy, 2.5 GB; a row of 1,024 tokens keeps about 50 MB a layer in
 #            eager attention, so that 8 rows take 5 GB.
 # What to see OUT/run.pdf: the open share falls to a few per cent in the first tenth of the run, the loss rises by less

@@ -11,7 +11,7 @@
 # Data       FineWeb-Edu, read as it arrives; the first documents are held out, half to steer by, half to report on.
 # Tokens     2,000 steps of 262,144: 0.52 billion. Frozen weights need no gradients, so that the gated model takes 4 x 1.2
 #            billion operations a token and the dense one, which is the same model with its adapters off, 2 x 1.2 billion:
-#            3.9e18 in all, eleven hours on an A100 at 100 TFLOP/s, an hour and a half on eight. Computed, not run on a GPU yet.
+#            3.9e18 in all, eleven hours on an A100 at 100 TFLOP/s, an hour and a half on eight. Computed, not run.
 # Memory     5 GB of frozen weights, 0.4 GB for the adapters and their moments, and what the layers of 8 rows of 1,024
 #            tokens keep for their gradients: about 20 GB, or 5 with --gradient-checkpointing.
 # What to see OUT/run.pdf, and OUT/model: a folder of peft's, 55 MB in float32, that `sl.load` opens.
