@@ -14,6 +14,7 @@ from .attribution.nodes import attribute_attention_edges as attribute_attention_
 from .attribution.nodes import attribute_nodes as attribute_nodes
 from .attribution.qk import explain_edge as explain_edge
 from .attribution.qk_attribution import QKAttribution as QKAttribution
+from .circuits.attention_edge_curve import attention_edge_curve as attention_edge_curve
 from .circuits.baselines import random_circuit as random_circuit
 from .circuits.baselines import random_connected_circuits as random_connected_circuits
 from .circuits.baselines import score_by_magnitude as score_by_magnitude

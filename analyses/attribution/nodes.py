@@ -239,7 +239,7 @@ def _head_gradients(request: Request, corrupted: bool, edits: Sequence[Hook]) ->
 
 def _attention(reading: Reading, clean: Activations, corrupted: Activations) -> Score:
     for recorded in (clean, corrupted):
-        _refuse_other_outputs(reading, recorded)
+        refuse_other_outputs(reading, recorded)
 
     def score(gradients: Gradients) -> Float[Tensor, "batch layer head query_pos key_pos"]:
         layers = [
@@ -253,19 +253,23 @@ def _attention(reading: Reading, clean: Activations, corrupted: Activations) -> 
 
 def _moved(layer: Layer, recorded: Activations, gradients: Gradients) -> Float[Tensor, "batch head query_pos key_pos"]:
     """What every attention edge of a layer moves in a run, times the gradient where it arrives."""
-    pattern, value = _pattern_and_value(layer, recorded)
+    pattern, value = pattern_and_value(layer, recorded)
     return pattern * torch.einsum("bqhe,bkhe->bhqk", gradients.at[layer.at("attn.hook_z")].to(value), value)
 
 
-def _pattern_and_value(layer: Layer, recorded: Activations) -> tuple[Tensor, Tensor]:
+def pattern_and_value(
+    layer: Layer, recorded: Activations
+) -> tuple[Float[Tensor, "batch head query_pos key_pos"], Float[Tensor, "batch key_pos head d_head"]]:
+    """The pattern of a layer in a run, and the values of every query head."""
     pattern, value = recorded[layer.at("attn.hook_pattern")], recorded[layer.at("attn.hook_v")]
     value = value.repeat_interleave(layer.block.n_heads // value.shape[2], 2)
     return pattern.to(exact_dtype(pattern.dtype)), value.to(exact_dtype(value.dtype))
 
 
-def _refuse_other_outputs(reading: Reading, recorded: Activations) -> None:
+def refuse_other_outputs(reading: Reading, recorded: Activations) -> None:
+    """Raise a ValueError where what a head puts out in a run is not its pattern times its values."""
     for layer in reading.layers:
         z = recorded[layer.at("attn.hook_z")]
-        found = torch.einsum("bhqk,bkhe->bqhe", *_pattern_and_value(layer, recorded))
+        found = torch.einsum("bhqk,bkhe->bqhe", *pattern_and_value(layer, recorded))
         if (found - z).abs().max() > TOLERANCE.get(z.dtype, 1e-5) * z.abs().max().clamp_min(1e-6):
             raise ValueError(f"the outputs of the heads of layer {layer.number} are not pattern times values")
