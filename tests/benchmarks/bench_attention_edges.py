@@ -1,0 +1,135 @@
+"""How many attention edges a prompt needs, task by task: edges between positions, in a dense and a sparse model.
+
+    python tests/benchmarks/bench_attention_edges.py --dense FOLDER --sparse FOLDER --out edges --tasks ioi -n 24
+
+Prints a markdown table with a row for every task; OUT keeps finished tasks, so that the same command goes on. All is on
+the pairs that both models solve, of the length that most of them have. Every prompt keeps its own edges, the best by
+EAP-IG's |score|, of every power of sqrt 2; all others carry what they carry in the corrupted run. Intervals: 95 %.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import numpy as np
+import torch
+
+import sparselens as sl
+from sparselens.analyses import FaithfulnessCurve, attention_edge_curve, attribute_attention_edges, measure_loss
+from sparselens.analyses.circuits.edges_for_goal import edges_for_goal, edges_reached
+from sparselens.analyses.figures.palette import MODELS, RULE
+from sparselens.files.whole import write_json
+from sparselens.prompts.intervals import bootstrap_interval
+from sparselens.tasks import TASKS
+from tests.benchmarks.bench_study import SIDES, Found, ends, opened, told
+
+GOALS = (0.8, 0.95)
+COLUMNS = ("task", "pairs, tokens", "open", *(f"edges for {goal}, {side}" for goal in GOALS for side in SIDES))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for side in SIDES:
+        parser.add_argument(f"--{side}", required=True)
+    parser.add_argument("--base", help="of a sparse model that is an adapter; default: what it names")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tasks", nargs="+", required=True)
+    parser.add_argument("-n", type=int, default=24, help="pairs to draw of each task")
+    parser.add_argument("--figure", type=Path, help="also draw the curves of all tasks")
+    asked = parser.parse_args()
+    asked.out.mkdir(parents=True, exist_ok=True)
+    models: dict[str, Any] = {}
+    study: dict[str, Found] = {}
+    columns = (*COLUMNS[:5], "ratio", *COLUMNS[5:], "ratio")
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for name in asked.tasks:
+        path = asked.out / f"{name}.json"
+        if not path.exists():
+            models = models or opened(asked.dense, asked.sparse, asked.base)
+            write_json(path, found_in(models, name, asked.n))
+        study[name] = json.loads(path.read_text())
+        print(row(name, study[name]), flush=True)
+    if asked.figure:
+        draw(study, asked.figure)
+
+
+def found_in(models: Mapping[str, Any], name: str, n: int) -> Found:
+    """Everything about one task."""
+    able = [sl.evaluate(model, TASKS[name], n, progress=False) for model in models.values()]
+    solved = torch.stack([found.correct for found in able]).all(0)
+    pairs = able[0].pairs[solved.nonzero().flatten()].of_one_length()
+    curves = {side: curve_of(model, pairs, TASKS[name].metric) for side, model in models.items()}
+    return {
+        "pairs": len(pairs),
+        "tokens": int(pairs.clean.shape[1]),
+        "open": measure_loss(models["sparse"], pairs).share_of_visible_pairs,
+        "edges": [curve.total for curve in curves.values()],
+        "curves": [[curve.n_edges, [point.mean for point in curve.points]] for curve in curves.values()],
+        "goals": [goal_of(curves, goal, len(pairs)) for goal in GOALS],
+    }
+
+
+def curve_of(model: Any, pairs: Any, metric: str) -> FaithfulnessCurve:
+    scores = attribute_attention_edges(model, pairs, metric, progress=False)
+    assert scores.per_prompt is not None
+    total = int((scores.per_prompt != 0).flatten(1).sum(1).max())
+    sizes = sorted({round(2 ** (power / 2)) for power in range(60)})
+    return attention_edge_curve(
+        model, pairs, scores, metric, [0, *(size for size in sizes if size < total), total], progress=False
+    )
+
+
+def goal_of(curves: Mapping[str, FaithfulnessCurve], goal: float, n: int) -> dict[str, Any]:
+    """Edges for a faithfulness in both models, and their ratio by the same resamples of prompts."""
+    needed = [edges_for_goal(curve, goal) for curve in curves.values()]
+    ratio = None if None in needed else ends(bootstrap_interval(partial(ratio_of, curves, goal), n))
+    return {"needed": [None if some is None else ends(some) for some in needed], "ratio": ratio}
+
+
+def ratio_of(curves: Mapping[str, FaithfulnessCurve], goal: float, weights: np.ndarray) -> np.ndarray:
+    dense, sparse = (edges_reached(curves[side], goal, weights) for side in SIDES)
+    return dense / sparse
+
+
+def row(name: str, found: Found) -> str:
+    """The task's line of the table."""
+    cells = [name, f"{found['pairs']}, {found['tokens']}", f"{found['open']:.1%}".replace("%", " %")]
+    for goal in found["goals"]:
+        cells += [*(told(some, "{:,.0f}") for some in goal["needed"]), told(goal["ratio"], "{:.3g}x")]
+    return f"| {' | '.join(cells)} |"
+
+
+def draw(study: Mapping[str, Found], path: Path) -> None:
+    """Faithfulness over the number of attention edges, dense and sparse, a panel for each task."""
+    import matplotlib.pyplot as plt
+
+    columns = min(5, len(study))
+    rows = -(-len(study) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(1.9 * columns, 1.7 * rows), sharex=True, sharey=True, layout="constrained"
+    )
+    for axis, (name, found) in zip(np.ravel(axes), study.items(), strict=False):
+        for side, (sizes, values) in zip(SIDES, found["curves"], strict=True):
+            ink = MODELS[side]
+            axis.plot(sizes[1:], values[1:], color=ink.light, marker=ink.marker, ms=2.5, lw=1, label=side)
+        axis.axhline(1, color=RULE, lw=0.6)
+        axis.set(xscale="log", ylim=(-0.2, 1.3))
+        axis.set_title(name, fontsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=7)
+    for spare in np.ravel(axes)[len(study) :]:
+        spare.set_visible(False)
+    np.ravel(axes)[0].legend(frameon=False, fontsize=7)
+    figure.supxlabel("attention edges of a prompt", fontsize=8)
+    figure.supylabel("faithfulness", fontsize=8)
+    figure.savefig(path, dpi=160)
+
+
+if __name__ == "__main__":
+    main()
