@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sparselens.circuits import circuit
+from sparselens.circuits import selection
 from sparselens.circuits.circuit import Circuit
 from sparselens.circuits.graph import RECEIVERS, Graph
 from sparselens.prompts.intervals import Interval, mean_interval
@@ -90,15 +90,15 @@ class EdgeScores(Result):
 
     def smallest(self, share: float = 0.9) -> Circuit:
         """The fewest edges whose |mean score| sums to this share of the total: the paper's rule."""
-        return circuit.smallest(self.graph, self._known(), share, self.measured, self.total)
+        return selection.smallest(self.graph, self._known(), share, self.measured, self.total)
 
     def top(self, n: int, signed: bool = False) -> Circuit:
         """The `n` edges of largest |mean score|; `signed`: of highest mean score, as MIB's for CPR."""
-        return circuit.top(self.graph, self._known(), n, self.measured, signed, self.total)
+        return selection.top(self.graph, self._known(), n, self.measured, signed, self.total)
 
     def greedy(self, n: int) -> Circuit:
         """From the logits upward, `n` times the edge of largest |mean score| into a node of the circuit (EAP-IG)."""
-        return circuit.greedy(self.graph, self._known(), n, self.measured)
+        return selection.greedy(self.graph, self._known(), n, self.measured)
 
     def stability(self, share: float = 0.9) -> "Stability":
         """How much the circuits of single prompts differ.

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparselens.analyses.attribution.edge_scores import EdgeScores
-from sparselens.circuits.circuit import edges_to_reach
+from sparselens.circuits.selection import edges_to_reach
 from sparselens.prompts.intervals import Interval, mean_interval
 from sparselens.results import Result
 
