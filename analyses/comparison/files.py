@@ -24,18 +24,9 @@ from sparselens.analyses.circuits.circuit_runs import Faithfulness
 from sparselens.analyses.circuits.faithfulness import FaithfulnessCurve
 from sparselens.analyses.circuits.pruning import PrunedCircuit
 from sparselens.analyses.circuits.stability import Stability
+from sparselens.analyses.comparison.model_results import CircuitRuns, ComponentCurves, ModelResults
 from sparselens.analyses.comparison.places import find
-from sparselens.analyses.comparison.results import (
-    SIDES,
-    About,
-    CircuitRuns,
-    Comparison,
-    ComponentCurves,
-    LossPoints,
-    ModelResults,
-    Prompt,
-    Solved,
-)
+from sparselens.analyses.comparison.results import SIDES, About, Comparison, LossPoints, Prompt, Solved
 from sparselens.analyses.comparison.summaries import EdgeSummary, PairSummary
 from sparselens.analyses.figures.plot import Series
 from sparselens.analyses.patching.activation_patching import PatchingResult

@@ -14,7 +14,8 @@ from statistics import stdev
 from typing import Any
 
 from sparselens.analyses.circuits.pruning import PrunedCircuit
-from sparselens.analyses.comparison.results import SIDES, Comparison, ModelResults
+from sparselens.analyses.comparison.model_results import ModelResults
+from sparselens.analyses.comparison.results import SIDES, Comparison
 from sparselens.analyses.patching.top_components import ComponentCurve
 from sparselens.names import unknown
 from sparselens.prompts.intervals import Interval, mean_interval, proportion_interval

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -91,6 +92,18 @@ class ComponentCurve(Result):
         reached = self.shares >= share
         stays = reached.flip(0).cumprod(0).flip(0).bool()
         return self.counts[int(stays.nonzero()[0])] if stays.any() else None
+
+    def smallest_of(
+        self, weights: Float[np.ndarray, "resample prompt"], share: float = 0.9
+    ) -> Float[np.ndarray, " resample"]:
+        """`smallest` with prompts so weighted; the largest count where a resample never reaches the share."""
+        values, clean, ablated = (x.double().numpy() for x in (self.values, self.clean, self.ablated))
+        base = (weights @ ablated)[:, None]
+        with np.errstate(divide="ignore", invalid="ignore"):  # a resample may have no gap, and never reaches it
+            reached = (weights @ values - base) / ((weights @ clean)[:, None] - base) >= share
+        stays = np.flip(np.flip(reached, 1).cumprod(1), 1).astype(bool)
+        first = np.where(stays.any(1), stays.argmax(1), stays.shape[1] - 1)
+        return np.array(self.counts, dtype=float)[first]
 
 
 @renamed_argument("source", "ablation")
