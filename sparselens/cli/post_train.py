@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -133,6 +132,7 @@ def post_train(
     from sparselens.training.processes import accelerator_for
     from sparselens.training.text import Source
     from sparselens.training.text.batches import refuse_no_rows
+    from sparselens.training.trained import in_one_piece
 
     refuse_no_rows(seq_len, batch_size)
     accelerator = accelerator_for(mixed_precision)
@@ -185,7 +185,7 @@ def post_train(
             _explain(stop, out)
         raise typer.Exit(130) from stop
     after = evaluate(network, text.test, accelerator=accelerator)
-    network = _in_one_piece(network, lambda: opened()[0], accelerator.is_main_process)
+    network = in_one_piece(network, lambda: opened()[0], accelerator.is_main_process)
     if accelerator.is_main_process:
         folder = save(
             network,
@@ -195,7 +195,7 @@ def post_train(
             merge=merge,
             result=result,
             test=(before, after),
-            command=_command(),
+            command=shlex.join(["sparselens", *sys.argv[1:]]),
             data=text.record,
             figures=_draw(result, out),
         )
@@ -225,26 +225,6 @@ def _open(
     else:
         add_lora(network, lora, seed)
     return network, tokenizer, gate_bias
-
-
-def _in_one_piece(network: Any, another: Callable[[], Any], keep: bool) -> Any:
-    """What can be saved. Where FSDP shares the weights out it is another model, which gets them whole."""
-    from sparselens.gates.surgery import gate_settings, sparsify
-    from sparselens.training.processes import is_shared_out, whole
-    from sparselens.training.trained import put_trained_state, trained_state
-
-    if not any(map(is_shared_out, network.parameters())):
-        return network
-    state = whole(trained_state(network), keep)
-    if not keep:
-        return network
-    fresh = sparsify(another(), gate_settings(network).gate_bias)
-    put_trained_state(fresh, state)
-    return fresh
-
-
-def _command() -> str:
-    return shlex.join(["sparselens", *sys.argv[1:]])
 
 
 def _rate(text: str) -> Any:
