@@ -29,7 +29,7 @@ from sparselens.analyses.comparison.places import find
 from sparselens.analyses.comparison.results import SIDES, About, Comparison, LossPoints, Prompt, Solved
 from sparselens.analyses.comparison.summaries import EdgeSummary, PairSummary
 from sparselens.analyses.figures.plot import Series
-from sparselens.analyses.patching.activation_patching import PatchingResult
+from sparselens.analyses.patching.patching_result import PatchingResult
 from sparselens.analyses.patching.top_components import ComponentCurve
 from sparselens.analyses.sparsity.head_labels import HeadScores
 from sparselens.analyses.sparsity.loss_curve import LossPoint

@@ -11,7 +11,7 @@ from sparselens.analyses.circuits.faithfulness import FaithfulnessCurve
 from sparselens.analyses.circuits.pruning import PrunedCircuit
 from sparselens.analyses.circuits.stability import ShareCurves, Stability, share_curves, stability
 from sparselens.analyses.comparison.summaries import EdgeSummary
-from sparselens.analyses.patching.activation_patching import PatchingResult
+from sparselens.analyses.patching.patching_result import PatchingResult
 from sparselens.analyses.patching.top_components import ComponentCurve
 from sparselens.analyses.sparsity.head_labels import HeadScores
 from sparselens.circuits.circuit import Circuit
