@@ -39,9 +39,8 @@ class EdgeScores(Result):
     per_prompt: Float[Tensor, "batch source destination"] | None  # None: only the mean was kept
     clean: Float[Tensor, " batch"]  # the metric of the clean runs
     corrupted: Float[Tensor, " batch"]
-    total: float | None = (
-        None  # sum of |mean|, where only the largest were kept (`Comparison.save`): all others are NaN
-    )
+    # sum of |mean|, where only the largest were kept (`Comparison.save`): all others are NaN
+    total: float | None = None
 
     _largest = "score"
 

@@ -43,9 +43,8 @@ class OutsideEffect:
 
     held: Float[Tensor, " batch"]  # largest change of a logit with the patterns held; NaN where they cannot be
     free_running: Float[Tensor, " batch"]  # the same in a fresh run, whose patterns and gates follow the noise
-    survives: Bool[
-        Tensor, " batch"
-    ]  # in the fresh run the logit difference keeps its sign (token ids: the top tokens stay)
+    # in the fresh run the logit difference keeps its sign (token ids: the top tokens stay)
+    survives: Bool[Tensor, " batch"]
 
     @property
     def surviving(self) -> Interval:
@@ -105,8 +104,8 @@ def dependency_cone(
 
     Scope: dependence with the patterns held, where it is exact: noise of 30 standard deviations in every state outside
     moves no logit. In a fresh run that noise changes where the model attends, and so the logits at the answer
-    (`DependencyCone.outside` has both): by 8 in both shipped sparse models,
-    where 71 of 100 sums and 58 of 81 pronouns keep the sign of their logit difference.
+    (`DependencyCone.outside` has both): by 8 in both shipped sparse models, where 71 of 100 sums and 58 of 81 pronouns
+    keep the sign of their logit difference.
 
     >>> cone = dependency_cone(model, pairs)
     >>> cone.size / cone.states[0].size  # share of all states
@@ -176,17 +175,14 @@ def _noisy(
     model: Any, cone: DependencyCone, rows: Tensor, pairs: TokenizedPairs | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The fields of `OutsideEffect`, of some prompts."""
-    names, tokens, generator = _states_of(model), cone.tokens[rows], torch.Generator().manual_seed(0)
+    tokens, generator = cone.tokens[rows], torch.Generator().manual_seed(0)
     inside = torch.from_numpy(cone.states[rows.numpy()])
     with evaluating(model), torch.no_grad():
-        recorded: Activations = {}
-        before = run(model, tokens, recording(recorded, names))
-        noise = {
-            name: SIGMAS * x.std() * torch.randn(x.shape, generator=generator).to(x) for name, x in recorded.items()
+        before, recorded = _recorded(model, tokens, _states_of(model))
+        noisy = {
+            name: x + SIGMAS * x.std() * torch.randn(x.shape, generator=generator).to(x) for name, x in recorded.items()
         }
-        mixing: list[Hook] = [
-            (name, partial(_mix, inside[:, number], recorded[name] + noise[name])) for number, name in enumerate(names)
-        ]
+        mixing = _mixing(noisy, inside)
         after = run(model, tokens, mixing)
         can_hold = not shows_only_copies(model, SITES["attention_edges"])
         free = _change(cone, rows, after - before)
@@ -228,14 +224,9 @@ def outside_effect(
     if other.shape != cone.tokens.shape:
         raise ValueError(f"other is {list(other.shape)}, the cone's tokens {list(cone.tokens.shape)}")
     opened = _held(model)
-    names = _states_of(opened)
-    inside = torch.from_numpy(cone.states).to(cone.tokens.device)
     with evaluating(opened), torch.no_grad():
-        foreign = _recorded(opened, other, names)
-        mixing: list[Hook] = [
-            (name, partial(_mix, inside[:, number], foreign[name])) for number, name in enumerate(names)
-        ]
-        return _moved(opened, cone, torch.arange(len(cone.tokens)), mixing)
+        _, foreign = _recorded(opened, other, _states_of(opened))
+        return _moved(opened, cone, torch.arange(len(cone.tokens)), _mixing(foreign, torch.from_numpy(cone.states)))
 
 
 def cut_effects(
@@ -293,8 +284,7 @@ def _moved(
     """The largest change of a logit at the cone's positions under hooks and cuts, one prompt per row."""
     tokens = cone.tokens[prompts]
     names = [f"blocks.{layer}.{PATTERN}" for layer in range(model.cfg.n_layers)]
-    patterns: Activations = {}
-    before = run(model, tokens, recording(patterns, names))
+    before, patterns = _recorded(model, tokens, names)
     if cut is not None:
         for row, (layer, *edge) in enumerate(zip(cut.layer, cut.head, cut.query_pos, cut.key_pos, strict=True)):
             patterns[names[layer]][(row, *edge)] = 0
@@ -302,11 +292,15 @@ def _moved(
     return _change(cone, prompts, run(model, tokens, [*held, *hooks]) - before)
 
 
-def _recorded(model: Any, tokens: Tensor, names: Sequence[str]) -> Activations:
+def _recorded(model: Any, tokens: Tensor, names: Sequence[str]) -> tuple[Tensor, Activations]:
     recorded: Activations = {}
-    run(model, tokens, recording(recorded, names))
-    return recorded
+    return run(model, tokens, recording(recorded, names)), recorded
 
 
-def _mix(inside: Bool[Tensor, "batch pos"], foreign: Tensor, own: Tensor) -> Tensor:
-    return torch.where(inside.to(own.device)[..., None], own, foreign)
+def _mixing(foreign: Activations, inside: Bool[Tensor, "row state pos"]) -> list[Hook]:
+    """Hooks that keep the states inside a cone, and take those outside from elsewhere, layer by layer."""
+
+    def mix(number: int, other: Tensor, own: Tensor) -> Tensor:
+        return torch.where(inside[:, number].to(own.device)[..., None], own, other)
+
+    return [(name, partial(mix, number, other)) for number, (name, other) in enumerate(foreign.items())]

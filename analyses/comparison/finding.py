@@ -4,7 +4,8 @@ import math
 from typing import NamedTuple
 
 from sparselens.analyses.comparison.results import Comparison
-from sparselens.analyses.comparison.table import Row, Value, cells, percent, rows_of, said, times
+from sparselens.analyses.comparison.rows import Row, Value, cells, percent, said, times
+from sparselens.analyses.comparison.table import rows_of
 from sparselens.prompts.intervals import Interval
 
 

@@ -230,7 +230,7 @@ class Comparison(Result):
 
     def save_circuits(self, folder: Any) -> list[Any]:
         """Write both circuits in the formats of EAP-IG and MIB, and of Neuronpedia."""
-        from sparselens.analyses.comparison.files import save_circuits
+        from sparselens.analyses.comparison.circuit_files import save_circuits
 
         return save_circuits(cast(Any, self), folder)
 

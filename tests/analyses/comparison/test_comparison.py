@@ -17,7 +17,8 @@ from sparselens import analyses
 from sparselens.analyses.comparison import one_model
 from sparselens.analyses.comparison.plots import edges_needed_plot, kept_plot, loss_plot
 from sparselens.analyses.comparison.results import SIDES, Comparison
-from sparselens.analyses.comparison.table import Row, cells, rows_of
+from sparselens.analyses.comparison.rows import Row, cells
+from sparselens.analyses.comparison.table import rows_of
 from sparselens.analyses.engine.resume import BatchLog
 from sparselens.prompts.intervals import Interval
 from sparselens.tasks import TASKS
