@@ -1,22 +1,15 @@
 """Activation patching, top components and dependency cones of a HookedTransformer."""
 
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
+import transformer_lens.patching as theirs
+from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 import sparselens as sl
 from sparselens.analyses import dependency_cone, keep_top, outside_effect, patch_activations, patch_heads
 from sparselens.prompts.metrics import logit_difference
-
-if find_spec("transformer_lens.HookedTransformer") is None:
-    pytest.skip("this TransformerLens has no HookedTransformer (it went with 4.0)", allow_module_level=True)
-
-import transformer_lens.patching as theirs
-from transformer_lens import HookedTransformer, HookedTransformerConfig
-
-pytestmark = pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
 
 KINDS: dict[str, dict[str, Any]] = {
     "gpt2-like": {},
