@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparselens.circuits import selection
 from sparselens.circuits.circuit import Circuit
-from sparselens.circuits.graph import RECEIVERS, Graph
+from sparselens.circuits.graph import Graph
 from sparselens.prompts.intervals import Interval, mean_interval
 from sparselens.results import Result
 
@@ -144,21 +144,6 @@ class EdgeScores(Result):
     def node(self) -> Float[Tensor, " source"]:
         """Mean score of each source: the sum over its destinations."""
         return self.mean.sum(-1)
-
-    def per_kv_head(self) -> Float[Tensor, "source kv_destination"]:
-        """Mean scores with the columns `<k>` and `<v>` of query heads that share a key-value head summed.
-
-        Columns are in the order of the destinations, each group at the place of its first head.
-        """
-        columns: list[Tensor] = []
-        for layer, block in enumerate(self.graph.blocks):
-            at, shared = self.graph.head_destinations(layer), block.n_heads // (block.n_kv_heads or block.n_heads)
-            for number, receiver in enumerate(RECEIVERS):
-                start = at.start + number * block.n_heads
-                heads = self.mean[:, start : start + block.n_heads]
-                columns.append(heads if receiver == "q" else heads.unflatten(1, (-1, shared)).sum(-1))
-            columns += [self.mean[:, at.stop : at.stop + 1]] * block.mlp
-        return torch.cat([*columns, self.mean[:, -1:]], 1)
 
     def _known(self) -> Float[Tensor, "source destination"]:
         """The mean scores, zero where an edge was not measured, as `attribute_edges` has it for `candidates`.

@@ -5,8 +5,8 @@
    one block; the last layer's is the input of the unembedding.
 3. Patterns are taken as given: while they are held, nothing outside the cone moves the logits. In a fresh run they
    depend on more: softmax weights are normalised over closed positions too, and gates depend on query and key states.
-   So the cone says through which states values flow to the answer, not what made the model attend there.
-4. `DependencyCone.outside` says how much that leaves out, by strong noise in every state outside.
+   So the cone says through which states values flow to the answer, not what made the model attend there;
+   `DependencyCone.outside` says how much that leaves out, by strong noise in every state outside.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,6 @@ from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.results import Result
 from sparselens.training.evaluation import evaluating
 
-_READ, _LAST = "blocks.{}.hook_resid_pre", "blocks.{}.hook_resid_post"
 SIGMAS = 30.0  # standard deviations of the noise, in those of the states
 
 
@@ -102,10 +101,9 @@ def dependency_cone(
 
     In a dense model, where every visible pair is an edge, the cone is nearly everything; in a sparse model it is small.
 
-    Scope: dependence with the patterns held, where it is exact: noise of 30 standard deviations in every state outside
-    moves no logit. In a fresh run that noise changes where the model attends, and so the logits at the answer
-    (`DependencyCone.outside` has both): by 8 in both shipped sparse models, where 71 of 100 sums and 58 of 81 pronouns
-    keep the sign of their logit difference.
+    Scope: exact with the patterns held. In a fresh run noise of 30 standard deviations in every state outside changes
+    where the model attends, and so the logits at the answer: by 8 in both shipped sparse models, where 71 of 100 sums and
+    58 of 81 pronouns keep the sign of their logit difference. `DependencyCone.outside` has both.
 
     >>> cone = dependency_cone(model, pairs)
     >>> cone.size / cone.states[0].size  # share of all states
@@ -199,7 +197,7 @@ def _noisy(
 def _states_of(model: Any) -> list[str]:
     """The hook points of a cone's states, layer by layer."""
     n_layers = model.cfg.n_layers
-    return [*(_READ.format(layer) for layer in range(n_layers)), _LAST.format(n_layers - 1)]
+    return [*(f"blocks.{layer}.hook_resid_pre" for layer in range(n_layers)), f"blocks.{n_layers - 1}.hook_resid_post"]
 
 
 def _change(cone: DependencyCone, rows: Tensor, difference: Float[Tensor, "row pos d_vocab"]) -> Float[Tensor, " row"]:
@@ -265,11 +263,7 @@ def cut_effects(
 
 
 def _held(model: Any) -> Any:
-    """The model.
-
-    Raises:
-        ValueError: its patterns cannot be held.
-    """
+    """The model; a ValueError if its patterns cannot be held."""
     if shows_only_copies(model, SITES["attention_edges"]):
         raise ValueError(
             f"this dense {type(model).__name__} shows only a copy of its patterns, so they cannot be held: give it "

@@ -84,6 +84,9 @@ class Comparison(Result):
 
     >>> comparison.sparse.circuit.edges, comparison.dense.heads.mean  # Float["layer head"]
     >>> comparison.fewer_edges()  # how many times fewer edges the sparse model needs, with its confidence interval
+
+    Intervals raise a ValueError where a model scores as nothing does, or a ratio is not finite, be it in one resample of
+    the prompts.
     """
 
     about: About
@@ -111,11 +114,7 @@ class Comparison(Result):
         return self.solved.clean_prompt[self.solved.kept].tolist()
 
     def edges_for_goal(self, side: str) -> Interval | None:
-        """Edges of the smallest prefix of the ranking that is as faithful as `about.goal`; None if none is.
-
-        Raises:
-            ValueError: nothing is as good as the whole model, at least in one resample of the prompts.
-        """
+        """Edges of the smallest prefix of the ranking that is as faithful as `about.goal`; None if none is."""
         return edges_for_goal(self._side(side).circuits.tried, self.about.goal, clusters=self.clusters)
 
     def circuit(self, side: str) -> Circuit:
@@ -146,20 +145,13 @@ class Comparison(Result):
         return ratio_interval(self._needed("dense"), self._needed("sparse"), clusters=self.clusters)
 
     def fewer_edges_of_mean(self) -> Interval:
-        """Number of edges that the mean scores need, dense / sparse (Fig. 4a, dotted).
-
-        Raises:
-            ValueError: the ratio is not finite in at least one resample of the prompts.
-        """
+        """Number of edges that the mean scores need, dense / sparse (Fig. 4a, dotted)."""
         return self._fewer_edges_of_mean
 
     def fewer_components(self, part: str, goal: float = 0.9) -> Interval | None:
         """Number of components that keep `goal` of the metric, dense / sparse, for a field of `ComponentCurves`.
 
         None where a model has no such components, or never keeps that much.
-
-        Raises:
-            ValueError: the ratio is not finite in at least one resample of the prompts.
         """
         kept = [getattr(self._side(side).kept, part) for side in SIDES]
         if any(k is None or k.smallest(goal) is None for k in kept):
@@ -170,20 +162,13 @@ class Comparison(Result):
         """Edges of the smallest prefixes of the rankings that are as faithful as `about.goal`, dense / sparse.
 
         None if one model has none.
-
-        Raises:
-            ValueError: the ratio is not finite, at least in one resample of the prompts.
         """
         if None in (self.dense.circuits.faithful_edges, self.sparse.circuits.faithful_edges):
             return None
         return self._ratio(lambda side, weights: edges_reached(side.circuits.tried, self.about.goal, weights))
 
     def pruned_edges(self, side: str) -> Interval | None:
-        """Edges of the pruned circuit, with their interval over the prompts that chose it; None if there is none.
-
-        Raises:
-            ValueError: nothing is as good as the whole model, at least in one resample of the prompts.
-        """
+        """Edges of the pruned circuit, with their interval over the prompts that chose it; None if there is none."""
         pruned = self._side(side).circuits.pruned
         return None if pruned is None else pruned.size_interval(self.about.goal, clusters=self._clusters_of(pruned))
 
@@ -191,9 +176,6 @@ class Comparison(Result):
         """Edges of the pruned circuits, dense / sparse, with its interval over the prompts that chose them both.
 
         None if a model has none.
-
-        Raises:
-            ValueError: the ratio is not finite, at least in one resample of the prompts.
         """
         dense, sparse = self.dense.circuits.pruned, self.sparse.circuits.pruned
         if dense is None or sparse is None:

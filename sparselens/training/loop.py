@@ -199,21 +199,13 @@ class _Run:
 
     def finish(self) -> PostTrainResult:
         """The best state, put into the model, and how it came about."""
-        best, step = self.best, self.best.step
+        best, step, history, controls = self.best, self.best.step, list(self.history), list(self.controls)
         best.put_into(self.plain)
-        notes = notes_on(self.history, step, self.learning_rate, self.controls)
+        notes = notes_on(history, step, self.learning_rate, controls)
         if self.step < self.config.steps:
             notes.append(f"the run was ended after step {self.step} of {self.config.steps}: it can be resumed")
-        return PostTrainResult(
-            self.dense,
-            best.evaluation,
-            step,
-            best.feasible,
-            self.target,
-            list(self.history),
-            list(self.controls),
-            notes,
-        )
+        found = best.evaluation, step, best.feasible
+        return PostTrainResult(self.dense, *found, self.target, history, controls, notes)
 
     def close(self) -> None:
         """Take everything that belongs to the run off the model."""
