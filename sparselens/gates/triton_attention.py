@@ -1,5 +1,6 @@
 """The Triton kernel as a function with a gradient: how it is launched, and what it keeps for the backward pass."""
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -8,8 +9,10 @@ from torch import Tensor
 
 from sparselens.gates import triton_kernel
 from sparselens.gates.fused import Attended, Call, Keys, Queries
+from sparselens.gates.noise import Words
 from sparselens.gates.spans import Spans
 
+_PROGRAMS = 512  # that a kernel wants at least: as many as run at once on a large GPU, and as many again
 _PACKED = torch.contiguous_format
 _kernel: Any = triton_kernel  # whose functions are launched, not called
 
@@ -23,20 +26,26 @@ class Tiles(NamedTuple):
     stages: int  # tiles of keys that are on their way
 
 
-def tiles(width: int, itemsize: int, backward: bool) -> Tiles:
-    """By the width of a head and the bytes of a number: what the compiler fits into registers and shared memory.
+def tiles(kernel: str, width: int, itemsize: int) -> Tiles:
+    """By the kernel, the width of a head and the bytes of a number: what fits into registers and shared memory.
 
-    `tests/benchmarks/gpu.py` tells how well. Not yet tuned on a GPU.
+    `tests/benchmarks/gpu.py` tells how well, `tests/benchmarks/tune_kernel.py` what else would do.
     """
     if itemsize > 2:
         return Tiles(32, 32, 4 if width <= 128 else 8, 1)
     if width > 128:
-        return Tiles(32, 32, 8, 1) if backward else Tiles(64, 32, 8, 1)
-    return Tiles(64, 64, 8 if backward or width > 64 else 4, 2)
+        return Tiles(64, 32, 8, 1) if kernel == "forward" else Tiles(32, 32, 8, 1)
+    return Tiles(64, 64, 4, 2)
 
 
 def triton_attend(query: Queries, key: Keys, value: Keys, call: Call) -> Attended:
-    """Output and counts, with the gradient of `gate.gated_softmax`."""
+    """Output and counts, with the gradient of `gate.gated_softmax`.
+
+    Raises:
+        ValueError: a scale that is not positive, with which the largest product would not be the largest score.
+    """
+    if not call.scale > 0:
+        raise ValueError(f"the kernel wants a positive scale, not {call.scale}: take implementation='eager'")
     return Attended(*_GatedAttention.apply(query, key, value, call.sinks, call))  # pyright: ignore
 
 
@@ -46,11 +55,12 @@ class _GatedAttention(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None, call: Call
     ) -> tuple[Tensor, Tensor, Tensor]:
         query, key, value = (_rows_whole(t) for t in (query, key, value))
+        call = call._replace(words=None if call.words is None else _folded(call.words))
         batch, heads, n, width = query.shape
         # as transformers wants it: the heads of a query side by side
         output = torch.empty(batch, n, heads, width, dtype=query.dtype, device=query.device).transpose(1, 2)
         lse, expected, opened = torch.empty(3, batch, heads, n, dtype=torch.float32, device=query.device)
-        launch = _Launch(query, key, value, output, call, backward=False)
+        launch = _Launch("forward", query, key, value, output, call)
         given = query if sinks is None else sinks  # a pointer that nothing follows has to be given all the same
         with torch.cuda.device_of(query):  # of several, the one that Triton launches on; on a CPU, nothing
             _kernel.forward[launch.over_queries](
@@ -72,30 +82,51 @@ class _GatedAttention(torch.autograd.Function):
         query, key, value, sinks, output, lse, first, last, words = ctx.saved_tensors
         call: Call = ctx.call._replace(spans=Spans(first, last, ctx.keys), words=words)
         d_output = _rows_whole(d_output)
-        inner = (d_output.float() * output.float()).sum(-1).contiguous()
-        launch = _Launch(query, key, value, d_output, call, backward=True)
-        given = (*launch.tensors, d_output, lse, inner, d_expected.float().contiguous())
-        d_query, d_key, d_value = (torch.empty_like(t, memory_format=_PACKED) for t in (query, key, value))
-        who = _queries_of_blocks(call.spans, launch.tiles.columns)
+        inner = torch.empty_like(lse)  # of every query d_output . output, which the first kernel leaves to the second
+        given = (d_output, lse, inner, d_expected.float().contiguous())
+        d_query = torch.empty_like(query, memory_format=_PACKED)
+        launch = _Launch("backward_queries", query, key, value, d_output, call)
         with torch.cuda.device_of(query):
-            _kernel.backward_queries[launch.over_queries](*given, d_query, *launch.numbers, **launch.options)
-            _kernel.backward_keys[launch.over_keys](*given, *who, d_key, d_value, *launch.numbers, **launch.options)
+            _kernel.backward_queries[launch.over_queries](
+                *launch.tensors, *given, output, d_query, *launch.numbers, **launch.options
+            )
+            d_key, d_value = _gradients_of_keys(query, key, value, call, given)
         d_sinks = None
         if sinks is not None:  # the softmax weight of a sink, times what an edge that writes nothing gets
-            d_sinks = -(torch.exp(sinks.float()[:, None] - lse) * inner).sum((0, 2)).to(sinks.dtype)
+            weight = torch.exp2(sinks.float()[:, None] / math.log(2) - lse)  # lse is to base 2
+            d_sinks = -(weight * inner).sum((0, 2)).to(sinks.dtype)
         return d_query, d_key, d_value, d_sinks, None
+
+
+def _gradients_of_keys(
+    query: Tensor, key: Tensor, value: Tensor, call: Call, given: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    """Of keys and values. `given` is what comes with the gradient, the gradient itself first."""
+    launch = _Launch("backward_keys", query, key, value, given[0], call)
+    seeing = _queries_of_blocks(call.spans, launch.tiles.columns)
+    (batch, kv_heads), heads = key.shape[:2], query.shape[1]
+    members = _members(heads // kv_heads, batch * heads * seeing.shape[1])
+    parts = heads // members
+    dtype = key.dtype if parts == kv_heads else torch.float32
+    found = torch.empty(2, batch, parts, *key.shape[2:], dtype=dtype, device=key.device)
+    _kernel.backward_keys[batch * parts, seeing.shape[1]](
+        *launch.tensors, *given, seeing, *found, *launch.numbers, MEMBERS=members, **launch.options
+    )
+    if parts > kv_heads:
+        found = found.unflatten(2, (kv_heads, -1)).sum(3).to(key.dtype)
+    return found[0], found[1]
 
 
 class _Launch:
     """The arguments that the three kernels share, in their order."""
 
-    def __init__(self, query: Tensor, key: Tensor, value: Tensor, output: Tensor, call: Call, backward: bool) -> None:
+    def __init__(self, kernel: str, query: Tensor, key: Tensor, value: Tensor, output: Tensor, call: Call) -> None:
         batch, heads, queries, head = query.shape
         kv_heads, keys = key.shape[1:3]
         first, last = (t.int().contiguous() for t in call.spans[:2])
-        words = first if call.words is None else call.words.int().contiguous()  # the same 32 bits
+        words = first if call.words is None else call.words
         width = max(16, 1 << (head - 1).bit_length())  # the least that a matrix product takes
-        self.tiles = tiles(width, query.element_size(), backward)
+        self.tiles = tiles(kernel, width, query.element_size())
         self.tensors = (query, key, value, first, last, words)
         strides = [t.stride(axis) for t in (query, key, value, output) for axis in range(3)]
         self.numbers = (
@@ -123,8 +154,7 @@ class _Launch:
             "num_warps": self.tiles.warps,
             "num_stages": self.tiles.stages,
         }
-        self.over_queries = (-(-queries // self.tiles.rows), batch * heads)
-        self.over_keys = (-(-keys // self.tiles.columns), batch * kv_heads)
+        self.over_queries = (batch * heads, -(-queries // self.tiles.rows))
 
 
 def _rows_whole(tensor: Tensor) -> Tensor:
@@ -132,11 +162,30 @@ def _rows_whole(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def _queries_of_blocks(spans: Spans, columns: int) -> tuple[Int[Tensor, "batch block"], Int[Tensor, "batch block"]]:
-    """From where to where there are queries that see something of each block of keys."""
-    block = torch.arange(0, spans.keys, columns, device=spans.first.device)[:, None]
-    seeing = (spans.first[:, None] < block + columns) & (spans.last[:, None] > block)
-    seeing &= (spans.first < spans.last)[:, None]
-    number = torch.arange(spans.first.shape[1], device=block.device, dtype=torch.int32)
-    begin = torch.where(seeing, number, len(number)).amin(-1).int()
-    return begin.contiguous(), torch.where(seeing, number + 1, 0).amax(-1).int().contiguous()
+def _members(group: int, programs: int) -> int:
+    """How many heads of a group one program adds up: fewer where there are too few programs to fill a GPU.
+
+    One that a thousand programs share well; the same on every GPU, so that the sums are, too.
+    """
+    return next((n for n in range(group, 1, -1) if group % n == 0 and programs // n >= _PROGRAMS), 1)
+
+
+def _folded(words: Words) -> Int[Tensor, "word=2 batch head query_pos"]:
+    """What the kernels mix with the numbers of keys, in 32 bits: a shift less for every edge, see `_uniform` there."""
+    shift = torch.tensor([16, 15]).reshape(2, 1, 1, 1).to(words.device, non_blocking=True)
+    return (words ^ (words >> shift)).int().contiguous()
+
+
+def _queries_of_blocks(spans: Spans, columns: int) -> Int[Tensor, "batch block 4"]:
+    """From where to where there are queries that see something of each block of keys, and a run that sees it whole."""
+    block = torch.arange(0, spans.keys, columns, device=spans.first.device, dtype=torch.int32)[:, None]
+    first, last = spans.first[:, None], spans.last[:, None]
+    n = spans.first.shape[1]
+    number = torch.arange(n, device=block.device, dtype=torch.int32)
+    seeing = torch.minimum(last, block + columns) > torch.maximum(first, block)
+    whole = (first <= block) & (last >= block + columns)
+    begin = torch.where(seeing, number, n).amin(-1)
+    end = torch.where(seeing, number + 1, 0).amax(-1)
+    run = torch.where(whole, number, n).amin(-1)
+    run_end = torch.where(whole | (number < run[..., None]), n, number).amin(-1)
+    return torch.stack([begin, end, run, run_end], dim=-1).int()

@@ -6,8 +6,12 @@ backward   with p = exp(s - lse), z = gate_logit / t, soft = sigmoid(z + noise),
            ds_ij = p_ij ((soft (1 - soft) / t + open_ij) g_ij - o_i) + dExpected sigmoid'(z_ij) / t
            dq_i = scale sum_j ds_ij k_j;  dk_j = scale sum_i ds_ij q_i;  dv_j = sum_i p_ij open_ij dOut_i
 Noise is made where it is needed, of two words per row (`noise.uniform_at`), the same in all three kernels.
-An edge is open under the noise where sigmoid(z) > 1 - u: no logarithm. Capitals are pointers and constants, as is
-Triton's custom.
+
+Instructions per edge are what all this costs, more than the matrix products; so the gate is written in its odds of
+being closed, e = exp(-z), without a logarithm and with one reciprocal, r = 1 / ((1 + e) (u + (1 - u) e)):
+           open = (1 - u) e < u;  sigmoid'(z) = e (r (u + (1 - u) e))^2;  soft = u r (1 + e)
+Exponents are of base 2, lse too. Tiles that every query of theirs sees whole come first, without a mask; then those at
+the edges of what is visible. Capitals are pointers and constants, as is Triton's custom.
 """
 
 # pyright: basic
@@ -18,49 +22,120 @@ from typing import no_type_check  # of functions that are source for a compiler,
 import triton
 import triton.language as tl
 
-
-@triton.jit
-@no_type_check
-def _uniform(word, other, key):
-    """As `noise.uniform_at`, in 32 bits."""
-    bits = word[:, None] ^ key.to(tl.uint32)[None, :]
-    bits = (bits ^ (bits >> 16)) * 0x7FEB352D
-    bits = bits ^ other[:, None]
-    bits = (bits ^ (bits >> 15)) * 0x846CA68B
-    bits = bits ^ (bits >> 16)
-    return ((bits >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07  # 2**-23
+LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
 @no_type_check
-def _sigmoid(x):
-    return 1 / (1 + tl.exp(-tl.minimum(tl.maximum(x, -80.0), 80.0)))  # beyond, float32 says 0 and 1
+def _uniform(word, other, begin, place):
+    """As `noise.uniform_at`, in 32 bits, at the keys `begin + place`; `begin` is a multiple of a power of two > place.
+
+    Of an exclusive or, `x ^ x >> n` is the exclusive or of both sides': so words come with that done (WORDS), and keys
+    are folded by tiles. The top bits become those of a float between 1 and 2.
+    """
+    bits = ((word ^ begin ^ (begin >> 16))[:, None] ^ place.to(tl.uint32)[None, :]) * 0x7FEB352D
+    bits = (bits ^ (bits >> 15) ^ other[:, None]) * 0x846CA68B
+    bits = ((bits >> 9) ^ (bits >> 25)) | 0x3F800000
+    return bits.to(tl.float32, bitcast=True) - 0.999999940395355224609375  # 1 - 2**-24
 
 
 @triton.jit
 @no_type_check
-def _scores(query, key, scale, softcap, HAS_CAP: tl.constexpr, PRECISION: tl.constexpr):
-    score = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
+def _inverse(x):
+    """One instruction and a product, where a division takes ten."""
+    root = tl.rsqrt(x)
+    return root * root
+
+
+@triton.jit
+@no_type_check
+def _as_number(condition):
+    return tl.where(condition, 1.0, 0.0)
+
+
+@triton.jit
+@no_type_check
+def _product(query, key, scale, softcap, HAS_CAP: tl.constexpr, PRECISION: tl.constexpr):
+    """The products q . k, which the scale multiplies later; with a cap, the scores themselves."""
+    product = tl.dot(query, tl.trans(key), input_precision=PRECISION)
     if HAS_CAP:
-        score = softcap * (2 * _sigmoid(2 * score / softcap) - 1)  # tanh
-    return score
+        tanh = 2 * _inverse(1 + tl.exp2(tl.minimum(product * (-2 * LOG2E * scale / softcap), 60.0))) - 1
+        product = softcap * tanh
+    return product
 
 
 @triton.jit
 @no_type_check
-def _is_open(score, prob, uniform, visible, bias, NOISY: tl.constexpr):
-    wanted = score + bias > 0
+def _visible(product, begin, place, first, last):
+    """-inf where a key is not visible."""
+    number = (begin + place)[None, :]
+    return tl.where((number >= first[:, None]) & (number < last[:, None]), product, -float("inf"))
+
+
+@triton.jit
+@no_type_check
+def _closed_odds(product, scale, bias, slope):
+    """exp(-gate_logit / t). Beyond 2**60 float32 says that the gate is closed, and squares still are finite."""
+    return tl.exp2(tl.minimum(product * (-scale * slope * LOG2E) - bias * slope * LOG2E, 60.0))
+
+
+@triton.jit
+@no_type_check
+def _rows(pointer, row, stride, column, n_rows, HEAD: tl.constexpr, MASKED: tl.constexpr):
+    """A tile of rows as long as a head; zeros beyond its ends, where there are any."""
+    at = pointer + row.to(tl.int64)[:, None] * stride + column[None, :]
+    if MASKED:
+        return tl.load(at, mask=(row < n_rows)[:, None] & (column < HEAD)[None, :], other=0.0)
+    if column.shape[0] > HEAD:
+        return tl.load(at, mask=(column < HEAD)[None, :], other=0.0)
+    return tl.load(at)
+
+
+@triton.jit
+@no_type_check
+def _ranges(first, last, n_keys, COLUMNS: tl.constexpr):
+    """The tiles of keys: from where to where any row sees something, and from where to where all see all."""
+    start = tl.min(tl.where(first < last, first, n_keys)) // COLUMNS * COLUMNS
+    whole = (tl.max(first) + COLUMNS - 1) // COLUMNS * COLUMNS
+    whole_end = tl.maximum(tl.min(last) // COLUMNS * COLUMNS, whole)
+    return start, tl.max(last), whole, whole_end
+
+
+@triton.jit
+@no_type_check
+def _attend(
+    begin, K, V, k_row, v_row, query, first, last, word, other, output, top, total, expected, opened,
+    scale, bias, slope, softcap, n_keys,
+    HEAD: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
+    NOISY: tl.constexpr, HAS_CAP: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """What is known of a block of queries after one tile of keys more."""
+    place = tl.arange(0, COLUMNS)
+    column = tl.arange(0, WIDTH)
+    key = _rows(K, begin + place, k_row, column, n_keys, HEAD, MASKED)
+    value = _rows(V, begin + place, v_row, column, n_keys, HEAD, MASKED)
+    product = _product(query, key, scale, softcap, HAS_CAP, PRECISION)
+    scale = 1.0 if HAS_CAP else scale
+    if MASKED:
+        product = _visible(product, begin, place, first, last)
+    odds = _closed_odds(product, scale, bias, slope)
     if NOISY:
-        wanted = prob > 1 - uniform
-    return visible & wanted
+        uniform = _uniform(word, other, begin, place)
+        is_open = _as_number(odds - uniform * odds < uniform)
+    else:
+        is_open = _as_number(product * scale + bias > 0)
+    expected += tl.sum(_inverse(1 + odds), 1)
+    opened += tl.sum(is_open, 1)
 
-
-@triton.jit
-@no_type_check
-def _rows(pointer, row, stride, column, n_rows, HEAD: tl.constexpr):
-    """A tile of rows as long as a head; zeros beyond its ends."""
-    inside = (row < n_rows)[:, None] & (column < HEAD)[None, :]
-    return tl.load(pointer + row.to(tl.int64)[:, None] * stride + column[None, :], mask=inside, other=0.0)
+    higher = tl.maximum(top, tl.max(product, 1) * (scale * LOG2E))
+    base = higher
+    if MASKED:
+        base = tl.where(higher == -float("inf"), 0.0, higher)  # a query that has seen no key yet
+    weight = tl.exp2(product * (scale * LOG2E) - base[:, None])
+    shrink = tl.exp2(top - base)
+    total = total * shrink + tl.sum(weight, 1)
+    output = output * shrink[:, None] + tl.dot((weight * is_open).to(value.dtype), value, input_precision=PRECISION)
+    return output, higher, total, expected, opened
 
 
 @triton.jit
@@ -74,21 +149,27 @@ def forward(
     NOISY: tl.constexpr, HAS_CAP: tl.constexpr, HAS_SINKS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One block of queries of one head: output, lse, and each query's expected and open edges."""
-    batch = (tl.program_id(1) // HEADS).to(tl.int64)
-    head = tl.program_id(1) % HEADS
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    batch = (tl.program_id(0) // HEADS).to(tl.int64)
+    head = tl.program_id(0) % HEADS
+    block = tl.num_programs(1) - 1 - tl.program_id(1)  # later queries mostly see more keys: what takes long comes first
+    row = block * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, WIDTH)
     here = row < n_queries
-    first = tl.load(FIRST + batch * span_batch + row, mask=here, other=0)
-    last = tl.load(LAST + batch * span_batch + row, mask=here, other=0)
-    query = _rows(Q + batch * q_batch + head * q_head, row, q_row, column, n_queries, HEAD)
-    place = tl.program_id(1).to(tl.int64) * n_queries + row  # of what is kept per query
+    known = tl.minimum(row, n_queries - 1)  # beyond the end the last row once more, which is not stored
+    place = tl.program_id(0).to(tl.int64) * n_queries + known  # of what is kept per query
+    first = tl.load(FIRST + batch * span_batch + known)
+    last = tl.load(LAST + batch * span_batch + known)
+    query = _rows(Q + batch * q_batch + head * q_head, row, q_row, column, n_queries, HEAD, True)
+    K += batch * k_batch + head // GROUP * k_head
+    V += batch * v_batch + head // GROUP * v_head
+    word = tl.zeros([ROWS], tl.uint32)
+    other = word
     if NOISY:
-        word = tl.load(WORDS + place, mask=here, other=0).to(tl.uint32, bitcast=True)
-        other = tl.load(WORDS + n_words + place, mask=here, other=0).to(tl.uint32, bitcast=True)
+        word = tl.load(WORDS + place).to(tl.uint32, bitcast=True)
+        other = tl.load(WORDS + n_words + place).to(tl.uint32, bitcast=True)
     if HAS_SINKS:
         sink = tl.load(SINKS + head).to(tl.float32)
-        top = tl.zeros([ROWS], tl.float32) + sink
+        top = tl.zeros([ROWS], tl.float32) + sink * LOG2E
         total = tl.zeros([ROWS], tl.float32) + 1
     else:
         top = tl.zeros([ROWS], tl.float32) - float("inf")
@@ -97,34 +178,22 @@ def forward(
     expected = tl.zeros([ROWS], tl.float32)
     opened = tl.zeros([ROWS], tl.float32)
 
-    start = tl.min(tl.where(first < last, first, n_keys)) // COLUMNS * COLUMNS
-    for begin in range(start, tl.max(last), COLUMNS):
-        number = begin + tl.arange(0, COLUMNS)
-        key = _rows(K + batch * k_batch + head // GROUP * k_head, number, k_row, column, n_keys, HEAD)
-        value = _rows(V + batch * v_batch + head // GROUP * v_head, number, v_row, column, n_keys, HEAD)
-        score = _scores(query, key, scale, softcap, HAS_CAP, PRECISION)
-        visible = (number[None, :] >= first[:, None]) & (number[None, :] < last[:, None])
-        prob = tl.where(visible, _sigmoid((score + bias) * slope), 0.0)
-        uniform = prob
-        if NOISY:
-            uniform = _uniform(word, other, number)
-        is_open = _is_open(score, prob, uniform, visible, bias, NOISY)
-        expected += tl.sum(prob, 1)
-        opened += tl.sum(is_open.to(tl.float32), 1)
-
-        score = tl.where(visible, score, -float("inf"))
-        higher = tl.maximum(top, tl.max(score, 1))
-        base = tl.where(higher == -float("inf"), 0.0, higher)  # a query that has seen no key yet
-        weight = tl.exp(score - base[:, None])
-        shrink = tl.exp(top - base)
-        total = total * shrink + tl.sum(weight, 1)
-        weight = tl.where(is_open, weight, 0.0).to(value.dtype)
-        output = output * shrink[:, None] + tl.dot(weight, value, input_precision=PRECISION)
-        top = higher
+    start, end, whole, whole_end = _ranges(first, last, n_keys, COLUMNS)
+    for begin in range(whole, whole_end, COLUMNS):
+        output, top, total, expected, opened = _attend(
+            begin, K, V, k_row, v_row, query, first, last, word, other, output, top, total, expected, opened,
+            scale, bias, slope, softcap, n_keys, HEAD, WIDTH, COLUMNS, NOISY, HAS_CAP, PRECISION, MASKED=False,
+        )  # fmt: skip
+    for left in range(start, end - (whole_end - whole), COLUMNS):
+        begin = left + tl.where(left < whole, 0, whole_end - whole)
+        output, top, total, expected, opened = _attend(
+            begin, K, V, k_row, v_row, query, first, last, word, other, output, top, total, expected, opened,
+            scale, bias, slope, softcap, n_keys, HEAD, WIDTH, COLUMNS, NOISY, HAS_CAP, PRECISION, MASKED=True,
+        )  # fmt: skip
 
     seen = total > 0
     output = output / tl.where(seen, total, 1.0)[:, None]
-    lse = tl.where(seen, top + tl.log(tl.where(seen, total, 1.0)), float("inf"))
+    lse = tl.where(seen, top + tl.log2(tl.where(seen, total, 1.0)), float("inf"))
     inside = here[:, None] & (column < HEAD)[None, :]
     at = OUT + batch * o_batch + head * o_head + row.to(tl.int64)[:, None] * o_row + column[None, :]
     tl.store(at, output.to(OUT.dtype.element_ty), mask=inside)
@@ -136,126 +205,201 @@ def forward(
 @triton.jit
 @no_type_check
 def _gradient(
-    query, key, value, d_output, lse, inner, d_expected, first, last, word, other, number,
-    scale, bias, slope, softcap, NOISY: tl.constexpr, HAS_CAP: tl.constexpr, PRECISION: tl.constexpr,
+    query, key, value, d_output, lse, inner, d_expected, first, last, word, other, begin,
+    scale, bias, slope, softcap, COLUMNS: tl.constexpr,
+    NOISY: tl.constexpr, HAS_CAP: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Of one tile: the gradient of q . k (but for the scale), and the weights of the open edges."""
-    score = _scores(query, key, scale, softcap, HAS_CAP, PRECISION)
-    visible = (number[None, :] >= first[:, None]) & (number[None, :] < last[:, None])
-    weight = tl.exp(tl.where(visible, score - lse[:, None], -float("inf")))
-    prob = tl.where(visible, _sigmoid((score + bias) * slope), 0.0)
-    uniform = prob
-    if NOISY:
-        uniform = _uniform(word, other, number)
-    is_open = _is_open(score, prob, uniform, visible, bias, NOISY)
-    through = is_open.to(tl.float32)
-    if NOISY:
-        yes = uniform * prob
-        soft = yes / (yes + (1 - uniform) * (1 - prob))
-        through += soft * (1 - soft) * slope
-    d_weight = tl.dot(d_output, tl.trans(value), input_precision=PRECISION)
-    d_score = weight * (through * d_weight - inner[:, None])
-    d_score += d_expected * slope * prob * (1 - prob)
+    place = tl.arange(0, COLUMNS)
+    product = _product(query, key, scale, softcap, HAS_CAP, PRECISION)
     if HAS_CAP:
-        d_score *= 1 - (score / softcap) * (score / softcap)
-    return d_score, tl.where(is_open, weight, 0.0)
+        scale = 1.0
+        steepness = 1 - (product / softcap) * (product / softcap)
+    if MASKED:
+        product = _visible(product, begin, place, first, last)
+    odds = _closed_odds(product, scale, bias, slope)
+    weight = tl.exp2(product * (scale * LOG2E) - lse[:, None])
+    if NOISY:
+        uniform = _uniform(word, other, begin, place)
+        less = odds - uniform * odds
+        either, all_ = uniform + less, 1 + odds
+        inverse = _inverse(all_ * either)
+        prob, soft = inverse * either, uniform * (inverse * all_)
+        is_open = _as_number(less < uniform)
+        through = is_open + slope * (soft - soft * soft)
+    else:
+        prob = _inverse(1 + odds)
+        is_open = _as_number(product * scale + bias > 0)
+        through = is_open
+    d_weight = tl.dot(d_output, tl.trans(value), input_precision=PRECISION)
+    d_score = weight * (through * d_weight - inner[:, None]) + d_expected * slope * (odds * prob * prob)
+    if HAS_CAP:
+        d_score *= steepness
+    return d_score, weight * is_open
+
+
+@triton.jit
+@no_type_check
+def _d_query_of(
+    begin, K, V, k_row, v_row, query, d_output, lse, inner, d_expected, first, last, word, other,
+    scale, bias, slope, softcap, n_keys,
+    HEAD: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
+    NOISY: tl.constexpr, HAS_CAP: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """What one tile of keys adds to the gradient of a block of queries."""
+    number = begin + tl.arange(0, COLUMNS)
+    column = tl.arange(0, WIDTH)
+    key = _rows(K, number, k_row, column, n_keys, HEAD, MASKED)
+    value = _rows(V, number, v_row, column, n_keys, HEAD, MASKED)
+    d_score, _ = _gradient(
+        query, key, value, d_output, lse, inner, d_expected, first, last, word, other, begin,
+        scale, bias, slope, softcap, COLUMNS, NOISY, HAS_CAP, PRECISION, MASKED,
+    )  # fmt: skip
+    return tl.dot(d_score.to(key.dtype), key, input_precision=PRECISION)
 
 
 @triton.jit
 @no_type_check
 def backward_queries(
-    Q, K, V, FIRST, LAST, WORDS, D_OUT, LSE, INNER, D_EXPECTED, D_Q,
+    Q, K, V, FIRST, LAST, WORDS, D_OUT, LSE, INNER, D_EXPECTED, OUT, D_Q,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, o_batch, o_head, o_row, span_batch,
     scale, bias, slope, softcap, n_queries, n_keys, n_words,
     HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD: tl.constexpr, WIDTH: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     NOISY: tl.constexpr, HAS_CAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of one block of queries of one head. D_Q is laid out (batch, head, query, HEAD)."""
-    batch = (tl.program_id(1) // HEADS).to(tl.int64)
-    head = tl.program_id(1) % HEADS
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    """The gradient of one block of queries of one head, and the INNER that `backward_keys` takes.
+
+    OUT is laid out (batch, query, head, HEAD), D_Q (batch, head, query, HEAD).
+    """
+    batch = (tl.program_id(0) // HEADS).to(tl.int64)
+    head = tl.program_id(0) % HEADS
+    block = tl.num_programs(1) - 1 - tl.program_id(1)  # later queries mostly see more keys: what takes long comes first
+    row = block * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, WIDTH)
     here = row < n_queries
-    first = tl.load(FIRST + batch * span_batch + row, mask=here, other=0)
-    last = tl.load(LAST + batch * span_batch + row, mask=here, other=0)
-    query = _rows(Q + batch * q_batch + head * q_head, row, q_row, column, n_queries, HEAD)
-    d_output = _rows(D_OUT + batch * o_batch + head * o_head, row, o_row, column, n_queries, HEAD)
-    place = tl.program_id(1).to(tl.int64) * n_queries + row
-    lse = tl.load(LSE + place, mask=here, other=float("inf"))
-    inner = tl.load(INNER + place, mask=here, other=0.0)
-    d_expected = tl.load(D_EXPECTED + tl.program_id(1))
+    known = tl.minimum(row, n_queries - 1)
+    place = tl.program_id(0).to(tl.int64) * n_queries + known
+    first = tl.load(FIRST + batch * span_batch + known)
+    last = tl.load(LAST + batch * span_batch + known)
+    query = _rows(Q + batch * q_batch + head * q_head, row, q_row, column, n_queries, HEAD, True)
+    d_output = _rows(D_OUT + batch * o_batch + head * o_head, row, o_row, column, n_queries, HEAD, True)
+    output = _rows(OUT + (batch * n_queries * HEADS + head) * HEAD, row, HEADS * HEAD, column, n_queries, HEAD, True)
+    inner = tl.sum(d_output.to(tl.float32) * output.to(tl.float32), 1)
+    tl.store(INNER + place, inner, mask=here)
+    K += batch * k_batch + head // GROUP * k_head
+    V += batch * v_batch + head // GROUP * v_head
+    lse = tl.load(LSE + place)
+    d_expected = tl.load(D_EXPECTED + tl.program_id(0))
     word = tl.zeros([ROWS], tl.uint32)
     other = word
     if NOISY:
-        word = tl.load(WORDS + place, mask=here, other=0).to(tl.uint32, bitcast=True)
-        other = tl.load(WORDS + n_words + place, mask=here, other=0).to(tl.uint32, bitcast=True)
+        word = tl.load(WORDS + place).to(tl.uint32, bitcast=True)
+        other = tl.load(WORDS + n_words + place).to(tl.uint32, bitcast=True)
     d_query = tl.zeros([ROWS, WIDTH], tl.float32)
-    start = tl.min(tl.where(first < last, first, n_keys)) // COLUMNS * COLUMNS
-    for begin in range(start, tl.max(last), COLUMNS):
-        number = begin + tl.arange(0, COLUMNS)
-        key = _rows(K + batch * k_batch + head // GROUP * k_head, number, k_row, column, n_keys, HEAD)
-        value = _rows(V + batch * v_batch + head // GROUP * v_head, number, v_row, column, n_keys, HEAD)
-        d_score, _ = _gradient(
-            query, key, value, d_output, lse, inner, d_expected, first, last, word, other, number,
-            scale, bias, slope, softcap, NOISY, HAS_CAP, PRECISION,
+    start, end, whole, whole_end = _ranges(first, last, n_keys, COLUMNS)
+    for begin in range(whole, whole_end, COLUMNS):
+        d_query += _d_query_of(
+            begin, K, V, k_row, v_row, query, d_output, lse, inner, d_expected, first, last, word, other,
+            scale, bias, slope, softcap, n_keys, HEAD, WIDTH, COLUMNS, NOISY, HAS_CAP, PRECISION, MASKED=False,
         )  # fmt: skip
-        d_query += tl.dot(d_score.to(key.dtype), key, input_precision=PRECISION)
+    for left in range(start, end - (whole_end - whole), COLUMNS):
+        begin = left + tl.where(left < whole, 0, whole_end - whole)
+        d_query += _d_query_of(
+            begin, K, V, k_row, v_row, query, d_output, lse, inner, d_expected, first, last, word, other,
+            scale, bias, slope, softcap, n_keys, HEAD, WIDTH, COLUMNS, NOISY, HAS_CAP, PRECISION, MASKED=True,
+        )  # fmt: skip
     inside = here[:, None] & (column < HEAD)[None, :]
     tl.store(D_Q + place[:, None] * HEAD + column[None, :], (d_query * scale).to(D_Q.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 @no_type_check
+def _d_keys_of(
+    begin, Q, D_OUT, FIRST, LAST, WORDS, LSE, INNER, q_row, o_row, key, value, d_expected, block, d_key, d_value,
+    scale, bias, slope, softcap, n_queries, n_words,
+    HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    NOISY: tl.constexpr, HAS_CAP: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """The gradients of a block of keys and values after one tile of queries more."""
+    row = begin + tl.arange(0, ROWS)
+    column = tl.arange(0, WIDTH)
+    query = _rows(Q, row, q_row, column, n_queries, HEAD, MASKED)
+    d_output = _rows(D_OUT, row, o_row, column, n_queries, HEAD, MASKED)  # beyond the end 0, so that nothing is added
+    known = row
+    first = row
+    last = row
+    if MASKED:
+        known = tl.minimum(row, n_queries - 1)
+        first = tl.load(FIRST + known)
+        last = tl.load(LAST + known)
+    lse = tl.load(LSE + known)
+    inner = tl.load(INNER + known)
+    word = tl.zeros([ROWS], tl.uint32)
+    other = word
+    if NOISY:
+        word = tl.load(WORDS + known).to(tl.uint32, bitcast=True)
+        other = tl.load(WORDS + n_words + known).to(tl.uint32, bitcast=True)
+    d_score, weight = _gradient(
+        query, key, value, d_output, lse, inner, d_expected, first, last, word, other, block,
+        scale, bias, slope, softcap, COLUMNS, NOISY, HAS_CAP, PRECISION, MASKED,
+    )  # fmt: skip
+    d_value += tl.dot(tl.trans(weight.to(d_output.dtype)), d_output, input_precision=PRECISION)
+    d_key += tl.dot(tl.trans(d_score.to(query.dtype)), query, input_precision=PRECISION)
+    return d_key, d_value
+
+
+@triton.jit
+@no_type_check
 def backward_keys(
-    Q, K, V, FIRST, LAST, WORDS, D_OUT, LSE, INNER, D_EXPECTED, BEGIN, END, D_K, D_V,
+    Q, K, V, FIRST, LAST, WORDS, D_OUT, LSE, INNER, D_EXPECTED, SEEING, D_K, D_V,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, o_batch, o_head, o_row, span_batch,
     scale, bias, slope, softcap, n_queries, n_keys, n_words,
     HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD: tl.constexpr, WIDTH: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, MEMBERS: tl.constexpr,
     NOISY: tl.constexpr, HAS_CAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of one block of keys and values: over the heads that share them, and the queries that see them.
+    """The gradients of one block of keys and values, from some of the heads that share them: MEMBERS of a GROUP.
 
-    BEGIN and END (span batch, block of keys) say which queries those are. D_K, D_V: (batch, kv_head, key, HEAD).
+    SEEING (span batch, block of keys, 4) says which queries see them. D_K, D_V: (batch, HEADS / MEMBERS, key, HEAD).
     """
-    KV_HEADS: tl.constexpr = HEADS // GROUP
-    batch = (tl.program_id(1) // KV_HEADS).to(tl.int64)
-    kv_head = tl.program_id(1) % KV_HEADS
-    number = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    PARTS: tl.constexpr = HEADS // MEMBERS
+    batch = (tl.program_id(0) // PARTS).to(tl.int64)
+    first_head = tl.program_id(0) % PARTS * MEMBERS
+    kv_head = first_head // GROUP
+    block = tl.program_id(1) * COLUMNS
+    number = block + tl.arange(0, COLUMNS)
     column = tl.arange(0, WIDTH)
-    key = _rows(K + batch * k_batch + kv_head * k_head, number, k_row, column, n_keys, HEAD)
-    value = _rows(V + batch * v_batch + kv_head * v_head, number, v_row, column, n_keys, HEAD)
-    span = tl.where(span_batch > 0, batch, 0) * tl.num_programs(0) + tl.program_id(0)
-    start = tl.load(BEGIN + span) // ROWS * ROWS
-    end = tl.load(END + span)
+    key = _rows(K + batch * k_batch + kv_head * k_head, number, k_row, column, n_keys, HEAD, True)
+    value = _rows(V + batch * v_batch + kv_head * v_head, number, v_row, column, n_keys, HEAD, True)
+    SEEING += 4 * (tl.where(span_batch > 0, batch, 0) * tl.num_programs(1) + tl.program_id(1))
+    start = tl.load(SEEING) // ROWS * ROWS
+    end = tl.load(SEEING + 1)
+    whole = (tl.load(SEEING + 2) + ROWS - 1) // ROWS * ROWS
+    whole_end = tl.maximum(tl.load(SEEING + 3) // ROWS * ROWS, whole)
+    FIRST += batch * span_batch
+    LAST += batch * span_batch
     d_key = tl.zeros([COLUMNS, WIDTH], tl.float32)
     d_value = tl.zeros([COLUMNS, WIDTH], tl.float32)
-    for member in range(GROUP):
-        head = kv_head * GROUP + member
+    for head in range(first_head, first_head + MEMBERS):
         d_expected = tl.load(D_EXPECTED + batch * HEADS + head)
-        for begin in range(start, end, ROWS):
-            row = begin + tl.arange(0, ROWS)
-            here = row < n_queries
-            first = tl.load(FIRST + batch * span_batch + row, mask=here, other=0)
-            last = tl.load(LAST + batch * span_batch + row, mask=here, other=0)
-            query = _rows(Q + batch * q_batch + head * q_head, row, q_row, column, n_queries, HEAD)
-            d_output = _rows(D_OUT + batch * o_batch + head * o_head, row, o_row, column, n_queries, HEAD)
-            place = (batch * HEADS + head) * n_queries + row
-            lse = tl.load(LSE + place, mask=here, other=float("inf"))
-            inner = tl.load(INNER + place, mask=here, other=0.0)
-            word = tl.zeros([ROWS], tl.uint32)
-            other = word
-            if NOISY:
-                word = tl.load(WORDS + place, mask=here, other=0).to(tl.uint32, bitcast=True)
-                other = tl.load(WORDS + n_words + place, mask=here, other=0).to(tl.uint32, bitcast=True)
-            d_score, weight = _gradient(
-                query, key, value, d_output, lse, inner, d_expected, first, last, word, other, number,
-                scale, bias, slope, softcap, NOISY, HAS_CAP, PRECISION,
+        queries = Q + batch * q_batch + head * q_head
+        d_outputs = D_OUT + batch * o_batch + head * o_head
+        place = (batch * HEADS + head) * n_queries
+        for begin in range(whole, whole_end, ROWS):
+            d_key, d_value = _d_keys_of(
+                begin, queries, d_outputs, FIRST, LAST, WORDS + place, LSE + place, INNER + place, q_row, o_row,
+                key, value, d_expected, block, d_key, d_value, scale, bias, slope, softcap, n_queries, n_words,
+                HEAD, WIDTH, ROWS, COLUMNS, NOISY, HAS_CAP, PRECISION, MASKED=False,
             )  # fmt: skip
-            d_value += tl.dot(tl.trans(weight).to(d_output.dtype), d_output, input_precision=PRECISION)
-            d_key += tl.dot(tl.trans(d_score).to(query.dtype), query, input_precision=PRECISION)
+        for left in range(start, end - (whole_end - whole), ROWS):
+            begin = left + tl.where(left < whole, 0, whole_end - whole)
+            d_key, d_value = _d_keys_of(
+                begin, queries, d_outputs, FIRST, LAST, WORDS + place, LSE + place, INNER + place, q_row, o_row,
+                key, value, d_expected, block, d_key, d_value, scale, bias, slope, softcap, n_queries, n_words,
+                HEAD, WIDTH, ROWS, COLUMNS, NOISY, HAS_CAP, PRECISION, MASKED=True,
+            )  # fmt: skip
     inside = (number < n_keys)[:, None] & (column < HEAD)[None, :]
-    place = tl.program_id(1).to(tl.int64) * n_keys + number
+    place = tl.program_id(0).to(tl.int64) * n_keys + number
     tl.store(D_K + place[:, None] * HEAD + column[None, :], (d_key * scale).to(D_K.dtype.element_ty), mask=inside)
     tl.store(D_V + place[:, None] * HEAD + column[None, :], d_value.to(D_V.dtype.element_ty), mask=inside)

@@ -54,7 +54,10 @@ class Teacher:
             return task
         with torch.no_grad(), self.at_work() as model:
             dense = logits_of(model, batch)
-        return (1 - self._weight) * task + self._weight * distillation_loss(logits, dense, distilled(loss, batch))
+        divergence = distillation_loss(logits, dense, distilled(loss, batch))
+        if self._weight == 1:  # no backward pass through the task loss, which would be multiplied by zero
+            return divergence
+        return (1 - self._weight) * task + self._weight * divergence
 
 
 @contextmanager

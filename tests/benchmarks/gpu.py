@@ -30,6 +30,8 @@ from sparselens.training.losses import logits_of, next_token_loss
 from tests.benchmarks.bench_attention import D_HEAD, HEADS, KV_HEADS, Attention, inputs
 
 LENGTHS = [256, 1024, 2048, 4096, 8192]
+TOKENS = 16384  # of a call: fewer leave a large GPU waiting for Python
+KINDS = ["dense", "triton", "flex", "eager"]
 SHAPES = ((64, "bf16"), (80, "bf16"), (128, "bf16"), (256, "bf16"), (64, "fp32"))  # width of a head, numbers
 GIB = 2**30
 Row = tuple[str, ...]
@@ -70,11 +72,11 @@ def attention_of(kind: str) -> Callable[..., Any]:
     return lambda *given: (attention(*given), attention.statistics.expected.sum())
 
 
-def attention_rows(lengths: list[int], dtype: torch.dtype) -> Iterator[Row]:
+def attention_rows(lengths: list[int], kinds: list[str], dtype: torch.dtype) -> Iterator[Row]:
     for length in lengths:
         dense = 0.0
-        for kind in ("dense", "triton", "flex", "eager"):
-            given = [t.requires_grad_() for t in inputs(length, "cuda", dtype)]
+        for kind in kinds:
+            given = [t.requires_grad_() for t in inputs(length, "cuda", dtype, max(1, TOKENS // length))]
             attend = attention_of(kind)
 
             def both(attend: Any = attend, given: list[Tensor] = given) -> None:
@@ -94,7 +96,7 @@ def attention_rows(lengths: list[int], dtype: torch.dtype) -> Iterator[Row]:
             yield f"attention, T {length}", kind, *numbers
 
 
-def training_rows(length: int, rows: int, steps: int = 10) -> Iterator[Row]:
+def training_rows(length: int, rows: int, kinds: list[str], steps: int = 10) -> Iterator[Row]:
     config = tr.LlamaConfig(
         vocab_size=32000,
         hidden_size=HEADS * D_HEAD,
@@ -106,7 +108,8 @@ def training_rows(length: int, rows: int, steps: int = 10) -> Iterator[Row]:
         attn_implementation="sdpa",
     )
     tokens = torch.randint(config.vocab_size, (rows, length), device="cuda")
-    for kind in ("dense", "triton", "eager"):
+    dense = 0.0
+    for kind in kinds:
         model: Any = tr.LlamaForCausalLM(config).cuda().train()
         if kind != "dense":
             sl.sparsify(model, 5.0, implementation=kind)  # type: ignore[arg-type]
@@ -130,14 +133,9 @@ def training_rows(length: int, rows: int, steps: int = 10) -> Iterator[Row]:
         except torch.OutOfMemoryError:
             yield f"training, T {length}", kind, "out of memory", "", "", ""
             continue
-        yield (
-            f"training, T {length}",
-            kind,
-            "",
-            f"{taken:.1f} ms",
-            f"{tokens.numel() / taken * 1e3:.0f} tokens/s",
-            (f"{most:.2f} GiB"),
-        )
+        dense = dense or taken
+        speed = f"{tokens.numel() / taken * 1e3:.0f} tokens/s"
+        yield f"training, T {length}", kind, speed, f"{taken:.1f} ms", f"{taken / dense:.2f}x", f"{most:.2f} GiB"
         del model, optimizer
 
 
@@ -150,31 +148,39 @@ def compiled_rows(shapes: Sequence[tuple[int, str]] = SHAPES, generations: Seque
     from sparselens.gates import triton_kernel
     from sparselens.gates.triton_attention import tiles
 
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     for kernel in (triton_kernel.forward, triton_kernel.backward_queries, triton_kernel.backward_keys):
         for head, number in shapes:
             width = 1 << (head - 1).bit_length()
-            cut = tiles(width, 2 if number == "bf16" else 4, kernel is not triton_kernel.forward)
+            cut = tiles(kernel.__name__, width, 2 if number == "bf16" else 4)
             fixed = {"HEADS": 32, "GROUP": 4, "HEAD": head, "WIDTH": width, "ROWS": cut.rows, "COLUMNS": cut.columns}
-            fixed |= {"NOISY": True, "HAS_CAP": False, "HAS_SINKS": False, "PRECISION": "tf32"}
+            fixed |= {"MEMBERS": 4, "NOISY": True, "HAS_CAP": False, "HAS_SINKS": False, "PRECISION": "tf32"}
             fixed = {name: value for name, value in fixed.items() if name in kernel.arg_names}
             types = {name: _type_of(name, number) for name in kernel.arg_names}
             source = ASTSource(kernel, types | dict.fromkeys(fixed, "constexpr"), fixed)
             for generation in generations:
                 options = {"num_warps": cut.warps, "num_stages": cut.stages}
                 built = triton.compile(source, target=GPUTarget("cuda", generation, 32), options=options)
-                with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-                    Path(file.name).write_bytes(built.asm["cubin"])
-                    told = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
-                registers, stack = (re.search(rf"{what}:(\d+)", told.stdout)[1] for what in ("REG", "STACK"))  # type: ignore[index]
+                registers, spilled = resources(built)
                 shared = f"{built.metadata.shared / 1024:.0f} KiB shared"
                 where = f"{kernel.__name__}, d_head {head}, {number}"
-                yield where, f"sm_{generation}", f"{registers} registers", f"{stack} bytes spilled", shared, ""
+                yield where, f"sm_{generation}", f"{registers} registers", f"{spilled} bytes spilled", shared, ""
+
+
+def resources(built: Any) -> tuple[int, int]:
+    """Of a compiled kernel: the registers of a thread, and the bytes for which there was none left."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(built.asm["cubin"])
+        told = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    registers, spilled = (int(re.search(rf"{what}:(\d+)", told)[1]) for what in ("REG", "STACK"))  # type: ignore[index]
+    return registers, spilled
 
 
 def _type_of(argument: str, number: str) -> str:
     """The type of a kernel's argument, as Triton writes it."""
-    if argument in ("FIRST", "LAST", "WORDS", "BEGIN", "END"):
+    if argument in ("FIRST", "LAST", "WORDS", "SEEING"):
         return "*i32"
     if argument in ("LSE", "EXPECTED", "OPENED", "INNER", "D_EXPECTED", "SINKS"):
         return "*fp32"
@@ -186,6 +192,7 @@ def _type_of(argument: str, number: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
+    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS, help="dense first, for the ratios")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--out", type=Path, help="also write the table there, as Markdown")
     given = parser.parse_args()
@@ -194,7 +201,9 @@ def main() -> None:
         missing = why_no_triton(torch.device("cuda"))
         if missing:
             raise SystemExit(f"nothing to measure: {missing}")
-        rows = [*attention_rows(given.lengths, getattr(torch, given.dtype)), *training_rows(2048, 4)]
+        dtype = getattr(torch, given.dtype)
+        in_training = [kind for kind in given.kinds if kind != "flex"]
+        rows = [*attention_rows(given.lengths, given.kinds, dtype), *training_rows(2048, 4, in_training)]
         header = (f"{name}, {given.dtype}", "", "forward", "forward and backward", "against dense", "peak memory")
     else:
         os.environ.pop("TRITON_INTERPRET", None)

@@ -31,8 +31,8 @@ def spans_of(mask: str, queries: int, keys: int) -> Spans:
     first, last = torch.zeros(queries, dtype=torch.int32), (number + 1).int()
     if mask == "all":
         last = torch.full_like(last, keys)
-    if mask == "window":
-        first = (number - 4).clamp(min=0).int()
+    if mask in ("window", "long window"):
+        first = (number - (4 if mask == "window" else 40)).clamp(min=0).int()
     if mask == "padded":  # at either end; a row of padding sees nothing
         first, last = torch.stack([first, first + 3]), torch.stack([last.clamp(max=keys - 2), last])
         return Spans(torch.minimum(first, last), last, keys)
@@ -103,6 +103,10 @@ CASES: dict[str, dict[str, Any]] = {
     "closed": {"bias": -1e4, "queries": 3},
     "open": {"bias": 3e4, "queries": 3},
     "rows without an open gate": {"bias": -1.5, "noisy": False},
+    "many tiles": {"queries": 69, "keys": 69},  # some of which are seen whole
+    "long window": {"mask": "long window", "queries": 85, "keys": 85},
+    "padded tiles": {"mask": "padded", "batch": 2, "queries": 69, "keys": 69},
+    "far from open": {"bias": -60.0, "queries": 3},
     "width 24": {"width": 24, "queries": 5},
     "width 80": {"width": 80, "queries": 5},
     "width 256": {"width": 256, "queries": 5},
@@ -121,6 +125,40 @@ def same(ours: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -
 def test_the_kernel_is_the_reference(name: str, small_tiles: None) -> None:
     case = PLAIN | CASES[name]
     same(results(fused("triton"), case, torch.float32), results(reference, case, torch.float64), 2e-5)
+
+
+@needs_triton
+def test_heads_that_share_keys_are_added_up_in_one_program(small_tiles: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they are where there are programs enough for a GPU."""
+    from sparselens.gates import triton_attention
+
+    monkeypatch.setattr(triton_attention, "_PROGRAMS", 4)
+    case = PLAIN | {"heads": 8, "queries": 18, "keys": 18}
+    assert triton_attention._members(group=8, programs=16) == 4
+    same(results(fused("triton"), case, torch.float32), results(reference, case, torch.float64), 2e-5)
+
+
+@needs_triton
+@pytest.mark.parametrize("mask", ["causal", "long window", "padded", "all"])
+def test_the_kernel_knows_which_queries_see_a_block_of_keys(mask: str) -> None:
+    from sparselens.gates.triton_attention import _queries_of_blocks
+
+    spans = spans_of(mask, 70, 85)
+    visible = spans.mask()[:, 0].mT
+    for block, ours in enumerate(_queries_of_blocks(spans, 16).unbind(1)):
+        part = visible[:, 16 * block : 16 * block + 16]
+        for (begin, end, run, run_end), seen in zip(ours.tolist(), part, strict=True):
+            assert seen[:, begin:end].any(0).sum() == seen.any(0).sum()  # no other query sees anything
+            whole = seen.all(0) & (16 * block + 16 <= 85)
+            assert whole[run:run_end].all()
+            assert run_end == run or run_end - run == whole.sum()  # these masks leave no second run
+
+
+@needs_triton
+def test_the_kernel_wants_a_positive_scale() -> None:
+    given, call = inputs(PLAIN, torch.float32), call_of(PLAIN, None)
+    with pytest.raises(ValueError, match="positive scale, not -1"):
+        fused("triton")(*given.values(), call._replace(scale=-1.0))
 
 
 @pytest.mark.parametrize("name", CASES)
