@@ -85,8 +85,8 @@ class Comparison(Result):
     >>> comparison.sparse.circuit.edges, comparison.dense.heads.mean  # Float["layer head"]
     >>> comparison.fewer_edges()  # how many times fewer edges the sparse model needs, with its confidence interval
 
-    Intervals raise a ValueError where a model scores as nothing does, or a ratio is not finite, be it in one resample of
-    the prompts.
+    Intervals raise a ValueError where a model scores as nothing does, or a ratio is not finite, be it in one resample
+    of the prompts.
     """
 
     about: About
