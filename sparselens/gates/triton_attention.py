@@ -29,13 +29,17 @@ class Tiles(NamedTuple):
 def tiles(kernel: str, width: int, itemsize: int) -> Tiles:
     """By the kernel, the width of a head and the bytes of a number: what fits into registers and shared memory.
 
-    `tests/benchmarks/gpu.py` tells how well, `tests/benchmarks/tune_kernel.py` what else would do.
+    In 16 bits up to a width of 128 these are the fastest that `tests/benchmarks/tune_kernel.py` found on an H100.
     """
     if itemsize > 2:
         return Tiles(32, 32, 4 if width <= 128 else 8, 1)
     if width > 128:
         return Tiles(64, 32, 8, 1) if kernel == "forward" else Tiles(32, 32, 8, 1)
-    return Tiles(64, 64, 4, 2)
+    if kernel == "forward":
+        return Tiles(64, 64, 4, 2)
+    if kernel == "backward_keys" and width <= 64:
+        return Tiles(64, 64, 4, 3)
+    return Tiles(64, 32, 4, 3 if kernel == "backward_queries" else 2)
 
 
 def triton_attend(query: Queries, key: Keys, value: Keys, call: Call) -> Attended:

@@ -5,7 +5,8 @@ forward    the running maximum m and denominator l are those of all visible scor
 backward   with p = exp(s - lse), z = gate_logit / t, soft = sigmoid(z + noise), g_ij = dOut_i v_j, o_i = dOut_i out_i
            ds_ij = p_ij ((soft (1 - soft) / t + open_ij) g_ij - o_i) + dExpected sigmoid'(z_ij) / t
            dq_i = scale sum_j ds_ij k_j;  dk_j = scale sum_i ds_ij q_i;  dv_j = sum_i p_ij open_ij dOut_i
-Noise is made where it is needed, of two words per row (`noise.uniform_at`), the same in all three kernels.
+Noise is made where it is needed, of two words per row (`noise.uniform_at`), the same in all three kernels. WORDS holds
+them folded, x ^ x >> 16 and y ^ y >> 15.
 
 Instructions per edge are what all this costs, more than the matrix products; so the gate is written in its odds of
 being closed, e = exp(-z), without a logarithm and with one reciprocal, r = 1 / ((1 + e) (u + (1 - u) e)):

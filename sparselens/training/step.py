@@ -70,7 +70,8 @@ class Stepper:
         Raises:
             NotFiniteError: the loss or the gradient is not finite; the weights are as they were.
         """
-        self.model.train()
+        if not self.model.training:
+            self.model.train()
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         torch.manual_seed(seed_from(self._config.seed, step, rank))  # for dropout: nothing to keep for a resume
         for group in self.optimizer.param_groups:
