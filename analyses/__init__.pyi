@@ -72,9 +72,9 @@ from .figures.training_figure import live_training_figure as live_training_figur
 from .figures.training_figure import training_figure as training_figure
 from .figures.viewer import Viewer as Viewer
 from .figures.viewer import circuit_viewer as circuit_viewer
-from .patching.activation_patching import PatchingResult as PatchingResult
 from .patching.activation_patching import patch_activations as patch_activations
 from .patching.activation_patching import patch_heads as patch_heads
+from .patching.patching_result import PatchingResult as PatchingResult
 from .patching.paths import patch_paths as patch_paths
 from .patching.top_components import ComponentCurve as ComponentCurve
 from .patching.top_components import keep_top as keep_top

@@ -7,6 +7,7 @@ import base64
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -120,6 +122,17 @@ class Page:
             self.complaints.append(about["entry"]["text"])
         elif method == "Runtime.consoleAPICalled" and about["type"] == "error":
             self.complaints.append(json.dumps(about["args"]))
+
+
+def said_in_chromium(page: Path, profile: Path, *flags: str) -> tuple[dict[str, Any], str]:
+    """What the page's script left in `data-said`, and what the browser logged. No name is resolved: no network."""
+    quiet = (flag for flag in _FLAGS if flag not in ("--hide-scrollbars", "--remote-debugging-pipe"))
+    done = subprocess.run(
+        [str(CHROMIUM), *quiet, f"--user-data-dir={profile}", "--enable-logging=stderr", *flags, "--dump-dom",
+         page.as_uri()],
+        capture_output=True, text=True, timeout=_PATIENCE, check=True,
+    )  # fmt: skip
+    return json.loads(unquote(re.findall(r'data-said="([^"]*)"', done.stdout)[0])), done.stderr
 
 
 @contextmanager

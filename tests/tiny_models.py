@@ -119,6 +119,13 @@ def tiny_tokens(batch: int = 2, length: int = LENGTH, seed: int = 0) -> Tensor:
     return torch.randint(1, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
+def logits(model: Any) -> Tensor:
+    """Of `tiny_tokens`, in evaluation mode."""
+    with torch.no_grad():
+        out = model.eval()(tiny_tokens())
+    return out if isinstance(out, Tensor) else out.logits
+
+
 def tiny_tokenizer(folder: Path) -> Any:
     """Whole words `w1`, `w2`, ... with those ids; goes through `folder`, from which TransformerLens loads it again."""
     words = {"<|endoftext|>": 0} | {f"w{i}": i for i in range(1, VOCABULARY)}

@@ -98,10 +98,10 @@ def _until(last: int, index: int) -> Tensor:
 
 
 def _check_saved_model(model: Any, weights: dict[str, Tensor], given: dict[str, Any], main: bool) -> None:
-    from sparselens.cli.post_train import _in_one_piece
     from sparselens.gates.surgery import gate_settings
+    from sparselens.training.trained import in_one_piece
 
-    saved = _in_one_piece(model, lambda: tiny_model(given["family"]), main)
+    saved = in_one_piece(model, lambda: tiny_model(given["family"]), main)
     assert (saved is model) == (not main)
     if main:
         assert all(torch.equal(value, weights[name]) for name, value in saved.state_dict().items())

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sparselens.circuits import circuit
+from sparselens.circuits import selection
 from sparselens.circuits.circuit import Circuit
-from sparselens.circuits.graph import RECEIVERS, Graph
+from sparselens.circuits.graph import Graph
 from sparselens.prompts.intervals import Interval, mean_interval
 from sparselens.results import Result
 
@@ -39,9 +39,8 @@ class EdgeScores(Result):
     per_prompt: Float[Tensor, "batch source destination"] | None  # None: only the mean was kept
     clean: Float[Tensor, " batch"]  # the metric of the clean runs
     corrupted: Float[Tensor, " batch"]
-    total: float | None = (
-        None  # sum of |mean|, where only the largest were kept (`Comparison.save`): all others are NaN
-    )
+    # sum of |mean|, where only the largest were kept (`Comparison.save`): all others are NaN
+    total: float | None = None
 
     _largest = "score"
 
@@ -90,15 +89,15 @@ class EdgeScores(Result):
 
     def smallest(self, share: float = 0.9) -> Circuit:
         """The fewest edges whose |mean score| sums to this share of the total: the paper's rule."""
-        return circuit.smallest(self.graph, self._known(), share, self.measured, self.total)
+        return selection.smallest(self.graph, self._known(), share, self.measured, self.total)
 
     def top(self, n: int, signed: bool = False) -> Circuit:
         """The `n` edges of largest |mean score|; `signed`: of highest mean score, as MIB's for CPR."""
-        return circuit.top(self.graph, self._known(), n, self.measured, signed, self.total)
+        return selection.top(self.graph, self._known(), n, self.measured, signed, self.total)
 
     def greedy(self, n: int) -> Circuit:
         """From the logits upward, `n` times the edge of largest |mean score| into a node of the circuit (EAP-IG)."""
-        return circuit.greedy(self.graph, self._known(), n, self.measured)
+        return selection.greedy(self.graph, self._known(), n, self.measured)
 
     def stability(self, share: float = 0.9) -> "Stability":
         """How much the circuits of single prompts differ.
@@ -145,21 +144,6 @@ class EdgeScores(Result):
     def node(self) -> Float[Tensor, " source"]:
         """Mean score of each source: the sum over its destinations."""
         return self.mean.sum(-1)
-
-    def per_kv_head(self) -> Float[Tensor, "source kv_destination"]:
-        """Mean scores with the columns `<k>` and `<v>` of query heads that share a key-value head summed.
-
-        Columns are in the order of the destinations, each group at the place of its first head.
-        """
-        columns: list[Tensor] = []
-        for layer, block in enumerate(self.graph.blocks):
-            at, shared = self.graph.head_destinations(layer), block.n_heads // (block.n_kv_heads or block.n_heads)
-            for number, receiver in enumerate(RECEIVERS):
-                start = at.start + number * block.n_heads
-                heads = self.mean[:, start : start + block.n_heads]
-                columns.append(heads if receiver == "q" else heads.unflatten(1, (-1, shared)).sum(-1))
-            columns += [self.mean[:, at.stop : at.stop + 1]] * block.mlp
-        return torch.cat([*columns, self.mean[:, -1:]], 1)
 
     def _known(self) -> Float[Tensor, "source destination"]:
         """The mean scores, zero where an edge was not measured, as `attribute_edges` has it for `candidates`.

@@ -32,7 +32,7 @@ from sparselens.analyses.engine.partial_runs import Activations
 from sparselens.analyses.engine.request import Request, open_request, refuse_several_lengths
 from sparselens.analyses.engine.residual_stream import Reading
 from sparselens.analyses.engine.resume import batch_log
-from sparselens.circuits.circuit import top
+from sparselens.circuits.selection import top
 from sparselens.models.hooked_model import HookedModel
 from sparselens.names import unknown
 from sparselens.prompts.metrics import Metric, logit_difference

@@ -5,8 +5,8 @@
    one block; the last layer's is the input of the unembedding.
 3. Patterns are taken as given: while they are held, nothing outside the cone moves the logits. In a fresh run they
    depend on more: softmax weights are normalised over closed positions too, and gates depend on query and key states.
-   So the cone says through which states values flow to the answer, not what made the model attend there.
-4. `DependencyCone.outside` says how much that leaves out, by strong noise in every state outside.
+   So the cone says through which states values flow to the answer, not what made the model attend there;
+   `DependencyCone.outside` says how much that leaves out, by strong noise in every state outside.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,6 @@ from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.results import Result
 from sparselens.training.evaluation import evaluating
 
-_READ, _LAST = "blocks.{}.hook_resid_pre", "blocks.{}.hook_resid_post"
 SIGMAS = 30.0  # standard deviations of the noise, in those of the states
 
 
@@ -43,9 +42,8 @@ class OutsideEffect:
 
     held: Float[Tensor, " batch"]  # largest change of a logit with the patterns held; NaN where they cannot be
     free_running: Float[Tensor, " batch"]  # the same in a fresh run, whose patterns and gates follow the noise
-    survives: Bool[
-        Tensor, " batch"
-    ]  # in the fresh run the logit difference keeps its sign (token ids: the top tokens stay)
+    # in the fresh run the logit difference keeps its sign (token ids: the top tokens stay)
+    survives: Bool[Tensor, " batch"]
 
     @property
     def surviving(self) -> Interval:
@@ -103,10 +101,9 @@ def dependency_cone(
 
     In a dense model, where every visible pair is an edge, the cone is nearly everything; in a sparse model it is small.
 
-    Scope: dependence with the patterns held, where it is exact: noise of 30 standard deviations in every state outside
-    moves no logit. In a fresh run that noise changes where the model attends, and so the logits at the answer
-    (`DependencyCone.outside` has both): by 8 in both shipped sparse models,
-    where 71 of 100 sums and 58 of 81 pronouns keep the sign of their logit difference.
+    Scope: exact with the patterns held. In a fresh run noise of 30 standard deviations in every state outside changes
+    where the model attends, and so the logits at the answer: by 8 in both shipped sparse models, where 71 of 100 sums
+    and 58 of 81 pronouns keep the sign of their logit difference. `DependencyCone.outside` has both.
 
     >>> cone = dependency_cone(model, pairs)
     >>> cone.size / cone.states[0].size  # share of all states
@@ -176,17 +173,14 @@ def _noisy(
     model: Any, cone: DependencyCone, rows: Tensor, pairs: TokenizedPairs | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The fields of `OutsideEffect`, of some prompts."""
-    names, tokens, generator = _states_of(model), cone.tokens[rows], torch.Generator().manual_seed(0)
+    tokens, generator = cone.tokens[rows], torch.Generator().manual_seed(0)
     inside = torch.from_numpy(cone.states[rows.numpy()])
     with evaluating(model), torch.no_grad():
-        recorded: Activations = {}
-        before = run(model, tokens, recording(recorded, names))
-        noise = {
-            name: SIGMAS * x.std() * torch.randn(x.shape, generator=generator).to(x) for name, x in recorded.items()
+        before, recorded = _recorded(model, tokens, _states_of(model))
+        noisy = {
+            name: x + SIGMAS * x.std() * torch.randn(x.shape, generator=generator).to(x) for name, x in recorded.items()
         }
-        mixing: list[Hook] = [
-            (name, partial(_mix, inside[:, number], recorded[name] + noise[name])) for number, name in enumerate(names)
-        ]
+        mixing = _mixing(noisy, inside)
         after = run(model, tokens, mixing)
         can_hold = not shows_only_copies(model, SITES["attention_edges"])
         free = _change(cone, rows, after - before)
@@ -203,7 +197,7 @@ def _noisy(
 def _states_of(model: Any) -> list[str]:
     """The hook points of a cone's states, layer by layer."""
     n_layers = model.cfg.n_layers
-    return [*(_READ.format(layer) for layer in range(n_layers)), _LAST.format(n_layers - 1)]
+    return [*(f"blocks.{layer}.hook_resid_pre" for layer in range(n_layers)), f"blocks.{n_layers - 1}.hook_resid_post"]
 
 
 def _change(cone: DependencyCone, rows: Tensor, difference: Float[Tensor, "row pos d_vocab"]) -> Float[Tensor, " row"]:
@@ -228,14 +222,9 @@ def outside_effect(
     if other.shape != cone.tokens.shape:
         raise ValueError(f"other is {list(other.shape)}, the cone's tokens {list(cone.tokens.shape)}")
     opened = _held(model)
-    names = _states_of(opened)
-    inside = torch.from_numpy(cone.states).to(cone.tokens.device)
     with evaluating(opened), torch.no_grad():
-        foreign = _recorded(opened, other, names)
-        mixing: list[Hook] = [
-            (name, partial(_mix, inside[:, number], foreign[name])) for number, name in enumerate(names)
-        ]
-        return _moved(opened, cone, torch.arange(len(cone.tokens)), mixing)
+        _, foreign = _recorded(opened, other, _states_of(opened))
+        return _moved(opened, cone, torch.arange(len(cone.tokens)), _mixing(foreign, torch.from_numpy(cone.states)))
 
 
 def cut_effects(
@@ -274,11 +263,7 @@ def cut_effects(
 
 
 def _held(model: Any) -> Any:
-    """The model.
-
-    Raises:
-        ValueError: its patterns cannot be held.
-    """
+    """The model; a ValueError if its patterns cannot be held."""
     if shows_only_copies(model, SITES["attention_edges"]):
         raise ValueError(
             f"this dense {type(model).__name__} shows only a copy of its patterns, so they cannot be held: give it "
@@ -293,8 +278,7 @@ def _moved(
     """The largest change of a logit at the cone's positions under hooks and cuts, one prompt per row."""
     tokens = cone.tokens[prompts]
     names = [f"blocks.{layer}.{PATTERN}" for layer in range(model.cfg.n_layers)]
-    patterns: Activations = {}
-    before = run(model, tokens, recording(patterns, names))
+    before, patterns = _recorded(model, tokens, names)
     if cut is not None:
         for row, (layer, *edge) in enumerate(zip(cut.layer, cut.head, cut.query_pos, cut.key_pos, strict=True)):
             patterns[names[layer]][(row, *edge)] = 0
@@ -302,11 +286,15 @@ def _moved(
     return _change(cone, prompts, run(model, tokens, [*held, *hooks]) - before)
 
 
-def _recorded(model: Any, tokens: Tensor, names: Sequence[str]) -> Activations:
+def _recorded(model: Any, tokens: Tensor, names: Sequence[str]) -> tuple[Tensor, Activations]:
     recorded: Activations = {}
-    run(model, tokens, recording(recorded, names))
-    return recorded
+    return run(model, tokens, recording(recorded, names)), recorded
 
 
-def _mix(inside: Bool[Tensor, "batch pos"], foreign: Tensor, own: Tensor) -> Tensor:
-    return torch.where(inside.to(own.device)[..., None], own, foreign)
+def _mixing(foreign: Activations, inside: Bool[Tensor, "row state pos"]) -> list[Hook]:
+    """Hooks that keep the states inside a cone, and take those outside from elsewhere, layer by layer."""
+
+    def mix(number: int, other: Tensor, own: Tensor) -> Tensor:
+        return torch.where(inside[:, number].to(own.device)[..., None], own, other)
+
+    return [(name, partial(mix, number, other)) for number, (name, other) in enumerate(foreign.items())]

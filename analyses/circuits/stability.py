@@ -9,12 +9,13 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparselens.analyses.attribution.edge_scores import EdgeScores
-from sparselens.circuits.circuit import edges_to_reach
+from sparselens.circuits.selection import edges_to_reach
 from sparselens.prompts.intervals import Interval, mean_interval
 from sparselens.results import Result
 
@@ -131,6 +132,20 @@ def _cumulative(values: Float[Tensor, " edge"]) -> Float[Tensor, " edge"]:
 def edges_needed(scores: EdgeScores, share: float = 0.9) -> Int[Tensor, " batch"]:
     """Number of edges that each prompt needs to reach a share of its sum of |scores|."""
     return torch.tensor([edges_to_reach(own.mean[scores.measured], share) for own in _prompts(scores)])
+
+
+def edges_of_mean(
+    scores: EdgeScores, weights: Float[np.ndarray, "resample prompt"], share: float = 0.9
+) -> Float[np.ndarray, " resample"]:
+    """Number of edges that the mean scores need to reach a share of their sum of |scores|, with prompts so weighted."""
+    assert scores.per_prompt is not None
+    values = scores.per_prompt[:, scores.exists].double()
+    sizes = []
+    for some in torch.from_numpy(weights).split(max(1, 2**24 // values.shape[1])):
+        sums = (some @ values).abs().sort(descending=True).values.cumsum(-1)
+        needed = (sums < share * sums[:, -1:] * (1 - 1e-12)).sum(-1) + 1  # as `edges_to_reach`
+        sizes.append(needed * (sums[:, -1] > 0))
+    return torch.cat(sizes).double().numpy()
 
 
 def _prompts(scores: EdgeScores) -> list[EdgeScores]:

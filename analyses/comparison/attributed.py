@@ -15,7 +15,7 @@ from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.comparison.figures import Draw
 from sparselens.analyses.comparison.plots import edges_needed_of_one
 from sparselens.analyses.comparison.report import filled_report
-from sparselens.analyses.comparison.table import percent
+from sparselens.analyses.comparison.rows import percent
 from sparselens.analyses.figures.viewer import Viewer, circuit_viewer
 from sparselens.circuits.circuit import Circuit
 from sparselens.files.whole import write_file

@@ -21,8 +21,9 @@ from sparselens.analyses.attribution.integration import DEFAULT, Method, chosen
 from sparselens.analyses.circuits.circuit_runs import Ablation
 from sparselens.analyses.comparison.caveats import caveats, first_of_one_length, prompts_of, pruning_caveats
 from sparselens.analyses.comparison.files import Parts
+from sparselens.analyses.comparison.model_results import ModelResults
 from sparselens.analyses.comparison.one_model import Settings, analyse, run_circuits
-from sparselens.analyses.comparison.results import SIDES, About, Comparison, LossPoints, ModelResults, Solved
+from sparselens.analyses.comparison.results import SIDES, About, Comparison, LossPoints, Solved
 from sparselens.analyses.engine.fingerprints import of_pairs, of_tensors
 from sparselens.analyses.engine.gate_gradient import GateGradient, refuse_gate_gradient
 from sparselens.analyses.engine.request import OpenModel

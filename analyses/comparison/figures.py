@@ -5,8 +5,9 @@ from functools import partial
 from math import isfinite
 from pathlib import Path
 
+from sparselens.analyses.comparison.model_results import CircuitRuns
 from sparselens.analyses.comparison.plots import edges_needed_plot, kept_plot, loss_plot
-from sparselens.analyses.comparison.results import SIDES, CircuitRuns, Comparison
+from sparselens.analyses.comparison.results import SIDES, Comparison
 from sparselens.analyses.figures.paper import FORMATS
 from sparselens.analyses.figures.pattern_drawing import pattern_figure
 from sparselens.analyses.figures.plot import Plot

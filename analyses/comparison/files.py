@@ -19,33 +19,23 @@ from zipfile import ZIP_LZMA, BadZipFile, ZipFile, ZipInfo
 from tqdm import tqdm
 
 from sparselens.analyses.attribution.attention_edges import AttentionEdges
-from sparselens.analyses.attribution.edge_scores import COMPARE, EdgeScores
+from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.circuits.circuit_runs import Faithfulness
 from sparselens.analyses.circuits.faithfulness import FaithfulnessCurve
 from sparselens.analyses.circuits.pruning import PrunedCircuit
 from sparselens.analyses.circuits.stability import Stability
+from sparselens.analyses.comparison.model_results import CircuitRuns, ComponentCurves, ModelResults
 from sparselens.analyses.comparison.places import find
-from sparselens.analyses.comparison.results import (
-    SIDES,
-    About,
-    CircuitRuns,
-    Comparison,
-    ComponentCurves,
-    LossPoints,
-    ModelResults,
-    Prompt,
-    Solved,
-)
+from sparselens.analyses.comparison.results import SIDES, About, Comparison, LossPoints, Prompt, Solved
 from sparselens.analyses.comparison.summaries import EdgeSummary, PairSummary
 from sparselens.analyses.figures.plot import Series
-from sparselens.analyses.patching.activation_patching import PatchingResult
+from sparselens.analyses.patching.patching_result import PatchingResult
 from sparselens.analyses.patching.top_components import ComponentCurve
 from sparselens.analyses.sparsity.head_labels import HeadScores
 from sparselens.analyses.sparsity.loss_curve import LossPoint
 from sparselens.bars import is_watched
 from sparselens.circuits.circuit import Circuit
 from sparselens.circuits.graph import Block, Graph
-from sparselens.circuits.neuronpedia import write_neuronpedia
 from sparselens.files.records import load_record, read_record, record_bytes, save_record
 from sparselens.files.whole import write_file, write_json
 from sparselens.prompts.intervals import Interval
@@ -188,37 +178,6 @@ def load_comparison(folder: str | Path) -> Comparison:
         raise ValueError(f"{path / CARD} was written by another version of sparselens: {error}") from error
     dense, sparse = (ModelResults(**found[side], share=about.share) for side in SIDES)
     return Comparison(about, files.part("solved"), files.part("loss"), dense, sparse, files.part("both"))
-
-
-def save_circuits(comparison: Comparison, folder: str | Path) -> list[Path]:
-    """Write both circuits in the format of EAP-IG and MIB, and as attribution graphs for Neuronpedia.
-
-    The pruned circuits are written in EAP-IG's format alone. That has one shape for all blocks: where a model's blocks
-    differ, only Neuronpedia's are written.
-
-    Raises:
-        ValueError: the comparison is slim, and these files hold the scores of all edges.
-    """
-    if comparison.summary is not None:
-        raise ValueError(f"files of circuits hold the scores of all edges: {COMPARE}")
-    folder, about = Path(folder), comparison.about
-    prompt, written = about.prompts[0], list[Path]()
-    for side, name in zip(SIDES, about.names, strict=True):
-        circuit = comparison.circuit(side)
-        graph = write_neuronpedia(
-            circuit,
-            folder / f"{side}.neuronpedia.json",
-            prompt=prompt.title,
-            tokens=prompt.tokens,
-            slug=f"{about.task}-{side}",
-            scan=name,
-            labels=getattr(comparison, side).labels.labels(),
-        )
-        alike = len(set(circuit.graph.blocks)) == 1
-        pruned = getattr(comparison, side).circuits.pruned
-        files = {f"{side}.json": circuit} | ({} if pruned is None else {f"{side}.pruned.json": pruned.circuit})
-        written += [*(found.save(folder / name) for name, found in files.items() if alike), graph]
-    return written
 
 
 def _parts(comparison: Comparison) -> dict[str, Any]:

@@ -4,7 +4,8 @@ import math
 from typing import NamedTuple
 
 from sparselens.analyses.comparison.results import Comparison
-from sparselens.analyses.comparison.table import Row, Value, cells, percent, rows_of, said, times
+from sparselens.analyses.comparison.rows import Row, Value, cells, percent, said, times
+from sparselens.analyses.comparison.table import rows_of
 from sparselens.prompts.intervals import Interval
 
 
@@ -61,7 +62,7 @@ def _accuracy(row: Row, dense: str) -> str:
     if texts[0] == texts[1]:
         return f"is as accurate as {dense} ({texts[0]})"
     apart = isinstance(first, Interval) and isinstance(second, Interval) and _disjoint(first, second)
-    verb = ("less" if _float(first) > _float(second) else "more") if apart else "not measurably less or more"
+    verb = ("less" if _mean(first) > _mean(second) else "more") if apart else "not measurably less or more"
     return f"is {verb} accurate than {dense} ({texts[1]} and {texts[0]})"
 
 
@@ -80,12 +81,8 @@ def _fewer(row: Row, what: str) -> str:
 
 
 def _numbers(row: Row) -> tuple[float, float] | None:
-    dense, sparse = (_float(value) for value in row.values)
+    dense, sparse = map(_mean, row.values)
     return (dense, sparse) if math.isfinite(dense) and math.isfinite(sparse) else None
-
-
-def _float(value: Value) -> float:
-    return math.nan if value is None else _mean(value)
 
 
 def _mean(value: Value) -> float:

@@ -19,9 +19,10 @@ from sparselens.analyses.circuits.faithfulness import FaithfulnessCurve
 from sparselens.analyses.circuits.pruning import PrunedCircuit, pruned_circuit
 from sparselens.analyses.circuits.search import search
 from sparselens.analyses.comparison.files import Parts
-from sparselens.analyses.comparison.results import CircuitRuns, ComponentCurves
+from sparselens.analyses.comparison.model_results import CircuitRuns, ComponentCurves
 from sparselens.analyses.engine.request import OpenModel, open_request
-from sparselens.analyses.patching.activation_patching import PatchingResult, patch_activations
+from sparselens.analyses.patching.activation_patching import patch_activations
+from sparselens.analyses.patching.patching_result import PatchingResult
 from sparselens.analyses.patching.top_components import ComponentCurve, keep_top
 from sparselens.analyses.sparsity.head_labels import label_heads
 from sparselens.prompts.metrics import Metric

@@ -12,8 +12,10 @@ from typing import Any
 
 from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.circuits.stability import ShareCurves, share_curves
-from sparselens.analyses.comparison.results import SIDES, Comparison, ModelResults
-from sparselens.analyses.comparison.table import GOAL, known, percent, times
+from sparselens.analyses.comparison.model_results import ModelResults
+from sparselens.analyses.comparison.results import SIDES, Comparison
+from sparselens.analyses.comparison.rows import percent, times
+from sparselens.analyses.comparison.table import GOAL, known
 from sparselens.analyses.figures.palette import MODELS
 from sparselens.analyses.figures.plot import Plot, Series
 from sparselens.analyses.patching.top_components import ComponentCurve

@@ -15,7 +15,8 @@ from sparselens.analyses.circuits.pruning import PrunedCircuit
 from sparselens.analyses.comparison.figures import Draw, figures_of, left_out, view
 from sparselens.analyses.comparison.finding import Fact, facts, finding
 from sparselens.analyses.comparison.results import SIDES, Comparison
-from sparselens.analyses.comparison.table import html_table, percent, rows_of
+from sparselens.analyses.comparison.rows import html_table, percent
+from sparselens.analyses.comparison.table import rows_of
 from sparselens.analyses.figures.page import filled
 from sparselens.analyses.figures.two_papers import for_both_papers
 from sparselens.files.whole import write_file

@@ -11,21 +11,14 @@ from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sparselens.analyses.attribution.attention_edges import AttentionEdges
-from sparselens.analyses.attribution.edge_scores import EdgeScores
-from sparselens.analyses.circuits.circuit_runs import Faithfulness
 from sparselens.analyses.circuits.edges_for_goal import edges_for_goal, edges_reached
-from sparselens.analyses.circuits.faithfulness import FaithfulnessCurve
 from sparselens.analyses.circuits.pruning import PrunedCircuit
-from sparselens.analyses.circuits.stability import ShareCurves, Stability, share_curves, stability
-from sparselens.analyses.comparison.summaries import EdgeSummary, PairSummary
-from sparselens.analyses.patching.activation_patching import PatchingResult
-from sparselens.analyses.patching.top_components import ComponentCurve
-from sparselens.analyses.sparsity.head_labels import HeadScores
+from sparselens.analyses.circuits.stability import edges_of_mean
+from sparselens.analyses.comparison.model_results import ModelResults
+from sparselens.analyses.comparison.summaries import PairSummary
 from sparselens.analyses.sparsity.loss_curve import LossPoint
 from sparselens.circuits.circuit import Circuit
 from sparselens.prompts.intervals import Interval, bootstrap_interval, ratio_interval
@@ -85,85 +78,15 @@ class LossPoints:
         return next(point for point in self.points if point.name == name)
 
 
-@dataclass(frozen=True, eq=False)
-class ComponentCurves:
-    """The metric when only the top components act (Fig. 3), ranked for every prompt or once."""
-
-    heads: ComponentCurve
-    heads_once: ComponentCurve
-    components: ComponentCurve | None  # heads and MLPs in one ranking; None: the model has no MLPs
-    components_once: ComponentCurve | None
-
-    def has(self, part: str) -> bool:
-        """Whether there is a curve in this field."""
-        return getattr(self, part) is not None
-
-
-@dataclass(frozen=True, eq=False)
-class CircuitRuns:
-    """Faithfulness of circuits in this model (Fig. 4b)."""
-
-    own: Faithfulness  # this model's circuit of the paper's rule
-    other: Faithfulness  # the other model's, transferred
-    random: tuple[Faithfulness, ...]  # connected circuits like `own`, drawn at random
-    faithful: Faithfulness  # the smallest prefix of the ranking found to reach the goal
-    faithful_edges: int | None  # None: not even all edges reach it, or the model scores as nothing does
-    tried: FaithfulnessCurve  # all circuits that the search for it has run
-    pruned: PrunedCircuit | None = None  # None: not asked for, the goal is not reached, or a single clean prompt
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class ModelResults(Result):
-    """The results of one model."""
-
-    attention: AttentionEdges  # of `About.prompts`
-    labels: HeadScores
-    heads: PatchingResult
-    mlps: PatchingResult | None  # None: the model has no MLPs
-    kept: ComponentCurves
-    edges: EdgeScores
-    circuits: CircuitRuns
-    share: float = 0.9  # of the sum of |scores|, for the circuit
-    summary: EdgeSummary | None = None  # of the scores that a slim comparison does not hold
-
-    def _line(self) -> str:
-        found = f"{len(self.circuit)} edges hold {self.share:.0%} of |score|, {self.circuits.own.mean:.2f} faithful"
-        return f"{found}; {len(self.edges.clean)} prompts"
-
-    def _columns(self) -> dict[str, list[str]]:
-        shown = {name: getattr(self, name) for name in ("attention", "labels", "heads", "mlps", "edges", "circuit")}
-        return {"of": list(shown), "result": [repr(result) for result in shown.values()]}
-
-    def plot(self) -> Any:
-        """The effects of patching heads, as a plotly heat map."""
-        return self.heads.plot()
-
-    @cached_property
-    def circuit(self) -> Circuit:
-        """The circuit of the paper's rule."""
-        return self.edges.smallest(self.share)
-
-    @cached_property
-    def curves(self) -> ShareCurves:
-        """Share of attribution over the number of edges (Fig. 4a).
-
-        Raises:
-            ValueError: the comparison is slim; it holds these curves as `edges_needed_plot` draws them.
-        """
-        return share_curves(self.edges)
-
-    @cached_property
-    def stability(self) -> Stability:
-        """How much the prompts' own circuits differ."""
-        return stability(self.edges, self.share) if self.summary is None else self.summary.stability
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison(Result):
     """Both models' results; made by `compare`, or read by `load_comparison`.
 
     >>> comparison.sparse.circuit.edges, comparison.dense.heads.mean  # Float["layer head"]
     >>> comparison.fewer_edges()  # how many times fewer edges the sparse model needs, with its confidence interval
+
+    Intervals raise a ValueError where a model scores as nothing does, or a ratio is not finite, be it in one resample
+    of the prompts.
     """
 
     about: About
@@ -191,11 +114,7 @@ class Comparison(Result):
         return self.solved.clean_prompt[self.solved.kept].tolist()
 
     def edges_for_goal(self, side: str) -> Interval | None:
-        """Edges of the smallest prefix of the ranking that is as faithful as `about.goal`; None if none is.
-
-        Raises:
-            ValueError: nothing is as good as the whole model, at least in one resample of the prompts.
-        """
+        """Edges of the smallest prefix of the ranking that is as faithful as `about.goal`; None if none is."""
         return edges_for_goal(self._side(side).circuits.tried, self.about.goal, clusters=self.clusters)
 
     def circuit(self, side: str) -> Circuit:
@@ -226,44 +145,30 @@ class Comparison(Result):
         return ratio_interval(self._needed("dense"), self._needed("sparse"), clusters=self.clusters)
 
     def fewer_edges_of_mean(self) -> Interval:
-        """Number of edges that the mean scores need, dense / sparse (Fig. 4a, dotted).
-
-        Raises:
-            ValueError: the ratio is not finite in at least one resample of the prompts.
-        """
+        """Number of edges that the mean scores need, dense / sparse (Fig. 4a, dotted)."""
         return self._fewer_edges_of_mean
 
     def fewer_components(self, part: str, goal: float = 0.9) -> Interval | None:
         """Number of components that keep `goal` of the metric, dense / sparse, for a field of `ComponentCurves`.
 
         None where a model has no such components, or never keeps that much.
-
-        Raises:
-            ValueError: the ratio is not finite in at least one resample of the prompts.
         """
         kept = [getattr(self._side(side).kept, part) for side in SIDES]
         if any(k is None or k.smallest(goal) is None for k in kept):
             return None
-        return self._ratio(lambda side, weights: _counts(getattr(side.kept, part), goal, weights))
+        return self._ratio(lambda side, weights: getattr(side.kept, part).smallest_of(weights, goal))
 
     def fewer_edges_for_goal(self) -> Interval | None:
         """Edges of the smallest prefixes of the rankings that are as faithful as `about.goal`, dense / sparse.
 
         None if one model has none.
-
-        Raises:
-            ValueError: the ratio is not finite, at least in one resample of the prompts.
         """
         if None in (self.dense.circuits.faithful_edges, self.sparse.circuits.faithful_edges):
             return None
         return self._ratio(lambda side, weights: edges_reached(side.circuits.tried, self.about.goal, weights))
 
     def pruned_edges(self, side: str) -> Interval | None:
-        """Edges of the pruned circuit, with their interval over the prompts that chose it; None if there is none.
-
-        Raises:
-            ValueError: nothing is as good as the whole model, at least in one resample of the prompts.
-        """
+        """Edges of the pruned circuit, with their interval over the prompts that chose it; None if there is none."""
         pruned = self._side(side).circuits.pruned
         return None if pruned is None else pruned.size_interval(self.about.goal, clusters=self._clusters_of(pruned))
 
@@ -271,15 +176,12 @@ class Comparison(Result):
         """Edges of the pruned circuits, dense / sparse, with its interval over the prompts that chose them both.
 
         None if a model has none.
-
-        Raises:
-            ValueError: the ratio is not finite, at least in one resample of the prompts.
         """
         dense, sparse = self.dense.circuits.pruned, self.sparse.circuits.pruned
         if dense is None or sparse is None:
             return None
 
-        def size(side: ModelResults, weights: Weights) -> np.ndarray:
+        def size(side: ModelResults, weights: np.ndarray) -> np.ndarray:
             assert side.circuits.pruned is not None
             return edges_reached(side.circuits.pruned.tried, self.about.goal, weights)
 
@@ -310,7 +212,7 @@ class Comparison(Result):
 
     def save_circuits(self, folder: Any) -> list[Any]:
         """Write both circuits in the formats of EAP-IG and MIB, and of Neuronpedia."""
-        from sparselens.analyses.comparison.files import save_circuits
+        from sparselens.analyses.comparison.circuit_files import save_circuits
 
         return save_circuits(cast(Any, self), folder)
 
@@ -355,46 +257,20 @@ class Comparison(Result):
             if self.summary.fewer_edges_of_mean is None:
                 raise ValueError("the ratio is not finite, at least in one resample")
             return self.summary.fewer_edges_of_mean
-        return self._ratio(lambda side, weights: _sizes_of_mean(side.edges, self.about.share, weights))
+        return self._ratio(lambda side, weights: edges_of_mean(side.edges, weights, self.about.share))
 
     def _clusters_of(self, pruned: PrunedCircuit) -> list[int]:
         """The clean prompts of the pairs that chose it."""
         return [self.clusters[row] for row in pruned.chosen_on.tolist()]
 
     def _ratio(
-        self, size: "Callable[[ModelResults, Weights], np.ndarray]", clusters: list[int] | None = None
+        self, size: Callable[[ModelResults, np.ndarray], np.ndarray], clusters: list[int] | None = None
     ) -> Interval:
         """Of two statistics that are not means; each resample weights the prompts of both models alike."""
 
-        def ratio(weights: Weights) -> np.ndarray:
+        def ratio(weights: np.ndarray) -> np.ndarray:
             with np.errstate(divide="ignore", invalid="ignore"):  # refused as not finite
                 return size(self.dense, weights) / size(self.sparse, weights)
 
         clusters = self.clusters if clusters is None else clusters
         return bootstrap_interval(ratio, len(clusters), clusters=clusters)
-
-
-Weights = Float[np.ndarray, "resample prompt"]
-
-
-def _sizes_of_mean(scores: EdgeScores, share: float, weights: Weights) -> Float[np.ndarray, " resample"]:
-    """As `sparselens.circuits.circuit.edges_to_reach` of the weighted mean scores."""
-    assert scores.per_prompt is not None
-    values = scores.per_prompt[:, scores.exists].double()
-    sizes = []
-    for some in torch.from_numpy(weights).split(max(1, 2**24 // values.shape[1])):
-        sums = (some @ values).abs().sort(descending=True).values.cumsum(-1)
-        needed = (sums < share * sums[:, -1:] * (1 - 1e-12)).sum(-1) + 1
-        sizes.append(needed * (sums[:, -1] > 0))
-    return torch.cat(sizes).double().numpy()
-
-
-def _counts(kept: ComponentCurve, goal: float, weights: Weights) -> Float[np.ndarray, " resample"]:
-    """As `ComponentCurve.smallest` of the weighted means; the largest count where a resample never reaches the goal."""
-    values, clean, ablated = (x.double().numpy() for x in (kept.values, kept.clean, kept.ablated))
-    base = (weights @ ablated)[:, None]
-    with np.errstate(divide="ignore", invalid="ignore"):  # a resample may have no gap, and never reaches it
-        reached = (weights @ values - base) / ((weights @ clean)[:, None] - base) >= goal
-    stays = np.flip(np.flip(reached, 1).cumprod(1), 1).astype(bool)
-    first = np.where(stays.any(1), stays.argmax(1), stays.shape[1] - 1)
-    return np.array(kept.counts, dtype=float)[first]

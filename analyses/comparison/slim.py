@@ -16,8 +16,9 @@ from jaxtyping import Float
 from sparselens.analyses.attribution.attention_edges import AttentionEdges
 from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.comparison.figures import prompts_across
+from sparselens.analyses.comparison.model_results import CircuitRuns, ModelResults
 from sparselens.analyses.comparison.plots import curves_of
-from sparselens.analyses.comparison.results import SIDES, CircuitRuns, Comparison, ModelResults
+from sparselens.analyses.comparison.results import SIDES, Comparison
 from sparselens.analyses.comparison.summaries import EdgeSummary, PairSummary
 from sparselens.analyses.comparison.table import known
 from sparselens.analyses.figures.thinning import thinned

@@ -35,6 +35,12 @@ def clear_along_x(axes: Any, ticks: Ticks, percent: bool = False, gap: float = 3
     return bool(np.all(np.diff(middle) - half[1:] - half[:-1] > gap * axes.get_figure().dpi / 72))
 
 
+def clear_along_y(axes: Any, ticks: Ticks) -> bool:
+    """Whether the numbers of these ticks stand clear of each other."""
+    at = axes.transData.transform([(axes.get_xlim()[1], tick) for tick in ticks])[:, 1]
+    return bool(np.all(np.abs(np.diff(at)) * 72 / axes.get_figure().dpi > 1.5 * SIZE))
+
+
 def number(value: float, percent: bool = False) -> str:
     """As people write it: 0.01, 10,000, 50 %."""
     text = f"{100 * value if percent else value:,.10g}".replace("-", "\N{MINUS SIGN}")
@@ -59,6 +65,23 @@ def log_ticks(low: float, high: float, fits: Callable[[Ticks], bool]) -> Ticks:
         if ticks and fits(ticks) and (len(ticks) < 7 or ticks[1] / ticks[0] > 9):
             return ticks
     return linear_ticks(low, high, fits)
+
+
+def symlog_ticks(low: float, high: float, fits: Callable[[Ticks], bool], linear: float) -> Ticks:
+    """Zero, powers of ten to both sides of it, and where there are few the numbers between: all that fit, in turn.
+
+    Args:
+        linear: a power of ten, below which the axis is linear
+    """
+    first, kept = round(np.log10(linear)), Ticks()
+    for multiple in (0, 1, 5, 2):
+        if multiple > 1 and len(kept) > 3:
+            break
+        sizes = [float(f"{multiple}e{power}") for power in range(first, first + 9)]
+        for tick in (sign * size for size in sizes for sign in (1, -1)):
+            if low <= tick <= high and tick not in kept and fits(sorted([*kept, tick])):
+                kept.append(tick)
+    return sorted(kept)
 
 
 def _multiples(low: float, high: float, of: Sequence[int]) -> Ticks:

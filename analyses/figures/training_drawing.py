@@ -4,7 +4,7 @@ The loss is drawn as its distance from the dense model's. Where that goes far be
 is linear near zero and logarithmic beyond, since a run that starts nats away comes to within hundredths of its target.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from math import ceil, floor, isfinite, log10
 from string import ascii_lowercase
@@ -19,10 +19,12 @@ from sparselens.analyses.figures.paper import SIZE, literal
 from sparselens.analyses.figures.plot_ticks import (
     Ticks,
     clear_along_x,
+    clear_along_y,
     linear_ticks,
     log_ticks,
     number,
     set_small_ticks,
+    symlog_ticks,
 )
 
 Records = Sequence[dict[str, Any]]
@@ -265,14 +267,14 @@ def _set_ticks(axes: Any, panel: Panel) -> None:
     first, last = axes.get_xlim()
     steps = linear_ticks(first, last, partial(clear_along_x, axes, gap=4.0), whole=True)
     axes.set_xticks(steps, labels=[number(step) for step in steps])
-    low, high = sorted(axes.get_ylim())
+    (low, high), room = sorted(axes.get_ylim()), partial(clear_along_y, axes)
     if axes.get_yscale() == "symlog":
-        ticks = _symlog_ticks(axes)
+        ticks = symlog_ticks(low, high, room, axes.yaxis.get_transform().linthresh)
     elif panel.log:
         ticks = _log_ticks(axes)
         set_small_ticks(axes.yaxis)
     else:
-        ticks = linear_ticks(low, high, _room(axes), whole=panel is LAYERS)
+        ticks = linear_ticks(low, high, room, whole=panel is LAYERS)
     _set_numbers(axes, ticks, panel.percent)
 
 
@@ -280,34 +282,8 @@ def _set_numbers(axes: Any, ticks: Ticks, percent: bool) -> None:
     axes.set_yticks(ticks, labels=[number(tick, percent) for tick in ticks])
 
 
-def _room(axes: Any) -> Callable[[Ticks], bool]:
-    """Do the numbers stand clear of each other along y?"""
-    points = 72 / axes.get_figure().dpi
-
-    def fits(ticks: Ticks) -> bool:
-        at = axes.transData.transform([(axes.get_xlim()[1], tick) for tick in ticks])[:, 1]
-        return bool(np.all(np.abs(np.diff(at)) * points > 1.5 * SIZE))
-
-    return fits
-
-
 def _log_ticks(axes: Any) -> Ticks:
     """One number says nothing about a scale: where there is one power of ten or none, equal steps do better."""
-    low, high = axes.get_ylim()
-    ticks = log_ticks(low, high, _room(axes))
-    return ticks if len(ticks) > 1 else linear_ticks(low, high, _room(axes))
-
-
-def _symlog_ticks(axes: Any) -> Ticks:
-    """Zero, powers of ten to both sides of it, and where there are few the numbers between: all that fit, in turn."""
-    low, high = axes.get_ylim()
-    first = round(log10(axes.yaxis.get_transform().linthresh))
-    kept: Ticks = []
-    for multiple in (0, 1, 5, 2):
-        if multiple > 1 and len(kept) > 3:
-            break
-        sizes = [float(f"{multiple}e{power}") for power in range(first, first + 9)]
-        for tick in (sign * size for size in sizes for sign in (1, -1)):
-            if low <= tick <= high and tick not in kept and _room(axes)(sorted([*kept, tick])):
-                kept.append(tick)
-    return sorted(kept)
+    (low, high), room = axes.get_ylim(), partial(clear_along_y, axes)
+    ticks = log_ticks(low, high, room)
+    return ticks if len(ticks) > 1 else linear_ticks(low, high, room)

@@ -9,7 +9,7 @@ Source: Vig et al. 2020; Meng et al. 2022; Heimersheim and Nanda 2024 for noisin
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,135 +21,13 @@ from sparselens.analyses.engine.partial_runs import holding, starting_at
 from sparselens.analyses.engine.renamed import renamed_argument
 from sparselens.analyses.engine.request import Request, open_request
 from sparselens.analyses.engine.resume import batch_log
-from sparselens.analyses.patching.patch_runs import Patching, Recorded, patching, record, with_means
+from sparselens.analyses.patching.patch_runs import Patching, Recorded, groups, patching
 from sparselens.analyses.patching.patch_sites import find_site, replacing
+from sparselens.analyses.patching.patching_result import PatchingResult, refuse_cell
 from sparselens.bars import progress_bar
-from sparselens.circuits.graph import head_of
 from sparselens.models.hooked_model import HookedModel
-from sparselens.names import unknown
-from sparselens.prompts.intervals import Interval, mean_interval, ratio_interval
 from sparselens.prompts.metrics import Metric, logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
-from sparselens.results import Result
-
-
-@dataclass(frozen=True, repr=False)
-class PatchingResult(Result):
-    """The metric of every prompt under every patch.
-
-    >>> heads = patch_heads(model, pairs)
-    >>> heads["a0.h1"], heads.effects.mean(0)[0, 1], heads.normalised_interval(0, 1)  # the mean effect, twice
-
-    Sign convention: `values` is the metric itself. `effects` is what the patch adds to the base run's metric: negative
-    where noising a component that matters. `normalised` is 1 as in the clean run and 0 as in the corrupted one.
-    """
-
-    site: str
-    axes: tuple[str, ...]  # of `values`: batch, layer, then those that number the patches of a layer
-    base: str
-    ablation: str
-    values: Float[Tensor, "batch layer *cell"]  # NaN for patches that were left out
-    clean: Float[Tensor, " batch"]  # the metric without a patch
-    corrupted: Float[Tensor, " batch"]
-    positions: tuple[str, ...] = ()  # `TokenizedPairs.labels`
-
-    _largest = "effect"
-
-    def _line(self) -> str:
-        effects = self.effects.mean(0).nan_to_num()
-        cell = torch.unravel_index(effects.abs().argmax(), effects.shape)
-        where = ", ".join(f"{axis} {int(at)}" for axis, at in zip(self.axes[1:], cell, strict=True))
-        gap = f"metric {float(self.clean.mean()):.3g}, corrupted {float(self.corrupted.mean()):.3g}"
-        how = f"{self.site}, {self.ablation} into {self.base}, {len(self.values)} prompts"
-        return f"{how}: {gap}, largest effect {float(effects[cell]):+.3g} at {where}"
-
-    def _columns(self) -> dict[str, list[Any]]:
-        effects = self.effects.mean(0)
-        places = effects.isfinite().nonzero()
-        known = {axis: places[:, number].tolist() for number, axis in enumerate(self.axes[1:])}
-        cell = tuple(places.T)
-        return known | {"metric": self.mean[cell].tolist(), "effect": effects[cell].tolist()}
-
-    def __getitem__(self, node: str) -> Float[Tensor, "*place"]:
-        """Mean effect of patching a head (`a0.h1`) or an MLP (`m0`), of every position where these were patched apart.
-
-        Raises:
-            ValueError: nothing of that name was patched.
-        """
-        effects = self.effects.mean(0)
-        if "head" in self.axes:
-            return effects.movedim(self.axes.index("head") - 1, 1)[head_of(node, self._heads)]
-        known = {"mlps": "m", "attention": "a", "residual": "r"}[self.site]
-        names = [f"{known}{layer}" for layer in range(len(effects))]
-        if node not in names:
-            raise unknown("patch", node, names)
-        return effects[names.index(node)]
-
-    def plot(self, head: str | None = None) -> Any:
-        """The mean effects as a plotly heat map, with tokens on the axes where positions were patched apart.
-
-        Args:
-            head: of attention edges, those of one head; default: the head with the largest effect
-        """
-        from sparselens.analyses.figures.heat_maps import heat_map, pattern_map
-
-        effects, cell = self.effects.mean(0), self.axes[2:]
-        title = f"{self.site}: {self.ablation} into {self.base}"
-        if "query_pos" in cell:
-            return pattern_map(effects, head, self.positions)
-        if cell == ("head",):
-            return heat_map(effects, title)
-        if not cell:
-            return heat_map(effects[:, None], title, columns=[self.site])
-        columns = self.positions or "pos"
-        if "head" not in cell:
-            return heat_map(effects, title, columns=columns)
-        n_layers, n_heads = self._heads
-        rows = [f"a{layer}.h{number}" for layer in range(n_layers) for number in range(n_heads)]
-        by_head = effects.movedim(self.axes.index("head") - 1, 1).flatten(0, 1)
-        return heat_map(by_head, title, rows=rows, columns=columns)
-
-    @property
-    def _heads(self) -> tuple[int, int]:
-        return self.values.shape[1], self.values.shape[self.axes.index("head")]
-
-    @property
-    def mean(self) -> Float[Tensor, "layer *cell"]:
-        """Mean over prompts."""
-        return self.values.mean(0)
-
-    @property
-    def effects(self) -> Float[Tensor, "batch layer *cell"]:
-        """Metric under every patch minus the metric of the base run."""
-        return self.values - self._along_batch(self.clean if self.base == "clean" else self.corrupted)
-
-    @property
-    def normalised(self) -> Float[Tensor, "batch layer *cell"]:
-        """(value - corrupted) / (clean - corrupted): 1 as in the clean run, 0 as in the corrupted one.
-
-        NaN for prompts whose clean and corrupted metric are equal.
-        """
-        gap = self._along_batch(self.clean - self.corrupted)
-        return (self.values - self._along_batch(self.corrupted)) / gap.masked_fill(gap == 0, torch.nan)
-
-    def interval(self, *cell: int, level: float = 0.95) -> Interval:
-        """Mean metric under one patch, indexed as `axes` after batch, with its bootstrap confidence interval."""
-        return mean_interval(self._cell(cell), level)
-
-    def normalised_interval(self, *cell: int, level: float = 0.95) -> Interval:
-        """As `interval`, for mean(value - corrupted) / mean(clean - corrupted).
-
-        Raises:
-            ValueError: there is no such patch, or clean and corrupted prompts have the same mean.
-        """
-        return ratio_interval(self._cell(cell) - self.corrupted, self.clean - self.corrupted, level)
-
-    def _cell(self, cell: Sequence[int]) -> Float[Tensor, " batch"]:
-        _refuse_cell(cell, self.axes[1:], self.values.shape[1:])
-        return self.values[(slice(None), *cell)]
-
-    def _along_batch(self, values: Tensor) -> Tensor:
-        return values.reshape(-1, *(1 for _ in self.axes[1:]))
 
 
 @renamed_argument("source", "ablation")
@@ -222,16 +100,20 @@ def patch_activations(
         chosen = _chosen(only, axes[1:], shape[1:])
         log = batch_log(out, request, site=site, axes=axes, base=base, ablation=ablation, only=chosen)
         per_prompt = int(chosen.sum())
+
+        def one_row(trial: Patching, batch: Request, recorded: Recorded) -> Tensor:
+            return _patched(trial, _group(trial, batch, recorded), 0, torch.zeros(1, len(axes) - 1, dtype=torch.long))
+
         with (
             patching(request, [place], base, ablation) as setup,
             progress_bar(n * per_prompt, site, "patch", request.progress) as bar,
         ):
-            for group in _groups(setup):
-                prompts = group.batch.prompts
-                baselines[:, prompts] = torch.stack([group.recorded.clean, group.recorded.corrupted]).to(baselines)
+            for batch, recorded, at_once in groups(setup, one_row):
+                prompts, group = batch.prompts, _group(setup, batch, recorded)
+                baselines[:, prompts] = torch.stack([recorded.clean, recorded.corrupted]).to(baselines)
                 todo = _settle(setup, group, values, chosen)
                 bar.update(len(prompts) * per_prompt - int(todo.sum()))
-                for layer, cells in _batches(todo, group.at_once):
+                for layer, cells in _batches(todo, at_once):
                     where = (prompts[cells[:, 0]], torch.full_like(cells[:, 0], layer), *cells.T[1:])
                     (found,) = log.once(where, lambda: (_patched(setup, group, layer, cells),))  # noqa: B023
                     values[where] = found.to(values)
@@ -242,15 +124,9 @@ def patch_activations(
 def _chosen(only: Sequence[Sequence[int]] | None, axes: Sequence[str], shape: Sequence[int]) -> Bool[Tensor, "*cell"]:
     chosen = torch.full(tuple(shape), only is None)
     for cell in only or ():
-        _refuse_cell(cell, axes, shape)
+        refuse_cell(cell, axes, shape)
         chosen[tuple(cell)] = True
     return chosen
-
-
-def _refuse_cell(cell: Sequence[int], axes: Sequence[str], shape: Sequence[int]) -> None:
-    if len(cell) != len(shape) or not all(0 <= number < size for number, size in zip(cell, shape, strict=True)):
-        known = ", ".join(f"{axis} 0 to {size - 1}" for axis, size in zip(axes, shape, strict=True))
-        raise ValueError(f"no such patch: {tuple(cell)} (want {known})")
 
 
 @dataclass(frozen=True)
@@ -260,23 +136,11 @@ class _Group:
     batch: Request
     recorded: Recorded
     window: tuple[slice, ...]  # their columns along every axis of a cell
-    at_once: int  # patches
 
 
-def _groups(setup: Patching) -> Iterator[_Group]:
+def _group(setup: Patching, batch: Request, recorded: Recorded) -> _Group:
     request, (site,) = setup.request, setup.sites
-    trial = replace(setup, base="clean", ablation="corrupted")
-    first_cell = torch.zeros(1, 1 + len(site.cell), dtype=torch.long)
-    for rows in request.pairs.rows(len(request)):
-        window, one = _window(request.pairs, rows, site.cell, request.model.cfg.n_heads), request.batch(rows[:1])
-        (n_prompts, at_once), _ = one.sizes(
-            lambda _: record(trial, one),  # noqa: B023 - called at once
-            lambda recorded: _patched(trial, _Group(one, recorded, window, 1), 0, first_cell),  # noqa: B023
-        )
-        ready = with_means(setup, rows, n_prompts) if setup.ablation == "mean" else setup
-        for some in rows.split(n_prompts):
-            batch = request.batch(some)
-            yield _Group(batch, record(ready, batch), window, at_once)
+    return _Group(batch, recorded, _window(request.pairs, batch.prompts, site.cell, request.model.cfg.n_heads))
 
 
 def _window(pairs: TokenizedPairs, prompts: Tensor, cell: Sequence[str], n_heads: int) -> tuple[slice, ...]:

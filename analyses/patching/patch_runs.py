@@ -4,7 +4,7 @@
 2. The ablation is what replaces a part of it: the other prompt's activation, the mean over corrupted prompts, or zero.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -106,6 +106,27 @@ def _constant(setup: Patching, base: Activations) -> Activations:
         assert setup.means is not None
         return {name: setup.means[name].expand_as(base[name]) for name in setup.names}
     return {name: torch.zeros_like(base[name][:1]).expand_as(base[name]) for name in setup.names}
+
+
+def groups(
+    setup: Patching, one_row: Callable[[Patching, Request, Recorded], Any]
+) -> Iterator[tuple[Request, Recorded, int]]:
+    """Prompts of one length that are recorded together, what is recorded, and how many patched rows run at once.
+
+    Args:
+        one_row: makes a patched run of one row, by which it is measured how many fit
+    """
+    request, trial = setup.request, replace(setup, base="clean", ablation="corrupted")
+    for rows in request.pairs.rows(len(request)):
+        one = request.batch(rows[:1])
+        (n_prompts, at_once), _ = one.sizes(
+            lambda _: record(trial, one),  # noqa: B023 - called at once
+            lambda recorded: one_row(trial, one, recorded),  # noqa: B023
+        )
+        ready = with_means(setup, rows, n_prompts) if setup.ablation == "mean" else setup
+        for some in rows.split(n_prompts):
+            batch = request.batch(some)
+            yield batch, record(ready, batch), at_once
 
 
 def with_means(setup: Patching, rows: Int[Tensor, " batch"], size: int) -> Patching:

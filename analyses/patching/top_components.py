@@ -7,11 +7,12 @@
 The ranking by patching is our choice; the paper does not say how it ranks.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -19,9 +20,9 @@ from torch import Tensor
 from sparselens.analyses.engine.renamed import renamed_argument
 from sparselens.analyses.engine.request import Request, open_request
 from sparselens.analyses.engine.resume import BatchLog, batch_log
-from sparselens.analyses.patching.activation_patching import PatchingResult
-from sparselens.analyses.patching.patch_runs import Patching, Recorded, patching, record, with_means
+from sparselens.analyses.patching.patch_runs import Patching, Recorded, groups, patching
 from sparselens.analyses.patching.patch_sites import find_site, replacing
+from sparselens.analyses.patching.patching_result import PatchingResult
 from sparselens.bars import progress_bar
 from sparselens.models.hooked_model import HookedModel
 from sparselens.names import unknown
@@ -92,6 +93,18 @@ class ComponentCurve(Result):
         stays = reached.flip(0).cumprod(0).flip(0).bool()
         return self.counts[int(stays.nonzero()[0])] if stays.any() else None
 
+    def smallest_of(
+        self, weights: Float[np.ndarray, "resample prompt"], share: float = 0.9
+    ) -> Float[np.ndarray, " resample"]:
+        """`smallest` with prompts so weighted; the largest count where a resample never reaches the share."""
+        values, clean, ablated = (x.double().numpy() for x in (self.values, self.clean, self.ablated))
+        base = (weights @ ablated)[:, None]
+        with np.errstate(divide="ignore", invalid="ignore"):  # a resample may have no gap, and never reaches it
+            reached = (weights @ values - base) / ((weights @ clean)[:, None] - base) >= share
+        stays = np.flip(np.flip(reached, 1).cumprod(1), 1).astype(bool)
+        first = np.where(stays.any(1), stays.argmax(1), stays.shape[1] - 1)
+        return np.array(self.counts, dtype=float)[first]
+
 
 @renamed_argument("source", "ablation")
 @renamed_argument("per_prompt", "rank_by", lambda per_prompt: "prompt" if per_prompt else "mean")
@@ -157,8 +170,12 @@ def _run(
     request = setup.request
     dtype = torch.promote_types(request.opened.dtype, torch.float32)
     values, baselines = torch.zeros(len(request), len(tried), dtype=dtype), torch.zeros(2, len(request), dtype=dtype)
+
+    def one_row(trial: Patching, batch: Request, recorded: Recorded) -> Tensor:
+        return _ablated(trial, batch, recorded, torch.zeros(1, dtype=torch.long), torch.zeros_like(order[:1]).bool())
+
     with progress_bar(values.numel(), "top components", "run", request.progress) as bar:
-        for batch, recorded, at_once in _groups(setup):
+        for batch, recorded, at_once in groups(setup, one_row):
             prompts = batch.prompts
             baselines[:, prompts] = torch.stack([recorded.clean, recorded.corrupted]).to(baselines)
             cells = torch.cartesian_prod(torch.arange(len(prompts)), torch.arange(len(tried)))
@@ -188,23 +205,6 @@ def _order(scores: Sequence[PatchingResult], rank_by: str) -> Int[Tensor, "batch
     if rank_by == "mean":
         effects = effects.mean(0, keepdim=True).expand_as(effects)
     return effects.abs().argsort(dim=-1, descending=True, stable=True).argsort(-1)
-
-
-def _groups(setup: Patching) -> Iterator[tuple[Request, Recorded, int]]:
-    request, trial = setup.request, replace(setup, base="clean", ablation="corrupted")
-    config, one_row = request.model.cfg, torch.zeros(1, dtype=torch.long)
-    n_components = sum(config.n_layers * (config.n_heads if site.cell else 1) for site in setup.sites)
-    nothing = torch.zeros(1, n_components, dtype=torch.bool)
-    for rows in request.pairs.rows(len(request)):
-        one = request.batch(rows[:1])
-        (n_prompts, at_once), _ = one.sizes(
-            lambda _: record(trial, one),  # noqa: B023 - called at once
-            lambda recorded: _ablated(trial, one, recorded, one_row, nothing),  # noqa: B023
-        )
-        ready = with_means(setup, rows, n_prompts) if setup.ablation == "mean" else setup
-        for some in rows.split(n_prompts):
-            batch = request.batch(some)
-            yield batch, record(ready, batch), at_once
 
 
 def _ablated(

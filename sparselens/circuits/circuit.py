@@ -1,13 +1,5 @@
-"""A circuit: some edges of a graph, and the scores by which they were chosen.
+"""A circuit: some edges of a graph, and the scores by which they were chosen. Files are those of EAP-IG and MIB."""
 
-1. smallest: the fewest edges whose |score| sums to a share of the total (the paper's rule, on the scores given).
-2. top: the n edges of largest |score|.
-3. greedy: from the logits upward, always the best edge into what is already in the circuit (EAP-IG, Hanna et al. 2024).
-Scores are signed; absolute values are taken here, so of means over prompts if means are given. Files are in the format
-of EAP-IG and MIB.
-"""
-
-import heapq
 import html
 import json
 from collections.abc import Iterator, Sequence
@@ -151,7 +143,7 @@ class Circuit(Result):
     @property
     def score_share(self) -> float:
         """Sum of |score| over the kept edges, as a share of the sum over all."""
-        sizes = _sizes(self.graph, self.scores, self.total)
+        sizes = sizes_of(self.graph, self.scores, self.total)
         return float(sizes[self.kept].sum() / (sizes.sum() if self.total is None else self.total))
 
     def complement(self) -> "Circuit":
@@ -182,7 +174,7 @@ class Circuit(Result):
         """Spearman's correlation of |score| over all edges, or those of `among`; ties share their mean rank."""
         _refuse_unlike(self, other)
         among = self.graph.exists if among is None else among
-        ranks = [_ranks(_sizes(c.graph, c.scores)[among]) for c in (self, other)]
+        ranks = [_ranks(sizes_of(c.graph, c.scores)[among]) for c in (self, other)]
         return float(torch.corrcoef(torch.stack(ranks))[0, 1])
 
 
@@ -191,109 +183,7 @@ def load_circuit(path: str | PathLike[str]) -> Circuit:
     return Circuit.load(path)
 
 
-# -- selection
-
-
-def smallest(
-    graph: Graph, scores: Scores, share: float = 0.9, among: Mask | None = None, total: float | None = None
-) -> Circuit:
-    """The fewest edges that reach a share of the sum of |score|: min n with sum of the n largest >= share * total.
-
-    Args:
-        among: the edges to choose from, and to sum over; default: all
-        total: the sum, where only the largest scores are known
-
-    Raises:
-        ValueError: the share is not above 0 and at most 1, or more than the known scores hold.
-    """
-    if not 0 < share <= 1:
-        raise ValueError(f"share must be above 0 and at most 1, not {share}")
-    among = graph.exists if among is None else among
-    n = edges_to_reach(_sizes(graph, scores, total)[among], share, total)
-    return top(graph, scores, n, among, total=total)
-
-
-def edges_to_reach(scores: Float[Tensor, " edge"], share: float, total: float | None = None) -> int:
-    """How many of the largest |score| reach a share of their sum, or of `total`; 0 where all are zero.
-
-    Raises:
-        ValueError: they hold less than this share of the total.
-    """
-    sizes = scores.detach().double().abs().sort(descending=True).values
-    reached = sizes.cumsum(0)
-    whole = float(reached[-1]) if total is None else total
-    goal = share * whole * (1 - 1e-12)  # the total must reach itself, in whatever order it was summed
-    if not whole > 0:
-        return 0
-    n = int((reached < goal).sum()) + 1
-    if n > len(reached):
-        raise ValueError(f"only the {len(reached):,} largest scores are known, which hold less than a share of {share}")
-    return n
-
-
-def top(
-    graph: Graph,
-    scores: Scores,
-    n: int,
-    among: Mask | None = None,
-    signed: bool = False,
-    total: float | None = None,
-) -> Circuit:
-    """The `n` edges of largest |score|.
-
-    Args:
-        among: the edges to choose from; default: all
-        signed: of highest score instead, so that negative ones come last
-        total: the sum of all |score|, where only the largest are known
-
-    Raises:
-        ValueError: there are not so many, or not so many are known.
-    """
-    among = graph.exists if among is None else among
-    _refuse_too_many(graph, n, among)
-    sizes = _sizes(graph, scores, total)
-    sizes = sizes.copysign(scores.detach().cpu()) if signed else sizes
-    ranked = sizes.masked_fill(~among, -torch.inf).flatten().argsort(descending=True, stable=True)
-    kept = torch.zeros_like(graph.exists)
-    kept.view(-1)[ranked[:n]] = True
-    return Circuit(graph, kept, scores.cpu(), total)
-
-
-def greedy(graph: Graph, scores: Scores, n: int, among: Mask | None = None) -> Circuit:
-    """From the logits upward, `n` times the edge of largest |score| into a node of the circuit.
-
-    Args:
-        among: the edges to choose from; default: all
-
-    Raises:
-        ValueError: fewer edges than n are on a path of such edges to the logits.
-    """
-    among = graph.exists if among is None else among
-    _refuse_too_many(graph, n, among)
-    sizes, kept = _sizes(graph, scores).masked_fill(~among, -1.0), torch.zeros_like(graph.exists)
-    frontier: list[tuple[float, int, int]] = []
-    _reach(frontier, graph, sizes, [graph.destination(LOGITS)])
-    seen: set[int] = set()
-    for found in range(n):
-        if not frontier:
-            raise ValueError(f"n = {n}: only {found} of the edges to choose from lead to the logits along such edges")
-        _, source, destination = heapq.heappop(frontier)
-        kept[source, destination] = True
-        if source not in seen:
-            seen.add(source)
-            _reach(frontier, graph, sizes, graph.receivers[source].nonzero()[:, 0].tolist())
-    return Circuit(graph, kept, scores.cpu())
-
-
-def _reach(frontier: list[tuple[float, int, int]], graph: Graph, sizes: Tensor, destinations: list[int]) -> None:
-    """Add all edges into these destinations to the frontier; a negative size is that of an edge not to be chosen."""
-    for destination in destinations:
-        for source in range(int(graph.reads[destination])):
-            if sizes[source, destination] >= 0:
-                heapq.heappush(frontier, (-float(sizes[source, destination]), source, destination))
-
-
-def _sizes(graph: Graph, scores: Scores, total: float | None = None) -> Scores:
+def sizes_of(graph: Graph, scores: Scores, total: float | None = None) -> Scores:
     """All |score|; with a `total` zero for those that are not known."""
     if scores.shape != graph.exists.shape:
         raise ValueError(f"scores are {list(scores.shape)}, the graph has {list(graph.exists.shape)}")
@@ -302,13 +192,6 @@ def _sizes(graph: Graph, scores: Scores, total: float | None = None) -> Scores:
     if not scores.isfinite().all():
         raise ValueError("scores are not finite (or, in a slim comparison, not all of them known)")
     return scores.detach().cpu().double().abs().masked_fill(~graph.exists, 0.0)
-
-
-def _refuse_too_many(graph: Graph, n: int, among: Mask) -> None:
-    there = int(among.sum())
-    if not 0 <= n <= there:
-        scored = "" if there == graph.n_edges else f", of which {there} have a score to be chosen by"
-        raise ValueError(f"n = {n}: the graph has {graph.n_edges} edges{scored}")
 
 
 def _ranks(values: Float[Tensor, " edge"]) -> Float[Tensor, " edge"]:

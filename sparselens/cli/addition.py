@@ -16,6 +16,7 @@ from sparselens.gates.surgery import is_sparse, sparsify
 from sparselens.models.character_model import character_model, character_tokenizer
 from sparselens.models.folder import load_transformers, save
 from sparselens.tasks.addition import ALPHABET, KINDS, Addition, ids
+from sparselens.training.checkpoint import goes_on
 from sparselens.training.evaluation import open_gates
 from sparselens.training.loop import PostTrainConfig, post_train
 from sparselens.training.losses import IGNORED, logits_of, same_position_loss
@@ -106,8 +107,7 @@ def retrain_both(out: Path, seed: int, resume: bool = False) -> tuple[Path, Path
     """A dense model from random weights, then the sparse model from the dense one; returns their folders."""
     tokenizer = character_tokenizer(ALPHABET)
     dense_folder, sparse_folder = out / "addition", out / "addition-sparse"
-    if not resume and (out / "checkpoint.pt").exists():
-        raise ValueError(f"{out} holds a training run: pass --resume to go on, or choose another --out")
+    goes_on(out / "checkpoint.pt", resume, finish=False)  # else refused now, not after the dense run
     if not (resume and dense_folder.exists()):
         save(train_dense(seed), dense_folder, tokenizer=tokenizer)
     dense, _, _ = load_transformers(dense_folder)

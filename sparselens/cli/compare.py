@@ -107,7 +107,8 @@ def compare(
 def write_report(comparison: Any, out: Path, form: str, json: bool) -> None:
     """Print the table of a comparison, and write its report and figures."""
     from sparselens.analyses.comparison.figures import left_out
-    from sparselens.analyses.comparison.table import cells, rows_of
+    from sparselens.analyses.comparison.rows import cells
+    from sparselens.analyses.comparison.table import rows_of
 
     rows = rows_of(comparison)
     head = ("", *comparison.about.names, "dense / sparse")

@@ -2,16 +2,18 @@
 
 import shlex
 import sys
-from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
 from sparselens.cli.models import bases
 from sparselens.cli.options import PARTS, Base, Json, Model, alone_in_out, known_model, one_of
 from sparselens.cli.table import finish, print_table, warn
+
+Settings = TypeVar("Settings")
 
 if TYPE_CHECKING:
     from sparselens.training.evaluation import Evaluation
@@ -87,7 +89,9 @@ def post_train(
     held_out_rows: Annotated[
         int, typer.Option(help="Rows to steer by, and as many to report on: no more text is kept out than they need.")
     ] = 512,
-    mixed_precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
+    mixed_precision: Annotated[
+        str, typer.Option(help="no, bf16 or fp16.", callback=one_of("mixed precision", ("no", "bf16", "fp16")))
+    ] = "no",
     evaluate_every: Annotated[int, typer.Option(help="Steps between two looks at the held-out text.")] = 50,
     seed: Annotated[int, typer.Option(help="Of data order and noise.")] = 0,
     wandb: Annotated[str | None, typer.Option(help="Log to this wandb project.")] = None,
@@ -110,48 +114,35 @@ def post_train(
     Ctrl-C writes a checkpoint and ends with exit code 130; the same command with --resume goes on from there, with
     --finish it saves the best state so far.
     """
+    options = {**locals()}  # as they were given
     if held_out_rows < 1:
         raise ValueError(f"--held-out-rows must be at least 1, not {held_out_rows}")
-    precision, rate = _precision(mixed_precision), _rate(learning_rate)
+    rate = _rate(learning_rate)
     _refuse_contradiction(lora, train, merge)
     import torch
 
+    from sparselens.cli.training_text import TrainingText
     from sparselens.gates.attention import recompute_activations
     from sparselens.gates.surgery import sparsify
     from sparselens.models.folder import load_transformers, save
+    from sparselens.training.checkpoint import goes_on
     from sparselens.training.evaluation import evaluate, open_gates
     from sparselens.training.loop import PostTrainConfig
     from sparselens.training.loop import post_train as run
     from sparselens.training.processes import accelerator_for
-    from sparselens.training.text import Source, prepare, rows
+    from sparselens.training.text import Source
     from sparselens.training.text.batches import refuse_no_rows
+    from sparselens.training.trained import in_one_piece
 
     refuse_no_rows(seq_len, batch_size)
-    accelerator = accelerator_for(precision)
+    accelerator = accelerator_for(mixed_precision)
     rows_each, accumulation = _batches_per_step(
         batch_tokens, accumulation, seq_len, batch_size, accelerator.num_processes
     )
-    config = PostTrainConfig(
-        steps=steps,
-        target=target,
-        margin=margin,
-        learning_rate=rate,
-        accumulation=accumulation,
-        mixed_precision=precision,
-        control_steps=control_steps,
-        layerwise_steps=layerwise_steps,
-        multiplier=multiplier,
-        distillation=distillation,
-        evaluate_every=evaluate_every,
-        seed=seed,
-        wandb=wandb,
-        checkpoint_minutes=checkpoint_minutes,
-    )
-    if finish and not (out / "checkpoint.pt").exists():
-        raise ValueError(f"{out} holds no checkpoint of a run that could be finished")
+    options |= {"learning_rate": rate, "accumulation": accumulation}
+    config = _filled(PostTrainConfig, options)
+    goes_on(out / "checkpoint.pt", resume, finish)
     resume = resume or finish
-    if (out / "checkpoint.pt").exists() and not resume:
-        raise ValueError(f"{out} holds the checkpoint of a run: pass --resume to go on, or choose another folder")
     source = Source(data, column, split, stream)
     if not resume:
         next(source.pieces())  # what cannot be read is refused before a model is loaded
@@ -168,36 +159,21 @@ def post_train(
         if dense is None
         else load_transformers(dense, dtype=torch.float32, **of[dense])[0].to(accelerator.device)
     )
-    embedding: Any = network.get_input_embeddings()
+    needed = _filled(TrainingText, options, source=source, rows_each=rows_each)
     with accelerator.main_process_first():  # which writes the tokens that all of them read
         reuse = resume or not accelerator.is_main_process
-        corpus = prepare(
-            source,
-            tokenizer,
-            out / "tokens",
-            held_out=held_out,
-            most_held_out=held_out_rows * seq_len,
-            enough=(steps * accumulation * rows_each + rows_each + 1) * seq_len,
-            seed=seed,
-            known=embedding.num_embeddings,
-            reuse=reuse,
-        )
-        validation, test = (
-            rows(tokens[: held_out_rows * seq_len], seq_len, batch_size) for tokens in (corpus.validation, corpus.test)
-        )
-        own = partial(_sampled, reference, tokenizer, sampled, seed, out / "tokens", reuse) if sampled else None
-        batches = _batches(corpus.train, own, seq_len, rows_each, seed)
+        text = needed.prepare(network, reference, tokenizer, out / "tokens", reuse)
     sparsify(network, saved_bias if gate_bias is None else gate_bias)
     if gradient_checkpointing:
         recompute_activations(network)
     with open_gates(reference):
-        before = evaluate(reference, test, accelerator=accelerator)
+        before = evaluate(reference, text.test, accelerator=accelerator)
     try:
         result = run(
             network,
-            batches,
+            text.batches,
             config,
-            held_out=validation,
+            held_out=text.validation,
             dense=reference,
             out=out,
             resume=resume,
@@ -208,8 +184,8 @@ def post_train(
         if accelerator.is_main_process:
             _explain(stop, out)
         raise typer.Exit(130) from stop
-    after = evaluate(network, test, accelerator=accelerator)
-    network = _in_one_piece(network, lambda: opened()[0], accelerator.is_main_process)
+    after = evaluate(network, text.test, accelerator=accelerator)
+    network = in_one_piece(network, lambda: opened()[0], accelerator.is_main_process)
     if accelerator.is_main_process:
         folder = save(
             network,
@@ -219,8 +195,8 @@ def post_train(
             merge=merge,
             result=result,
             test=(before, after),
-            command=_command(),
-            data=corpus.record,
+            command=shlex.join(["sparselens", *sys.argv[1:]]),
+            data=text.record,
             figures=_draw(result, out),
         )
         _report(before, after, folder, result, json, out)
@@ -251,26 +227,6 @@ def _open(
     return network, tokenizer, gate_bias
 
 
-def _in_one_piece(network: Any, another: Callable[[], Any], keep: bool) -> Any:
-    """What can be saved. Where FSDP shares the weights out it is another model, which gets them whole."""
-    from sparselens.gates.surgery import gate_settings, sparsify
-    from sparselens.training.processes import is_shared_out, whole
-    from sparselens.training.trained import put_trained_state, trained_state
-
-    if not any(map(is_shared_out, network.parameters())):
-        return network
-    state = whole(trained_state(network), keep)
-    if not keep:
-        return network
-    fresh = sparsify(another(), gate_settings(network).gate_bias)
-    put_trained_state(fresh, state)
-    return fresh
-
-
-def _command() -> str:
-    return shlex.join(["sparselens", *sys.argv[1:]])
-
-
 def _rate(text: str) -> Any:
     try:
         return "auto" if text == "auto" else float(text)
@@ -290,10 +246,10 @@ def _draw(result: "PostTrainResult", out: Path) -> list[Path]:
     return [training_figure(result).save(out / f"run.{form}") for form in ("png", "pdf")]
 
 
-def _precision(name: str) -> Any:
-    if name not in ("no", "bf16", "fp16"):
-        raise ValueError(f"mixed precision {name!r}: want no, bf16 or fp16")
-    return name
+def _filled(kind: type[Settings], options: dict[str, Any], **others: Any) -> Settings:
+    """A dataclass that takes every field which is an option of the command from there."""
+    names = {field.name for field in fields(cast(Any, kind))}
+    return kind(**{name: value for name, value in options.items() if name in names}, **others)
 
 
 def _batches_per_step(
@@ -307,29 +263,6 @@ def _batches_per_step(
     if accumulation != 1:
         raise ValueError("give --batch-tokens or --accumulation, not both")
     return batches_per_step(batch_tokens, seq_len, batch_size, processes)
-
-
-def _batches(text: Any, sample: Callable[[], Any] | None, seq_len: int, n_rows: int, seed: int) -> Any:
-    """Training batches: of the text alone, or half of it and half of what the dense model writes."""
-    from sparselens.training.text import MixedBatches, TokenBatches
-    from sparselens.training.text.batches import refuse_no_rows
-
-    half = n_rows // 2 if sample else 0
-    batches = TokenBatches(text, seq_len, n_rows - half, seed)
-    if sample is None:
-        return batches
-    refuse_no_rows(seq_len, half)  # before it takes its time
-    return MixedBatches([batches, TokenBatches(sample(), seq_len, half, seed + 1)])
-
-
-def _sampled(network: Any, tokenizer: Any, n: int, seed: int, folder: Path, reuse: bool) -> Any:
-    """Tokens that the dense model writes itself, once for a run."""
-    from sparselens.training.text import kept_sample, sample_tokens
-    from sparselens.training.text.tokens import PieceTokenizer
-
-    asked = {"tokens": n, "seed": seed, "model": network.config._name_or_path}
-    start = PieceTokenizer(tokenizer).start
-    return kept_sample(folder / "sampled.bin", asked, lambda: sample_tokens(network, n, start, seed=seed), reuse)
 
 
 def _report(

@@ -7,6 +7,7 @@ every architecture that calls transformers' attention interface; `sparselens.spa
 
 import warnings
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -216,7 +217,7 @@ def _adopt(model: PreTrainedModel, settings: GateSettings) -> None:
     for module in candidates:
         setattr(module, _SETTINGS, settings)
     seen: set[int] = set()
-    noted = _CallNote(seen)
+    noted = SimpleNamespace(add=lambda layer, *_: seen.add(layer))  # a recorder of which layers were called
     settings.recorders.append(noted)
     implementation, settings.implementation = settings.implementation, "eager"  # nothing is compiled for a proof
     try:
@@ -231,16 +232,6 @@ def _adopt(model: PreTrainedModel, settings: GateSettings) -> None:
             f"{type(model).__name__}: layers {missing} have no gated attention (they do not call transformers' "
             "attention interface, or hold none); gate it through TransformerLens: sparsify(TransformerBridge...)"
         )
-
-
-class _CallNote:
-    """A recorder that notes only which layers were called."""
-
-    def __init__(self, layers: set[int]) -> None:
-        self._layers = layers
-
-    def add(self, layer: int, *_: Any) -> None:
-        self._layers.add(layer)
 
 
 def choose_implementation(model: PreTrainedModel, settings: GateSettings, implementation: str) -> None:

@@ -8,6 +8,22 @@ import torch
 from sparselens.files.whole import whole_file
 
 
+def goes_on(path: Path | None, resume: bool, finish: bool) -> bool:
+    """Whether a run goes on from the checkpoint at this path, or begins.
+
+    Raises:
+        ValueError: there is one although nobody asked to go on, or none to finish.
+    """
+    found = path is not None and path.exists()
+    if (resume or finish) and path is None:
+        raise ValueError(f"{'finish' if finish else 'resume'}=True needs the `out` folder of the run")
+    if finish and not found:
+        raise ValueError(f"there is no run to finish: {path} does not exist")
+    if found and not (resume or finish):
+        raise ValueError(f"{path} is of an earlier run: pass resume=True (--resume) to go on, or another folder")
+    return found
+
+
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """`state` holds tensors, numbers, strings and plain containers of these.
 

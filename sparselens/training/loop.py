@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,20 +27,19 @@ from sparselens.files.locks import locked
 from sparselens.models.adapters import adapters_off
 from sparselens.training.batches import Batches, refuse_text, stream
 from sparselens.training.best import Best
-from sparselens.training.checkpoint import load_checkpoint, save_checkpoint
+from sparselens.training.checkpoint import goes_on, load_checkpoint, save_checkpoint
 from sparselens.training.config import PostTrainConfig
 from sparselens.training.control import Control, choose_learning_rate, control, gain_of
-from sparselens.training.evaluation import OPEN_BIAS, Evaluation, evaluate, open_gates
+from sparselens.training.evaluation import Evaluation, evaluate, open_gates
 from sparselens.training.geco import Geco
 from sparselens.training.layerwise import layerwise_fit
 from sparselens.training.losses import Batch, Loss, next_token_loss
-from sparselens.training.processes import accelerator_for, load_optimizer_state, whole
+from sparselens.training.processes import accelerator_for, whole
 from sparselens.training.progress import Journal
 from sparselens.training.result import PostTrainResult, notes_on
 from sparselens.training.step import NotFiniteError, Objective, Stepper, task_fit
 from sparselens.training.stopping import StopRequest, stop_requests
 from sparselens.training.teacher import Teacher
-from sparselens.training.trained import frozen_sample, put_trained_state, trained_state
 
 
 def post_train(
@@ -119,7 +119,8 @@ class _Run:
     ) -> None:
         self.config, self.loss, self.held_out = config, loss, held_out
         self.accelerator = accelerator or accelerator_for(config.mixed_precision)
-        self._refuse_processes()
+        if config.layerwise_steps and self.accelerator.num_processes > 1:
+            raise ValueError("layerwise_steps runs layers by themselves, past what splits a model over processes: 0")
         self.checkpoint = None if out is None else Path(out) / "checkpoint.pt"
         self.reference = dense.to(self.accelerator.device)
         layerwise = config.layerwise_steps > 0
@@ -136,22 +137,11 @@ class _Run:
         self.saved_at = 0.0
         self.history: list[dict[str, Any]] = []
 
-    def _refuse_processes(self) -> None:
-        if self.config.layerwise_steps and self.accelerator.num_processes > 1:
-            raise ValueError("layerwise_steps runs layers by themselves, past what splits a model over processes: 0")
-
     # -- one run, start to end
 
     def start(self, resume: bool, finish: bool) -> None:
         """Measure the dense model and set the target, or take both and all else from the checkpoint."""
-        if (resume or finish) and not self.checkpoint:
-            raise ValueError(f"{'finish' if finish else 'resume'}=True needs the `out` folder of the run")
-        found = self.checkpoint is not None and self.checkpoint.exists()
-        if finish and not found:
-            raise ValueError(f"there is no run to finish: {self.checkpoint} does not exist")
-        if found and not (resume or finish):
-            raise ValueError(f"{self.checkpoint} is of an earlier run: pass resume=True to go on, or another folder")
-        if found:
+        if goes_on(self.checkpoint, resume, finish):
             self._restore()
             return
         with open_gates(self.reference), adapters_off(self.reference):
@@ -209,21 +199,13 @@ class _Run:
 
     def finish(self) -> PostTrainResult:
         """The best state, put into the model, and how it came about."""
-        best, step = self.best, self.best.step
+        best, step, history, controls = self.best, self.best.step, list(self.history), list(self.controls)
         best.put_into(self.plain)
-        notes = notes_on(self.history, step, self.learning_rate, self.controls)
+        notes = notes_on(history, step, self.learning_rate, controls)
         if self.step < self.config.steps:
             notes.append(f"the run was ended after step {self.step} of {self.config.steps}: it can be resumed")
-        return PostTrainResult(
-            self.dense,
-            best.evaluation,
-            step,
-            best.feasible,
-            self.target,
-            list(self.history),
-            list(self.controls),
-            notes,
-        )
+        found = best.evaluation, step, best.feasible
+        return PostTrainResult(self.dense, *found, self.target, history, controls, notes)
 
     def close(self) -> None:
         """Take everything that belongs to the run off the model."""
@@ -235,31 +217,20 @@ class _Run:
 
     def _control(self, rate: float, steps: int, batches: Batches, stop: StopRequest) -> Control:
         """Train with every gate open, then put the weights back."""
-        trained = [(p, p.detach().clone()) for p in self.plain.parameters() if p.requires_grad]
-        settings = self.stepper.settings
-        gate_bias, settings.gate_bias = settings.gate_bias, OPEN_BIAS
-        batch, step = stream(batches, 0), 0
+        batch, numbers = stream(batches, 0), count()
 
         def train(more: int) -> float:
-            nonlocal step
             try:
-                for _ in range(more):
+                for step in islice(numbers, more):
                     self.stepper(batch, step, rate * min(1.0, (step + 1) / 10), self.whole)
-                    step += 1
                     if self._is_asked(stop):
                         raise KeyboardInterrupt("stopped in the dense control, before the first step")
             except NotFiniteError:
                 return math.inf
             return self._evaluate(self.plain).loss
 
-        try:
+        with open_gates(self.plain), self.stepper.on_trial():
             return control(rate, self.dense.loss, steps, train)
-        finally:
-            settings.gate_bias = gate_bias
-            with torch.no_grad():
-                for parameter, value in trained:
-                    parameter.copy_(value)
-            self.stepper.forget()
 
     # -- evaluation and the state that is kept
 
@@ -343,19 +314,13 @@ class _Run:
         self.saved_at = time.monotonic()
         if not self.checkpoint:
             return
-        scaler, main = self.accelerator.scaler, self.accelerator.is_main_process
-        tensors = {
-            "model": trained_state(self.plain),
-            "optimizer": self.stepper.optimizer.state_dict(),
-            "best": self.best.state,
-        }
+        main = self.accelerator.is_main_process
         state = {
-            **whole(tensors, keep=main),
-            "frozen": frozen_sample(self.plain),
+            **self.stepper.state(keep=main),
+            "best": whole(self.best.state, keep=main),
             "step": self.step,
             "restarted": self.restarted,
             "config": asdict(self.config),
-            "scaler": None if scaler is None else scaler.state_dict(),
             "geco": self.geco.state_dict(),
             "learning_rate": self.learning_rate,
             "controls": [asdict(control) for control in self.controls],
@@ -371,14 +336,9 @@ class _Run:
         state = load_checkpoint(self.checkpoint)
         self.config.refuse_other(state["config"], self.checkpoint)
         try:
-            put_trained_state(self.plain, state["model"])
+            self.stepper.put_state(state)
         except ValueError as error:
             raise ValueError(f"{self.checkpoint} is {error}") from error
-        if state["frozen"] != frozen_sample(self.plain):
-            raise ValueError(f"{self.checkpoint} is of another model: the frozen weights are not the same")
-        load_optimizer_state(self.stepper.optimizer, state["optimizer"])
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
         self._aim(Evaluation(**state["dense"]), state["target"], state["best"])
         self.geco.load_state_dict(state["geco"])
         self.controls = [Control(**found) for found in state["controls"]]

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from typing import NamedTuple, cast
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
@@ -16,8 +16,9 @@ from sparselens.gates.surgery import gate_settings
 from sparselens.training.batches import rows_of_process, to_device
 from sparselens.training.config import PostTrainConfig
 from sparselens.training.losses import Batch, Loss, logits_of, tokens_of, weight_of
+from sparselens.training.processes import load_optimizer_state, whole
 from sparselens.training.teacher import Teacher
-from sparselens.training.trained import trained_parameters
+from sparselens.training.trained import frozen_sample, put_trained_state, trained_parameters, trained_state
 
 Scalar = Float[Tensor, ""]
 
@@ -131,6 +132,41 @@ class Stepper:
         """Start anew: no gradient, no moments."""
         self.optimizer.zero_grad()
         self.optimizer.state.clear()
+
+    @contextmanager
+    def on_trial(self) -> Iterator[None]:
+        """Steps of the block are taken back at its end."""
+        before = [(p, p.detach().clone()) for p in self.plain.parameters() if p.requires_grad]
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in before:
+                    parameter.copy_(value)
+            self.forget()
+
+    def state(self, keep: bool) -> dict[str, Any]:
+        """For a checkpoint; of tensors None where `keep` is False, as in all processes but the one that writes it."""
+        scaler = self.accelerator.scaler
+        tensors = {"model": trained_state(self.plain), "optimizer": self.optimizer.state_dict()}
+        return {
+            **whole(tensors, keep),
+            "frozen": frozen_sample(self.plain),
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+
+    def put_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave.
+
+        Raises:
+            ValueError: it is of another model.
+        """
+        put_trained_state(self.plain, state["model"])
+        if state["frozen"] != frozen_sample(self.plain):
+            raise ValueError("of another model: the frozen weights are not the same")
+        load_optimizer_state(self.optimizer, state["optimizer"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
 
     def close(self) -> None:
         """Take everything that belongs to the run off the model."""

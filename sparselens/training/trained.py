@@ -1,15 +1,16 @@
 """Which parameters of a model are trained, and the state that training can change."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparselens.gates.hooked import is_hooked
+from sparselens.gates.surgery import gate_settings, sparsify
 from sparselens.models.adapters import without_peft
-from sparselens.training.processes import shared_out_like, whole
+from sparselens.training.processes import is_shared_out, shared_out_like, whole
 
 PARTS = ("attention", "qk", "all")
 _OF_EACH = 4  # weights
@@ -134,6 +135,23 @@ def put_trained_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, value in wanted.items():
             value.copy_(shared_out_like(value, state[name]))
+
+
+def in_one_piece(model: Any, another: Callable[[], Any], keep: bool) -> Any:
+    """A gated model that can be saved. Where FSDP shares the weights out it is another, which gets them whole.
+
+    Args:
+        another: opens the model anew
+        keep: False in processes that only help; they get the model as it is
+    """
+    if not any(map(is_shared_out, model.parameters())):
+        return model
+    state = whole(trained_state(model), keep)
+    if not keep:
+        return model
+    fresh = sparsify(another(), gate_settings(model).gate_bias)
+    put_trained_state(fresh, state)
+    return fresh
 
 
 def frozen_sample(model: nn.Module) -> list[float]:

@@ -1,19 +1,10 @@
 """Attention edges of a HookedTransformer."""
 
-from importlib.util import find_spec
-
-import pytest
 import torch
+from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 import sparselens as sl
 from sparselens.analyses import attention_edges
-
-if find_spec("transformer_lens.HookedTransformer") is None:
-    pytest.skip("this TransformerLens has no HookedTransformer (it went with 4.0)", allow_module_level=True)
-
-from transformer_lens import HookedTransformer, HookedTransformerConfig
-
-pytestmark = pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
 
 TOKENS = torch.tensor([[1, 2, 3, 4], [4, 3, 2, 1]])
 

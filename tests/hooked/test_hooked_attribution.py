@@ -1,11 +1,11 @@
 """Attribution, exact edge patching and circuits of a HookedTransformer, against its own inputs by head."""
 
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 import sparselens as sl
 from sparselens.analyses import (
@@ -19,13 +19,6 @@ from sparselens.analyses import (
 from sparselens.circuits.circuit import Circuit
 from sparselens.circuits.graph import Graph
 from sparselens.prompts.metrics import logit_difference
-
-if find_spec("transformer_lens.HookedTransformer") is None:
-    pytest.skip("this TransformerLens has no HookedTransformer (it went with 4.0)", allow_module_level=True)
-
-from transformer_lens import HookedTransformer, HookedTransformerConfig
-
-pytestmark = pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
 
 QUIET: dict[str, Any] = {"progress": False}
 ROTARY = {"positional_embedding_type": "rotary", "rotary_dim": 4}

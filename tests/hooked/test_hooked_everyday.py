@@ -1,6 +1,5 @@
 """Logit lens, direct logit attribution, path patching and head roles of a HookedTransformer."""
 
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -17,13 +16,7 @@ from sparselens.analyses import (
     side_by_side,
 )
 from sparselens.prompts.metrics import logit_difference
-
-if find_spec("transformer_lens.HookedTransformer") is None:
-    pytest.skip("this TransformerLens has no HookedTransformer (it went with 4.0)", allow_module_level=True)
-
 from tests.hooked.test_hooked_attribution import KINDS, make_model, make_pairs
-
-pytestmark = pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
 
 QUIET: dict[str, Any] = {"progress": False}
 GATES = pytest.mark.parametrize("gate_bias", [None, 0.0])

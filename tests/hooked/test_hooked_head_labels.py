@@ -1,22 +1,15 @@
 """Head labels of a HookedTransformer."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from transformer_lens import ActivationCache, HookedTransformer, HookedTransformerConfig, head_detector
+from transformer_lens.head_detector import HEAD_NAMES, detect_head
 
 import sparselens as sl
 from sparselens.analyses import label_heads
 from tests.tiny_models import VOCABULARY, tiny_tokenizer
-
-if find_spec("transformer_lens.HookedTransformer") is None:
-    pytest.skip("this TransformerLens has no HookedTransformer (it went with 4.0)", allow_module_level=True)
-
-from transformer_lens import ActivationCache, HookedTransformer, HookedTransformerConfig, head_detector
-from transformer_lens.head_detector import HEAD_NAMES, detect_head
-
-pytestmark = pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
 
 
 @pytest.mark.parametrize("gate_bias", [None, 0.0])

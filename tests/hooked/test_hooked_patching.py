@@ -1,59 +1,20 @@
 """Activation patching, top components and dependency cones of a HookedTransformer."""
 
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
+import transformer_lens.patching as theirs
 
-import sparselens as sl
 from sparselens.analyses import dependency_cone, keep_top, outside_effect, patch_activations, patch_heads
 from sparselens.prompts.metrics import logit_difference
-
-if find_spec("transformer_lens.HookedTransformer") is None:
-    pytest.skip("this TransformerLens has no HookedTransformer (it went with 4.0)", allow_module_level=True)
-
-import transformer_lens.patching as theirs
-from transformer_lens import HookedTransformer, HookedTransformerConfig
-
-pytestmark = pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
-
-KINDS: dict[str, dict[str, Any]] = {
-    "gpt2-like": {},
-    "llama-like": {
-        "n_key_value_heads": 1,
-        "positional_embedding_type": "rotary",
-        "rotary_dim": 4,
-        "normalization_type": "RMS",
-        "gated_mlp": True,
-    },
-    "parallel": {"parallel_attn_mlp": True},
-    "attention only": {"attn_only": True},
-}
-
-
-def make_model(kind: str, gate_bias: float | None) -> HookedTransformer:
-    sizes: dict[str, Any] = {"n_layers": 2, "d_model": 8, "n_ctx": 6, "d_head": 4, "n_heads": 2, "d_vocab": 11}
-    if kind != "attention only":
-        sizes["act_fn"] = "gelu"
-    model = HookedTransformer(HookedTransformerConfig(**sizes, **KINDS[kind], seed=0, device="cpu"))
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)), alpha=0.3)
-    if gate_bias is not None:
-        sl.sparsify(model, gate_bias)
-    return model.eval()
-
-
-def make_pairs() -> sl.TokenizedPairs:
-    clean, corrupted = torch.randint(11, (2, 3, 6), generator=torch.Generator().manual_seed(0))
-    return sl.TokenizedPairs(clean, corrupted, torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6]))
+from tests.hooked.test_hooked_attribution import KINDS, make_model, make_pairs
 
 
 @pytest.mark.parametrize("gate_bias", [None, 0.0])
 @pytest.mark.parametrize("kind", KINDS)
 def test_equal_to_transformer_lens(kind: str, gate_bias: float | None):
-    model, pairs = make_model(kind, gate_bias), make_pairs()
+    model, pairs = make_model(kind, gate_bias, torch.float32), make_pairs()
     cases: list[tuple[str, bool, Any]] = [
         ("heads", False, theirs.get_act_patch_attn_head_out_all_pos),
         ("heads", True, theirs.get_act_patch_attn_head_out_by_pos),
@@ -80,13 +41,13 @@ def test_equal_to_transformer_lens(kind: str, gate_bias: float | None):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_top_components_end_in_the_clean_run(kind: str):
-    model, pairs = make_model(kind, None), make_pairs()
+    model, pairs = make_model(kind, None, torch.float32), make_pairs()
     kept = keep_top(model, pairs, [patch_heads(model, pairs, progress=False)], progress=False)
     torch.testing.assert_close(kept.values[:, -1], kept.clean, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_answer_depends_on_its_cone_alone(kind: str):
-    model, pairs = make_model(kind, 0.0), make_pairs()
+    model, pairs = make_model(kind, 0.0, torch.float32), make_pairs()
     cone = dependency_cone(model, pairs)
     assert outside_effect(model, cone, pairs.corrupted).max() < 1e-5

@@ -1,19 +1,11 @@
 """Why a gate of a HookedTransformer is open: the pairs add up to its score, in every kind of model."""
 
-from importlib.util import find_spec
-
 import pytest
 import torch
 
 import sparselens as sl
 from sparselens.analyses import explain_edge
-
-if find_spec("transformer_lens.HookedTransformer") is None:
-    pytest.skip("this TransformerLens has no HookedTransformer (it went with 4.0)", allow_module_level=True)
-
 from tests.hooked.test_hooked_attribution import KINDS, make_model, make_pairs
-
-pytestmark = pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
 
 
 @pytest.mark.parametrize("gate_bias", [None, 0.1])

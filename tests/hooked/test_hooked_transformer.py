@@ -1,7 +1,6 @@
 """Gates in a HookedTransformer, which TransformerLens has up to 3.9: the same surgery through the same hook points."""
 
 import copy
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -12,11 +11,6 @@ from sparselens.gates.noise import RowNoise
 from sparselens.gates.statistics import record_gates
 from sparselens.gates.surgery import densify, gate_settings, is_sparse, sparsify
 from tests.tiny_models import tiny_bridge, tiny_tokens
-
-if find_spec("transformer_lens.HookedTransformer") is None:
-    pytest.skip("this TransformerLens has no HookedTransformer (it went with 4.0)", allow_module_level=True)
-
-pytestmark = pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
 
 KINDS: dict[str, dict[str, Any]] = {
     "gpt2": {},

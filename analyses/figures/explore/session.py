@@ -9,20 +9,19 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sparselens.analyses.attribution.qk_attribution import QKAttribution
+from sparselens.analyses.figures.explore.commands import obeyed
 from sparselens.analyses.figures.explore.models import Models
 from sparselens.analyses.figures.explore.page import framed, recorded_page
-from sparselens.analyses.figures.explore.steps import Note, Step, names_in, step_of, strict_json, text_in
+from sparselens.analyses.figures.explore.steps import Note, Step, step_of, strict_json, text_in
 from sparselens.analyses.figures.token_layout import printable
 from sparselens.analyses.patching.cuts import read_cut
 from sparselens.files.whole import write_file, write_json
 from sparselens.gates.hooked import is_hooked
 from sparselens.gates.surgery import is_sparse
 from sparselens.models.provenance import origin, without_path
-
-MATRIX = 7  # rows and columns of the page's answer to why
 
 
 class Exploration:
@@ -180,7 +179,7 @@ class Exploration:
         """Do what a page asks for and answer with what it draws. A mistake is an answer, too: {"error": why}."""
         try:
             with self._lock:
-                return self._obeyed(command)
+                return obeyed(cast(Any, self), command)  # type checkers meet this class under two names
         except ValueError as error:
             return {"error": str(error)}
 
@@ -196,50 +195,6 @@ class Exploration:
         return {**live, "text/html": framed(self.page(note=note)), "text/plain": repr(self)}
 
     # -- how it is done
-
-    def _obeyed(self, command: Any) -> dict[str, Any]:
-        actions = {
-            "ask": (self.ask, ("prompt",)),
-            "cut": (self._toggle, ("names",)),
-            "restore": (self.restore, ()),
-            "note": (self.note, ("name", "label", "group", "pinned")),
-            "why": (self._why, ("name",)),
-            "undo": (self.undo, ()),
-            "redo": (self.redo, ()),
-            "load": (self._load_from_page, ("shared",)),
-            "page": (self.page, ("view",)),
-        }
-        if not isinstance(command, dict) or command.get("do") not in actions:
-            raise ValueError(f"no such command: {command!r:.200} (want a do among {', '.join(actions)})")
-        action, wanted = actions[command["do"]]
-        if set(command) != {"do", *wanted}:
-            raise ValueError(f"{command['do']} wants {', '.join(wanted) or 'nothing'}, not {sorted(command)}")
-        said = action(**{name: command[name] for name in wanted})
-        if isinstance(said, list):
-            return {"why": said}
-        return {"page": said} if isinstance(said, str) else {"state": self.state}
-
-    def _toggle(self, names: Any) -> None:
-        """Cut what is not cut; if all of it is, restore it."""
-        wanted = names_in(names)
-        if wanted and set(wanted) <= set(self.step.cuts):
-            self.restore(*wanted)
-        else:
-            self.cut(*wanted)
-
-    def _why(self, name: Any) -> list[dict[str, Any]]:
-        """What the page says of an edge: a sentence and a small matrix for each model."""
-        said: list[dict[str, Any]] = []
-        for model, found in self.why(text_in("name", name)).items():
-            rows, columns, values = found.folded(MATRIX)
-            numbers = [[round(value, 3) for value in row] for row in values.tolist()]
-            said.append({"model": model, "sentence": str(found), "rows": rows, "columns": columns, "values": numbers})
-        return said
-
-    def _load_from_page(self, shared: Any) -> None:
-        if not isinstance(shared, dict):  # a text would be a path, which no page may open
-            raise ValueError("this is not the state of an exploration: want a JSON object")
-        self.load(shared)
 
     def _move(self, by: int) -> None:
         with self._lock:

@@ -23,8 +23,9 @@ from sparselens.analyses.circuits.faithfulness import (
     minimality,
 )
 from sparselens.analyses.engine.request import open_request
-from sparselens.circuits.circuit import Circuit, top
+from sparselens.circuits.circuit import Circuit
 from sparselens.circuits.graph import Graph
+from sparselens.circuits.selection import top
 from sparselens.prompts.metrics import logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.tasks import TASKS

@@ -9,8 +9,9 @@ import torch
 from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.circuits.baselines import random_circuit, random_connected_circuits, score_by_magnitude
 from sparselens.analyses.circuits.stability import edges_needed, share_curves, stability
-from sparselens.circuits.circuit import Circuit, top
+from sparselens.circuits.circuit import Circuit
 from sparselens.circuits.graph import Graph
+from sparselens.circuits.selection import top
 from sparselens.prompts.metrics import logit_difference
 from tests.analyses.small_models import two_layer_pairs, two_layers
 

@@ -1,8 +1,5 @@
 """A comparison says what its analyses say, is the same when loaded again, and goes on where it was interrupted."""
 
-import functools
-import math
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,30 +11,20 @@ import torch
 
 import sparselens as sl
 from sparselens import analyses
-from sparselens.analyses.comparison import one_model
 from sparselens.analyses.comparison.plots import edges_needed_plot, kept_plot, loss_plot
 from sparselens.analyses.comparison.results import SIDES, Comparison
-from sparselens.analyses.comparison.table import Row, cells, rows_of
-from sparselens.analyses.engine.resume import BatchLog
-from sparselens.prompts.intervals import Interval
 from sparselens.tasks import TASKS
-from tests.analyses.comparison.compared import N, compared
+from tests.analyses.comparison.compared import (
+    QUICK,
+    N,
+    compared,
+    same,
+    tiny_comparison,
+    tiny_models,
+    whole_tiny_comparison,
+)
 from tests.analyses.small_models import native_model, tiny_pairs
 from tests.tiny_models import tiny_bridge, tiny_tokens
-
-QUICK: dict[str, Any] = {"method": "eap", "all_pairs": True, "progress": False, "prune_runs": 20}
-
-
-def same(one: Comparison, other: Comparison) -> bool:
-    return one.table().equals(other.table()) and one.about == other.about
-
-
-def between(mean: float, low: float, high: float) -> Interval:
-    return Interval(mean, low, high, 0.1, 9)
-
-
-def tiny_models() -> tuple[Any, Any]:
-    return tiny_bridge("gpt2"), sl.sparsify(tiny_bridge("gpt2", seed=1), 0.0)
 
 
 def pairs_at_end(pairs: sl.TokenizedPairs) -> sl.TokenizedPairs:
@@ -156,55 +143,6 @@ def test_a_number_is_the_same_in_table_and_plot(comparison: Comparison):
     kept = kept_plot(comparison).series[1]
     wanted = table.loc["heads for 90 % of the metric, per prompt", "sparse"]
     assert next(x for x, y in zip(kept.x, kept.y, strict=True) if y >= 0.9) == wanted
-
-
-def test_tables_in_three_forms(comparison: Comparison):
-    rows = rows_of(comparison)
-    frame, markdown, latex = (comparison.table(form) for form in ("pandas", "markdown", "latex"))
-    assert len(frame) == len(rows) == markdown.count("\n") - 2 == latex.count(r"\\") - 1
-    assert (
-        comparison._repr_html_() == comparison.table("html") and comparison.table("html").count("<tr") == len(rows) + 1
-    )
-    assert latex.startswith("\\begin{tabular}{lrrr}\n\\toprule\n") and latex.rstrip().endswith("\\end{tabular}")
-    assert "100.0 \\%" in latex and not any(line.count("&") != 3 for line in latex.splitlines() if "\\\\" in line)
-    with pytest.raises(ValueError, match=r"no such form of a table: 'word' \(want pandas, markdown, latex, html\)"):
-        comparison.table("word")
-
-
-COUNTED = "23 | 2,461 [28, 2,461] | 13.0x [9.9, 14.5]"
-
-
-@pytest.mark.parametrize(
-    ("values", "ratio", "kind", "printed"),
-    [
-        (((1.024, 0.995, 1.04), (0.8, 0.7504, 0.874)), None, {}, "1.024 [0.995, 1.040] | 0.800 [0.750, 0.874] | "),
-        ((369.92, (25.5, 23.0, 28.06)), None, {}, "369.9 | 25.5 [23.0, 28.1] | "),
-        (((2.0, 1.5, 2.5), None), None, {}, "2.00 [1.50, 2.50] |  | "),
-        ((1.0, 0.00902), None, {"percent": True}, "100.000 % | 0.902 % | "),
-        (((1.0, 0.963, 1.0), 0.5), None, {"percent": True}, "100.0 % [96.3 %, 100.0 %] | 50.0 % | "),
-        ((23.0, (2461.0, 28.4, 2461.0)), (13.04, 9.9, 14.5), {"count": True}, COUNTED),
-        (((0.003061, 0.0028, 0.0034), 1e-9), None, {"digits": 4}, "0.00306 [0.00280, 0.00340] | 0.00000 | "),
-        ((0.0, -0.0001), None, {}, "0.0000 | -0.0001 | "),
-        ((math.inf, (0.0, -0.031, 0.02)), None, {}, "never | 0.0000 [-0.0310, 0.0200] | "),
-        ((9.996, 9.5), (0.9996, 0.5, 1.5), {}, "10.00 | 9.50 | 1.00x [0.50, 1.50]"),
-    ],
-)  # fmt: skip
-def test_numbers_of_a_row_have_the_same_decimals(values: Any, ratio: Any, kind: dict[str, Any], printed: str):
-    dense, sparse, both = (between(*x) if isinstance(x, tuple) else x for x in (*values, ratio))
-    assert " | ".join(cells(Row("", "", (dense, sparse), both, **kind))) == printed
-
-
-def test_every_estimate_is_told_to_three_digits_and_what_is_counted_is_whole(comparison: Comparison):
-    for row in rows_of(comparison):
-        told = [re.findall(r"-?\d[\d,]*(?:\.\d+)?", cell) for cell in cells(row)[:2]]
-        decimals = {len(number.partition(".")[2]) for numbers in told for number in numbers}
-        assert len(decimals) <= 1, row.name
-        if row.count:
-            assert decimals <= {0}, row.name
-        for numbers, value in zip(told, row.values, strict=True):
-            mean = value.mean if isinstance(value, Interval) else value
-            if numbers and not row.count and mean is not None and abs(mean) > 0.01:
-                assert len(re.sub(r"\D", "", numbers[0]).lstrip("0")) >= 3, row.name
 
 
 # -- what is marked, what is refused
@@ -357,123 +295,3 @@ def test_swapped_models_and_wrong_tasks_are_refused(monkeypatch: pytest.MonkeyPa
         analyses.compare(*tiny_models()[::-1], tiny_pairs(), progress=False)
     with pytest.raises(ValueError, match="task is 'ioi': want a Task"):
         analyses.compare(*tiny_models(), "ioi", progress=False)  # type: ignore[arg-type]
-
-
-# -- files
-
-
-def test_saved_and_loaded_without_a_model(comparison: Comparison, tmp_path: Path):
-    back = analyses.load_comparison(comparison.save(tmp_path / "saved"))
-    assert same(back, comparison)
-    assert torch.equal(back.dense.heads.values, comparison.dense.heads.values)
-    assert same(analyses.load_comparison(back.save(tmp_path / "saved")), comparison)  # in place of itself
-
-
-def tiny_comparison(**options: Any) -> Comparison:
-    return analyses.compare(*tiny_models(), tiny_pairs(), **(QUICK | options))
-
-
-@functools.cache
-def whole_tiny_comparison() -> Comparison:
-    return tiny_comparison()
-
-
-def stop(*args: Any, **options: Any) -> None:
-    raise KeyboardInterrupt
-
-
-def test_an_interrupted_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    out = tmp_path / "numbers"
-    whole = whole_tiny_comparison()
-    with monkeypatch.context() as patch:
-        patch.setattr(one_model, "attribute_edges", stop)
-        with pytest.raises(KeyboardInterrupt):
-            tiny_comparison(out=out)
-    with pytest.raises(ValueError, match="has not been finished: run it again with the same --out"):
-        analyses.load_comparison(out)
-    calls: list[str] = []
-    again = one_model.patch_activations
-    monkeypatch.setattr(one_model, "patch_activations", lambda *args, **more: calls.append("") or again(*args, **more))
-    assert same(tiny_comparison(out=out), whole)
-    assert len(calls) == 2  # the sparse model's heads and MLPs; the dense model's were there
-    assert same(analyses.load_comparison(out), whole)
-    assert list(out.glob("*.unfinished")) == []
-
-
-def test_a_killed_comparison_loses_no_finished_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    out, made = tmp_path / "numbers", BatchLog.once
-    batches, again = list[str](), list[str]()
-
-    def killed(log: BatchLog, *arguments: Any) -> Any:
-        batches.append("")
-        if len(batches) == 3:
-            raise KeyboardInterrupt
-        return made(log, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(BatchLog, "once", killed)
-        with pytest.raises(KeyboardInterrupt):
-            tiny_comparison(out=out, memory=3 * 10**5)
-    assert [path.name for path in out.glob("*.unfinished")] == ["dense.heads.unfinished"]
-
-    def counted(log: BatchLog, batch: Any, make: Any) -> Any:
-        return made(log, batch, lambda: again.append("") or make())
-
-    monkeypatch.setattr(BatchLog, "once", counted)
-    resumed = tiny_comparison(out=out, memory=3 * 10**5)
-    assert list(out.glob("*.unfinished")) == []
-    finished, n_made = len(batches) - 1, len(again)
-    again.clear()
-    assert same(resumed, tiny_comparison(out=tmp_path / "whole", memory=3 * 10**5))
-    assert len(again) == n_made + finished
-
-
-def test_another_comparison_is_not_gone_on_with(
-    models: tuple[Any, Any], comparison: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(one_model, "patch_activations", stop)
-        tiny_comparison(out=tmp_path / "a")
-    with pytest.raises(ValueError, match=r"holds another comparison \(other settings\): choose another folder"):
-        tiny_comparison(out=tmp_path / "a", share=0.5)
-    saved = comparison.save(tmp_path / "b")
-    with pytest.raises(ValueError, match="holds a saved comparison, which cannot be resumed"):
-        compared(models, out=saved)
-    (tmp_path / "c").mkdir()
-    (tmp_path / "c" / "thesis.tex").write_text("mine")
-    for act in (lambda: compared(models, out=tmp_path / "c"), lambda: comparison.save(tmp_path / "c")):
-        with pytest.raises(ValueError, match="exists and holds no comparison: choose another folder"):
-            act()
-    assert [path.name for path in (tmp_path / "c").iterdir()] == ["thesis.tex"]
-    with pytest.raises(ValueError, match=r"holds no comparison \(no comparison.json\)"):
-        analyses.load_comparison(tmp_path / "c")
-
-
-def test_a_part_that_is_missing_or_broken(comparison: Comparison, tmp_path: Path):
-    folder = comparison.save(tmp_path / "saved")
-    (folder / "dense.edges.safetensors").write_bytes(b"cut short")
-    with pytest.raises(ValueError, match=r"dense\.edges\.safetensors does not hold a EdgeScores"):
-        analyses.load_comparison(folder)
-    (folder / "dense.edges.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"dense\.edges\.safetensors is missing"):
-        analyses.load_comparison(folder)
-    (folder / "comparison.json").write_text("{")
-    with pytest.raises(ValueError, match=r"comparison\.json is broken"):
-        analyses.load_comparison(folder)
-
-
-def test_a_failing_rename_leaves_the_old_comparison(
-    comparison: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    folder, rename = comparison.save(tmp_path / "saved"), Path.rename
-
-    def fails(path: Path, target: Path) -> Path:
-        if path.name == "new":
-            raise OSError("no space left")
-        return rename(path, target)
-
-    monkeypatch.setattr(Path, "rename", fails)
-    with pytest.raises(OSError, match="no space left"):
-        comparison.save(folder)
-    assert same(analyses.load_comparison(folder), comparison)
-    assert [path.name for path in tmp_path.iterdir()] == ["saved"]

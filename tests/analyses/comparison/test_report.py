@@ -13,7 +13,8 @@ from sparselens.analyses.comparison.figures import figures_of, tokens_view
 from sparselens.analyses.comparison.finding import _accuracy, _fewer, facts, finding
 from sparselens.analyses.comparison.report import CAPTIONS, _description, _pruning, report_page
 from sparselens.analyses.comparison.results import Comparison, Prompt
-from sparselens.analyses.comparison.table import Row, cells, rows_of
+from sparselens.analyses.comparison.rows import Row, cells
+from sparselens.analyses.comparison.table import rows_of
 from sparselens.analyses.figures.two_papers import for_both_papers
 from sparselens.prompts.intervals import Interval
 from tests.chromium import Page, browser, needs_chromium

@@ -9,7 +9,8 @@ import torch
 from sparselens.analyses.comparison.caveats import pruning_caveats
 from sparselens.analyses.comparison.report import _description, _pruning
 from sparselens.analyses.comparison.results import Comparison
-from sparselens.analyses.comparison.table import cells, rows_of
+from sparselens.analyses.comparison.rows import cells
+from sparselens.analyses.comparison.table import rows_of
 from sparselens.prompts.intervals import Interval
 from tests.analyses.comparison.compared import compared
 

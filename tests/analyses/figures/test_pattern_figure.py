@@ -14,8 +14,7 @@ from sparselens.analyses.figures.pattern_drawing import PatternFigure, pattern_f
 from sparselens.analyses.figures.pattern_grid import colours
 from sparselens.analyses.figures.pattern_view import head_pattern
 from tests.analyses.figures.legible import assert_legible
-from tests.analyses.figures.test_token_page import use_in_chromium
-from tests.chromium import needs_chromium
+from tests.chromium import needs_chromium, said_in_chromium
 
 IOI = [
     "<|endoftext|>", "When", " Mary", " and", " John", " went", " to", " the", " store", ",", " John", " gave", " a",
@@ -205,7 +204,7 @@ def test_the_page_of_a_head_draws_in_a_browser(tmp_path: Path):
     }).observe(document.body, { childList: true, subtree: true });"""
     page = head_pattern(causal(1, 1, len(HOSTILE)), [HOSTILE], 0, 0, 0).html
     (tmp_path / "p.html").write_text(page.replace("</body>", f"<script>{look}</script></body>"), encoding="utf-8")
-    said, complaints = use_in_chromium(tmp_path / "p.html", tmp_path / "profile")
+    said, complaints = said_in_chromium(tmp_path / "p.html", tmp_path / "profile")
     assert said["wide"] > 100 and said["title"] == "Attention pattern of a0.h0"
     assert "CONSOLE" not in complaints
 

@@ -3,10 +3,8 @@
 import base64
 import json
 import re
-import subprocess
 from html import escape
 from pathlib import Path
-from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -15,7 +13,7 @@ from sparselens.analyses import AttentionEdges, TokenView, token_view
 from sparselens.analyses.figures.page import script_json
 from sparselens.analyses.figures.token_layout import COLOURS, stroke
 from sparselens.analyses.figures.token_page import page_data
-from tests.chromium import CHROMIUM, needs_chromium
+from tests.chromium import needs_chromium, said_in_chromium
 
 
 def table(rows: list[tuple[int, int, int, int, int, float]], **shape: int) -> AttentionEdges:
@@ -145,7 +143,7 @@ def test_the_page_works_in_a_browser(tmp_path: Path):
     view = demo_view()
     page = tmp_path / "page.html"
     page.write_text(view.html.replace("})();\n</script>", f"{USE}}})();\n</script>"), encoding="utf-8")
-    said, complaints = use_in_chromium(page, tmp_path / "profile")
+    said, complaints = said_in_chromium(page, tmp_path / "profile")
     assert "CONSOLE" not in complaints
     assert said["edge"].startswith('layer 1, head 0: query 2 “"” reads key 1 “&”. dense: weight 0.')
     assert said["edge"].endswith("sparse: weight 0.400") and said["lit"] == 2
@@ -157,17 +155,3 @@ def test_the_page_works_in_a_browser(tmp_path: Path):
     assert said["withoutHead"] == "sparse: 1 of 2 edges drawn"
     assert said["tokens"][0] == "</script>" and said["hidden"] is True
     assert said["file"].startswith("<svg") and "var(" not in said["file"] and COLOURS[0][0] not in said["file"]
-
-
-def use_in_chromium(page: Path, profile: Path) -> tuple[dict, str]:
-    """What the page's script left in `data-said`, and what the browser logged. No name is resolved: no network."""
-    quiet = "no-first-run disable-gpu disable-background-networking disable-component-update disable-sync disable-quic"
-    done = subprocess.run(
-        [
-            str(CHROMIUM), "--headless", "--no-sandbox", *(f"--{flag}" for flag in quiet.split()),
-            "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={profile}", "--enable-logging=stderr",
-            "--dump-dom", page.as_uri(),
-        ],
-        capture_output=True, text=True, timeout=60, check=True,
-    )  # fmt: skip
-    return json.loads(unquote(re.findall(r'data-said="([^"]*)"', done.stdout)[0])), done.stderr

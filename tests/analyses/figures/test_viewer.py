@@ -6,11 +6,10 @@ Where Chromium is at hand the page is used as a person would, with the network o
 import base64
 import json
 import re
-import subprocess
 from html import escape
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -24,7 +23,8 @@ from sparselens.analyses.figures.plot import Plot, Series
 from sparselens.analyses.figures.viewer_edges import ranked_edges
 from sparselens.analyses.figures.viewer_patterns import packed
 from sparselens.circuits.graph import Graph
-from tests.chromium import CHROMIUM, browser, needs_chromium
+from tests.chromium import CHROMIUM as CHROMIUM
+from tests.chromium import browser, needs_chromium, said_in_chromium
 
 HOSTILE = ["</script><script>alert(1)</script>", "<!--", "\u2028 & \u2029", "{{data}}", "\\", "'\"><img src=x>"]
 
@@ -583,17 +583,7 @@ def with_more(page: str, script: str) -> str:
 
 
 def use_in_chromium(page: str, script: str, folder: Path, dark: bool) -> tuple[dict[str, Any], str]:
-    """What the script left in `data-said`, and what the browser logged. No name is resolved: no network."""
     path = folder / "page.html"
     path.write_text(with_more(page, script), encoding="utf-8")
-    quiet = "no-first-run disable-gpu disable-background-networking disable-component-update disable-sync disable-quic"
-    done = subprocess.run(
-        [
-            str(CHROMIUM), "--headless", "--no-sandbox", *(f"--{flag}" for flag in quiet.split()),
-            "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr",
-            f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--window-size=1200,900",
-            "--virtual-time-budget=60000", "--dump-dom", path.as_uri(),
-        ],
-        capture_output=True, text=True, timeout=60, check=True,
-    )  # fmt: skip
-    return json.loads(unquote(re.findall(r'data-said="([^"]*)"', done.stdout)[0])), done.stderr
+    looks = (f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--window-size=1200,900")
+    return said_in_chromium(path, folder / "profile", *looks, "--virtual-time-budget=60000")

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import sparselens as sl
-from sparselens.circuits.circuit import Circuit, top
+from sparselens.circuits.circuit import Circuit
 from sparselens.circuits.graph import Block, Graph
+from sparselens.circuits.selection import top
 
 GRAPH = Graph.of_shape(2, 2)
 TEXT = {"prompt": "Mary and John", "tokens": ["Mary", " and", " John"], "slug": "names", "scan": "tiny"}

@@ -18,18 +18,6 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 
 
 @pytest.fixture
-def plain_flex(monkeypatch: pytest.MonkeyPatch) -> None:
-    """FlexAttention as it is written, neither compiled nor kept from backward passes on a CPU."""
-    from torch.nn.attention import flex_attention as home
-
-    from sparselens.gates import flex
-
-    monkeypatch.setattr(flex, "_compiled", lambda: home.flex_attention)
-    monkeypatch.setattr(home, "_validate_device", lambda *_: None)
-    monkeypatch.setattr(home, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
-
-
-@pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several tiles of the least size, of which the last ones are not full."""
     from sparselens.gates import triton_attention

@@ -33,18 +33,6 @@ class CountedNoise:
         return hashed_uniform(words_of(self.noise, layer, shape, device), shape[-1])
 
 
-@pytest.fixture
-def plain_flex(monkeypatch: pytest.MonkeyPatch) -> None:
-    """FlexAttention as it is written, neither compiled nor kept from backward passes on a CPU."""
-    from torch.nn.attention import flex_attention as home
-
-    from sparselens.gates import flex
-
-    monkeypatch.setattr(flex, "_compiled", lambda: home.flex_attention)
-    monkeypatch.setattr(home, "_validate_device", lambda *_: None)
-    monkeypatch.setattr(home, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
-
-
 def outcome(model: Any, tokens: Tensor, training: bool, **inputs: Any) -> dict[str, Tensor]:
     """Logits, recorded gates and one gradient of a loss that weighs both."""
     model.train(training)

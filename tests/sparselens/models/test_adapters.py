@@ -18,7 +18,7 @@ from sparselens.models.folder import load_transformers
 from sparselens.training.evaluation import evaluate, open_gates
 from sparselens.training.losses import next_token_loss
 from sparselens.training.teacher import Teacher
-from tests.tiny_models import FAMILIES, bridge_of, tiny_model, tiny_tokenizer, tiny_tokens
+from tests.tiny_models import FAMILIES, bridge_of, logits, tiny_model, tiny_tokenizer, tiny_tokens
 from tests.tiny_runs import HELD_OUT, counting_rows, run, settings
 
 GATE_BIAS = 0.5
@@ -34,12 +34,6 @@ LIKE_LLAMA = {"q_proj", "k_proj", "v_proj", "o_proj"}
 OPEN_TO_TRANSFORMERS = sorted(set(FAMILIES) - {"neo", "gptj", "bloom", "falcon", "mpt"})
 # peft asks transformers in a way that it calls outdated
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
-
-def logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        out = model.eval()(tiny_tokens())
-    return out if isinstance(out, torch.Tensor) else out.logits
 
 
 def train(model: Any) -> None:

@@ -23,18 +23,12 @@ from sparselens.models.folder import load_record, load_transformers
 from sparselens.training.checkpoint import save_checkpoint
 from sparselens.training.evaluation import evaluate, evaluating
 from sparselens.training.losses import next_token_loss
-from tests.tiny_models import bridge_of, tiny_bridge, tiny_model, tiny_tokenizer, tiny_tokens
+from tests.tiny_models import bridge_of, logits, tiny_bridge, tiny_model, tiny_tokenizer, tiny_tokens
 from tests.tiny_runs import HELD_OUT, gated, run
 
 FAMILIES = ("gpt2", "llama", "neox", "bloom", "phi3", "opt", "neo")
 THROUGH_TRANSFORMERS = ("gpt2", "llama", "neox", "phi3", "opt")  # bloom and neo have attention code of their own
 GATE_BIAS = 0.5
-
-
-def logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        out = model.eval()(tiny_tokens())
-    return out if isinstance(out, torch.Tensor) else out.logits
 
 
 def one_step(model: Any) -> None:

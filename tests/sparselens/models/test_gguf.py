@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 import sparselens as sl
 from sparselens.models.folder import load_tokenizer, load_transformers
-from tests.tiny_models import VOCABULARY, tiny_model, tiny_tokens
+from tests.tiny_models import VOCABULARY, logits, tiny_model
 
 FILE = "tiny.gguf"
 NAMES = {
@@ -77,12 +77,6 @@ def folder(tmp_path: Path, model: PreTrainedModel) -> Path:
     (tmp_path / "gguf").mkdir()
     write_gguf(tmp_path / "gguf" / FILE, model)
     return tmp_path / "gguf"
-
-
-def logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        out = model.eval()(tiny_tokens())
-    return out if isinstance(out, torch.Tensor) else out.logits
 
 
 def test_file_is_read_saved_and_read_again(folder: Path, tmp_path: Path, model: PreTrainedModel):
