@@ -1,4 +1,4 @@
-"""Peak memory and tokens per second of one training step: adapters, attention alone, and everything.
+"""Peak memory and tokens per second of a billion parameters: training steps by what is trained, and EAP.
 
 Run by hand: `python tests/benchmarks/bench_adapters.py`. The shape is Llama-3.2-1B's with two of its sixteen layers and
 random weights. Each kind runs in a process of its own, since the peak of a process never falls.
@@ -18,14 +18,17 @@ import transformers as tr
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import sparselens as sl
+from sparselens.analyses import attribute_edges
 from sparselens.gates.noise import RowNoise
 from sparselens.gates.surgery import gate_settings
 from sparselens.models.adapters import add_lora
+from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.training.losses import logits_of, next_token_loss
 from sparselens.training.trained import choose_trained, trained_parameters
+from tests.tiny_models import bridge_of
 
-LENGTH = 64
-KINDS = ("lora", "attention", "all")
+LENGTH, PROMPT = 64, 16  # tokens of a row, and of a prompt
+KINDS = ("lora", "attention", "all", "eap")
 GIB = 2**30
 
 
@@ -42,6 +45,26 @@ def one_billion(layers: int) -> Any:
         attn_implementation="eager",
     )
     return tr.LlamaForCausalLM(config)
+
+
+def attribute(layers: int, rows: int) -> None:
+    """Print one line about EAP over random pairs of prompts."""
+    model = bridge_of(one_billion(layers).eval())
+    sl.sparsify(model)
+    clean, corrupted = torch.randint(model.cfg.d_vocab, (2, rows, PROMPT))
+    pairs = TokenizedPairs(clean, corrupted, *torch.randint(model.cfg.d_vocab, (2, rows)))
+    start = time.perf_counter()
+    scores = attribute_edges(model, pairs, method="eap", progress=False)
+    taken = time.perf_counter() - start
+    print(
+        f"{'eap':10} {scores.graph.n_edges:8,} edges   peak {peak():5.2f} GiB   {rows * PROMPT / taken:7.1f} tokens/s",
+        flush=True,
+    )
+
+
+def peak() -> float:
+    """GiB at most so far in this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB  # Linux counts in KiB
 
 
 def measure(kind: str, layers: int, rows: int, steps: int, rank: int) -> None:
@@ -64,11 +87,11 @@ def measure(kind: str, layers: int, rows: int, steps: int, rank: int) -> None:
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB  # Linux counts in KiB
     count = sum(parameter.numel() for parameter in trained) / 1e6
     fastest = min(seconds[1:])  # the first step makes the optimiser's state
     print(
-        f"{kind:10} {count:8.1f} M trained   peak {peak:5.2f} GiB   {rows * LENGTH / fastest:7.1f} tokens/s", flush=True
+        f"{kind:10} {count:8.1f} M trained   peak {peak():5.2f} GiB   {rows * LENGTH / fastest:7.1f} tokens/s",
+        flush=True,
     )
 
 
@@ -83,6 +106,9 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
+    if given.kind == "eap":
+        attribute(given.layers, given.rows)
+        return
     if given.kind:
         measure(given.kind, given.layers, given.rows, given.steps, given.rank)
         return
