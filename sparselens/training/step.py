@@ -70,7 +70,7 @@ class Stepper:
         Raises:
             NotFiniteError: the loss or the gradient is not finite; the weights are as they were.
         """
-        if not self.model.training:
+        if not self.plain.training:  # what DDP puts around it may be in another mode
             self.model.train()
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         torch.manual_seed(seed_from(self._config.seed, step, rank))  # for dropout: nothing to keep for a resume
