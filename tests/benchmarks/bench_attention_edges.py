@@ -109,10 +109,10 @@ def draw(study: Mapping[str, Found], path: Path) -> None:
     """Faithfulness over the number of attention edges, dense and sparse, a panel for each task."""
     import matplotlib.pyplot as plt
 
-    columns = min(5, len(study))
+    columns = min(4, len(study))
     rows = -(-len(study) // columns)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(1.9 * columns, 1.7 * rows), sharex=True, sharey=True, layout="constrained"
+        rows, columns, figsize=(2.3 * columns, 1.8 * rows), sharex=True, sharey=True, layout="constrained"
     )
     for axis, (name, found) in zip(np.ravel(axes), study.items(), strict=False):
         for side, (sizes, values) in zip(SIDES, found["curves"], strict=True):

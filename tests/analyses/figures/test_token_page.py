@@ -119,7 +119,8 @@ const sparseEdge = edges.find(edge => edge.panel.row === 1 && edge.panel.column 
 highlight(sparseEdge);
 said.edge = byId("says").textContent;
 said.lit = svg.querySelectorAll(".edge.on").length;
-svg.querySelectorAll(".token")[1].dispatchEvent(new FocusEvent("focusin", { bubbles: true })); // focus() needs a focused window
+// focus() would need a focused window
+svg.querySelectorAll(".token")[1].dispatchEvent(new FocusEvent("focusin", { bubbles: true }));
 said.token = byId("says").textContent;
 document.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape" }));
 said.afterEscape = svg.querySelectorAll(".on").length;
