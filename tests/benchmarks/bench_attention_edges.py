@@ -7,8 +7,6 @@ the pairs that both models solve, of the length that most of them have. Every pr
 EAP-IG's |score|, of every power of sqrt 2; all others carry what they carry in the corrupted run. Intervals: 95 %.
 """
 
-import argparse
-import json
 import sys
 from collections.abc import Mapping
 from functools import partial
@@ -24,39 +22,18 @@ import sparselens as sl
 from sparselens.analyses import FaithfulnessCurve, attention_edge_curve, attribute_attention_edges, measure_loss
 from sparselens.analyses.circuits.edges_for_goal import edges_for_goal, edges_reached
 from sparselens.analyses.figures.palette import MODELS, RULE
-from sparselens.files.whole import write_json
 from sparselens.prompts.intervals import bootstrap_interval
 from sparselens.tasks import TASKS
-from tests.benchmarks.bench_study import SIDES, Found, ends, opened, told
+from tests.benchmarks.bench_study import SIDES, Found, ends, study_tasks, told
 
 GOALS = (0.8, 0.95)
-COLUMNS = ("task", "pairs, tokens", "open", *(f"edges for {goal}, {side}" for goal in GOALS for side in SIDES))
+COLUMNS = ["task", "pairs, tokens", "open"]
+for goal in GOALS:
+    COLUMNS += [*(f"edges for {goal}, {side}" for side in SIDES), "ratio"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for side in SIDES:
-        parser.add_argument(f"--{side}", required=True)
-    parser.add_argument("--base", help="of a sparse model that is an adapter; default: what it names")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tasks", nargs="+", required=True)
-    parser.add_argument("-n", type=int, default=24, help="pairs to draw of each task")
-    parser.add_argument("--figure", type=Path, help="also draw the curves of all tasks")
-    asked = parser.parse_args()
-    asked.out.mkdir(parents=True, exist_ok=True)
-    models: dict[str, Any] = {}
-    study: dict[str, Found] = {}
-    columns = (*COLUMNS[:5], "ratio", *COLUMNS[5:], "ratio")
-    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-    for name in asked.tasks:
-        path = asked.out / f"{name}.json"
-        if not path.exists():
-            models = models or opened(asked.dense, asked.sparse, asked.base)
-            write_json(path, found_in(models, name, asked.n))
-        study[name] = json.loads(path.read_text())
-        print(row(name, study[name]), flush=True)
-    if asked.figure:
-        draw(study, asked.figure)
+    study_tasks(str(__doc__), COLUMNS, found_in, row, draw)
 
 
 def found_in(models: Mapping[str, Any], name: str, n: int) -> Found:

@@ -10,7 +10,7 @@ MIB's shares of all edges, and every power of sqrt 2. Intervals: 95 %, over prom
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +34,30 @@ Found = dict[str, Any]  # of one task: numbers, and intervals as [mean, low, hig
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    study_tasks(str(__doc__), COLUMNS, found_in, row, draw)
+
+
+def study_tasks(
+    about: str,
+    columns: Sequence[str],
+    found_in: Callable[[Mapping[str, Any], str, int], Found],
+    row: Callable[[str, Found], str],
+    draw: Callable[[Mapping[str, Found], Path], None],
+) -> None:
+    """The command: what is found in both models, task by task, as a table, as files, and as a figure if asked for."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     for side in SIDES:
         parser.add_argument(f"--{side}", required=True)
     parser.add_argument("--base", help="of a sparse model that is an adapter; default: what it names")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tasks", nargs="+", required=True)
     parser.add_argument("-n", type=int, default=24, help="pairs to draw of each task")
-    parser.add_argument("--figure", type=Path, help="also draw the edges of all tasks")
+    parser.add_argument("--figure", type=Path, help="also draw all tasks")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     models: dict[str, Any] = {}
     study: dict[str, Found] = {}
-    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for name in asked.tasks:
         path = asked.out / f"{name}.json"
         if not path.exists():
