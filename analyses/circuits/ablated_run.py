@@ -151,9 +151,9 @@ class _CircuitsRun:
     ) -> Float[Tensor, "reader row pos d_model"]:
         """The inputs of these destinations, circuit by circuit."""
         kept, changes = self.kept[:, :written, columns], self.changes[:written]
-        sources = kept.any(2).any(0)
-        if not sources.all():
-            kept, changes = kept[:, sources], changes[sources]
+        sources = kept.any(2).any(0).nonzero()[:, 0]
+        if 2 * len(sources) < written:  # to copy some costs as much as to multiply all
+            kept, changes = kept[:, sources], changes.index_select(0, sources)
         base = self.ablated.streams[stream]
         read = kept.transpose(1, 2) @ changes.flatten(2).transpose(0, 1)  # circuit reader numbers
         return (read.unflatten(2, changes.shape[2:]).to(base) + base).transpose(0, 1).flatten(1, 2)
