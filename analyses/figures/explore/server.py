@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from sparselens.analyses.figures.explore.page import live_page
-from sparselens.analyses.figures.explore.steps import strict_json
+from sparselens.files.reading import strict_json
 
 HOST = "127.0.0.1"
 LARGEST = 2**20  # bytes of a request
