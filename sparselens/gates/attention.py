@@ -37,7 +37,11 @@ _SETTINGS = "_sparselens_gate"  # attribute of a transformers attention module
 
 
 def register_attention() -> None:
-    """Make `attn_implementation="sparselens"` known to transformers. Harmless when repeated."""
+    """Make `attn_implementation="sparselens"` known to transformers. Harmless when repeated.
+
+    >>> sl.register_attention()
+    >>> model = AutoModelForCausalLM.from_pretrained(folder)  # a folder that `sl.save` wrote
+    """
     for implementation, name in NAMES.items():
         AttentionInterface.register(name, gated_attention)
         AttentionMaskInterface.register(name, partial(_mask_for, implementation))
@@ -131,7 +135,7 @@ def _fused(
 
 
 def _tell(settings: GateSettings, implementation: str, reason: str) -> None:
-    """Keep why a call ran eagerly, and say it once to who had asked for something else."""
+    """Keep why a call ran eagerly, and warn once if another implementation was chosen."""
     if settings.implementation != "auto" and reason != settings.eager_because:
         warnings.warn(f"implementation={implementation!r} runs eagerly here: {reason}", stacklevel=3)
     settings.eager_because = reason
@@ -275,8 +279,8 @@ def transformers_settings(model: nn.Module) -> GateSettings | None:
     return None
 
 
-def settings_asked_for(model: nn.Module) -> GateSettings | None:
-    """The settings with which a model runs that was loaded with such an `attn_implementation`; else None.
+def settings_in_config(model: nn.Module) -> GateSettings | None:
+    """The settings of a model that was loaded with `attn_implementation="sparselens"`; else None.
 
     Raises:
         ValueError: its config has no `gate_bias`, or none that can be used.

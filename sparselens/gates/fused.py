@@ -39,7 +39,7 @@ class Call(NamedTuple):
     softcap: float | None = None
     words: Words | None = None  # the training noise, see `noise.row_words`; None in evaluation
     sinks: Float[Tensor, " head"] | None = None  # a score more for each head, which takes weight and writes nothing
-    recorded: bool = True  # does anybody ask for `expected` and `opened`?
+    recorded: bool = True  # are `expected` and `opened` needed?
 
 
 class Attended(NamedTuple):
