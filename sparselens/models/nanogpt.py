@@ -30,6 +30,8 @@ def load_nanogpt(
 ) -> Any:
     """A gated TransformerBridge from a nanoGPT weight file.
 
+    >>> model = sl.load_nanogpt("out/ckpt.pt", tokenizer=AutoTokenizer.from_pretrained("gpt2"))
+
     Args:
         n_heads: default: what the file says, else one head per 64 dimensions, as in every GPT-2
         vocabulary: rows beyond it are padding and are dropped
