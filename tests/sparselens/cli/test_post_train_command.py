@@ -221,7 +221,7 @@ def test_gradient_checkpointing_changes_memory_alone(inputs: Path, tmp_path: Pat
         (("--steps", "0"), "steps must be at least 1"),
         (("--lora", "0"), "rank of LoRA must be at least 1"),
         (("--train", "mlp"), "no such part: 'mlp' (want attention, qk, all)"),
-        (("--merge", "--json"), "--merge is about adapters"),
+        (("--merge", "--json"), "--merge is for adapters"),
         (("--lora=2", "--train=qk"), "--lora trains adapters alone"),
         (("--checkpoint-minutes", "0"), "checkpoint_minutes must be above 0"),
     ],
