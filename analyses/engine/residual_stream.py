@@ -26,7 +26,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """How one block reads and writes. None means that there is no norm."""
+    """How one block reads and writes; None where there is no norm."""
 
     number: int
     norm: Norm | None  # between the residual stream and queries, keys, values
@@ -74,7 +74,7 @@ class Reading:
         """What the heads of a layer write to the residual stream.
 
         Args:
-            whole: where `z` is a part of what they put out, all of it, which a post-norm divides by
+            whole: where `z` is part of the heads' outputs, all of them: a post-norm divides by the root of their sum
         """
         attn, post_norm = self.model.blocks[layer].attn, self.layers[layer].post_norm
         weight = _exact(attn.W_O.detach())
@@ -179,7 +179,7 @@ def _verified(outline: Reading, layer: Layer, recorded: Activations) -> Layer:
         middle = after - output if layer.block.parallel else _exact(recorded[layer.mid])
         _refuse(outline, layer, "its MLP does not add to the residual stream", _error(after - middle, output))
     norm = _find(
-        outline, layer, ("ln1",), "queries are no function of the residual stream", partial(_queries_off, recorded)
+        outline, layer, ("ln1",), "queries are not a function of the residual stream", partial(_queries_off, recorded)
     )
     layer = replace(layer, norm=norm)
     heads_off = partial(_heads_off, recorded, middle - before)
@@ -188,7 +188,7 @@ def _verified(outline: Reading, layer: Layer, recorded: Activations) -> Layer:
     if not layer.block.mlp:
         return layer
     mlp_off = partial(_mlp_off, recorded)
-    norm = _find(outline, layer, ("ln2", "ln1"), "its MLP reads something else than the residual stream", mlp_off)
+    norm = _find(outline, layer, ("ln2", "ln1"), "its MLP reads something other than the residual stream", mlp_off)
     return replace(layer, mlp_norm=norm)
 
 
