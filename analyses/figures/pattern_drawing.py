@@ -45,6 +45,9 @@ def pattern_figure(
 ) -> PatternFigure:
     """Draw the attention patterns of a model on one prompt, or of a dense and a sparse one beside each other.
 
+    >>> edges = attention_edges(model, pairs.clean)
+    >>> pattern_figure(edges, tokens=tokens, heads=[(0, 1)]).save("patterns.pdf")
+
     Args:
         other: of a second model, beside the first
         tokens: the strings of every prompt, as for `token_view`.

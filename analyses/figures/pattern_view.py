@@ -36,6 +36,8 @@ def head_pattern(
 ) -> HeadPattern:
     """The attention pattern of one head on one prompt, as circuitsvis shows it.
 
+    >>> head_pattern(attention_edges(model, pairs.clean), tokens, prompt=0, layer=1, head=3)
+
     Args:
         tokens: the strings of every prompt, as for `token_view`.
 

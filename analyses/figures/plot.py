@@ -14,7 +14,7 @@ class Series:
     """One curve, or points where `joined` is false.
 
     Raises:
-        ValueError: it is empty, holds NaN or infinity, its columns differ in length, or nobody knows its model.
+        ValueError: it is empty, holds NaN or infinity, its columns differ in length, or its model is unknown.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Plot:
-    """Everything that stands in one panel; numbers are those of the tables.
+    """The content of one panel; its numbers are those of the tables.
 
     Raises:
         ValueError: there is no series, or one that a log axis cannot show.

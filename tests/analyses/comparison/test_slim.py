@@ -105,7 +105,7 @@ def test_what_is_not_there_is_refused(small: Comparison, sparing: Comparison, tm
         lambda: small.dense.edges.stability(0.5),
         lambda: small.save_circuits(tmp_path / "circuits"),
     ):
-        with pytest.raises(ValueError, match="this comparison is slim; `sparselens compare` makes the whole one"):
+        with pytest.raises(ValueError, match="this comparison is slim: `sparselens compare` writes the full one"):
             ask()
     known = int((edges.mean.isfinite() & edges.exists).sum())
     with pytest.raises(ValueError, match=rf"the graph has 175 edges, of which {known} have a score"):
