@@ -1,4 +1,4 @@
-"""Opposites: the word of contrary meaning.
+"""Opposites: the word of opposite meaning.
 
     clean     The opposite of "hot" is       -> " cold", not " slow"
     other     The opposite of "fast" is
@@ -144,7 +144,7 @@ def _task(name: str, description: str, templates: Sequence[str], words: Words) -
 
 ADJECTIVE_PAIRS = directed(ADJECTIVES, ONE_WAY_ADJECTIVES)
 PAIRS = ADJECTIVE_PAIRS + directed(LEARNED, "") + directed(OTHERS, ONE_WAY)
-opposites = _task("opposites", "the word of contrary meaning", ASKED, Words(PAIRS, after_space))
+opposites = _task("opposites", "the word of opposite meaning", ASKED, Words(PAIRS, after_space))
 opposites_stories = _task(
     "opposites_stories", "contrasts in children's stories", STORIES, Words(ADJECTIVE_PAIRS, after_space, need=MANY)
 )
