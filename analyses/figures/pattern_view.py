@@ -8,7 +8,7 @@ import html
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sparselens.analyses.attribution.attention_edges import AttentionEdges
 from sparselens.analyses.figures.notebook import Page
@@ -21,7 +21,7 @@ from sparselens.analyses.figures.token_layout import printable
 class HeadPattern(Page):
     """The pattern of a head as an interactive page; see `head_pattern`."""
 
-    html: str
+    html: str = field(repr=False)
 
     def _repr_html_(self) -> str:
         return (

@@ -22,7 +22,6 @@ from sparselens.files.reading import strict_json
 from sparselens.files.whole import write_file, write_json
 from sparselens.gates.hooked import is_hooked
 from sparselens.gates.surgery import is_sparse
-from sparselens.models.hooked_model import HookedModel
 from sparselens.models.provenance import origin, without_path
 
 
@@ -223,7 +222,7 @@ class Exploration:
             self._milliseconds = round(1000 * (time.perf_counter() - started), 1)
 
 
-def explore(model: HookedModel, dense: HookedModel | None = None, prompt: str = "", *, title: str = "") -> Exploration:
+def explore(model: Any, dense: Any = None, prompt: str = "", *, title: str = "") -> Exploration:
     """Cut attention edges, heads, MLPs or tokens of a model with a click, and watch what it predicts.
 
     The last expression of a notebook cell shows it; there it is live where anywidget is installed
