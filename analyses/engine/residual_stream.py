@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -78,9 +79,8 @@ class Reading:
         """
         attn, post_norm = self.model.blocks[layer].attn, self.layers[layer].post_norm
         weight = _exact(attn.W_O.detach())
-        n_heads, _, d_model = weight.shape
-        flat = _exact(z).permute(2, 0, 1, 3).reshape(n_heads, -1, z.shape[-1])
-        writes = torch.bmm(flat, weight).view(n_heads, *z.shape[:2], d_model)
+        flat = rearrange(_exact(z), "batch pos head d_head -> head (batch pos) d_head")
+        writes = rearrange(torch.bmm(flat, weight), "head (batch pos) d_model -> head batch pos d_model", batch=len(z))
         if post_norm is None:
             return writes
         bias = getattr(attn, "b_O", None)
