@@ -18,7 +18,6 @@ from torch import Tensor
 
 from sparselens.circuits.graph import head_of
 from sparselens.gates.hooked import refuse_other_model
-from sparselens.models.hooked_model import HookedModel
 from sparselens.names import unknown
 from sparselens.prompts.checks import refuse_misfits, refuse_unreadable
 from sparselens.prompts.tokenized import TokenizedPairs
@@ -90,7 +89,7 @@ class HeadScores(Result):
 
 
 def label_heads(
-    model: HookedModel,
+    model: Any,
     prompts: Sequence[str] | TokenizedPairs | Int[Tensor, "batch pos"] | None = None,
     *,
     n: int = 10,

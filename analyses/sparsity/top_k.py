@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from sparselens.gates.gate import is_visible
 from sparselens.gates.hooked import refuse_other_model
 from sparselens.gates.surgery import is_sparse
-from sparselens.models.hooked_model import HookedModel
 from sparselens.training.evaluation import OPEN_BIAS, open_gates
 
 CLOSED = -3.2e4  # above what counts as masked in any dtype, and more below zero than open gates are above it
@@ -27,7 +26,7 @@ Scores = Float[Tensor, "batch head query_pos key_pos"]
 
 
 @contextmanager
-def top_k_attention(model: HookedModel, k: int) -> Iterator[None]:
+def top_k_attention(model: Any, k: int) -> Iterator[None]:
     """Inside, every query of every head attends to its k largest scores only.
 
     Among equal scores the earliest keys are kept. Queries with k visible keys or fewer do not change, so for k as

@@ -48,7 +48,7 @@ def write_pairs(
 ) -> Path:
     """Write pairs to a file, completely or not at all; returns its path.
 
-    >>> sl.write_pairs(sl.tasks["ioi"].pairs(100), "ioi.parquet", "parquet")
+    >>> sl.write_pairs(TASKS["ioi"].pairs(100), "ioi.parquet", "parquet")
 
     Args:
         format: parquet, eap-ig, mib or auto-circuit
