@@ -15,7 +15,7 @@ from sparselens.prompts.pairs import PromptPair, pair
 from sparselens.prompts.task import Lists, Task
 from sparselens.prompts.words import Continuation, Words, spaced
 
-# Words stand in quotation marks: what is asked is the word, whatever part of speech it is.
+# Words are quoted: the question is about the word, whatever its part of speech.
 ASKED = (
     'The opposite of "{WORD}" is',
     'The antonym of "{WORD}" is',
@@ -114,7 +114,7 @@ def in_quotes(entry: tuple[str, str]) -> tuple[Continuation, ...]:
 
 
 def draw(templates: Sequence[str], random: Draw, words: Lists, corruption: str) -> PromptPair:  # noqa: ARG001
-    """One pair of words that do not share their opposite, and that can both be said of the same."""
+    """One pair of words that do not share their opposite, and that can both describe the same thing."""
     fitting: Sequence[str] = ()
     (word, right), (other, wrong) = ("", ""), ("", "")
     while not fitting:

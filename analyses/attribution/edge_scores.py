@@ -74,7 +74,7 @@ class EdgeScores(Result):
 
     @property
     def measured(self) -> Bool[Tensor, "source destination"]:
-        """Which edges have a score: all that exist, unless only some were asked for."""
+        """Which edges have a score: all that exist, unless only some were wanted."""
         return self.exists & ~self.mean.detach().cpu().isnan()
 
     @property

@@ -229,7 +229,7 @@ def _refuse_other_sums(opened: OpenModel, place: Place, pairs: Tensor, bias: Ten
     off = float(((found - score).abs() / (score.abs() + pairs.abs().amax((1, 2)))).max())
     if not off <= TOLERANCE.get(opened.dtype, 1e-5):
         raise ValueError(
-            f"cannot explain a{place.layer}.h{place.head}: its score is no product of query and key (off by {off:.2g})"
+            f"cannot explain a{place.layer}.h{place.head}: its score is not query times key (off by {off:.2g})"
         )
 
 

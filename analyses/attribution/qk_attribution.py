@@ -118,7 +118,7 @@ class QKAttribution(Result):
         return [self._pair(int(number)) for number in order[: int(enough[0]) + 1]]
 
     def without(self, pairs: Sequence[Sequence[Any]]) -> list[tuple[str, Callable[..., Tensor]]]:
-        """Hooks that put the sum of all other pairs in the place of the score; on the prompts of the attribution.
+        """Hooks that replace the score by the sum of all other pairs; on the prompts of the attribution.
 
         >>> logits = model.run_with_hooks(tokens, fwd_hooks=found.without(found.closing()))  # with that gate closed
 

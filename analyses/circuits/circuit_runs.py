@@ -129,7 +129,7 @@ class CircuitRunner:
         """The faithfulness of every circuit.
 
         Args:
-            bar: one that is told how many prompts are done; default: one of its own
+            bar: progress bar to advance by prompts; default: a new one
         """
         values = torch.zeros(len(circuits), len(self._request))
         with progress_bar(values.numel(), "circuits", "run", self._request.progress and bar is None, DELAY) as own:

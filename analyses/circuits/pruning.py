@@ -4,7 +4,7 @@
 2. Start from the smallest prefix of the ranking that reaches the goal (`search`), without its dead ends.
 3. Run it without each of 16 groups of edges. Remove as many groups as still leave it faithful, the most harmless first,
    verified by a run, and the dead ends that this makes. Repeat; where no group can go, halve the groups.
-4. End where no single edge can be removed, or when as many circuits have been run as were asked for.
+4. End when no single edge can be removed, or after the given number of runs.
 ACDC (Conmy et al. 2023) also removes edges while a circuit does its task, one at a time from the logits down, each by
 its own effect; here the goal is set to the faithfulness of the whole circuit.
 """

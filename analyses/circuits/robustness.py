@@ -34,7 +34,7 @@ from sparselens.prompts.metrics import Metric, logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.results import Result
 
-LEAST = 2  # different clean prompts in a group: of one there is no interval
+LEAST = 2  # different clean prompts in a group: one has no interval
 _SHOWN = 40  # characters of a group's name in a picture
 
 

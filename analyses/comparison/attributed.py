@@ -33,7 +33,7 @@ TOLD: dict[str, type] = {  # what the page needs of the card
     "circuits": dict,
 }
 CAPTIONS = {
-    "circuit": "The smallest circuit found that is as faithful as was asked for.",
+    "circuit": "The smallest circuit found that reaches the wanted faithfulness.",
     "edges_needed": "Share of attribution in the largest edges; dotted: of the mean scores.",
 }
 READING = (

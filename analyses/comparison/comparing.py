@@ -250,5 +250,5 @@ def _answers(dense: Any, sparse: Any, shown: TokenizedPairs) -> list[str]:
 def _losses(dense: Any, sparse: Any, control: Any, rows: TokenizedPairs | list[Tensor], progress: bool) -> LossPoints:
     if is_sparse(sparse) and not is_sparse(dense):
         return LossPoints(loss_points(dense, sparse, rows, control=control, progress=progress))
-    named = {"dense": dense, "control": control, "sparse": sparse}  # top-k attention says nothing of gated models
+    named = {"dense": dense, "control": control, "sparse": sparse}  # top-k attention is for dense models
     return LossPoints(tuple(measure_loss(model, rows, name=name) for name, model in named.items() if model is not None))

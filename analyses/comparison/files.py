@@ -221,7 +221,7 @@ class _Zipped:
             EOFError,
             RuntimeError,
         ) as error:  # the last: encrypted, or packed otherwise
-            raise ValueError(f"{path} is no comparison, or damaged: {error}") from error
+            raise ValueError(f"{path} is not a comparison, or is damaged: {error}") from error
 
     def card(self) -> dict[str, Any] | None:
         content = self._contents.get(CARD)

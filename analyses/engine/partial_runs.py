@@ -28,7 +28,7 @@ def run(
 ) -> Float[Tensor, "batch out_pos d_vocab"]:
     """Logits of a TransformerBridge or HookedTransformer under hooks; no keys and values are cached for generation.
 
-    A name that is no hook point is that of a module, whose first input is hooked: HookedTransformer's MLPs have no
+    A name that is not a hook point names a module, whose first input is hooked: HookedTransformer's MLPs have no
     hook point for theirs.
     """
     options = {"use_cache": False} if hasattr(model, "original_model") else {}

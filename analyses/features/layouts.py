@@ -133,7 +133,9 @@ def _sae_place(config: Path) -> tuple[int, str]:
     """The layer of a transcoder of SAELens, and what it reads there."""
     settings = read_json(config)
     if settings.get("architecture") not in SAE_KINDS:
-        raise ValueError(f"{config}: {settings.get('architecture')!r} is no transcoder (want {', '.join(SAE_KINDS)})")
+        raise ValueError(
+            f"{config}: {settings.get('architecture')!r} is not a transcoder (want {', '.join(SAE_KINDS)})"
+        )
     if settings.get("normalize_activations", "none") != "none":
         raise ValueError(f"{config}: normalize_activations is {settings['normalize_activations']!r}, want 'none'")
     places = {**settings, **(settings.get("metadata") or {})}

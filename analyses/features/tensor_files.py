@@ -31,7 +31,7 @@ class TensorFile:
         return next((values.float() for values in found if values is not None), None)
 
     def need(self, name: str, n_axes: int) -> Tensor:
-        """A tensor without which this is no transcoder, with so many axes."""
+        """A tensor that every transcoder has, with so many axes."""
         found = self.get(name)
         if found is None:
             there = ", ".join(sorted(self._tensors)) or "nothing"

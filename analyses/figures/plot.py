@@ -72,7 +72,7 @@ class Plot:
     def save(self, path: str | Path, width: float = 3.25, dpi: int = 300) -> Path:
         """Write a .pdf, .svg or .png for paper, `width` inches wide, completely or not at all.
 
-        Curves of more than 400 points are thinned where nobody can see it; the first and the last point stay. A
+        Curves of more than 400 points are thinned invisibly; the first and the last point stay. A
         label of a point is left out where other words fill all places around it.
         """
         from sparselens.analyses.figures.plot_drawing import save_plots

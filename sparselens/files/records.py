@@ -31,7 +31,7 @@ def save_record(path: Path, record: Any) -> Path:
     """Write a dataclass whose fields are dataclasses, tensors, arrays, strings, numbers, None, or tuples and mappings.
 
     Raises:
-        ValueError: a field holds something else, or a mapping has a key that is no string.
+        ValueError: a field holds something else, or a mapping has a key that is not a string.
     """
     return write_file(path, record_bytes(record))
 

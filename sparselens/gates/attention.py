@@ -75,9 +75,7 @@ def gated_attention(
     """
     settings, keys = _settings_of(module), key.shape[2]
     if attention_mask is None and getattr(module, "is_causal", False) and query.shape[2] > 1:
-        raise ValueError(
-            f"{type(module).__name__} asked for causal attention without a mask: call register_attention()"
-        )
+        raise ValueError(f"{type(module).__name__} wants causal attention without a mask: call register_attention()")
     mask = attention_mask.cut(keys) if isinstance(attention_mask, Spans) else attention_mask
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     implementation = resolve(settings.implementation, query.device)

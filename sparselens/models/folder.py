@@ -99,7 +99,7 @@ def save(
 
 
 def _replace(folder: Path, new: Path, previous: Path) -> None:
-    """Put `new` in the place of `folder`; if that fails, the old one stays."""
+    """Replace `folder` by `new`; if that fails, the old one stays."""
     if folder.exists():
         folder.rename(previous)
     try:

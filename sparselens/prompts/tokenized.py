@@ -184,7 +184,7 @@ class TokenizedPairs(Result):
         """Some of the prompts, in the order of `rows`.
 
         Raises:
-            ValueError: no row is left, or they are no numbers.
+            ValueError: no row is left, or they are not numbers.
         """
         if isinstance(rows, str):
             raise ValueError(f"no such rows: {rows!r} (want numbers, a slice or a mask; positions are in .positions)")

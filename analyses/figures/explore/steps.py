@@ -10,7 +10,7 @@ LONGEST_TEXT = 10_000  # characters
 
 @dataclass(frozen=True)
 class Note:
-    """What somebody said of a part."""
+    """A user's note on a part."""
 
     label: str = ""
     group: str = ""

@@ -156,7 +156,7 @@ def test_damaged_files_are_refused(small: Comparison, tmp_path: Path, monkeypatc
     content = path.read_bytes()
     for broken in (content[: len(content) // 2], b"no zip at all"):
         (tmp_path / "broken.zip").write_bytes(broken)
-        with pytest.raises(ValueError, match=r"broken\.zip is no comparison, or damaged"):
+        with pytest.raises(ValueError, match=r"broken\.zip is not a comparison, or is damaged"):
             analyses.load_comparison(tmp_path / "broken.zip")
     for change, message in (
         ({"dense.edges.safetensors": b"cut short"}, r"dense\.edges\.safetensors does not hold a EdgeScores"),

@@ -217,7 +217,7 @@ def test_gradient_checkpointing_changes_memory_alone(inputs: Path, tmp_path: Pat
         (("--batch-size", "0"), "want one row or more"),
         (("--batch-size", "1", "--sampled", "99"), "want one row or more"),
         (("--data", "nowhere.txt"), "no such file"),
-        (("--model", "nowhere"), "is no folder, no shipped model"),
+        (("--model", "nowhere"), "is not a folder, not a shipped model"),
         (("--steps", "0"), "steps must be at least 1"),
         (("--lora", "0"), "rank of LoRA must be at least 1"),
         (("--train", "mlp"), "no such part: 'mlp' (want attention, qk, all)"),
