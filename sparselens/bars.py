@@ -1,4 +1,4 @@
-"""Progress bars that go away when they are done; where nobody looks on, only those of more than half a minute show."""
+"""Progress bars that disappear when done; in a log only those of more than half a minute show."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-SELDOM = 30.0  # seconds between two signs of life in a log
+SELDOM = 30.0  # seconds between two updates in a log
 
 
 def is_watched() -> bool:
@@ -19,5 +19,5 @@ def progress_bar(
 ) -> "tqdm[Any]":
     """A bar with the time left, on standard error; it appears after `delay` seconds."""
     often: dict[str, Any] = {"delay": delay} if is_watched() else {"delay": max(delay, SELDOM), "mininterval": SELDOM}
-    disable = not shown or os.environ.get("RANK", "0") != "0"  # of processes launched together the first one tells
+    disable = not shown or os.environ.get("RANK", "0") != "0"  # the first process reports
     return tqdm(total=total, desc=label, unit=unit, disable=disable, leave=False, dynamic_ncols=True, **often)

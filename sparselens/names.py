@@ -1,4 +1,4 @@
-"""What to say of a name that is not known: the nearest one that is, and all of them."""
+"""Errors for unknown names, which say the nearest known one, and all of them."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -22,7 +22,7 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UnknownNameError:
 
 
 def meant(name: object, known: Iterable[str]) -> str:
-    """Asks whether the nearest known name was meant; "" where none is near, or only a number is out of range."""
+    """A suggestion of the nearest known name; "" where none is near, or only a number is out of range."""
     names = list(known)
     near = get_close_matches(str(name).lower(), names, 1, 0.6)
     only_a_number = near and sub(r"\d+", "0", str(name)) == sub(r"\d+", "0", near[0])

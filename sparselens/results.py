@@ -1,7 +1,7 @@
 """How results show themselves: one line, a small table in a notebook, a tidy pandas frame.
 
-A result says what its line is and what columns its frame has; all else is here. Where it has a `plot()`, that is a
-plotly figure.
+A result defines its line and the columns of its frame; the rest is here. A `plot()`, where there is one, is a plotly
+figure.
 """
 
 import html
@@ -22,7 +22,7 @@ class Result(ABC):
 
     @abstractmethod
     def _line(self) -> str:
-        """What it is of, and its finding, in a few words."""
+        """What was measured, and the finding, in a few words."""
 
     @abstractmethod
     def _columns(self) -> Mapping[str, Sequence[Any]]:

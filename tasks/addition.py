@@ -111,7 +111,7 @@ class Addition:
     def _check(self, a: int, b: int) -> None:
         for number in (a, b):
             if not 0 <= number < 10**self.digits:
-                raise ValueError(f"{number} is no number of {self.digits} digits: want 0 to {10**self.digits - 1}")
+                raise ValueError(f"{number} is not a number of {self.digits} digits: want 0 to {10**self.digits - 1}")
 
 
 def draw(addition: Addition, random: Draw, words: Lists, corruption: str) -> PromptPair:  # noqa: ARG001 - of DrawPair

@@ -1,4 +1,4 @@
-"""Colored objects: which color has the thing that is asked about?
+"""Colored objects: what color is the object asked about?
 
     clean         Mom bought a red pen, a blue cup and a green hat. The cup is     -> " blue", not " red", " green"
     other_object  Mom bought a red pen, a blue cup and a green hat. The hat is
@@ -53,7 +53,7 @@ def draw(random: Draw, words: Lists, corruption: str) -> PromptPair:
 
 colored_objects = Task(
     "colored_objects",
-    "which color has the thing that is asked about?",
+    "what color is the object asked about?",
     draw,
     words={"object": Words(OBJECTS, spaced, need=3), "color": Words(COLORS, spaced, need=4)},
     corruptions={"other_object": ("ASKED",), "other_color": ("COLOR",)},

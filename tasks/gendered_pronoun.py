@@ -1,4 +1,4 @@
-"""Gendered pronouns: which pronoun takes up a first name?
+"""Gendered pronouns: which pronoun refers back to a first name?
 
     clean         Everybody says that Karen is a good dancer, isn't     -> " she", not " he"
     other_gender  Everybody says that Frank is a good dancer, isn't
@@ -50,7 +50,7 @@ def _names(names: tuple[str, ...]) -> Words:
 
 gendered_pronoun = Task(
     "gendered_pronoun",
-    "which pronoun takes up a first name?",
+    "which pronoun refers back to a first name?",
     draw,
     words={
         "female": _names(FEMALE),

@@ -1,4 +1,4 @@
-"""Opposites: the word of contrary meaning.
+"""Opposites: the word of opposite meaning.
 
     clean     The opposite of "hot" is       -> " cold", not " slow"
     other     The opposite of "fast" is
@@ -15,7 +15,7 @@ from sparselens.prompts.pairs import PromptPair, pair
 from sparselens.prompts.task import Lists, Task
 from sparselens.prompts.words import Continuation, Words, spaced
 
-# Words stand in quotation marks: what is asked is the word, whatever part of speech it is.
+# Words are quoted: the question is about the word, whatever its part of speech.
 ASKED = (
     'The opposite of "{WORD}" is',
     'The antonym of "{WORD}" is',
@@ -114,7 +114,7 @@ def in_quotes(entry: tuple[str, str]) -> tuple[Continuation, ...]:
 
 
 def draw(templates: Sequence[str], random: Draw, words: Lists, corruption: str) -> PromptPair:  # noqa: ARG001
-    """One pair of words that do not share their opposite, and that can both be said of the same."""
+    """One pair of words that do not share their opposite, and that can both describe the same thing."""
     fitting: Sequence[str] = ()
     (word, right), (other, wrong) = ("", ""), ("", "")
     while not fitting:
@@ -144,7 +144,7 @@ def _task(name: str, description: str, templates: Sequence[str], words: Words) -
 
 ADJECTIVE_PAIRS = directed(ADJECTIVES, ONE_WAY_ADJECTIVES)
 PAIRS = ADJECTIVE_PAIRS + directed(LEARNED, "") + directed(OTHERS, ONE_WAY)
-opposites = _task("opposites", "the word of contrary meaning", ASKED, Words(PAIRS, after_space))
+opposites = _task("opposites", "the word of opposite meaning", ASKED, Words(PAIRS, after_space))
 opposites_stories = _task(
     "opposites_stories", "contrasts in children's stories", STORIES, Words(ADJECTIVE_PAIRS, after_space, need=MANY)
 )

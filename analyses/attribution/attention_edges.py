@@ -22,7 +22,11 @@ PATTERN, SCORES, GATE = "attn.hook_pattern", "attn.hook_attn_scores", "attn.hook
 
 @dataclass(frozen=True, repr=False)
 class AttentionEdges(Result):
-    """Attention edges as the columns of a table, ordered by prompt, layer, head, query and key."""
+    """Attention edges as the columns of a table, ordered by prompt, layer, head, query and key.
+
+    >>> edges = attention_edges(model, pairs)
+    >>> len(edges), edges.weight.shape, edges.per_layer().shape  # [edge], [batch layer]
+    """
 
     n_prompts: int
     n_layers: int
@@ -168,7 +172,7 @@ def shows_edges(name: str) -> bool:
 
 
 def edges_of(model: Any, cache: Any, n_pos: int) -> AttentionEdges:
-    """The edges of one prompt of that many tokens, from the cache of a run that went on under hooks, say."""
+    """The edges of one prompt of `n_pos` tokens, from the cache of a run, which may have been under hooks."""
     n_heads, found = _read(model, cache)
     columns: dict[str, Any] = {**found}
     return AttentionEdges(1, model.cfg.n_layers, n_heads, n_pos, **columns)

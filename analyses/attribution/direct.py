@@ -1,4 +1,4 @@
-"""Direct logit attribution: what every head and every MLP writes into the logit difference, past all later layers.
+"""Direct logit attribution: what every head and every MLP writes into the logit difference, bypassing later layers.
 
 1. The last residual stream at END is the sum of what the embedding, the heads, the MLPs and the biases wrote.
 2. The final norm is held as it is in the run: effect(u) = gain * centre(write of u) / root . direction, where direction
@@ -38,12 +38,12 @@ def direct_logit_attribution(
 
     >>> effects = direct_logit_attribution(model, pairs)
     >>> effects.per_prompt.shape, effects["a1.h1"], effects.interval("m0")  # [batch source]
-    >>> effects.per_prompt.sum(-1) - effects.clean  # zeros: they are all of the logit difference
+    >>> effects.per_prompt.sum(-1) - effects.clean  # zeros: the effects add up to it
 
     Sign convention: positive where a node raises the logit difference.
 
-    Scope: what goes straight to the logits, with the final norm held fixed. A node that acts through later ones has no
-    direct effect. Of logits with a cap (Gemma 2) it is the difference before the cap, and so is `clean`.
+    Scope: what goes straight to the logits, with the final norm held fixed. A node that acts only through later ones
+    has no direct effect. Where logits are capped (Gemma 2), effects and `clean` are about the logits before the cap.
 
     Args:
         memory, batch_size: as in `patch_activations`

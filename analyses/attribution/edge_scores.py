@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sparselens.analyses.circuits.stability import Stability
 
 
-COMPARE = "this comparison is slim; `sparselens compare` makes the whole one, with every prompt's scores, in numbers/"
+COMPARE = "this comparison is slim: `sparselens compare` writes the full one, with every prompt's scores, to numbers/"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -74,7 +74,7 @@ class EdgeScores(Result):
 
     @property
     def measured(self) -> Bool[Tensor, "source destination"]:
-        """Which edges have a score: all that exist, unless only some were asked for."""
+        """Which edges have a score: all that exist, unless only some were wanted."""
         return self.exists & ~self.mean.detach().cpu().isnan()
 
     @property

@@ -132,6 +132,10 @@ def attribute_edge_positions(
 ) -> Float[Tensor, "source destination pos"]:
     """Mean scores of all edges at each position; they sum to `attribute_edges(...).mean`.
 
+    >>> attribute_edge_positions(model, pairs).abs().sum((0, 1))  # [pos]: where the score is
+
+    Sign convention: positive where corrupting the edge lowers the metric, in the metric's unit.
+
     Args:
         method: one of `attribute_edges`' except "exact"; "auto" is eap-ig
         gate_gradient: as in `attribute_edges`

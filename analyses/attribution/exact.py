@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -218,14 +219,15 @@ def _project(
     """Query, key or value of one head in each row."""
     weight, bias = reading.weight(layer.number, receiver), reading.bias(layer.number, receiver)
     heads = heads.to(weight.device)
-    found = torch.bmm(normed.flatten(1, 2), weight[heads])
-    return (found if bias is None else found + bias[heads][:, None]).unflatten(1, normed.shape[1:3])
+    found = torch.bmm(rearrange(normed, "edge batch pos d_model -> edge (batch pos) d_model"), weight[heads])
+    found = found if bias is None else found + bias[heads][:, None]
+    return rearrange(found, "edge (batch pos) d_head -> edge batch pos d_head", batch=normed.shape[1])
 
 
 def _put(where: tuple[Any, ...], values: Float[Tensor, "edge batch pos *rest"], activation: Tensor) -> Tensor:
-    changed = activation.unflatten(0, (-1, values.shape[1])).clone()
+    changed = rearrange(activation, "(row batch) ... -> row batch ...", batch=values.shape[1]).clone()
     changed[where] = values.to(changed)
-    return changed.flatten(0, 1)
+    return rearrange(changed, "row batch ... -> (row batch) ...")
 
 
 def _only_heads(sees: Bool[Tensor, "edge head"], clean: Tensor, activation: Tensor) -> Tensor:
@@ -233,5 +235,6 @@ def _only_heads(sees: Bool[Tensor, "edge head"], clean: Tensor, activation: Tens
 
     One of every group does, since a norm over the keys may couple the groups (OLMo 2).
     """
-    found = activation.unflatten(0, (len(sees), -1))
-    return torch.where(sees.to(clean.device)[:, None, None, :, None], found, clean).flatten(0, 1)
+    found = rearrange(activation, "(row batch) pos head d_head -> row batch pos head d_head", row=len(sees))
+    found = torch.where(sees.to(clean.device)[:, None, None, :, None], found, clean)
+    return rearrange(found, "row batch pos head d_head -> (row batch) pos head d_head")

@@ -51,7 +51,7 @@ def chosen(method: str, graph: Graph) -> str:
 
 
 def by_gradient(method: str, instead: str) -> str:
-    """The method, where "auto" is the default; for what has no exact scores of its own.
+    """The method, where "auto" is the default; for functions without exact scores.
 
     Raises:
         ValueError: the method is "exact". Says what is exact instead.

@@ -1,8 +1,8 @@
-"""The logit lens: what a model would answer if it stopped after each of its layers.
+"""The logit lens: what a model would predict if it stopped after each of its layers.
 
 1. One run records the residual stream before every layer and every MLP, and after the last layer.
 2. logits = unembed(norm(stream)): each stream goes through the model's own final norm, unembedding and cap.
-3. Of pairs: a metric of these logits. Of text: the likeliest token with its probability, at every position.
+3. For pairs: a metric of these logits. For text: the likeliest token with its probability, at every position.
 Source: nostalgebraist 2020, "interpreting GPT: the logit lens". Streams, and their names, are those of TransformerLens'
 `accumulated_resid(incl_mid=True, apply_ln=True)`.
 """
@@ -35,7 +35,7 @@ PROBABILITY = "probability of the likeliest token"
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LogitLens(Result):
-    """What every residual stream says: a metric of pairs, or the likeliest token of a text and its probability.
+    """What every residual stream predicts: a metric of pairs, or the likeliest token of a text and its probability.
 
     >>> lens = logit_lens(model, pairs)
     >>> lens["1_mid"], lens.interval("1_mid"), lens.values.shape  # before the MLP of layer 1; [batch stream]
@@ -120,16 +120,16 @@ def logit_lens(
     """What the final norm and the unembedding make of the residual stream before every layer and MLP, and at the end.
 
     >>> logit_lens(model, pairs).values.shape  # [batch stream]: the logit difference
-    >>> logit_lens(model, pairs, by_position=True).values.shape  # [batch stream pos]: asked at every position
+    >>> logit_lens(model, pairs, by_position=True).values.shape  # [batch stream pos]: at every position
     >>> logit_lens(model, "Once upon a time, there was a").plot()  # the likeliest token of every layer and position
 
-    Scope: reads every stream as if it were the last. Early layers may hold what they know in other directions, so a
-    low value does not say that it is not there (Belrose et al. 2023, tuned lens).
+    Scope: reads every stream as if it were the last. Early layers may represent an answer in other directions, so a low
+    value does not show that it is absent (Belrose et al. 2023, tuned lens).
 
     Args:
         prompts: pairs, of which the clean prompts run; a text, tokenized as tasks are; or rows of tokens of one length
-        metric: of pairs; function of (logits, pairs), or name in `sparselens.prompts.metrics`
-        by_position: of pairs, ask at every position, not only at END; text is read at every position anyway
+        metric: for pairs; function of (logits, pairs), or name in `sparselens.prompts.metrics`
+        by_position: for pairs, evaluate the metric at every position, not only at END; text always is
         memory, batch_size: as in `patch_activations`
 
     Raises:

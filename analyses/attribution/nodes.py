@@ -29,7 +29,7 @@ from sparselens.prompts.metrics import Metric, logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.results import Result
 
-_SHOWN = 1e-3  # of the largest score: what has no place in a map and is smaller stays out of its title
+_SHOWN = 1e-3  # share of the largest score that a node without a cell in the map needs to be named in its title
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -45,7 +45,7 @@ class NodeScores(Result):
     per_prompt: Float[Tensor, "batch source"]
     clean: Float[Tensor, " batch"]  # the metric of the clean runs
     corrupted: Float[Tensor, " batch"] | None  # None: no corrupted prompt was run
-    what: str = "nodes"  # that have these scores: nodes, direct effects, paths to a1.h0<q>
+    what: str = "nodes"  # what is scored: nodes, direct effects, paths to a1.h0<q>
 
     _largest = "score"
 
@@ -88,7 +88,13 @@ class NodeScores(Result):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AttentionEdgeScores(Result):
-    """How much each attention edge matters: positive where corrupting it lowers the metric, in the metric's unit."""
+    """How much each attention edge matters.
+
+    >>> scores = attribute_attention_edges(model, pairs)
+    >>> scores.mean.shape, scores["a1.h0"].shape  # [layer head query_pos key_pos], [query_pos key_pos]
+
+    Sign convention: positive where corrupting the edge lowers the metric, in the metric's unit.
+    """
 
     mean: Float[Tensor, "layer head query_pos key_pos"]
     per_prompt: Float[Tensor, "batch layer head query_pos key_pos"] | None  # None: only the mean was kept

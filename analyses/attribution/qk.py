@@ -56,13 +56,13 @@ def explain_edge(
     Sign convention: positive where the pair raises the score, and so opens the gate; in the score's unit.
 
     Scope: exact, with the norms of this run held fixed (the layer's own, those of queries and keys, post-norms), rotary
-    encodings included. In a dense model only differences of scores between keys matter to the softmax; what writes the
-    query alike for all keys shows here, too.
+    encodings included. The softmax of a dense model sees only differences of scores between keys; terms that are equal
+    for all keys are included here, too.
 
     Args:
         prompts: a text, its tokens, rows of tokens without padding, or pairs, whose clean prompts are run
         head: the head that reads, such as "a2.h3"
-        query_pos: the position that reads; a name among `pairs.positions`, or a number, negative from the end
+        query_pos: the position that reads: a name among `pairs.positions`, or an index, negative from the end
         key_pos: the position that is read
         by_position: heads' writes split by where they were read: instead of `a1.h2` all its attention edges
             `a1.h2:3->8` that carried something. For prompts of one length and one position each.
@@ -112,7 +112,7 @@ def explain_under(
     )
 
 
-# -- what is asked
+# -- prompts and positions
 
 
 class _Asked(NamedTuple):
@@ -161,7 +161,7 @@ def _alike(asked: Sequence[_Asked]) -> dict[tuple[int, int, int], list[int]]:
 
 
 def _label(opened: OpenModel, asked: Sequence[_Asked], side: str, given: Position) -> str:
-    """What to call a position: the name that was given, else its token and number where all prompts have the same."""
+    """The name of a position as it was given, else its token and index where all prompts have the same."""
     if isinstance(given, str):
         return given
     places = {getattr(one, side) for one in asked}
@@ -229,7 +229,7 @@ def _refuse_other_sums(opened: OpenModel, place: Place, pairs: Tensor, bias: Ten
     off = float(((found - score).abs() / (score.abs() + pairs.abs().amax((1, 2)))).max())
     if not off <= TOLERANCE.get(opened.dtype, 1e-5):
         raise ValueError(
-            f"cannot explain a{place.layer}.h{place.head}: its score is no product of query and key (off by {off:.2g})"
+            f"cannot explain a{place.layer}.h{place.head}: its score is not query times key (off by {off:.2g})"
         )
 
 

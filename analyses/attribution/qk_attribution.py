@@ -35,7 +35,7 @@ class QKAttribution(Result):
     """
 
     head: str
-    query: str  # the position that reads, for people
+    query: str  # label of the position that reads
     key: str  # the position that is read
     query_sources: tuple[str, ...]
     key_sources: tuple[str, ...]
@@ -104,10 +104,10 @@ class QKAttribution(Result):
             ValueError: there is no open gate, there are several prompts, or no pairs close it.
         """
         if len(self) > 1:
-            raise ValueError(f"what closes a gate is asked of one prompt, not of {len(self)}: .of_prompt(0).closing()")
+            raise ValueError(f"closing() is for one prompt, not for {len(self)}: .of_prompt(0).closing()")
         if self.is_open is None or self.gate_bias is None or not self.is_open[0]:
             state = "has no gate" if self.is_open is None else "is closed already"
-            raise ValueError(f"{self.head} from {self.query} to {self.key} {state}: nothing is to be closed")
+            raise ValueError(f"{self.head} from {self.query} to {self.key} {state}: there is nothing to close")
         values, order = self.per_prompt[0].flatten().double().sort(descending=True, stable=True)
         left = values.flip(0).cumsum(0).flip(0)[1:]  # what remains without the first, the first two, ...
         left = torch.cat([left, left.new_zeros(1)]) + self.position_bias.double()
@@ -118,7 +118,7 @@ class QKAttribution(Result):
         return [self._pair(int(number)) for number in order[: int(enough[0]) + 1]]
 
     def without(self, pairs: Sequence[Sequence[Any]]) -> list[tuple[str, Callable[..., Tensor]]]:
-        """Hooks that put the sum of all other pairs in the place of the score; on the prompts of the attribution.
+        """Hooks that replace the score by the sum of all other pairs; on the prompts of the attribution.
 
         >>> logits = model.run_with_hooks(tokens, fwd_hooks=found.without(found.closing()))  # with that gate closed
 
@@ -194,7 +194,7 @@ class QKAttribution(Result):
         }
 
     def folded(self, most: int = 8) -> tuple[list[str], list[str], Float[Tensor, "row column"]]:
-        """Names of rows and columns and their sums, with all but the `most` weightiest of each folded into one."""
+        """Names of rows and columns and their sums, with all but the `most` largest of each folded into one."""
         mean = self.mean
         rows, row_names = _fold(mean.abs().amax(1), self.query_sources, most)
         columns, column_names = _fold(mean.abs().amax(0), self.key_sources, most)

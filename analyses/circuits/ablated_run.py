@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -155,8 +156,9 @@ class _CircuitsRun:
         if 2 * len(sources) < written:  # to copy some costs as much as to multiply all
             kept, changes = kept[:, sources], changes.index_select(0, sources)
         base = self.ablated.streams[stream]
-        read = kept.transpose(1, 2) @ changes.flatten(2).transpose(0, 1)  # circuit reader numbers
-        return (read.unflatten(2, changes.shape[2:]).to(base) + base).transpose(0, 1).flatten(1, 2)
+        numbers = rearrange(changes, "source circuit batch pos d_model -> circuit source (batch pos d_model)")
+        read = (kept.mT @ numbers).unflatten(2, changes.shape[2:]).to(base) + base
+        return rearrange(read, "circuit reader batch pos d_model -> reader (circuit batch) pos d_model")
 
     def _into_heads(self, layer: Layer, number: int, activation: Tensor) -> Tensor:
         block, graph = layer.block, self.reading.graph
@@ -181,7 +183,7 @@ class _CircuitsRun:
 
     def _heads_write(self, layer: Layer, z: Tensor) -> None:
         shared = layer.block.n_heads // (layer.block.n_kv_heads or layer.block.n_heads)
-        copies = z.unflatten(0, (self.copies, -1))
+        copies = rearrange(z, "(copy row) pos head d_head -> copy row pos head d_head", copy=self.copies)
         own = torch.arange(layer.block.n_heads, device=z.device) % shared  # the copy that holds a head's key and value
         z = torch.stack([copies[int(copy), :, :, head] for head, copy in enumerate(own)], 2)
         heads = self.reading.graph.head_sources(layer.number)
@@ -200,7 +202,9 @@ class _CircuitsRun:
         return activation.repeat(self.copies, 1, 1)
 
     def _write(self, sources: slice, writes: Float[Tensor, "source row pos d_model"]) -> None:
-        own = writes.to(self.changes).unflatten(1, (len(self.kept), -1))
+        own = rearrange(
+            writes.to(self.changes), "source (circuit batch) ... -> source circuit batch ...", circuit=len(self.kept)
+        )
         self.changes[sources] = own - self.ablated.writes[sources, None]
 
     def _into_logits(self, activation: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a prompt's best attention edges do on their own: edges between positions, as the paper counts them.
+"""How faithful a prompt's best attention edges are: edges between positions, as the paper counts them.
 
 1. An attention edge (layer, head, q, k) carries pattern[q, k] * value[k] to the output of its head at q.
 2. Kept edges carry what they carry in this run, all others what they carry in the corrupted run (primed):
@@ -49,8 +49,10 @@ def attention_edge_curve(
     >>> curve = attention_edge_curve(model, pairs, attribute_attention_edges(model, pairs))
     >>> curve.first_to_reach(0.8), curve[64].interval()
 
-    Scope: which attention edges matter, with every MLP and embedding left as it is; a circuit of `faithfulness` cuts
-    those, too, and holds one set of edges for all prompts.
+    Sign convention: as `faithfulness`.
+
+    Scope: which attention edges matter, with every MLP and embedding left as it is; a circuit of `faithfulness` ablates
+    those, too, and is one set of edges for all prompts.
 
     Args:
         sizes: numbers of edges, rising; default: 0, the powers of two, and all that carry anything on some prompt
@@ -63,7 +65,7 @@ def attention_edge_curve(
     per_prompt = scores.per_prompt
     if per_prompt is None or len(per_prompt) != len(pairs):
         having = "means only" if per_prompt is None else f"{len(per_prompt)} prompts"
-        raise ValueError(f"the scores are of {having}, want one of each edge on each of these {len(pairs)} prompts")
+        raise ValueError(f"these are scores of {having}: want those of every edge on each of {len(pairs)} prompts")
     total = int((per_prompt != 0).flatten(1).sum(1).max())
     numbers = _default_sizes(total) if sizes is None else [*sizes]
     if not numbers or numbers != sorted(numbers) or numbers[0] < 0:

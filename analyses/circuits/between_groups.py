@@ -1,6 +1,6 @@
-"""How sure a mean over pairs of groups is, such as of circuits found on one group of prompts and run on another.
+"""The confidence interval of a mean over pairs of groups, such as of circuits found on one group and run on another.
 
-1. A cell is a row's group and a column's. Cells that share a group depend on each other: what is drawn are groups.
+1. A cell is a pair of groups. Cells that share a group depend on each other, so the sampling units are groups.
 2. Jackknife: the mean without each of the G groups in turn, its row and its column.
    SE^2 = (G - 1) / G * sum over groups of (mean without g - mean of these)^2.
 3. Student's t of G - 1 degrees of freedom. If all cells were independent this would be too wide (Snijders & Borgatti
@@ -23,7 +23,7 @@ def mean_over_cells(
     columns: Sequence[str],
     level: float = 0.95,
 ) -> Interval:
-    """Mean of the chosen cells. Of fewer groups than leave a cell when each is left out, ends are NaN.
+    """Mean of the chosen cells. The ends are NaN if leaving out one of the groups leaves no cell.
 
     Raises:
         ValueError: no cell is chosen.
@@ -31,7 +31,7 @@ def mean_over_cells(
     from scipy import stats
 
     if not chosen.any():
-        raise ValueError("there is no such cell: want groups of other names, or of the same")
+        raise ValueError("there is no such cell: these circuits were not run on groups of this kind")
     mean, groups = float(values[chosen].mean()), sorted({*rows, *columns})
     without: list[float] = []
     for group in groups:

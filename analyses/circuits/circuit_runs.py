@@ -33,7 +33,13 @@ DELAY = 5.0  # seconds after which a bar shows
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Faithfulness(Result):
-    """The metric of a circuit, of the whole model, and of nothing, for every prompt."""
+    """The metric of a circuit, of the whole model, and of the run with every edge ablated, for every prompt.
+
+    >>> found = faithfulness(model, scores.top(50), pairs)
+    >>> found.mean, found.interval(), found.per_prompt.shape  # the ratio of the means, twice, and [batch]
+
+    Sign convention: 1 where the circuit scores as the whole model, 0 where it scores as the ablated one.
+    """
 
     circuit: Float[Tensor, " batch"]
     clean: Float[Tensor, " batch"]
@@ -54,7 +60,7 @@ class Faithfulness(Result):
 
     @property
     def per_prompt(self) -> Float[Tensor, " batch"]:
-        """Faithfulness on each prompt; not finite where the whole model scores as nothing does."""
+        """Faithfulness on each prompt; not finite where clean and ablated run score the same."""
         return (self.circuit - self.ablated) / (self.clean - self.ablated)
 
     @property
@@ -66,7 +72,7 @@ class Faithfulness(Result):
         """Ratio of the means, with its bootstrap confidence interval over prompts.
 
         Raises:
-            ValueError: on average the whole model scores as nothing does.
+            ValueError: on average clean and ablated runs score the same.
         """
         return ratio_interval(self.circuit - self.ablated, self.clean - self.ablated, level, clusters=clusters)
 
@@ -123,7 +129,7 @@ class CircuitRunner:
         """The faithfulness of every circuit.
 
         Args:
-            bar: one that is told how many prompts are done; default: one of its own
+            bar: progress bar to advance by prompts; default: a new one
         """
         values = torch.zeros(len(circuits), len(self._request))
         with progress_bar(values.numel(), "circuits", "run", self._request.progress and bar is None, DELAY) as own:

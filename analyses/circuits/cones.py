@@ -60,7 +60,11 @@ class OutsideEffect:
 
 @dataclass(frozen=True, repr=False)
 class DependencyCone(Result):
-    """What the logits at some positions of each prompt can depend on."""
+    """What the logits at some positions of each prompt can depend on.
+
+    >>> cone = dependency_cone(model, pairs)
+    >>> cone.states.shape, cone.size, cone.edges.per_layer()  # [batch state pos], [batch], [batch layer]
+    """
 
     tokens: Int[Tensor, "batch pos"]
     positions: Bool[np.ndarray, "batch pos"]  # those whose logits the cone belongs to
@@ -111,7 +115,7 @@ def dependency_cone(
 
     Args:
         prompts: of one length; of pairs, the clean prompts
-        positions: whose logits the cone is of; default: the answer's position of the pairs, else the last
+        positions: whose logits the cone is about; default: the answer's position of the pairs, else the last
 
     Raises:
         ValueError: prompts have several lengths, are padded without a mask, or are another model's; a position
@@ -159,7 +163,7 @@ def _chosen(
 
 
 def _noise_effect(model: Any, cone: DependencyCone, pairs: TokenizedPairs | None) -> OutsideEffect:
-    """Of noise in every state outside.
+    """What noise in every state outside the cone does.
 
     Args:
         pairs: whose answers may survive; None: the likeliest tokens at the cone's positions
@@ -213,6 +217,8 @@ def outside_effect(
 
     With the patterns held it is zero up to rounding: a check of the cone.
 
+    >>> outside_effect(model, cone, pairs.corrupted).max()  # about 1e-6
+
     Args:
         other: token ids of the same shape as `cone.tokens`
 
@@ -237,7 +243,9 @@ def cut_effects(
 ) -> Float[Tensor, " edge"]:
     """The largest change of a logit at the cone's positions when one of its edges is cut, for each of `cone.edges`.
 
-    All other patterns are held.
+    All other patterns are held. Changes are absolute values, and so never negative.
+
+    >>> cut_effects(model, cone).shape  # [edge], in the order of cone.edges
 
     Args:
         memory, batch_size: as in `attribute_edges`; rows of a run are edges

@@ -1,4 +1,4 @@
-"""How sure the size of the smallest faithful circuit is: which of the sizes that were tried would other prompts need?
+"""The confidence interval of the smallest faithful circuit's size: which of the tried sizes would other prompts need?
 
 In every resample of the prompts the smallest of them that reaches the goal is taken, as the search does.
 """
@@ -12,12 +12,12 @@ from sparselens.prompts.intervals import Clusters, Interval, bootstrap_interval
 def edges_for_goal(
     tried: FaithfulnessCurve, goal: float, level: float = 0.95, seed: int = 0, clusters: Clusters = None
 ) -> Interval | None:
-    """The smallest tried circuit that is at least so faithful, with the BCa interval of its number of edges.
+    """The smallest tried circuit that is at least that faithful, with the BCa interval of its number of edges.
 
-    A resample in which none is counts all edges of the graph. None if none is with the prompts as they are.
+    A resample in which no circuit is counts as all edges of the graph. None if no circuit is on the prompts themselves.
 
     Raises:
-        ValueError: nothing is as good as the whole model, at least in one resample.
+        ValueError: clean and ablated runs score the same, at least in one resample.
     """
     if tried.first_to_reach(goal) is None:
         return None

@@ -1,7 +1,7 @@
-"""What a circuit does on its own: faithfulness, completeness, minimality, and MIB's curves and areas.
+"""What a circuit does by itself: faithfulness, completeness, minimality, and MIB's curves and areas.
 
 1. Run the model with every edge outside the circuit C ablated (`ablated_run`).
-2. faithfulness(C) = (metric of C - metric of nothing) / (metric of the clean run - metric of nothing). "Nothing" is the
+2. faithfulness(C) = (metric of C - ablated) / (metric of the clean run - ablated), where "ablated" is the metric of the
    run with every edge ablated: the corrupted run, or means or zeros in place of all writes (Hanna et al. 2024).
 3. Ratios are of means over prompts, with bootstrap confidence intervals over prompts.
 """
@@ -73,7 +73,12 @@ def completeness(
     ablation: Ablation | str = "corrupted",
     **options: Any,
 ) -> Faithfulness:
-    """Faithfulness of the circuit's complement: near 0 where the circuit is complete. Options are `faithfulness`'s."""
+    """Faithfulness of the circuit's complement: near 0 where the circuit is complete.
+
+    Options, sign convention and scope are those of `faithfulness`.
+
+    >>> completeness(model, scores.top(50), pairs).interval()
+    """
     return faithfulness(model, circuit.complement(), pairs, metric, ablation, **options)
 
 
@@ -89,6 +94,10 @@ def minimality(
     progress: bool = True,
 ) -> dict[str, Interval]:
     """The drop in faithfulness when an edge is removed from the circuit, for each edge; near 0 for a redundant one.
+
+    >>> minimality(model, scores.top(20), pairs)["a0.h1->m0"]  # with its confidence interval
+
+    Sign convention: positive where the circuit is less faithful without the edge.
 
     Raises:
         ValueError: the circuit has no edge, or as `faithfulness`.
@@ -183,6 +192,8 @@ def faithfulness_curve(
 
     >>> curve = faithfulness_curve(model, pairs, attribute_edges(model, pairs))
     >>> curve.n_edges, curve.cpr, curve.cmd
+
+    Sign convention and scope are those of `faithfulness`.
 
     Args:
         sizes: shares of all edges (floats, rounded down to whole edges as by MIB) or numbers of edges (ints), rising;

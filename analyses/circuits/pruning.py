@@ -1,10 +1,10 @@
-"""The pruned circuit: a faithful circuit without the edges that it can do without, chosen and judged on other prompts.
+"""The pruned circuit: a faithful circuit without dispensable edges, chosen and evaluated on different prompts.
 
-1. Split the clean prompts into two halves: one chooses, the other judges.
+1. Split the clean prompts into two halves: the circuit is chosen on one and evaluated on the other.
 2. Start from the smallest prefix of the ranking that reaches the goal (`search`), without its dead ends.
 3. Run it without each of 16 groups of edges. Remove as many groups as still leave it faithful, the most harmless first,
    verified by a run, and the dead ends that this makes. Repeat; where no group can go, halve the groups.
-4. End where no single edge can be removed, or when as many circuits have been run as were asked for.
+4. End when no single edge can be removed, or after the given number of runs.
 ACDC (Conmy et al. 2023) also removes edges while a circuit does its task, one at a time from the logits down, each by
 its own effect; here the goal is set to the faithfulness of the whole circuit.
 """
@@ -39,7 +39,11 @@ SMALL, RUNS, FEWER_RUNS = 10_000, 400, 40  # circuits to run by default: up to s
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PrunedCircuit(Result):
-    """A pruned circuit, with what it does on prompts that had no part in its choice."""
+    """A pruned circuit, and its faithfulness on prompts that it was not chosen on.
+
+    >>> found = pruned_circuit(model, pairs, attribute_edges(model, pairs))
+    >>> found.circuit.edges, found.held_out.interval(), found.size_interval(0.8)
+    """
 
     circuit: Circuit
     held_out: Faithfulness  # on the other half
@@ -87,17 +91,17 @@ def pruned_circuit(
     >>> found = pruned_circuit(model, pairs, attribute_edges(model, pairs), goal=0.8)
     >>> len(found.circuit), found.held_out.interval(), found.untested  # edges, on the other half, 0: no edge can go
 
-    Scope: no single edge can be removed on the prompts that chose it; a smaller circuit of other edges may exist. On
-    the other prompts it may be less faithful than the goal.
+    Scope: no single edge can be removed on the prompts that it was chosen on; a smaller circuit of other edges may
+    exist. On the other prompts it may be less faithful than the goal.
 
     Args:
-        scores: of these pairs, of which those of the choosing prompts are taken if they were kept per prompt
+        scores: of these pairs; if they were kept per prompt, those of the choosing half are used
         runs: circuits to run at most on the choosing half, not counting those of the search for the prefix. Default:
             400, or 40 for a graph of more than 10,000 edges, whose runs take long
         seed: for the two halves
 
     Raises:
-        ValueError: all pairs ask the same clean prompt, `runs` is below 1, or as `faithful_circuit`.
+        ValueError: all pairs have the same clean prompt, `runs` is below 1, or as `faithful_circuit`.
     """
     refuse_goal(goal)
     refuse_other_pairs(pairs)
@@ -136,7 +140,7 @@ def halves(pairs: TokenizedPairs, seed: int) -> tuple[Int[Tensor, " chosen"], In
     labels = pairs.clusters()
     names = list(dict.fromkeys(labels))
     if len(names) < 2:
-        raise ValueError("all pairs ask the same clean prompt: pruning chooses on some and is judged on others")
+        raise ValueError("all pairs have the same clean prompt: pruning needs others to evaluate the circuit on")
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()
     chosen = {names[number] for number in order[: (len(names) + 1) // 2]}
     inside = torch.tensor([label in chosen for label in labels])
@@ -205,7 +209,7 @@ class _Pruning:
         return len(self.circuit)
 
     def _smaller(self, order: Sequence[Tensor]) -> None:
-        """Circuits below the goal, which would do with other prompts: without 1, 2, 4, ... of the edges."""
+        """Circuits below the goal, which resampled prompts may find faithful: without 1, 2, 4, ... of the edges."""
         number = 1
         while number < len(order) and self._left:
             circuit = self._without(order[:number])

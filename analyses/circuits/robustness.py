@@ -3,9 +3,9 @@
 1. On every group of prompts find a circuit in the same way: score all edges, and take the smallest prefix of the
    ranking that reaches the goal (`search`). One attribution and one search a group.
 2. Run every circuit on every group. A cell is the faithfulness of the row's circuit on the column's prompts.
-3. On its own prompts a circuit reaches the goal because it was chosen to; off the diagonal is what it is worth. Groups
-   that differ in nothing but the draw say what of the fall is chance.
-`stability` asks the same of single prompts, by their scores alone.
+3. On its own prompts a circuit reaches the goal because it was chosen to; the test is off the diagonal. Groups that
+   differ only in the draw say how much of the drop is chance.
+`stability` compares single prompts, by their scores alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ from sparselens.prompts.metrics import Metric, logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.results import Result
 
-LEAST = 2  # different clean prompts in a group: of one there is no interval
+LEAST = 2  # different clean prompts in a group: one has no interval
 _SHOWN = 40  # characters of a group's name in a picture
 
 
@@ -188,7 +188,7 @@ def robustness(
     >>> found.across(), found.overlap()  # mean faithfulness on other templates, mean Jaccard index, with intervals
     >>> robustness(sparse, groups, circuits=found.circuits).own()  # the same circuits inside another model
 
-    Sign convention: 1 where a circuit scores as the whole model does on those prompts, 0 where it scores as nothing.
+    Sign convention: 1 where a circuit scores as the whole model on those prompts, 0 where it scores as the ablated one.
 
     Scope: the circuit of a group is the smallest prefix of the ranking of its mean scores that is as faithful as the
     goal, not the only one. A low overlap of circuits that are faithful to each other's prompts says that there are

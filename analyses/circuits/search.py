@@ -1,4 +1,4 @@
-"""The smallest faithful prefix of the ranking: how many of the highest-scoring edges do what the model does.
+"""The smallest faithful prefix of the ranking: how many of the highest-scoring edges reach a faithfulness.
 
 1. Double the number of edges until the circuit of the top n is faithful enough.
 2. Halve the gap to the last n that was not, until it is one edge.
@@ -34,10 +34,12 @@ def faithful_circuit(
 ) -> tuple[Circuit, Faithfulness]:
     """The fewest highest-scoring edges, among the sizes tried, whose faithfulness reaches the goal.
 
-    Not the smallest faithful circuit: `pruned_circuit` goes on from here.
+    Not the smallest faithful circuit: `pruned_circuit` continues from here.
 
     >>> circuit, found = faithful_circuit(model, pairs, attribute_edges(model, pairs), goal=0.8)
     >>> len(circuit), found.interval()
+
+    Sign convention and scope are those of `faithfulness`.
 
     Raises:
         ValueError: the goal is not above 0 and at most 1, or as `faithfulness`.
@@ -63,7 +65,7 @@ def search(
     """As `faithful_circuit`, with circuits of an open request.
 
     Args:
-        kept: is given what was found for every number of edges that was tried, and for twice the number in the end
+        kept: receives what was found for every number of edges tried, and for twice the final number
     """
     total, n_prompts = int(scores.measured.sum()), len(runner.clean)
     most = 2 * math.ceil(math.log2(total)) + 1  # circuits to try
@@ -79,7 +81,7 @@ def search(
 
         too_few, enough = 0, 1
         best = tried(enough)
-        while not best[1].mean >= goal and enough < total:  # NaN, where the model scores as nothing does, is not enough
+        while not best[1].mean >= goal and enough < total:  # NaN (clean equals ablated) is not enough
             too_few, enough = enough, min(2 * enough, total)
             best = tried(enough)
         while enough - too_few > 1:

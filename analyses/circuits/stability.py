@@ -1,4 +1,4 @@
-"""From circuits of single prompts to one for all: how many edges each needs, and how much they agree.
+"""Circuits of single prompts against one for all: how many edges each needs, and how much they agree.
 
 1. Choose a circuit for every prompt by the paper's rule, and one by the mean scores.
 2. Compare them: sizes, Jaccard overlaps, rank correlations.
@@ -22,7 +22,11 @@ from sparselens.results import Result
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Stability(Result):
-    """How much the prompts' own circuits differ from each other, and from the circuit of the mean scores."""
+    """How much the prompts' own circuits differ from each other, and from the circuit of the mean scores.
+
+    >>> found = scores.stability()
+    >>> found.size_interval(), found.mean_overlap, found.overlap.shape  # [batch batch]
+    """
 
     share: float  # of the sum of |scores|
     sizes: Int[Tensor, " batch"]  # edges of each prompt's circuit
@@ -130,7 +134,10 @@ def _cumulative(values: Float[Tensor, " edge"]) -> Float[Tensor, " edge"]:
 
 
 def edges_needed(scores: EdgeScores, share: float = 0.9) -> Int[Tensor, " batch"]:
-    """Number of edges that each prompt needs to reach a share of its sum of |scores|."""
+    """Number of edges that each prompt needs to reach a share of its sum of |scores|.
+
+    >>> edges_needed(attribute_edges(model, pairs), 0.9)  # Int[" batch"]
+    """
     return torch.tensor([edges_to_reach(own.mean[scores.measured], share) for own in _prompts(scores)])
 
 

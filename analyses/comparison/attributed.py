@@ -1,4 +1,4 @@
-"""The attribution of one model as a folder, as `sparselens attribute` writes it: its figures and its report.
+"""The attribution of one model, from the folder that `sparselens attribute` writes: its figures and its report.
 
 No model is needed: `scores.safetensors` holds the scores of every prompt, `attribute.json` what was printed,
 `faithful.json` the circuit, and `circuit.html` the page about it.
@@ -11,6 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
 from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.comparison.figures import Draw
 from sparselens.analyses.comparison.plots import edges_needed_of_one
@@ -18,17 +21,24 @@ from sparselens.analyses.comparison.report import filled_report
 from sparselens.analyses.comparison.rows import percent
 from sparselens.analyses.figures.viewer import Viewer, circuit_viewer
 from sparselens.circuits.circuit import Circuit
+from sparselens.files.reading import json_object
+from sparselens.files.records import checksum
 from sparselens.files.whole import write_file
 
-CARD = "attribute.json"
+CARD, SCORES = "attribute.json", "scores.safetensors"
 SAVED = ("mean", "per_prompt", "clean", "corrupted")  # fields of the scores
+TOLD: dict[str, type] = {  # what the page needs of the card
+    **dict.fromkeys(("model", "task", "metric", "method", "ablation"), str),
+    **dict.fromkeys(("drawn", "pairs", "edges"), int),
+    "circuits": dict,
+}
 CAPTIONS = {
-    "circuit": "The smallest circuit found that is as faithful as was asked for.",
+    "circuit": "The smallest circuit found that reaches the wanted faithfulness.",
     "edges_needed": "Share of attribution in the largest edges; dotted: of the mean scores.",
 }
 READING = (
-    "In brackets: 95 % bootstrap confidence intervals over prompts. Faithfulness: (metric of the circuit - metric of "
-    "nothing) / (metric of the model - metric of nothing); of random circuits mean, lowest and highest."
+    "In brackets: 95 % bootstrap confidence intervals over prompts. Faithfulness: (metric of the circuit - ablated) / "
+    "(metric of the model - ablated); for random circuits mean, lowest and highest."
 )
 
 
@@ -87,13 +97,13 @@ class Attributed:
         )
 
     def _finding(self) -> str:
-        """The faithful circuit, against circuits at random of the same size."""
+        """The faithful circuit, against random circuits of the same size."""
         told = self.summary
         circuits = list(told["circuits"].values())
         found = next((c for c in circuits if c["edges"] == len(self.faithful)), circuits[0])
         return (
             f"{found['edges']:,} of {told['edges']:,} edges do {percent(found['faithfulness'])} of what {self.name} "
-            f"does; as many connected at random do {percent(circuits[-1]['faithfulness'])}."
+            f"does; as many random connected ones do {percent(circuits[-1]['faithfulness'])}."
         )
 
 
@@ -108,17 +118,43 @@ def load_attribution(folder: str | Path) -> Attributed:
     Raises:
         ValueError: a file is missing or holds something else.
     """
-    from safetensors.torch import load_file
-
     folder = Path(folder)
     try:
-        summary = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        faithful, tensors = Circuit.load(folder / "faithful.json"), load_file(folder / "scores.safetensors")
-        saved: dict[str, Any] = {name: tensors[name] for name in SAVED}
-        scores = EdgeScores(faithful.graph, summary["method"], **saved)
+        summary = json_object((folder / CARD).read_bytes(), folder / CARD)
+        for name, kind in TOLD.items():
+            if not isinstance(summary.get(name), kind):
+                raise ValueError(f"{CARD} has {summary.get(name)!r:.60} as {name}, want a {kind.__name__}")
+        faithful, tensors = Circuit.load(folder / "faithful.json"), _read_scores(folder / SCORES)
+        if tensors["mean"].shape != faithful.graph.exists.shape:
+            raise ValueError(f"{SCORES} and faithful.json are of different models")
+        scores = EdgeScores(faithful.graph, summary["method"], **tensors)
         return Attributed(summary, scores, faithful, (folder / "circuit.html").read_text(encoding="utf-8"))
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{folder} does not hold a whole attribution: {error}") from error
+
+
+def save_scores(scores: EdgeScores, path: Path) -> Path:
+    """Write every prompt's scores, with the names of their axes and a checksum; equal scores give equal bytes."""
+    tensors = {name: getattr(scores, name).contiguous() for name in SAVED}
+    axes: dict[str, Any] = {"sources": scores.sources, "destinations": scores.destinations}
+    # one entry: safetensors writes several in any order
+    return write_file(path, save(tensors, {"axes": json.dumps(axes | {"checksum": checksum(axes, tensors)})}))
+
+
+def _read_scores(path: Path) -> dict[str, Any]:
+    """The tensors that `save_scores` wrote.
+
+    Raises:
+        ValueError: they are damaged, or the file holds something else.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            tensors, axes = {name: file.get_tensor(name) for name in SAVED}, json.loads(file.metadata()["axes"])
+        if axes.pop("checksum") != checksum(axes, tensors):
+            raise ValueError("its checksum is that of other content, so the file is damaged")
+    except (SafetensorError, LookupError, TypeError, AttributeError, RecursionError, ValueError) as error:
+        raise ValueError(f"{path.name} does not hold edge scores of this version: {error}") from error
+    return tensors
 
 
 def _around(kept: dict[str, Any]) -> str:

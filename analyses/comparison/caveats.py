@@ -24,7 +24,7 @@ def prompts_of(shown: TokenizedPairs, answers: Sequence[str] = ()) -> tuple[Prom
     """Their tokens as strings, and their texts as titles.
 
     Args:
-        answers: what is said at the answer's position of each
+        answers: what the models predict at the answer's position of each
     """
     strings = shown.token_strings or tuple(tuple(map(str, row)) for row in shown.clean.tolist())
     titles = [pair.clean for pair in shown.prompts] or ["".join(tokens) for tokens in strings]
@@ -36,7 +36,7 @@ def prompts_of(shown: TokenizedPairs, answers: Sequence[str] = ()) -> tuple[Prom
 
 
 def pruning_caveats(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """How far pruning got, for each model in which its runs were used up before it was done."""
+    """How far pruning got, for each model in which it used up its runs."""
     return [
         f"In the {name} model pruning used up its runs: {pruned.untested} of {len(pruned.circuit)} edges of its pruned "
         "circuit may be removable (prune_runs)."

@@ -1,7 +1,7 @@
 """Compares a dense and a sparse model on one task, on the pairs that both solve.
 
-1. Which of the drawn pairs does each model solve, and what is its loss with how many open edges?
-2. What do heads attend to, and which have known patterns?
+1. Which of the drawn pairs does each model solve, what is its loss, and how many edges are open?
+2. Where do heads attend, and which have known patterns?
 3. Which heads and MLPs matter (activation patching), and how few of them carry the metric?
 4. Which edges matter (attribution), how few hold `share` of it, and how faithful is that circuit in either model?
 5. How few of the highest-scoring edges are as faithful as `goal`, and how few are left when these are pruned?
@@ -32,9 +32,10 @@ from sparselens.analyses.sparsity.loss_curve import loss_points, measure_loss
 from sparselens.gates.surgery import is_sparse
 from sparselens.models.hooked_model import HookedModel
 from sparselens.names import unknown
-from sparselens.prompts.capability import chance_of
+from sparselens.prompts.capability import evaluate
+from sparselens.prompts.checks import refuse_misfits
 from sparselens.prompts.fitting import text_of
-from sparselens.prompts.metrics import Metric, accuracy, find_metric, kl_divergence, name_of
+from sparselens.prompts.metrics import Metric, find_metric, kl_divergence, name_of
 from sparselens.prompts.runs import answer_logits
 from sparselens.prompts.task import Task
 from sparselens.prompts.tokenized import TokenizedPairs
@@ -90,7 +91,7 @@ def compare(
         names: of the two models, for tables and figures
         memory, batch_size: as in `attribute_edges`
         out: folder for finished parts; after an interruption the same call resumes from it
-        command: recorded in the report
+        command: for the report
         notes: further caveats for the reader, such as where `text` comes from
 
     Raises:
@@ -106,6 +107,8 @@ def compare(
     if other is not None:
         _refuse_unlike(opened["dense"], other)
     pairs, description, fingerprint = _draw(dense, task, n, seed, corruption)
+    for one in opened.values():
+        refuse_misfits(one.model, pairs)
     measure = find_metric(metric or (task.metric if isinstance(task, Task) else "logit_difference"))
     _refuse_metric(measure, method, pairs, opened["dense"])
     name = name_of(measure) if out is None else unique_name(measure)
@@ -219,27 +222,22 @@ def _draw(
 
 
 def _solved(dense: Any, sparse: Any, pairs: TokenizedPairs, all_pairs: bool) -> Solved:
-    right, by_sparse = _correct(dense, pairs), _correct(sparse, pairs)
-    both = right & by_sparse
+    by_dense, by_sparse = (evaluate(model, pairs, progress=False) for model in (dense, sparse))
+    both = by_dense.correct & by_sparse.correct
     if not all_pairs and not both.any():
         raise ValueError(
-            f"no pair of {len(pairs)} is solved by both models (dense {int(right.sum())}, sparse "
-            f"{int(by_sparse.sum())}): choose another task, or all_pairs=True"
+            f"no pair of {len(pairs)} is solved by both models (dense {int(by_dense.correct.sum())}, sparse "
+            f"{int(by_sparse.correct.sum())}): choose another task, or all_pairs=True"
         )
     clusters = pairs.clusters()
     first = {label: number for number, label in reversed(list(enumerate(clusters)))}
     prompt = torch.tensor([first[label] for label in clusters])
-    return Solved(right, by_sparse, torch.ones_like(both) if all_pairs else both, chance_of(pairs), prompt)
-
-
-def _correct(model: Any, pairs: TokenizedPairs) -> Tensor:
-    logits = answer_logits(model, pairs).cpu()[:, None]
-    only_end = TokenizedPairs(pairs.clean[:, -1:], pairs.corrupted[:, -1:], pairs.answer, pairs.wrong_answer)
-    return accuracy(logits, only_end).bool()
+    kept = torch.ones_like(both) if all_pairs else both
+    return Solved(by_dense.correct, by_sparse.correct, kept, by_dense.chance, prompt)
 
 
 def _answers(dense: Any, sparse: Any, shown: TokenizedPairs) -> list[str]:
-    """What both models say at the answer's position of these prompts: dense/sparse where they differ."""
+    """What both models predict at the answer's position of these prompts: dense/sparse where they differ."""
     tokenizer = getattr(dense, "tokenizer", None)
     said = [answer_logits(model, shown).argmax(-1).tolist() for model in (dense, sparse)]
 
@@ -252,5 +250,5 @@ def _answers(dense: Any, sparse: Any, shown: TokenizedPairs) -> list[str]:
 def _losses(dense: Any, sparse: Any, control: Any, rows: TokenizedPairs | list[Tensor], progress: bool) -> LossPoints:
     if is_sparse(sparse) and not is_sparse(dense):
         return LossPoints(loss_points(dense, sparse, rows, control=control, progress=progress))
-    named = {"dense": dense, "control": control, "sparse": sparse}  # top-k attention says nothing of gated models
+    named = {"dense": dense, "control": control, "sparse": sparse}  # top-k attention is for dense models
     return LossPoints(tuple(measure_loss(model, rows, name=name) for name, model in named.items() if model is not None))

@@ -1,4 +1,4 @@
-"""All figures of a comparison, by name: drawn into a folder for a paper, or shown in the viewer."""
+"""All figures of a comparison, by name: drawn for a paper, or shown in the viewer."""
 
 from collections.abc import Callable
 from functools import partial
@@ -95,7 +95,7 @@ def view(comparison: Comparison) -> Viewer:
 
 
 def _faithful(runs: CircuitRuns) -> tuple[int, float] | None:
-    if runs.faithful_edges is None or not isfinite(runs.faithful.mean):  # the model scores as nothing does
+    if runs.faithful_edges is None or not isfinite(runs.faithful.mean):  # clean and ablated runs score the same
         return None
     return runs.faithful_edges, runs.faithful.mean
 

@@ -36,7 +36,8 @@ from sparselens.analyses.sparsity.loss_curve import LossPoint
 from sparselens.bars import is_watched
 from sparselens.circuits.circuit import Circuit
 from sparselens.circuits.graph import Block, Graph
-from sparselens.files.records import load_record, read_record, record_bytes, save_record
+from sparselens.files.reading import json_object
+from sparselens.files.records import load_record, read_record, record_bytes, record_from_json, save_record
 from sparselens.files.whole import write_file, write_json
 from sparselens.prompts.intervals import Interval
 
@@ -66,7 +67,7 @@ Part = TypeVar("Part")
 
 
 class Parts:
-    """The parts that are there already, kept in a folder if there is one, under a bar that counts them."""
+    """The finished parts, kept in a folder if there is one, under a bar that counts them."""
 
     def __init__(self, folder: Path | None, request: dict[str, Any], progress: bool = False) -> None:
         self._folder = folder
@@ -107,7 +108,7 @@ class Parts:
 
 
 def save_comparison(comparison: Comparison, folder: str | Path) -> Path:
-    """Write a comparison into a folder, completely or not at all. A comparison that is there already is replaced.
+    """Write a comparison into a folder, completely or not at all. An existing comparison is replaced.
 
     Raises:
         ValueError: the folder holds something else.
@@ -133,7 +134,7 @@ def save_comparison(comparison: Comparison, folder: str | Path) -> Path:
 
 
 def save_slim(comparison: Comparison, path: str | Path) -> Path:
-    """Write what is needed to tell, draw and show a comparison into one .zip; the same comparison gives the same bytes.
+    """Write what table, figures and viewer need into one .zip; the same comparison gives the same bytes.
 
     Raises:
         ValueError: the name does not end in .zip.
@@ -174,7 +175,7 @@ def load_comparison(folder: str | Path) -> Comparison:
     found = {side: {name: files.part(f"{side}.{name}") for name in OF_A_MODEL} for side in SIDES}
     try:
         about = _about(card["about"])
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path / CARD} was written by another version of sparselens: {error}") from error
     dense, sparse = (ModelResults(**found[side], share=about.share) for side in SIDES)
     return Comparison(about, files.part("solved"), files.part("loss"), dense, sparse, files.part("both"))
@@ -220,11 +221,11 @@ class _Zipped:
             EOFError,
             RuntimeError,
         ) as error:  # the last: encrypted, or packed otherwise
-            raise ValueError(f"{path} is no comparison, or damaged: {error}") from error
+            raise ValueError(f"{path} is not a comparison, or is damaged: {error}") from error
 
     def card(self) -> dict[str, Any] | None:
         content = self._contents.get(CARD)
-        return None if content is None else _read_card(content, self._path / CARD)
+        return None if content is None else json_object(content, self._path / CARD)
 
     def part(self, name: str) -> Any:
         path, kind = self._path / f"{name}.safetensors", name.rpartition(".")[2]
@@ -238,24 +239,12 @@ def _absent(path: Path, kind: str) -> None:
 
 
 def _about(values: dict[str, Any]) -> About:
-    tuples: dict[str, Any] = {name: tuple(values[name]) for name in ("names", "notes")}
-    tuples["prompts"] = tuple(
-        Prompt(prompt["title"], tuple(prompt["tokens"]), tuple(prompt.get("outputs", ())))
-        for prompt in values["prompts"]
-    )
-    return About(**(values | tuples))
+    return record_from_json(About, values | {"prompts": [record_from_json(Prompt, one) for one in values["prompts"]]})
 
 
 def _card(folder: Path) -> dict[str, Any] | None:
     path = folder / CARD
-    return _read_card(path.read_bytes(), path) if path.exists() else None
-
-
-def _read_card(content: bytes, path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(content)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is broken: {error}") from error
+    return json_object(path.read_bytes(), path) if path.exists() else None
 
 
 def _refuse_other(folder: Path, request: dict[str, Any]) -> None:

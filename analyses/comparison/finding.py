@@ -56,7 +56,7 @@ def _what(comparison: Comparison, rows: dict[str, Row]) -> str:
 
 
 def _accuracy(row: Row, dense: str) -> str:
-    """Whether the two accuracies differ by more than what the prompts leave open."""
+    """Whether the two accuracies differ by more than the intervals over prompts allow."""
     first, second = row.values
     texts = [said(_mean(value), row) for value in row.values]
     if texts[0] == texts[1]:
@@ -72,7 +72,7 @@ def _fewer(row: Row, what: str) -> str:
     shown = "" if numbers is None or row.percent else f" ({numbers[1]:g} against {numbers[0]:g})"
     ratio = row.ratio
     if ratio is None or numbers is None:
-        return f"no ratio of {what} that could be told{shown}"
+        return f"no measurable ratio of {what}{shown}"
     if math.isfinite(ratio.low) and ratio.low <= 1 <= ratio.high:
         return f"no measurable difference in {what}{shown}"
     larger = ratio.mean if ratio.mean >= 1 else 1 / ratio.mean

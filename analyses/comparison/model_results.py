@@ -40,9 +40,9 @@ class CircuitRuns:
     other: Faithfulness  # the other model's, transferred
     random: tuple[Faithfulness, ...]  # connected circuits like `own`, drawn at random
     faithful: Faithfulness  # the smallest prefix of the ranking found to reach the goal
-    faithful_edges: int | None  # None: not even all edges reach it, or the model scores as nothing does
+    faithful_edges: int | None  # None: not even all edges reach it, or clean and ablated runs score the same
     tried: FaithfulnessCurve  # all circuits that the search for it has run
-    pruned: PrunedCircuit | None = None  # None: not asked for, the goal is not reached, or a single clean prompt
+    pruned: PrunedCircuit | None = None  # None: not requested, the goal is not reached, or a single clean prompt
 
 
 @dataclass(frozen=True, eq=False, repr=False)

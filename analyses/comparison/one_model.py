@@ -1,6 +1,6 @@
-"""What is computed for one model of a comparison; what is found out about the model is shared by its analyses.
+"""What is computed for one model of a comparison; its analyses share what is found out about the model.
 
-1. Attention of a few prompts, and what heads are known for.
+1. Attention of a few prompts, and heads with known patterns.
 2. Activation patching of heads and MLPs, and the metric when only the top ones act.
 3. Edge scores; then the faithfulness of circuits, once the other model's scores are there; and the pruned circuit.
 """
@@ -97,7 +97,7 @@ def _attention(model: Any, shown: TokenizedPairs) -> AttentionEdges:
 
 
 def _counts(total: int) -> list[int]:
-    """From 0 to all: every number where they are few, else ever further apart."""
+    """Numbers from 0 to `total`: all of them where they are few, else about evenly spaced on a log scale."""
     if total <= COUNTS:
         return list(range(total + 1))
     spread = torch.logspace(0, 1, COUNTS, base=float(total), dtype=torch.float64).round().long()
@@ -122,7 +122,7 @@ def run_circuits(
 
 
 def _pruned(opened: OpenModel, pairs: TokenizedPairs, own: EdgeScores, settings: Settings) -> PrunedCircuit | None:
-    """None where it is not asked for, or all pairs ask one clean prompt."""
+    """None where it is not requested, or all pairs have one clean prompt."""
     if settings.prune_runs == 0 or len(set(pairs.clusters())) < 2:
         return None
     how: dict[str, Any] = {"runs": settings.prune_runs, "seed": settings.seed, **settings.run}

@@ -1,4 +1,4 @@
-"""Where a comparison is: a folder, a slim one's file, or the name of one that ships with sparselens."""
+"""Where a comparison is: a folder, the file of a slim one, or the name of one that ships with sparselens."""
 
 from pathlib import Path
 

@@ -28,6 +28,8 @@ def loss_plot(points: Sequence[LossPoint], names: tuple[str, str] = SIDES, loss:
 
     Points of other names, such as `measure_loss(model, rows, name="8,000 steps")`, are drawn as further sparse models.
 
+    >>> save_plots([loss_plot(comparison.loss.points)], "loss.pdf")
+
     Args:
         names: of the dense and the sparse model
         loss: of what, for the label
@@ -64,6 +66,8 @@ def _points(name: str, model: str, points: Sequence[LossPoint], labels: tuple[st
 def kept_plot(comparison: Comparison, part: str = "heads") -> Plot:
     """Share of the metric kept when only the top components act; `part` is a field of `ComponentCurves` (Fig. 3).
 
+    >>> save_plots([kept_plot(comparison, "heads"), kept_plot(comparison, "components")], "kept.pdf")
+
     Raises:
         ValueError: the models have no such components.
     """
@@ -94,7 +98,10 @@ def kept_plot(comparison: Comparison, part: str = "heads") -> Plot:
 
 
 def edges_needed_plot(comparison: Comparison) -> Plot:
-    """Cumulative share of sorted |edge scores|: mean of the prompts' curves, and (dotted) curve of the mean scores."""
+    """Cumulative share of sorted |edge scores|: mean of the prompts' curves, and (dotted) curve of the mean scores.
+
+    >>> save_plots([edges_needed_plot(comparison)], "edges_needed.pdf")
+    """
     named = dict(zip(SIDES, comparison.about.names, strict=True))
     series = [one for side in SIDES for one in curves_of(getattr(comparison, side), named[side], side)]
     return _needed_plot(series, comparison.about.share, _fewer(comparison))

@@ -1,6 +1,6 @@
-"""A comparison as one HTML page that needs no network: what was found, then what shows it, then how it was made.
+"""A comparison as one HTML page that needs no network: what was found, the evidence, and how it was made.
 
-On paper the viewer's picture stands in its place; on a dark screen the figures are dark, too.
+In print a picture replaces the viewer; on a dark screen the figures are dark, too.
 """
 
 import base64
@@ -25,23 +25,23 @@ LARGE, DPI = 300_000, 160  # bytes of an SVG above which a PNG takes its place
 
 CAPTIONS = {
     "fig1_tokens": "Attention edges on single prompts: positions left to right, layers upward; above, what the models "
-    "answer (dense/sparse where they differ).",
+    "predict (dense/sparse where they differ).",
     "fig2a_loss": "Loss against the share of open attention edges.",
     "fig2b_patterns": "Attention patterns of one prompt, layer by head.",
     "fig3_kept": "Share of the metric kept when only the top heads act.",
     "fig3_kept_with_mlps": "The same for heads and MLPs in one ranking.",
     "fig4a_edges_needed": "Share of attribution in the largest edges; dotted: of the mean scores.",
-    "fig4b_circuits": "The smallest circuits found that are as faithful as was asked for, or else hold the given share "
+    "fig4b_circuits": "The smallest circuits found that reach the wanted faithfulness, or else hold the given share "
     "of attribution; dead ends are left out.",
     "fig4b_difference": "Edges in one of these circuits only, and in both.",
 }
 READING = (
     "In brackets: 95 % bootstrap confidence intervals over prompts, which are the same for both models. Faithfulness: "
-    "(metric of the circuit - metric of nothing) / (metric of the model - metric of nothing); random edges: one draw. "
+    "(metric of the circuit - ablated) / (metric of the model - ablated); random circuits: mean, lowest and highest. "
     "The share of attribution is a property of the scores, faithfulness of the circuit's behaviour, so both are given. "
     "Heads for 90 % of the metric: the number from which on the mean over prompts stays above 90 %, with heads ranked "
-    "for every prompt or once for all. A head counts as of a kind when at least 0.4 of its attention on repeated "
-    "random tokens goes where that kind attends."
+    "for every prompt or once for all. A head counts as, say, an induction head if at least 0.4 of its attention on "
+    "repeated random tokens goes where an induction head attends."
 )
 HERO, STILL = "fig1_tokens", "fig4b_circuits"  # what a comparison begins with; what stands for the viewer on paper
 WIDE = ("fig2b_patterns", "fig3_kept", "fig3_kept_with_mlps")
@@ -172,7 +172,7 @@ def _made_table(rows: Mapping[str, str]) -> str:
 
 
 def _pruning(comparison: Comparison) -> dict[str, str]:
-    """What became of the faithful circuit of each model when it was pruned."""
+    """What pruning made of each model's faithful circuit."""
     sides = zip(SIDES, comparison.about.names, strict=True)
     found = {name: getattr(comparison, side).circuits.pruned for side, name in sides}
     return {f"pruned circuit, {name}": _said(pruned) for name, pruned in found.items() if pruned is not None}

@@ -33,7 +33,7 @@ class Prompt:
 
     title: str
     tokens: tuple[str, ...]
-    outputs: tuple[str, ...] = ()  # above each position: what both models answer there, dense/sparse where they differ
+    outputs: tuple[str, ...] = ()  # above each position: what both models predict, dense/sparse where they differ
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Solved:
     sparse: Bool[Tensor, " drawn"]
     kept: Bool[Tensor, " drawn"]  # those that everything else is computed on
     chance: float  # accuracy of guessing
-    clean_prompt: Int[Tensor, " drawn"]  # its number: equal for pairs that ask the same clean prompt
+    clean_prompt: Int[Tensor, " drawn"]  # its number: equal for pairs with the same clean prompt
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ class Comparison(Result):
     >>> comparison.sparse.circuit.edges, comparison.dense.heads.mean  # Float["layer head"]
     >>> comparison.fewer_edges()  # how many times fewer edges the sparse model needs, with its confidence interval
 
-    Intervals raise a ValueError where a model scores as nothing does, or a ratio is not finite, be it in one resample
+    Intervals raise a ValueError where clean and ablated runs score the same, or a ratio is not finite in some resample
     of the prompts.
     """
 
@@ -110,7 +110,7 @@ class Comparison(Result):
 
     @property
     def clusters(self) -> list[int]:
-        """The clean prompt of every pair that everything is about: in intervals, equal ones are one observation."""
+        """The clean prompt of every pair in use: in intervals, pairs with the same one are one observation."""
         return self.solved.clean_prompt[self.solved.kept].tolist()
 
     def edges_for_goal(self, side: str) -> Interval | None:
@@ -203,8 +203,8 @@ class Comparison(Result):
         """Write everything into a folder, from which `load_comparison` reads it without a model.
 
         Args:
-            slim: write one small file instead, `folder` being a name that ends in .zip. It tells, draws and shows the
-                same, but holds the edge scores of no single prompt, and of the mean scores only the largest
+            slim: write one small file instead, `folder` being a name that ends in .zip. Its table, figures and viewer
+                are the same, but it holds no single prompt's edge scores, and of the mean scores only the largest
         """
         from sparselens.analyses.comparison.files import save_comparison, save_slim
 

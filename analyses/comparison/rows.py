@@ -1,7 +1,6 @@
 """Rows of numbers of a dense and a sparse model, and how they are written: in pandas, Markdown, LaTeX or HTML.
 
-All numbers of a row are printed with as many decimals as give each estimate at least three digits; what is counted is
-whole.
+All numbers of a row are printed with as many decimals as give each estimate at least three digits; counts are whole.
 """
 
 import html
@@ -72,14 +71,14 @@ def times(ratio: Interval | None) -> str:
 
 
 def _places(value: Value, row: Row) -> int:
-    """How many decimals this value of the row asks for; a percentage for at least one."""
+    """How many decimals this value of the row needs; a percentage at least one."""
     if row.count or value is None or value == NEVER:
         return 0
     return max(_decimals(value, row.digits, 100.0 if row.percent else 1.0), int(row.percent))
 
 
 def _decimals(value: Interval | float, digits: int, unit: float = 1.0) -> int:
-    """How many decimals give an estimate so many digits; no more than one above that, where it is next to nothing."""
+    """How many decimals give an estimate that many digits; at most one more than that, where it is almost zero."""
     mean, *ends = (value.mean, value.low, value.high) if isinstance(value, Interval) else (value,)
     size = unit * (abs(mean) or max((abs(end) for end in ends if math.isfinite(end)), default=0.0))
     if not size or not math.isfinite(size):

@@ -1,10 +1,11 @@
-"""A comparison in a thirtieth of the space, which tells and draws the same.
+"""A comparison in a thirtieth of the space, with the same table, figures and viewer.
 
 1. Of edge scores it holds the means of the largest: of the paper's circuit, of the faithful one, and as many as the
-   viewer can show. All others are NaN. What is told of them, and of single prompts, is computed first (`summaries`).
+   viewer can show. All others are NaN. What is reported about them and about single prompts is computed first
+   (`summaries`).
 2. Attention weights are kept as exactly as anything shows them: the strongest, which are drawn as lines, as they are;
    the others as one of some 500 steps that look alike in every pattern.
-All else is whole. What a slim comparison cannot tell it refuses to tell.
+Everything else is kept. What a slim comparison does not know raises an error.
 """
 
 from dataclasses import replace
@@ -90,7 +91,7 @@ def _as_seen(edges: AttentionEdges, across: int) -> AttentionEdges:
 
 
 def _stepped(weight: Float[np.ndarray, " edge"]) -> Float[np.ndarray, " edge"]:
-    """The middle of the step that a weight is in: weights of one step are of one colour on paper and on the page."""
+    """The middle of the step that a weight is in: weights of one step have one colour in figures and on the page."""
     ends = np.concatenate([np.arange(COLOURS + 1) / COLOURS, (np.arange(STEPS) + 0.5) / STEPS])
     ends = np.unique(ends)
     place = np.searchsorted(ends, weight, side="right")

@@ -1,4 +1,4 @@
-"""What a comparison tells of edge scores that a slim one does not hold: computed once, and kept in their place."""
+"""What a comparison reports about edge scores that a slim one does not hold: computed once and kept instead."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from sparselens.prompts.intervals import Interval
 
 @dataclass(frozen=True, eq=False)
 class EdgeSummary:
-    """Of the scores of every prompt, for one model."""
+    """A summary of every prompt's scores, for one model."""
 
     stability: Stability
     curves: tuple[Series, ...]  # of `ModelResults.curves`, thinned as they are drawn
@@ -17,7 +17,7 @@ class EdgeSummary:
 
 @dataclass(frozen=True, eq=False)
 class PairSummary:
-    """Of the scores of all edges, for both models."""
+    """A summary of the scores of all edges, for both models."""
 
     fewer_edges_of_mean: Interval | None  # None: not finite in some resample of the prompts
     rank_correlation: float

@@ -19,7 +19,7 @@ from sparselens.names import unknown
 from sparselens.prompts.intervals import Interval, mean_interval, proportion_interval
 
 GOAL = 0.9  # of the metric, for the number of components that keep it
-LABELLED = 0.4  # the score from which on a head counts as of a kind
+LABELLED = 0.4  # the score from which on a head is counted as, say, an induction head
 
 
 def rows_of(comparison: Comparison) -> list[Row]:
@@ -113,7 +113,7 @@ def _edges(comparison: Comparison) -> list[Row]:
 
 
 def _drawn(model: ModelResults) -> Interval | None:
-    """Mean faithfulness of the circuits drawn at random, and its range; None where the whole model does as nothing."""
+    """Mean faithfulness of the random circuits, and its range; None where clean and ablated runs score the same."""
     means = [found.mean for found in model.circuits.random]
     if not all(map(math.isfinite, means)):
         return None
@@ -174,7 +174,7 @@ def known(ratio: Callable[[], Interval | None]) -> Interval | None:
 
 
 def _times(values: Values) -> Interval | None:
-    """A ratio of two numbers without per-prompt values, and so without an interval."""
+    """The ratio of two numbers without per-prompt values, so without an interval."""
     dense, sparse = values
     if not isinstance(dense, float) or not isinstance(sparse, float) or not sparse or NEVER in values:
         return None

@@ -15,9 +15,9 @@ from sparselens.prompts.tokenized import TokenizedPairs
 def in_batches(
     request: Request, call: Callable[[Request], Tensors], label: str, log: BatchLog | None = None
 ) -> Iterator[tuple[Int[Tensor, " batch"], Tensors]]:
-    """Results of `call` on batches of prompts of one length, with the numbers of their prompts.
+    """The results of `call` on batches of prompts of one length, with the indices of those prompts.
 
-    Where a trial run is measured, its result is used, and comes first. Other batches come from the log if it has them.
+    If memory was measured by a trial run, its result comes first. Batches that the log holds are not run again.
 
     Raises:
         ValueError: the memory is too small for one prompt.
@@ -37,6 +37,6 @@ def in_batches(
 
 
 def longest(pairs: TokenizedPairs) -> Int[Tensor, "1"]:
-    """The number of a prompt that no other is longer than."""
+    """The index of a longest prompt."""
     ones = (rows[:1] for rows in pairs.rows(len(pairs)))
     return max(ones, key=lambda one: pairs[one]._without_padding().clean.shape[1])

@@ -1,8 +1,8 @@
-"""How many rows run at once: a fixed number where a small model leaves no doubt, else what fits a measured budget.
+"""How many rows run at once: a fixed number for small models, otherwise what fits a measured budget.
 
 1. `batch_size=` is taken as it is.
-2. Without `memory=`, a model that needs less than `MEMORY` for `BATCH_SIZE` prompts by any estimate gets `BATCH_SIZE`:
-   a trial run would take longer than it saves.
+2. Without `memory=`, a model that needs less than `MEMORY` for `BATCH_SIZE` prompts, by a generous estimate, gets
+   `BATCH_SIZE`: a trial run would cost more time than it saves.
 3. Otherwise each step is tried on one prompt, the bytes of its tensors are counted, and steps share the budget equally.
 """
 

@@ -10,6 +10,7 @@
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -116,7 +117,7 @@ def mlp_gradient(layer: Layer, gradients: Gradients) -> Float[Tensor, "batch pos
 
 
 def _by_head(values: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "head row d_head"]:
-    return values.permute(2, 0, 1, 3).flatten(1, 2)
+    return rearrange(values, "batch pos head d_head -> head (batch pos) d_head")
 
 
 def _difference(clean: Activations, corrupted: Activations, name: str) -> Tensor:

@@ -29,11 +29,11 @@ def gate_gradient_hooks(model: Any, gate_gradient: str) -> list[Hook]:
 
 
 def refuse_gate_gradient(gate_gradient: str, method: str) -> None:
-    """Raise a ValueError unless there is such a gradient, and the method takes any."""
+    """Raise a ValueError if the gate gradient is unknown, or the method uses no gradient at all."""
     if gate_gradient not in get_args(GateGradient):
         raise ValueError(f"no such gate_gradient: {gate_gradient!r} (want {', '.join(get_args(GateGradient))})")
     if method == "exact" and gate_gradient != "none":
-        raise ValueError("exact scores take no gradient, so none of the gates: gate_gradient must be 'none'")
+        raise ValueError("exact scores use no gradient: gate_gradient must be 'none'")
 
 
 class _Slope:

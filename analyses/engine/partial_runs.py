@@ -28,11 +28,11 @@ def run(
 ) -> Float[Tensor, "batch out_pos d_vocab"]:
     """Logits of a TransformerBridge or HookedTransformer under hooks; no keys and values are cached for generation.
 
-    A name that is no hook point is that of a module, whose first input is hooked: HookedTransformer's MLPs have no
+    A name that is not a hook point names a module, whose first input is hooked: HookedTransformer's MLPs have no
     hook point for theirs.
     """
     options = {"use_cache": False} if hasattr(model, "original_model") else {}
-    known = model.hook_dict if hooks else ()  # a TransformerBridge puts it together anew whenever it is read
+    known = model.hook_dict if hooks else ()  # a TransformerBridge rebuilds it at every access
     points: list[tuple[str, Callable[..., Any]]] = []
     with ExitStack() as stack:
         for name, call in hooks:
@@ -57,7 +57,7 @@ def recording(recorded: Activations, names: Sequence[str], prompts: Int[Tensor, 
     """Hooks that copy activations into `recorded`: some families go on to add to them in place.
 
     Args:
-        prompts: their numbers; an activation that is not finite is refused with the number of its prompt
+        prompts: their indices; an activation that is not finite is refused with the index of its prompt
     """
 
     def record(name: str, activation: Tensor) -> None:
@@ -205,7 +205,7 @@ class _Allocations(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0
-        # Held weakly and by identity: the address of what is gone may be that of the next tensor.
+        # Held weakly and by identity: the next tensor may get the address of one that was freed.
         self._known = weakref.WeakSet[torch.UntypedStorage]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

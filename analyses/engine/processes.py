@@ -2,8 +2,8 @@
 
 1. `over_processes()` says that all processes run the same program. Without it nothing is shared, so that an analysis
    may be called in one process of a training run alone.
-2. Batches are dealt out in turn: a process computes its own, and hears of the others (`exchanged`); or it fills in its
-   own rows of zeros, and the sum over processes is the whole (`mine`, `summed`).
+2. Batches are dealt out in turn. Each process computes its own and receives the results of the others (`exchanged`), or
+   it fills its own rows of a tensor of zeros, and these tensors are summed over processes (`mine`, `summed`).
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -1,4 +1,4 @@
-"""A prompt as somebody gives it, in tokens: a text, token ids, or rows of them; and a position in it."""
+"""Prompts as users give them (a text, token ids, or rows of them) as tokens, and positions in them."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ Position = int | str
 
 
 def prompt_tokens(opened: OpenModel, prompts: str | Tensor) -> Int[Tensor, "batch pos"]:
-    """Rows of tokens of one text, of one row, or as they are.
+    """The prompts as rows of tokens.
 
     Raises:
-        ValueError: they are something else, or the model has no tokenizer to read text with, or cannot read these.
+        ValueError: they are something else, the model has no tokenizer for text, or it cannot read these tokens.
     """
     if not isinstance(prompts, str):
         given: Any = prompts  # whatever it is, `refuse_unreadable` says so
@@ -35,7 +35,7 @@ def prompt_tokens(opened: OpenModel, prompts: str | Tensor) -> Int[Tensor, "batc
 
 
 def place_of(given: Position, length: int) -> int:
-    """The number of a position, which may be counted from the end.
+    """The index of a position, which may be counted from the end.
 
     Raises:
         ValueError: there is no such position.

@@ -1,10 +1,11 @@
-"""What attention makes of a query and a key: measured on the model's own attention, so that nothing is assumed of it.
+"""How an attention score depends on its query and key: measured on the model's own attention, without assumptions.
 
 1. score = scale (R_i N(q)) . (R_j N(k)) + position bias, with R the rotary encoding of a position and N the norm of
    queries or keys, where there is one. A soft-cap may follow.
 2. At q = 0 and k = 0 the score is the position bias, and its mixed second derivative the matrix between q and k: there
    N is linear (1 / sqrt(eps)), and the slope of a soft-cap is one.
-3. The gradient at k = 0 with the run's query is that matrix times q, but for what N divides by in the run; so for keys.
+3. The gradient at k = 0 with the run's query is that matrix times q, up to what N divides by in the run; likewise for
+   keys.
 """
 
 from collections.abc import Iterator
@@ -55,7 +56,7 @@ class QueryKeyForm:
 
 @contextmanager
 def showing_scores(model: Any) -> Iterator[None]:
-    """Inside, hooks see the scores of a dense model, too, that leaves attention to transformers: by open gates."""
+    """Inside, hooks see the scores of dense models that leave attention to transformers, too: these get open gates."""
     hidden = not is_sparse(model) and any(leaves_it_to_inner(block.attn) for block in model.blocks)
     if hidden:
         sparsify(model, ALL_OPEN)
@@ -72,7 +73,7 @@ def query_key_form(
     """How the score at `place` depends on query and key, where its layer reads `stream`."""
     n = len(tokens)
     rows = torch.tensor([0, *range(n), *range(n)], device=stream.device)
-    no_query = torch.arange(2 * n + 1, device=stream.device) > n  # one row without both, n without keys, n without
+    no_query = torch.arange(2 * n + 1, device=stream.device) > n  # row 0 has neither, the next n no key
     no_key = ~no_query
     no_query[0] = True
     held, leaves, scores = stream[rows], dict[str, Tensor](), list[Tensor]()
@@ -91,7 +92,7 @@ def query_key_form(
 def _silence(
     leaves: dict[str, Tensor], name: str, rows: Bool[Tensor, " row"], pos: int, activation: Tensor
 ) -> Float[Tensor, "row pos head d_head"]:
-    """Zero at one position in some rows, from which a gradient can be taken, and kept in all others."""
+    """The activation with zeros, with respect to which gradients can be taken, at one position of some rows."""
     changed, rows = activation.detach().clone(), rows.to(activation.device)
     leaves[name] = torch.zeros_like(changed[rows, pos]).requires_grad_()
     leaves[f"kept {name}"] = changed[~rows, pos]

@@ -78,7 +78,7 @@ class Request:
     opened: OpenModel
     pairs: TokenizedPairs
     metric: Metric
-    prompts: Int[Tensor, " batch"]  # the pairs' numbers among all pairs, for messages
+    prompts: Int[Tensor, " batch"]  # the pairs' indices among all pairs
     budget: Budget = field(default_factory=Budget)
     progress: bool = False
     also: tuple[str, ...] = ()  # hook points that are recorded in every run, beside what sources write
@@ -169,7 +169,7 @@ def open_request(
     """Inside, the request's runs can be made: in evaluation mode, and without gradients unless one is asked for.
 
     Args:
-        model: an `OpenModel` goes wherever a model does; what has been found out about it is shared
+        model: or an `OpenModel`, so that several requests share what has been found out about it
         metric: function or name in `sparselens.prompts.metrics`
         memory: bytes to work in beside the model; a trial run is measured
         batch_size: rows (prompts, or patched prompts) per run; nothing is measured

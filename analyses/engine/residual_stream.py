@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -26,7 +27,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """How one block reads and writes. None means that there is no norm."""
+    """How one block reads and writes; None where there is no norm."""
 
     number: int
     norm: Norm | None  # between the residual stream and queries, keys, values
@@ -74,13 +75,12 @@ class Reading:
         """What the heads of a layer write to the residual stream.
 
         Args:
-            whole: where `z` is a part of what they put out, all of it, which a post-norm divides by
+            whole: where `z` is part of the heads' outputs, all of them: a post-norm divides by the root of their sum
         """
         attn, post_norm = self.model.blocks[layer].attn, self.layers[layer].post_norm
         weight = _exact(attn.W_O.detach())
-        n_heads, _, d_model = weight.shape
-        flat = _exact(z).permute(2, 0, 1, 3).reshape(n_heads, -1, z.shape[-1])
-        writes = torch.bmm(flat, weight).view(n_heads, *z.shape[:2], d_model)
+        flat = rearrange(_exact(z), "batch pos head d_head -> head (batch pos) d_head")
+        writes = rearrange(torch.bmm(flat, weight), "head (batch pos) d_model -> head batch pos d_model", batch=len(z))
         if post_norm is None:
             return writes
         bias = getattr(attn, "b_O", None)
@@ -179,7 +179,7 @@ def _verified(outline: Reading, layer: Layer, recorded: Activations) -> Layer:
         middle = after - output if layer.block.parallel else _exact(recorded[layer.mid])
         _refuse(outline, layer, "its MLP does not add to the residual stream", _error(after - middle, output))
     norm = _find(
-        outline, layer, ("ln1",), "queries are no function of the residual stream", partial(_queries_off, recorded)
+        outline, layer, ("ln1",), "queries are not a function of the residual stream", partial(_queries_off, recorded)
     )
     layer = replace(layer, norm=norm)
     heads_off = partial(_heads_off, recorded, middle - before)
@@ -188,7 +188,7 @@ def _verified(outline: Reading, layer: Layer, recorded: Activations) -> Layer:
     if not layer.block.mlp:
         return layer
     mlp_off = partial(_mlp_off, recorded)
-    norm = _find(outline, layer, ("ln2", "ln1"), "its MLP reads something else than the residual stream", mlp_off)
+    norm = _find(outline, layer, ("ln2", "ln1"), "its MLP reads something other than the residual stream", mlp_off)
     return replace(layer, mlp_norm=norm)
 
 

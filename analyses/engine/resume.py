@@ -94,7 +94,7 @@ class BatchLog:
 def batch_log(out: str | Path | None, request: Request, **settings: Any) -> BatchLog:
     """The log of one call, identified by its request and settings. Tensors among these are known by their digest.
 
-    The memory budget is not among them: who ran out of memory resumes with less.
+    The memory budget is not among them, so that a run that ran out of memory can resume with less.
 
     Raises:
         ValueError: the file belongs to another call, or is something else: says what differs. Or the metric has no name
@@ -124,7 +124,7 @@ def _difference(line: bytes, request: dict[str, Any]) -> str:
     try:
         there = dict(json.loads(line))
     except (ValueError, TypeError):
-        return "is no log of batches"
+        return "is not a log of batches"
     differing = [name for name in (*request, *there) if there.get(name) != request.get(name)]
     if not differing:
         return "was written by another version"
@@ -133,7 +133,7 @@ def _difference(line: bytes, request: dict[str, Any]) -> str:
 
 
 def unique_name(metric: Metric) -> str:
-    """A name of the metric that no other function has.
+    """A name that no other metric has.
 
     Raises:
         ValueError: it has none, as a lambda.
@@ -145,7 +145,7 @@ def unique_name(metric: Metric) -> str:
     if "<" in name or isinstance(metric, (partial, MethodType)):
         raise ValueError(
             f"out= resumes only with a metric that has a name of its own, not {metric!r}: define it with def at the "
-            "top of a module, or leave out= away"
+            "top of a module, or omit out="
         )
     return f"{metric.__module__}.{name}"
 

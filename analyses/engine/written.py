@@ -1,7 +1,7 @@
 """Who wrote what to the residual stream at one position, before a layer reads it there: the terms of its sum.
 
 1. `input`, or `token` and `position` where block 0 reads the sum of two embeddings.
-2. Every earlier head and MLP by its name; asked for, heads split into their attention edges: `a0.h1:3->7` is what
+2. Every earlier head and MLP by its name. On request, heads are split into their attention edges: `a0.h1:3->7` is what
    head 1 of layer 0 moved from position 3 to 7.
 3. `b_O`: biases of outputs and post-norms of attention, which belong to no head.
 """
@@ -72,7 +72,7 @@ def _by_head(reading: Reading, layer: Layer, pos: int, recorded: Activations) ->
 
 
 def _by_position(reading: Reading, layer: Layer, pos: int, recorded: Activations) -> Iterator[tuple[str, Tensor]]:
-    """Heads split by where they read; whole where a hook has changed what they put out, as cutting a head does."""
+    """Heads split by key position; a head stays whole if a hook has changed its output, as cutting it does."""
     z = recorded[layer.at("attn.hook_z")][:, pos : pos + 1]
     value = recorded[layer.at("attn.hook_v")]
     value = value.repeat_interleave(z.shape[2] // value.shape[2], 2)

@@ -101,7 +101,7 @@ class FeatureAttribution(Result):
         }
 
     def plot(self, most: int = 12) -> Any:
-        """The weightiest features by the weightiest heads, as a plotly heat map."""
+        """The features and heads of largest |influence|, as a plotly heat map."""
         from sparselens.analyses.figures.heat_maps import heat_map
 
         values = self.through[: self.n_features]
@@ -132,8 +132,10 @@ def attribute_feature(
     activations of features, in whose place MLPs stand. The rest is linear. A source of activation a with decoder d acts
     on a target with encoder e through head h by a * pattern[q, k] * d . W_V W_O . e, with both norms' scale: so the
     paths through one head. Paths through several are counted with the last head, the one that writes what the target
-    reads; so all influences add up to the target, and are compared to it. What features do not explain of an MLP is a
-    source of its own (`error2@5`), as are what block 0 reads (`input@5`) and all biases.
+    reads; so all influences add up to the target; this is checked. What features do not explain of an MLP is a source
+    of its own (`error2@5`), as are what block 0 reads (`input@5`) and all biases.
+
+    Sign convention: positive where the source raises the target, in the target's unit.
 
     Args:
         target: a feature `f3.17` (layer, number), active or not; "logits": the likeliest token's less the mean of all;

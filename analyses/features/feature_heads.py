@@ -1,4 +1,4 @@
-"""How few heads carry what features do to one another, over prompts.
+"""How few heads carry the influence of features on one another, over prompts.
 
 After a figure of the sparse-attention paper (Draye et al., 2512.05865): for one prompt, five heads of the sparse model
 explain 80 % of the attention attribution, more than forty of the dense one. How influences are counted here is our own.
@@ -34,7 +34,7 @@ from sparselens.training.evaluation import evaluating
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FeatureHeads(Result):
-    """The weight of each head in what features do to features, prompt by prompt; made by `feature_heads`.
+    """The share of each head in the influence of features on features, prompt by prompt; made by `feature_heads`.
 
     >>> found = analyses.feature_heads(model, transcoders, pairs)
     >>> found.needed(0.8), found.interval(0.8)  # heads of each prompt, and their mean
@@ -73,8 +73,8 @@ class FeatureHeads(Result):
 
     def _line(self) -> str:
         return (
-            f"{len(self)} prompts: 80% of what features do through heads by {self.interval()} of {len(self.heads)} "
-            f"heads, of one target by {self.interval(per_target=True)}"
+            f"{len(self)} prompts: 80% of the influence through heads by {self.interval()} of {len(self.heads)} heads, "
+            f"on one target by {self.interval(per_target=True)}"
         )
 
     def _columns(self) -> Mapping[str, Sequence[Any]]:
@@ -101,13 +101,13 @@ def feature_heads(
     one_head: bool = False,
     progress: bool = True,
 ) -> FeatureHeads:
-    """How few heads carry what the features of prompts do to the features active at END, and to the logits there.
+    """How few heads carry the influence of a prompt's features on the features active at END, and on the logits there.
 
     >>> dense, sparse = (analyses.feature_heads(m, t, pairs) for m, t in ((dense, clt), (sparse, sparse_clt)))
     >>> dense.interval(0.8), sparse.interval(0.8)
 
     As `attribute_feature`, for every feature active at END and the likeliest token's logit. Targets that no feature
-    reaches through a head, as those of layer 0, count for nothing.
+    reaches through a head, such as those of layer 0, are not counted.
 
     Args:
         prompts: texts, rows of tokens without padding, or pairs, whose clean prompts are run up to END

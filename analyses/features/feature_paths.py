@@ -1,4 +1,4 @@
-"""Everything that was written, times all paths by which it reaches what a target reads: exact, and a sum over heads.
+"""The influence of everything that was written on what a target reads, by all paths: exact, and a sum over heads.
 
 1. A target reads the stream along a direction: a feature along its encoder, behind the norm; logits along theirs.
 2. Going back layer by layer, the direction splits into branches: `direct`, which no head has touched, and one for each

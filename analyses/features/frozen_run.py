@@ -2,7 +2,7 @@
 
 1. A head moves pattern[q, k] * W_O W_V norm(stream[k]); with the norms' roots of the run held, that is linear in the
    stream, but for a constant (biases of values and of the norm).
-2. MLPs pass nothing on but by their features, whose activations are held: their outputs are features, an error, biases.
+2. MLPs act through their features only, whose activations are held: their outputs are features, an error, biases.
    A transcoder's skip connection is the one linear path through an MLP.
 3. What reads the stream is a direction in it; `back_heads` and `back_skip` take directions back to before a layer.
 """
@@ -108,7 +108,7 @@ def freeze(opened: OpenModel, transcoders: Transcoders, tokens: Int[Tensor, " po
     """Run one prompt and keep what is held.
 
     Raises:
-        ValueError: heads of the model do something else than to move values by their pattern.
+        ValueError: heads of the model do something other than move values by their pattern.
     """
     reading, recorded = opened.reading, dict[str, Tensor]()
     points = ("hook_resid_pre", "attn.hook_pattern", "attn.hook_z", "hook_mlp_out")
@@ -169,6 +169,6 @@ def _refuse_other_heads(opened: OpenModel, frozen: FrozenLayer, stream: Tensor, 
     off = (torch.einsum("hqk,hke->qhe", frozen.pattern, values) - z).abs().max() / z.abs().max().clamp_min(1e-30)
     if not off <= TOLERANCE.get(opened.dtype, 1e-5):
         raise ValueError(
-            f"cannot attribute through the heads of layer {frozen.layer.number}: what they put out is not their "
-            f"pattern times their values (off by {float(off):.2g})"
+            f"cannot attribute through the heads of layer {frozen.layer.number}: their outputs are not "
+            f"pattern times values (off by {float(off):.2g})"
         )

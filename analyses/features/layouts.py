@@ -40,7 +40,7 @@ _LAYER = re.compile(r"blocks\.(\d+)\.(.+)")
 
 
 def load_transcoders(folder: str | Path) -> Transcoders:
-    """Open transcoders that somebody has published, or that `save_transcoders` wrote.
+    """Open published transcoders, or those that `save_transcoders` wrote.
 
     >>> transcoders = analyses.load_transcoders("folder")
 
@@ -64,6 +64,8 @@ def load_transcoders(folder: str | Path) -> Transcoders:
 
 def save_transcoders(transcoders: Transcoders, folder: str | Path) -> None:
     """Write transcoders in circuit-tracer's layout; `load_transcoders` opens them again.
+
+    >>> analyses.save_transcoders(transcoders, "folder")
 
     Top-k features keep their k in config.yaml, which circuit-tracer reads for per-layer transcoders only.
     """
@@ -131,7 +133,9 @@ def _sae_place(config: Path) -> tuple[int, str]:
     """The layer of a transcoder of SAELens, and what it reads there."""
     settings = read_json(config)
     if settings.get("architecture") not in SAE_KINDS:
-        raise ValueError(f"{config}: {settings.get('architecture')!r} is no transcoder (want {', '.join(SAE_KINDS)})")
+        raise ValueError(
+            f"{config}: {settings.get('architecture')!r} is not a transcoder (want {', '.join(SAE_KINDS)})"
+        )
     if settings.get("normalize_activations", "none") != "none":
         raise ValueError(f"{config}: normalize_activations is {settings['normalize_activations']!r}, want 'none'")
     places = {**settings, **(settings.get("metadata") or {})}

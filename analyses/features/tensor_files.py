@@ -1,4 +1,4 @@
-"""What layouts of transcoders are read from: tensors of a file, settings, numbers in names. Errors name the file."""
+"""Reads the files of transcoders: tensors, settings, and layer numbers in names. Errors name the file."""
 
 import json
 import re
@@ -31,7 +31,7 @@ class TensorFile:
         return next((values.float() for values in found if values is not None), None)
 
     def need(self, name: str, n_axes: int) -> Tensor:
-        """A tensor without which this is no transcoder, with so many axes."""
+        """A tensor that every transcoder has, with so many axes."""
         found = self.get(name)
         if found is None:
             there = ", ".join(sorted(self._tensors)) or "nothing"
@@ -51,7 +51,7 @@ def settings_of(path: Path, reads: str) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not YAML: {error}") from error
     if not isinstance(settings, Mapping):
-        raise ValueError(f"{file} is no list of settings")
+        raise ValueError(f"{file} is not a list of settings")
     given = {"feature_input_hook": reads, "feature_output_hook": "hook_mlp_out", **settings}
     place = place_of_features(file, given["feature_input_hook"], given["feature_output_hook"])
     top_k, first = given.get("k") if given.get("activation") == "topk" else None, given.get("first_pos", 1)
@@ -77,7 +77,7 @@ def read_json(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} is not there, or not JSON: {error}") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{file} is no list of settings")
+        raise ValueError(f"{file} is not a list of settings")
     settings: dict[str, Any] = found
     return settings
 

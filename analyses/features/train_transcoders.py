@@ -1,6 +1,6 @@
-"""A compact trainer of transcoders: top-k features, Adam, and for each layer the share of variance that is missed.
+"""A compact trainer of transcoders: top-k features, Adam, and as loss the variance missed in each layer.
 
-1. Each step runs the model on some rows and takes what every MLP reads and what it puts out, both scaled to unit size.
+1. Each step runs the model on some rows and records every MLP's input and output, both scaled to unit size.
 2. activations = top-k of ReLU(encoder x + bias): L0 is k, by construction.
 3. loss = sum over layers of |output - reconstruction|^2 / variance of the output, and 1/32 of the same for the error as
    reconstructed by features that have not been active for long (Gao et al. 2024, 2406.04093), which revives them.
@@ -90,19 +90,19 @@ def _drawn(rows: Int[Tensor, "row pos"], count: int, random: torch.Generator) ->
 
 @dataclass(frozen=True, eq=False)
 class _Observed:
-    """What MLPs read and put out on some rows."""
+    """The inputs and outputs of MLPs on some rows."""
 
     inputs: Float[Tensor, "layer row d_model"]
     outputs: Float[Tensor, "layer row d_model"]
 
     @property
     def in_scale(self) -> Float[Tensor, "layer 1 1"]:
-        """The root mean square of what is read."""
+        """The root mean square of the inputs."""
         return self.inputs.square().mean((1, 2), keepdim=True).sqrt().clamp_min(1e-8)
 
     @property
     def out_scale(self) -> Float[Tensor, "layer 1 1"]:
-        """The standard deviation of what is put out, over positions."""
+        """The standard deviation of the outputs over positions."""
         return self.outputs.var(1, keepdim=True).mean(2, keepdim=True).sqrt().clamp_min(1e-8)
 
 

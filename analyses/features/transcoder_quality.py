@@ -25,7 +25,11 @@ AT_ONCE = 32  # rows of a run
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TranscoderQuality(Result):
-    """What transcoders get right on some text; made by `measure_transcoders`."""
+    """How well transcoders reconstruct MLPs on some text; made by `measure_transcoders`.
+
+    >>> found = analyses.measure_transcoders(model, transcoders, rows)
+    >>> found.l0, found.missed, found.replaced_loss - found.loss  # Float["layer"] twice, nats per token
+    """
 
     l0: Float[Tensor, " layer"]  # active features at a position
     missed: Float[Tensor, " layer"]  # fraction of variance unexplained of each MLP's output
@@ -87,7 +91,7 @@ def measure_transcoders(
 
 
 def _measured(opened: OpenModel, transcoders: Transcoders, rows: Int[Tensor, "row pos"]) -> tuple[Tensor, ...]:
-    """Sums over positions: activity of features, squared errors, squared outputs and outputs; and over rows losses."""
+    """Sums over positions (activity of features, squared errors, squared outputs, outputs) and of losses over rows."""
     layers, recorded = opened.reading.layers, dict[str, Tensor]()
     names = [name for layer in layers for name in (layer.mid, layer.at("hook_mlp_out"))]
     logits = run(opened.model, rows, recording(recorded, names))

@@ -31,7 +31,7 @@ def heat_map(
     >>> heat_map(patch_activations(model, pairs, site="residual", by_position=True).mean, "Residual", columns="pos")
 
     Args:
-        values: NaN stays white, as what was not asked for.
+        values: NaN stays white.
         columns: what a layer's numbers belong to, "head" or "pos" (the second axis of `PatchingResult.mean`); or a
             different name for every column, such as `TokenizedPairs.labels`
         rows: a different name for every row; default: numbers of layers

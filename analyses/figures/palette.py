@@ -1,15 +1,15 @@
-"""The colours and names that every figure and page uses, chosen to differ for colour-blind readers and as greys.
+"""The colours and names of every figure and page, distinct for colour-blind readers and in greyscale.
 
-Two models: dense is orange with open circles, sparse dark blue with filled squares. Patterns of attention are navy in
-either. Two signs: blue raises the metric,
-red with dashes lowers it; a dash means nothing else. Two papers: the second colour of a pair is the one for dark ones.
+Models: dense is orange with open circles, sparse dark blue with filled squares. Attention patterns are navy in both.
+Signs: blue raises the metric, red with dashes lowers it; dashes mean nothing else. Every colour is a pair, for light
+and for dark backgrounds.
 """
 
 from typing import NamedTuple
 
 
 class Ink(NamedTuple):
-    """One colour for white and one for dark paper, and the marker that tells it from others without colour."""
+    """A colour for light and one for dark backgrounds, and the marker that identifies it without colour."""
 
     light: str
     dark: str

@@ -4,7 +4,7 @@ All heads: two grids side by side, a row per layer, upward. Chosen heads: dense 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ Heads = Sequence[tuple[int, int]]  # (layer, head)
 class PatternFigure(Drawing):
     """A drawing of patterns; see `pattern_figure`."""
 
-    patterns: tuple[Float[np.ndarray, "layer head query_pos key_pos"], ...]  # of every model
+    patterns: tuple[Float[np.ndarray, "layer head query_pos key_pos"], ...] = field(repr=False)  # of every model
     tokens: tuple[str, ...]
     heads: tuple[tuple[int, int], ...]  # none: all
     names: tuple[str, ...]
@@ -44,6 +44,9 @@ def pattern_figure(
     names: Sequence[str] | None = None,
 ) -> PatternFigure:
     """Draw the attention patterns of a model on one prompt, or of a dense and a sparse one beside each other.
+
+    >>> edges = attention_edges(model, pairs.clean)
+    >>> pattern_figure(edges, tokens=tokens, heads=[(0, 1)]).save("patterns.pdf")
 
     Args:
         other: of a second model, beside the first

@@ -8,7 +8,7 @@ import html
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sparselens.analyses.attribution.attention_edges import AttentionEdges
 from sparselens.analyses.figures.notebook import Page
@@ -21,7 +21,7 @@ from sparselens.analyses.figures.token_layout import printable
 class HeadPattern(Page):
     """The pattern of a head as an interactive page; see `head_pattern`."""
 
-    html: str
+    html: str = field(repr=False)
 
     def _repr_html_(self) -> str:
         return (
@@ -35,6 +35,8 @@ def head_pattern(
     edges: AttentionEdges, tokens: Sequence[Sequence[str]], prompt: int, layer: int, head: int
 ) -> HeadPattern:
     """The attention pattern of one head on one prompt, as circuitsvis shows it.
+
+    >>> head_pattern(attention_edges(model, pairs.clean), tokens, prompt=0, layer=1, head=3)
 
     Args:
         tokens: the strings of every prompt, as for `token_view`.

@@ -14,7 +14,7 @@ class Series:
     """One curve, or points where `joined` is false.
 
     Raises:
-        ValueError: it is empty, holds NaN or infinity, its columns differ in length, or nobody knows its model.
+        ValueError: it is empty, holds NaN or infinity, its columns differ in length, or its model is unknown.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Plot:
-    """Everything that stands in one panel; numbers are those of the tables.
+    """The content of one panel; its numbers are those of the tables.
 
     Raises:
         ValueError: there is no series, or one that a log axis cannot show.
@@ -72,7 +72,7 @@ class Plot:
     def save(self, path: str | Path, width: float = 3.25, dpi: int = 300) -> Path:
         """Write a .pdf, .svg or .png for paper, `width` inches wide, completely or not at all.
 
-        Curves of more than 400 points are thinned where nobody can see it; the first and the last point stay. A
+        Curves of more than 400 points are thinned invisibly; the first and the last point stay. A
         label of a point is left out where other words fill all places around it.
         """
         from sparselens.analyses.figures.plot_drawing import save_plots

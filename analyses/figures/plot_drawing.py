@@ -27,8 +27,10 @@ NARROWEST = 1.2  # inches of a panel
 def save_plots(plots: Sequence[Plot], path: str | Path, width: float = 6.75, dpi: int = 300) -> Path:
     """Write plots side by side into one .pdf, .svg or .png of `width` inches, completely or not at all.
 
-    Panels are lettered if there are several; what they have in common stands once in the legend. Curves of more than
-    400 points are thinned where nobody can see it; the first and the last point stay.
+    Several panels are lettered and share one legend. Curves of more than 400 points are thinned where it cannot be
+    seen; the first and the last point stay.
+
+    >>> save_plots([edges_needed_plot(comparison), kept_plot(comparison)], "figure.pdf")
 
     Raises:
         ValueError: there is no plot, too little room, or no such format.

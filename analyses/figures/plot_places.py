@@ -1,4 +1,4 @@
-"""Where words may stand inside a panel: in none of the curves, bands and markers, and not on other words.
+"""Places for labels inside a panel: off the curves, bands and markers, and off other labels.
 
 Everything that is drawn becomes a cloud of pixels. Notes take the first corner that holds none of them; if there is
 none, the y axis is extended until there is. Labels of points look around their point, nearest places first.

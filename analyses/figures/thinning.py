@@ -13,7 +13,7 @@ from jaxtyping import Float
 from sparselens.analyses.figures.plot import Series
 
 MOST = 400
-SEEN = 1e-5  # share of the panel: nobody sees it, and enough points are left for markers to stand on
+SEEN = 1e-5  # share of the panel: invisible, and leaves enough points for markers
 
 Points = Float[np.ndarray, "point 2"]
 

@@ -29,6 +29,8 @@ def training_figure(run: PostTrainResult | History) -> TrainingFigure:
 
     Panels of numbers that the records do not hold are left out.
 
+    >>> training_figure(result).save("training.pdf")
+
     Args:
         run: what `post_train` returned, its `history`, or the evaluations in its `log.jsonl`
 
@@ -42,7 +44,10 @@ def training_figure(run: PostTrainResult | History) -> TrainingFigure:
 
 
 def live_training_figure() -> Callable[[list[dict[str, Any]]], None]:
-    """For `post_train(..., on_evaluation=...)` in a notebook: one drawing that follows the run, in place."""
+    """For `post_train(..., on_evaluation=...)` in a notebook: one drawing that follows the run, in place.
+
+    >>> post_train(model, batches, held_out=held_out, on_evaluation=live_training_figure())
+    """
     from IPython.display import display
 
     handle: Any = None

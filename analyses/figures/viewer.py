@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -45,7 +45,7 @@ class Viewer(Page):
     circuits: tuple[Circuit, ...]
     names: tuple[str, ...]
     title: str
-    html: str  # the interactive page
+    html: str = field(repr=False)  # the interactive page
 
     def layout(self, view: View = "circuit", width: float = PAGE) -> CircuitLayout:
         """Both circuits beside each other (6.75 inches) or above each other (3.25), or their difference (3.25).

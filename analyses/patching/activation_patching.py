@@ -1,4 +1,4 @@
-"""Activation patching: replace one activation of a run, and measure what becomes of the metric.
+"""Activation patching: replace one activation of a run, and measure the metric.
 
 1. value = metric(base run with one activation replaced), where the base is the clean (noising) or the corrupted prompt
    (denoising), and the replacement comes from the other prompt, the mean over corrupted prompts, or zero.

@@ -65,7 +65,7 @@ def patching(request: Request, sites: Sequence[Site], base: str, ablation: str) 
     """Inside, a request's runs can be patched at these sites.
 
     Raises:
-        ValueError: base or ablation are unknown or the same, or a mean is asked of prompts of several lengths.
+        ValueError: base or ablation are unknown or the same, or a mean is wanted over prompts of several lengths.
     """
     for name, value, known in (("base", base, BASES), ("ablation", ablation, ABLATIONS)):
         if value not in known:

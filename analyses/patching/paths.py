@@ -1,11 +1,11 @@
 """Path patching: what a node does to the metric through chosen receivers alone.
 
 1. Both prompts of every pair run once.
-2. A receiver reads what it would if the sender had written as on the corrupted prompt, and all between the two as on
-   the clean one: its query, key, value or MLP input is that of the clean residual stream - (clean - corrupted write).
-3. The clean prompt runs with all receivers so: score = metric(clean) - metric(of that run).
-Source: Wang et al. 2022, appendix B, who freeze all heads between; here MLPs between are frozen, too, so that the path
-is one edge. Of one receiver these are the exact edge scores (`patch_edges`).
+2. A receiver reads what it would if the sender had written as on the corrupted prompt, and everything between them as
+   on the clean one: its query, key, value or MLP input is that of the clean stream - (clean - corrupted write).
+3. The clean prompt runs with all receivers patched like this: score = metric(clean) - metric(patched run).
+Source: Wang et al. 2022, appendix B, who freeze the heads between; here MLPs between are frozen, too, so that the path
+is one edge. For a single receiver these are the exact edge scores (`patch_edges`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,19 +39,18 @@ def patch_paths(
     progress: bool = True,
     out: str | Path | None = None,
 ) -> NodeScores:
-    """How much each sender matters through its direct paths to the receivers, and what these then do.
+    """How much each sender matters for the metric through its direct paths to the receivers.
 
-    >>> patch_paths(model, pairs, "logits").plot()  # of every node straight to the logits: layer by head
+    >>> patch_paths(model, pairs, "logits").plot()  # every node's direct path to the logits, layer by head
     >>> patch_paths(model, pairs, ["a1.h0<q>", "a1.h1<q>"], senders="a0.h1").per_prompt.shape  # [batch source]
 
     Sign convention: positive where corrupting the paths lowers the metric, in the metric's unit.
 
-    Scope: the paths of one sender at a time. A receiver reads as step 2 says whatever other receivers do, so that paths
+    Scope: the paths of one sender at a time. What a receiver reads does not depend on the other receivers, so paths
     from one receiver to another are not counted.
 
     Args:
-        receivers: heads by their input, `a2.h3<q>`, `<k>` or `<v>`, or by all three, `a2.h3`; MLPs, `m1`; or `logits`,
-            which have no other beside them
+        receivers: inputs of heads, `a2.h3<q>`, `<k>` or `<v>`, or all three, `a2.h3`; MLPs, `m1`; or `logits` alone
         senders: `input`, heads `a0.h1` and MLPs `m0`; default: all that write before a receiver reads
         memory, batch_size, out: as in `attribute_edges`; rows of a run are senders times prompts
 
@@ -103,13 +102,13 @@ def _destinations(graph: Graph, names: Sequence[str]) -> Int[Tensor, " destinati
     if not found:
         raise ValueError("there is no receiver: want heads such as a1.h0<q>, MLPs such as m1, or logits")
     if LOGITS in names and len(found) > 1:
-        raise ValueError("what goes to the logits ends there: ask for other receivers in a call of their own")
+        raise ValueError("paths to the logits end there: patch the other receivers in a separate call")
     shared = [graph.destinations[column] for column in found if _is_shared(graph, graph.destinations[column])]
     layers = sorted({name.partition(".")[0] for name in shared} | {graph.destinations[found[0]].partition(".")[0]})
     if shared and len(layers) > 1:
         raise ValueError(
-            f"{shared[-1]} is shared with other heads, so it can only be received in one layer, where no receiver is "
-            f"before it; not in {', '.join(layers)}"
+            f"{shared[-1]} is shared with other heads, so all of these must be in one layer, and no receiver in an "
+            f"earlier one: not in {', '.join(layers)}"
         )
     return torch.tensor(found)
 

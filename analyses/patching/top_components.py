@@ -43,7 +43,7 @@ class ComponentCurve(Result):
         ValueError: counts do not rise.
     """
 
-    counts: tuple[int, ...]  # components that act
+    counts: tuple[int, ...]  # numbers of components that act
     rank_by: str  # "prompt": ranked for every prompt; "mean": once, by the mean effect
     values: Float[Tensor, "batch count"]
     clean: Float[Tensor, " batch"]
@@ -130,6 +130,8 @@ def keep_top(
 
     Scope: the top k by single effects need not be the best k together; the curve is an upper bound on how many
     components suffice.
+
+    Sign convention: a share is 1 where the kept components score as the whole model, 0 where as the ablated one.
 
     Args:
         scores: of the same pairs, over all positions, for `heads`, `mlps` or both

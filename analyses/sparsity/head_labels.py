@@ -1,9 +1,9 @@
-"""What heads are known for: attention to the previous token, to duplicates, and to what followed them (induction).
+"""Heads with known attention patterns: previous-token heads, duplicate-token heads and induction heads.
 
 1. A query has a target where the kind's pattern gives it a key: induction only where its token has occurred before.
-2. score = attention on targets / all attention, of the queries that have one, averaged over the prompts with such a
-   query. Patterns and score are TransformerLens' own (`head_detector`, which takes strings only and counts all
-   queries); a prompt is any row of tokens.
+2. score = attention on targets / all attention, over the queries that have one, averaged over the prompts with such a
+   query. Patterns and score are those of TransformerLens' `head_detector`, which takes strings only and counts all
+   queries; here a prompt is any row of tokens.
 3. Without prompts, random tokens are repeated: only there can an induction head be recognised by its attention.
 """
 
@@ -32,7 +32,11 @@ _COPIES, _LENGTH = 4, 16  # of the random tokens, and how many they are
 
 @dataclass(frozen=True, eq=False, repr=False)
 class HeadScores(Result):
-    """The score of every head for each kind, 0 to 1."""
+    """The score of every head for each kind, 0 to 1.
+
+    >>> found = label_heads(model)
+    >>> found["a1.h2"], found.labels(), found.scores.shape  # by kind, heads with a label, [kind layer head]
+    """
 
     kinds: tuple[str, ...]
     scores: Float[Tensor, "kind layer head"]  # 0 for a head without any attention, as sparse models have
@@ -107,7 +111,7 @@ def label_heads(
         prompts: strings; pairs, of which the clean prompts are taken without their padding; or rows of tokens without
             padding. Default: `repeated_tokens`, in which only the first of the four copies has no target of induction
         n: number of random rows, if there are no prompts
-        exclude_bos: ignore attention to the first token, so that a head which rests there is judged by the remainder
+        exclude_bos: ignore attention to the first token, so that a head that rests there is judged by the remainder
         exclude_current_token: ignore attention to the query's own token
 
     Raises:
@@ -132,7 +136,7 @@ def label_heads(
 def repeated_tokens(model: Any, n: int = 10, seed: int = 0) -> Int[Tensor, "batch pos"]:
     """Rows of 16 different random tokens, repeated four times; fewer where vocabulary or context is small.
 
-    Each row starts with the model's BOS, if it puts one before its prompts.
+    Each row starts with the model's BOS, if the model prepends one to its prompts.
 
     Raises:
         ValueError: n is not positive, or the context has no room for two copies.

@@ -31,7 +31,7 @@ from sparselens.results import Result
 
 MOVER, NEGATIVE, INHIBITION = "name mover", "negative name mover", "S-inhibition"
 BY_ATTENTION = {"duplicate token": "S2->S1", "induction": "S2->S1+1", "previous token": "S1+1->S1"}
-PER_ROLE, SHOWN = 5, 12  # heads that are drawn: of a role, and where no head has one
+PER_ROLE, SHOWN = 5, 12  # heads that are drawn: of each role, or, where no head has a role, in all
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -122,13 +122,16 @@ def head_roles(
     >>> found.roles["name mover"], found.plot(), found.plot("END->S2")
 
     Scope: roles are named where the pairs have the positions IO, S1, S2 and S1+1, as `ioi` has; other tasks get the
-    numbers alone. The last three roles go by attention only: such a head need not matter. A head that acts otherwise,
-    as one that attends S2 and writes against its name, has no role, and shows in `direct`.
+    numbers alone. The last three roles go by attention only: such a head need not matter. A head that works in another
+    way, say attends to S2 and writes against its name, has no role, but shows in `direct`.
+
+    Sign convention: direct and path effects are positive where a head raises the logit difference.
 
     Args:
         pairs: with at least one named position beside END
         threshold: the least mean attention along the link of a role
-        share: the least direct effect, or effect by paths, of the mean logit difference; its interval excludes zero
+        share: the least direct effect or path effect, as a share of the mean logit difference; its interval must also
+            exclude zero
         memory, batch_size: as in `patch_activations`
 
     Raises:
@@ -193,7 +196,7 @@ def _attending(found: HeadRoles, link: str, threshold: float) -> tuple[str, ...]
 
 
 def _raises(scores: NodeScores, head: str, least: float, sign: int = 1) -> bool:
-    """Is the score of a head as large as that, and surely of this sign?"""
+    """Is a head's score at least that large, with an interval that excludes zero?"""
     interval = scores.interval(head)
     surely = interval.low > 0 if sign > 0 else interval.high < 0
     return sign * interval.mean >= least and surely

@@ -41,7 +41,11 @@ from sparselens.training.losses import logits_of, tokens_of
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LossPoint(Result):
-    """A model's loss on some rows, and its share of open attention edges."""
+    """A model's loss on some rows, and its share of open attention edges.
+
+    >>> point = measure_loss(model, pairs, name="sparse")
+    >>> point.loss, point.interval(), point.share_of_visible_pairs
+    """
 
     name: str  # dense, top-4, control, sparse
     losses: Float[Tensor, " row"]  # nats, mean over the tokens of the row that count
@@ -125,7 +129,10 @@ def measure_loss(
 ) -> LossPoint:
     """One point: a model's loss on every row, and its edges; in a dense model, all that its masks leave visible.
 
-    Also works inside `top_k_attention`. Arguments are those of `loss_points`.
+    >>> with top_k_attention(dense, 4):
+    ...     measure_loss(dense, batches, name="top-4").interval()
+
+    Arguments are those of `loss_points`.
 
     Raises:
         ValueError: there is no row, rows hold padding without a mask, or a loss is not finite.

@@ -52,7 +52,7 @@ def answer_losses(logits: Logits, pairs: TokenizedPairs) -> RowLosses:
 class RowBatch(NamedTuple):
     """Some rows, as input of the model and of the loss."""
 
-    rows: Int[Tensor, " row"]  # their numbers among all rows
+    rows: Int[Tensor, " row"]  # their indices among all rows
     inputs: Batch
     target: Any  # the second argument of the loss: a batch, or pairs
 

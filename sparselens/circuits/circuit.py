@@ -75,10 +75,12 @@ class Circuit(Result):
             data = json.loads(Path(path).read_text(encoding="utf-8"))
             graph, edges = Graph.from_config(data["cfg"]), data["edges"]
             named = [(graph.edge(name), edge["in_graph"], edge.get("score") or 0.0) for name, edge in edges.items()]
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path} holds no circuit: want JSON with cfg and edges, as EAP-IG writes it") from error
         kept, scores = torch.zeros_like(graph.exists), torch.zeros(graph.exists.shape)
-        for place, in_graph, score in named:
+        for (place, in_graph, score), name in zip(named, edges, strict=True):
+            if not isinstance(in_graph, (bool, int)) or not isinstance(score, (int, float)):
+                raise ValueError(f"{path}: {name} has in_graph {in_graph!r:.40} and score {score!r:.40}")
             kept[place], scores[place] = bool(in_graph), float(score)
         return cls(graph, kept, scores)
 
@@ -153,13 +155,13 @@ class Circuit(Result):
     def pruned(self, from_input: bool = True) -> "Circuit":
         """The edges on a path from the input to the logits.
 
-        Under corrupted ablation no other edge acts, unless the model has norms behind its heads (Gemma 2, OLMo 2).
-        There all heads of a layer share one root, so that an edge into a head on no path to the logits still changes
-        what its neighbours write, and pruning gives another circuit.
+        Under corrupted ablation no other edge acts, unless the model has post-norms (Gemma 2, OLMo 2). There all heads
+        of a layer share one root, so that an edge into a head on no path to the logits still changes what its
+        neighbours write, and pruning gives another circuit.
 
         Args:
             from_input: False: the edges on a path to the logits from anywhere. Under mean or zero ablation a node that
-                reads no kept edge writes something else than its ablated write, so edges from it act, too.
+                reads no kept edge writes something other than its ablated write, so edges from it act, too.
         """
         kept = self.kept & _led_to(self.graph, self.kept, LOGITS)
         return replace(self, kept=kept & _led_to(self.graph, kept, INPUT) if from_input else kept)
@@ -179,7 +181,10 @@ class Circuit(Result):
 
 
 def load_circuit(path: str | PathLike[str]) -> Circuit:
-    """As `Circuit.load`."""
+    """Read a circuit that `Circuit.save`, EAP-IG or MIB wrote as JSON (also `Circuit.load`).
+
+    >>> load_circuit("circuit.json").edges
+    """
     return Circuit.load(path)
 
 

@@ -23,6 +23,7 @@ from sparselens.names import meant
 _HEAD = re.compile(r"a(\d+)\.h(\d+)")
 RECEIVERS = ("q", "k", "v")
 INPUT, LOGITS = "input", "logits"
+MOST_HEADS = 2**15  # of a graph: a file may ask for any number, and memory grows with its square
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class Graph:
     """
 
     blocks: tuple[Block, ...]
+
+    def __post_init__(self) -> None:
+        _refuse_too_many_heads(sum(block.n_heads for block in self.blocks))
 
     @classmethod
     def of_model(cls, model: HookedModel) -> "Graph":
@@ -75,6 +79,7 @@ class Graph:
         n_kv_heads = n_kv_heads or n_heads
         if n_layers < 1 or n_heads < 1 or n_kv_heads < 1 or n_heads % n_kv_heads:
             raise ValueError(f"no such model: {n_layers} layers, {n_heads} heads, {n_kv_heads} key-value heads")
+        _refuse_too_many_heads(n_layers * n_heads)
         return cls((Block(n_heads, n_kv_heads, mlp, parallel),) * n_layers)
 
     @classmethod
@@ -89,7 +94,7 @@ class Graph:
         )
 
     def config(self) -> dict[str, Any] | None:
-        """The model's shape as the files of EAP-IG and MIB have it; None where blocks differ, as they cannot there."""
+        """The model's shape as in the files of EAP-IG and MIB; None where blocks differ, which these cannot express."""
         block = self.blocks[0]
         if any(other != block for other in self.blocks):
             return None
@@ -227,8 +232,13 @@ class Graph:
         return shape + ("" if all(block.mlp for block in self.blocks) else ", not all with MLPs")
 
 
+def _refuse_too_many_heads(n: int) -> None:
+    if n > MOST_HEADS:
+        raise ValueError(f"a graph of {n:,} heads: want at most {MOST_HEADS:,}")
+
+
 def head_of(name: str, shape: Sequence[int]) -> tuple[int, int]:
-    """Layer and number of `a0.h1`, where there are so many layers and heads.
+    """Layer and index of `a0.h1` in a model of this many layers and heads.
 
     Raises:
         ValueError: there is no such head.

@@ -35,6 +35,8 @@ def write_neuronpedia(
 ) -> Path:
     """Write a circuit as an attribution graph; returns the path.
 
+    >>> write_neuronpedia(circuit, "graph.json", prompt=text, tokens=tokens, slug="ioi", scan="gpt2")
+
     Heads, MLPs, input and logits become nodes, all at the last token, since scores are summed over positions. (The
     viewer therefore labels the input with the last token.) A link's weight is the score of its edge; into a head, the
     sum over the receivers q, k and v that the circuit keeps. The viewer draws nothing if all nodes are in layer 0.
@@ -122,6 +124,8 @@ def _links(circuit: Circuit) -> list[dict[str, Any]]:
 def read_neuronpedia(path: str | PathLike[str]) -> Circuit:
     """The circuit that `write_neuronpedia` wrote, with the scores of all edges of its graph.
 
+    >>> read_neuronpedia("graph.json").edges
+
     Raises:
         ValueError: the file is broken, is not a graph of heads and MLPs, or names an edge that does not exist.
     """
@@ -133,7 +137,7 @@ def read_neuronpedia(path: str | PathLike[str]) -> Circuit:
         kept = graph.matrix([name for link in data["links"] for name in _edges(link)])
         scores = torch.zeros(graph.exists.shape)
         scores[graph.exists] = torch.tensor(data[_OWN]["scores"], dtype=scores.dtype)
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # the last: nested too deeply, too
         raise ValueError(f"{path} holds no circuit as write_neuronpedia writes it: {error}") from error
     return Circuit(graph, kept, scores)
 

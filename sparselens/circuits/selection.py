@@ -3,7 +3,7 @@
 1. smallest: the fewest edges whose |score| sums to a share of the total (the paper's rule, on the scores given).
 2. top: the n edges of largest |score|.
 3. greedy: from the logits upward, always the best edge into what is already in the circuit (EAP-IG, Hanna et al. 2024).
-Scores are signed; absolute values are taken here, so of means over prompts if means are given.
+Scores are signed; absolute values are taken here, hence of the means if means over prompts are given.
 """
 
 import heapq

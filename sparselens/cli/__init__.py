@@ -58,7 +58,7 @@ def print_error(error: Exception) -> None:
     """Print an error on standard error as one line, however many its message has."""
     message = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ImportError):
-        message += " (`sparselens doctor` tells what is missing)"
+        message += " (`sparselens doctor` says what is missing)"
     Console(stderr=True, markup=False, highlight=False).print(f"error: {message}", style="red", soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""The addition models of the demo: made from nothing, and measured on every sum there is."""
+"""The addition models of the demo: trained from scratch, and measured on all sums."""
 
 import copy
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ HEADS = 2
 D_MODEL = 32
 DENSE_STEPS = 2000
 BATCH = 64
-# One run: while the target may be missed by the allowance it prunes far, and as the rate falls it learns to be right
-# again with the edges that are left. An edge in an upper layer costs more, which empties those layers.
+# While the target may be missed by the allowance, the run prunes far; as the rate falls, it learns to be right again
+# with the edges that are left. An edge in an upper layer costs more, which empties those layers.
 SPARSE = PostTrainConfig(
     steps=4000,
     target=0.002,  # nats per answer place

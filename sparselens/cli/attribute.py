@@ -1,10 +1,9 @@
 """`sparselens attribute`: the edges of a model that matter for a task, and how faithful the circuit of them is."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -12,14 +11,17 @@ from sparselens.cli import options
 from sparselens.cli.models import bases
 from sparselens.cli.options import Json, alone_in_out, over_launched_processes
 from sparselens.cli.table import finish, print_table, warn
+from sparselens.files.reading import json_object
 from sparselens.tasks import find_task
 
 if TYPE_CHECKING:
     from sparselens.analyses.attribution.edge_scores import EdgeScores
     from sparselens.analyses.circuits.circuit_runs import Faithfulness
+    from sparselens.analyses.circuits.pruning import PrunedCircuit
     from sparselens.circuits.circuit import Circuit
 
 SHOWN = 30  # edges in the table
+CARD, UNFINISHED = "attribute.json", "attribute.unfinished"
 
 
 @alone_in_out
@@ -46,32 +48,30 @@ def attribute(
     resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run in --out.")] = False,
     json: Json = False,
 ) -> None:
-    """Score every edge of a model on a task; write a faithful circuit, the same pruned, and that of the paper's rule.
+    """Score every edge of a model on a task; write a faithful circuit, that circuit pruned, and the paper's circuit.
 
     Example: `sparselens attribute --model addition-sparse --task addition --out circuit`
 
     Writes `circuit.html` (the faithful circuit and the model's attention, to explore offline) and three circuits as
     EAP-IG reads them, with all mean scores: `faithful.json` (the fewest of the highest-scoring edges that reach
-    --goal), `pruned.json` (those of them that it needs, chosen on half of the pairs) and `share.json`. Besides
+    --goal), `pruned.json` (without dispensable ones, chosen on half of the pairs) and `share.json`; also
     `scores.safetensors` (every prompt's) and `attribute.json` (what is printed). `sparselens figures` and `sparselens
-    report` read them without the model. Until then finished batches of prompts are in `attribute.unfinished`, from
+    report` read them without the model. Until the end, finished batches of prompts are in `attribute.unfinished`, from
     which the same command resumes with `--resume`. Several processes share the pairs: `accelerate launch -m sparselens
     attribute ...` gives the result of one.
     """
     known = find_task(task)
     known.find_corruption(corruption)  # before torch is loaded
-    from sparselens.analyses import attribute_edges, pruned_circuit, random_connected_circuits
-    from sparselens.analyses.circuits.circuit_runs import CircuitRunner
-    from sparselens.analyses.circuits.search import search
+    from sparselens.analyses import attribute_edges
     from sparselens.analyses.engine.processes import place, rank
-    from sparselens.analyses.engine.request import OpenModel, open_request
+    from sparselens.analyses.engine.request import OpenModel
     from sparselens.models.folder import load
     from sparselens.prompts.capability import evaluate
     from sparselens.prompts.metrics import find_metric, name_of
 
-    unfinished = out / "attribute.unfinished"
-    if rank() == 0 and unfinished.exists() and not resume:
-        raise ValueError(f"{out} holds an interrupted run: pass --resume to continue it, or choose another --out")
+    asked = {"model": model, "task": known.fingerprint(n, seed, corruption)}
+    if rank() == 0:
+        _refuse_other_run(out, asked, resume)
     measure = find_metric(metric or known.metric)
     opened = load(model, **bases(base, model)[model], **place())
     found = evaluate(opened, known, n, seed, corruption=corruption)
@@ -79,29 +79,14 @@ def attribute(
         raise ValueError(f"{model} gets none of {n} pairs of {task!r} right: choose another task, or --all")
     pairs = found.pairs if all_pairs else found.pairs[found.correct]
     shared: Any = OpenModel(opened)
-    budget = options.budget(memory, batch_size)
-    how: dict[str, Any] = {**budget, "gate_gradient": gate_gradient, "out": unfinished}
+    settings = _Settings(share, goal, ablation, prune_runs, seed, options.budget(memory, batch_size))
+    how: dict[str, Any] = {**settings.budget, "gate_gradient": gate_gradient, "out": out / UNFINISHED}
     scores = attribute_edges(shared, pairs, measure, method, steps, **how)
-    with open_request(shared, pairs, measure, **budget, progress=True) as request:
-        runner = CircuitRunner(request, scores.graph, ablation)
-        faithful, alone = search(runner, scores, goal, progress=True)
-        by_share, chance = scores.smallest(share), random_connected_circuits(faithful, seed=seed)
-        found_by_share, *found_by_chance = runner.run([by_share, *chance])
-    circuits = {
-        f"{share:.0%} of all |scores|": _summary(by_share, found_by_share),
-        f"{goal:.0%} faithful": _summary(faithful, alone),
-    }
-    pruned = None
-    if prune_runs != 0 and len(set(pairs.clusters())) > 1:
-        pruned = pruned_circuit(shared, pairs, scores, measure, goal, ablation, runs=prune_runs, seed=seed, **budget)
-    if pruned is not None:
-        circuits[f"{goal:.0%} faithful, pruned; on held-out pairs"] = _summary(pruned.circuit, pruned.held_out) | {
-            "untested": pruned.untested
-        }
-    circuits[f"{len(chance)} connected at random [lowest, highest]"] = _spread(chance[0], found_by_chance)
+    circuits = _find_circuits(shared, pairs, measure, scores, settings)
+    if rank() > 0:
+        return
     summary = {
-        "model": model,
-        "task": known.fingerprint(n, seed, corruption),
+        **asked,
         "drawn": n,
         "pairs": len(pairs),
         "solved": int(found.correct.sum()),
@@ -111,22 +96,91 @@ def attribute(
         "method": scores.method,
         "ablation": ablation,
         "edges": scores.graph.n_edges,
-        "circuits": circuits,
+        "circuits": circuits.table,
     }
-    if rank() > 0:
-        return
-    _save(scores, out / "scores.safetensors")
-    reached = (len(faithful), alone.mean) if alone.mean >= goal else None
-    page = _view(opened, pairs, scores, reached, ablation, f"{model}: {known.description}", Path(model).name)
-    files = [by_share.save(out / "share.json"), faithful.save(out / "faithful.json"), out / "scores.safetensors"]
-    files.append(page.save_html(out / "circuit.html"))
-    if pruned is not None:
-        files.append(pruned.circuit.save(out / "pruned.json"))
-    for file in out.glob(f"{unfinished.name}*"):  # absent when one batch was enough
-        file.unlink()
-    _print(summary, scores, faithful)
+    title, name = f"{model}: {known.description}", Path(model).name
+    files = _write(circuits, scores, out)
+    files.append(_view(opened, pairs, scores, circuits.reached, ablation, title, name).save_html(out / "circuit.html"))
+    _print(summary, scores, circuits.faithful)
     print_table("Written; open circuit.html in a browser", ("where",), [(file,) for file in files])
-    finish(summary, json, out / "attribute.json")
+    finish(summary, json, out / CARD)
+
+
+def _refuse_other_run(out: Path, asked: dict[str, str], resume: bool) -> None:
+    """Raise a ValueError if the folder holds an interrupted run, or what another model or task left there."""
+    if (out / UNFINISHED).exists() and not resume:
+        raise ValueError(f"{out} holds an interrupted run: pass --resume to continue it, or choose another --out")
+    if (out / CARD).exists():
+        there = json_object((out / CARD).read_bytes(), out / CARD)
+        for name, wanted in asked.items():
+            if there.get(name) != wanted:
+                raise ValueError(
+                    f"{out} holds the circuit of another {name}, {there.get(name)!r}, not {wanted!r}: choose another "
+                    "--out, or delete it"
+                )
+
+
+class _Settings(NamedTuple):
+    """What circuits are chosen by."""
+
+    share: float
+    goal: float
+    ablation: str
+    prune_runs: int | None
+    seed: int
+    budget: dict[str, Any]
+
+
+class _Circuits(NamedTuple):
+    """The circuits of one model, and their faithfulness as it is printed."""
+
+    by_share: "Circuit"
+    faithful: "Circuit"
+    reached: tuple[int, float] | None  # edges and faithfulness of the faithful circuit; None: the goal is not reached
+    pruned: "PrunedCircuit | None"
+    table: dict[str, dict[str, Any]]
+
+
+def _find_circuits(model: Any, pairs: Any, metric: Any, scores: "EdgeScores", settings: _Settings) -> _Circuits:
+    """The circuit of the paper's rule, the smallest faithful prefix, random ones as large, and the pruned one."""
+    from sparselens.analyses import pruned_circuit, random_connected_circuits
+    from sparselens.analyses.circuits.circuit_runs import CircuitRunner
+    from sparselens.analyses.circuits.search import search
+    from sparselens.analyses.engine.request import open_request
+
+    share, goal, ablation, prune_runs, seed, budget = settings
+    with open_request(model, pairs, metric, **budget, progress=True) as request:
+        runner = CircuitRunner(request, scores.graph, ablation)
+        faithful, alone = search(runner, scores, goal, progress=True)
+        by_share, chance = scores.smallest(share), random_connected_circuits(faithful, seed=seed)
+        found_by_share, *found_by_chance = runner.run([by_share, *chance])
+    table = {
+        f"{share:.0%} of all |scores|": _summary(by_share, found_by_share),
+        f"{goal:.0%} faithful": _summary(faithful, alone),
+    }
+    pruned = None
+    if prune_runs != 0 and len(set(pairs.clusters())) > 1:
+        pruned = pruned_circuit(model, pairs, scores, metric, goal, ablation, runs=prune_runs, seed=seed, **budget)
+    if pruned is not None:
+        table[f"{goal:.0%} faithful, pruned; on held-out pairs"] = _summary(pruned.circuit, pruned.held_out) | {
+            "untested": pruned.untested
+        }
+    table[f"{len(chance)} random connected circuits [lowest, highest]"] = _spread(chance[0], found_by_chance)
+    reached = (len(faithful), alone.mean) if alone.mean >= goal else None
+    return _Circuits(by_share, faithful, reached, pruned, table)
+
+
+def _write(circuits: _Circuits, scores: "EdgeScores", out: Path) -> list[Path]:
+    """Write the scores and the circuits, and remove the finished batches."""
+    from sparselens.analyses.comparison.attributed import SCORES, save_scores
+
+    files = [circuits.by_share.save(out / "share.json"), circuits.faithful.save(out / "faithful.json")]
+    files.append(save_scores(scores, out / SCORES))
+    if circuits.pruned is not None:
+        files.append(circuits.pruned.circuit.save(out / "pruned.json"))
+    for file in out.glob(f"{UNFINISHED}*"):  # absent when one batch was enough
+        file.unlink()
+    return files
 
 
 def _view(
@@ -171,18 +225,6 @@ def _spread(circuit: "Circuit", drawn: "Sequence[Faithfulness]") -> dict[str, An
     return {"edges": len(circuit), "faithfulness": sum(means) / len(means), "interval": [min(means), max(means)]}
 
 
-def _save(scores: "EdgeScores", path: Path) -> None:
-    from safetensors.torch import save
-
-    from sparselens.analyses.comparison.attributed import SAVED
-    from sparselens.files.whole import write_file
-
-    tensors = {name: getattr(scores, name) for name in SAVED}
-    axes = json.dumps({"sources": scores.sources, "destinations": scores.destinations})
-    # one entry: safetensors writes several in any order, and the same scores should be the same bytes
-    write_file(path, save({name: values.contiguous() for name, values in tensors.items()}, {"axes": axes}))
-
-
 def _print(summary: dict[str, Any], scores: "EdgeScores", found: "Circuit") -> None:
     print_table(
         f"{summary['model']}, {summary['task']}, {summary['method']}",
@@ -197,7 +239,7 @@ def _print(summary: dict[str, Any], scores: "EdgeScores", found: "Circuit") -> N
     print_table("Circuits", ("chosen by", f"edges of {summary['edges']}", "faithfulness"), rows)
     left = [(name, c["untested"], c["edges"]) for name, c in summary["circuits"].items() if c.get("untested")]
     for name, untested, edges in left:
-        warn(f"{name}: {untested} of {edges} edges were not tried alone (--prune-runs)")
+        warn(f"{name}: {untested} of {edges} edges were not tested one by one (--prune-runs)")
     largest = sorted(found, key=lambda edge: -abs(scores[edge]))
     intervals = [(edge, scores.interval(edge)) for edge in largest[:SHOWN]]
     shown = [(edge, _around(i.mean, (i.low, i.high), 4)) for edge, i in intervals]

@@ -60,8 +60,8 @@ def compare(
 
     Writes `report.html` (one file to read offline), `figures/`, `circuits/` (for EAP-IG, MIB and Neuronpedia), and
     `numbers/` (every per-prompt value; `sparselens figures` and `analyses.load_comparison` read it without a model). An
-    interrupted run resumes with the same command. Of adapters, such as smollm2-135m-sparse, the dense model is taken as
-    the base if it has the weights that they were trained on; `--base` names another.
+    interrupted run resumes with the same command. Adapters, such as smollm2-135m-sparse, are put on the dense model if
+    it has the weights that they were trained on; `--base` names another base.
     """
     known = find_task(task)
     known.find_corruption(corruption)  # before torch is loaded
@@ -129,17 +129,17 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rows(source: "Source", tokenizer: Any, names: dict[str, str]) -> tuple[list[Any], list[str]]:
-    """Rows that no model has seen in training or selection, as far as their records tell, and caveats about them."""
+    """Rows that, by their records, no model has seen in training or selection, and caveats about them."""
     from sparselens.models.folder import load_record
     from sparselens.training.text import rows, unseen_tokens
 
     records = {role: load_record(name).get("data") for role, name in names.items()}
-    if records["dense"] is None:  # most often a model that was trained elsewhere, on nobody knows what
+    if records["dense"] is None:  # most often a model that was trained elsewhere, on unknown text
         del records["dense"]
     tokens, notes = unseen_tokens(source, tokenizer, records, ROWS * SEQ_LEN)
     if len(tokens) < SEQ_LEN:
         raise ValueError(
-            f"{source.name} has {len(tokens)} tokens that are unseen by all of {', '.join(records)}, and a row has "
+            f"{source.name} has {len(tokens)} tokens that none of {', '.join(records)} has seen, and a row has "
             f"{SEQ_LEN}: give another text"
         )
     return rows(tokens, SEQ_LEN, BATCH), notes

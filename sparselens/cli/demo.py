@@ -16,17 +16,17 @@ SHOWN = ((53, 21), (47, 28), (58, 67))  # no carry, one carry, propagated carry:
 
 def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the figure and the page.")] = Path("demo"),
-    retrain: Annotated[bool, typer.Option("--retrain", help="Train both models from nothing first.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the retraining.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted retraining in --out.")] = False,
+    retrain: Annotated[bool, typer.Option("--retrain", help="Train both models from scratch first.")] = False,
+    seed: Annotated[int, typer.Option(help="Random seed of the retraining.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted retraining in --out.")] = False,
     json: Json = False,
 ) -> None:
-    """Show a dense transformer and the sparse one made of it doing the same sums.
+    """Show a dense transformer and the sparse one made from it doing the same sums.
 
     Example: `sparselens demo --out demo`
 
-    Checks both models on all 10,000 two-digit sums, prints what it found, draws the attention edges of three sums as
-    PDF, SVG, PNG and as a page to explore, and ends with a report that compares the circuits of both (`report.html`).
+    Checks both models on all 10,000 two-digit sums, prints the results, draws the attention edges of three sums as
+    PDF, SVG, PNG and as a page to explore, and writes a report that compares both circuits (`report.html`).
     The models ship with the package; `--retrain` makes new ones in `--out`.
     """
     from sparselens.cli.addition import measure, retrain_both
@@ -92,7 +92,7 @@ def _report(dense: Any, sparse: Any, view: Any, out: Path) -> Path:
 
 
 def _written(model: Any, prompt: Any) -> list[str]:
-    """What the model puts at each answer place; nothing above the other positions."""
+    """What the model predicts at each answer place; nothing above the other positions."""
     from sparselens.cli.addition import TASK
     from sparselens.tasks.addition import text
 

@@ -1,4 +1,4 @@
-"""`sparselens doctor`: what is installed, what is missing or out of range, and the command that mends it.
+"""`sparselens doctor`: what is installed, what is missing or out of range, and the command that fixes it.
 
 The ranges are read from the installed project's own metadata, so they cannot drift from `pyproject.toml`. Every
 import of something heavy is caught: the doctor has to report even on a torch that cannot be imported.
@@ -27,7 +27,7 @@ IMPORTED = {"torch": "torch", "transformers": "transformers", "transformer-lens"
 
 @dataclass(frozen=True)
 class Package:
-    """One requirement: what is installed, what is wanted, and, if that does not agree, why and what mends it."""
+    """One requirement: what is installed, what is wanted, and, if these disagree, why and what fixes it."""
 
     name: str
     installed: str
@@ -38,7 +38,7 @@ class Package:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What there is to work with besides packages."""
+    """The environment besides packages."""
 
     platform: str
     devices: list[str]
@@ -48,11 +48,11 @@ class Surroundings:
 
 
 def doctor(out: Out = None, json: Json = False) -> None:
-    """Tell versions, devices and models, what is missing, and how to mend it.
+    """Report versions, devices and models, what is missing, and how to fix it.
 
     Example: `sparselens doctor --json`
 
-    Exit code 1 says that something needed is missing, broken or out of range. With `--out DIR` the report is also
+    Exit code 1 means that something needed is missing, broken or out of range. With `--out DIR` the report is also
     written to `DIR/doctor.json`.
     """
     packages = [examine_python(), *examine_packages(PROJECT)]
@@ -117,7 +117,7 @@ def import_error(module: str, attribute: str | None = None) -> str:
 
 
 def examine_surroundings() -> Surroundings:
-    """Everything but packages; what cannot be found out, since a package is broken, is left empty."""
+    """Everything but packages; empty where a broken package keeps it from being found out."""
     classes = {"TransformerBridge": "transformer_lens.model_bridge", "HookedTransformer": "transformer_lens"}
     return Surroundings(
         platform=platform.platform(),
@@ -142,7 +142,7 @@ def devices() -> list[str]:
 
 
 def hub() -> list[str]:
-    """Whether the Hugging Face hub may be asked, and where its files are kept."""
+    """Whether the Hugging Face hub may be used, and where its files are kept."""
     from huggingface_hub import constants
 
     state = "offline (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else "online"
@@ -174,6 +174,6 @@ def _print_report(packages: list[Package], surroundings: Surroundings, problems:
     rows = [(p.name, p.installed, p.wanted, p.problem or "ok") for p in packages]
     print_table("sparselens doctor", ("what", "installed", "wanted", "state"), rows)
     found = asdict(surroundings) | {"platform": [surroundings.platform]}
-    print_table("to work with", ("what", "found"), [(what, "\n".join(a) or "none") for what, a in found.items()])
+    print_table("environment", ("what", "found"), [(what, "\n".join(a) or "none") for what, a in found.items()])
     if problems:
-        print_table("how to mend it", ("what", "command"), [(p.name, p.mend) for p in problems])
+        print_table("how to fix it", ("what", "command"), [(p.name, p.mend) for p in problems])

@@ -17,22 +17,22 @@ def explore(
     model: Model,
     dense: Annotated[
         str | None,
-        typer.Option(help="A second model, shown above; what is cut is cut in both.", callback=known_model),
+        typer.Option(help="A second model, shown above; cuts apply to both.", callback=known_model),
     ] = None,
     base: Base = None,
-    prompt: Annotated[str, typer.Option(help="To begin with; others can be typed into the page.")] = "",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1. Default: any that is free.")] = 0,
+    prompt: Annotated[str, typer.Option(help="First prompt; others can be typed into the page.")] = "",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1. Default: any free one.")] = 0,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address.")] = False,
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Cut attention edges, heads, MLPs and tokens of a model with a click, and see what it would say next.
+    """Cut attention edges, heads, MLPs and tokens of a model with a click, and see what it predicts next.
 
     Example: `sparselens explore --model stories260k-sparse --prompt "Lily saw a big dog. She was"`
 
     Serves one page on this machine alone, until Ctrl-C. Whoever has the printed address can use it. With `--out DIR`
     the last state is then written to `DIR/explore.json`, which the page imports, and `DIR/explore.html`, a page to
-    pass on.
+    share.
     """
     from sparselens.analyses.figures.explore.server import Server
 

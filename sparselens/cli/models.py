@@ -1,4 +1,4 @@
-"""Which base stands under the models of a command, of which some may be adapters."""
+"""The base models of a command's models, some of which may be adapters."""
 
 import warnings
 from typing import Any
@@ -7,10 +7,10 @@ from sparselens.cli.table import warn
 
 
 def bases(base: str | None, *names: str | None) -> dict[str | None, dict[str, Any]]:
-    """For every model what to pass to `load` besides its name: `--base` for those that are adapters.
+    """What to pass to `load` besides the name, for every model: `--base` for those that are adapters.
 
     Raises:
-        ValueError: a base is given, and none of the models is adapters.
+        ValueError: a base is given, and none of the models is an adapter.
     """
     if base is None:
         return {name: {} for name in names}
@@ -26,7 +26,7 @@ def bases(base: str | None, *names: str | None) -> dict[str | None, dict[str, An
 
 
 def load_beside(dense: str, name: str, given: dict[str, Any]) -> Any:
-    """Open a model that was made from `dense`. Adapters are put on that one, if it is the base they were trained on.
+    """Open a model that was made from `dense`. Adapters are put on `dense`, if it is the base they were trained on.
 
     Args:
         given: what `bases` says of the model
@@ -38,7 +38,7 @@ def load_beside(dense: str, name: str, given: dict[str, Any]) -> Any:
     from sparselens.models.folder import load, load_record
     from sparselens.models.places import holds_adapters
 
-    # Without a sample of the weights that they were trained on nothing but their name tells the base.
+    # Without a sample of the weights that they were trained on, only a name identifies the base.
     if given or not holds_adapters(name) or load_record(name).get("base_sample") is None:
         return load(name, **given)
     try:

@@ -13,7 +13,7 @@ import typer
 from sparselens.names import unknown
 from sparselens.tasks import TASKS
 
-# What the analyses know, too (a test holds them equal): to ask them would load torch.
+# The same lists as in the analyses (a test holds them equal), since importing those would load torch.
 METHODS = ("eap", "eap-ig", "eap-ig-activations", "clean-corrupted", "exact", "auto")
 GATE_GRADIENTS = ("none", "straight-through")
 METRICS = ("logit_difference", "probability_difference", "answer_probability", "rank", "accuracy", "kl_divergence")
@@ -48,7 +48,7 @@ def share_of(name: str) -> Callable[[Any], Any]:
 
 
 def known_model(name: Any) -> Any:
-    """Refuse what is no folder, and nearly a shipped model; whether it is a hub id is for the hub to say."""
+    """Refuse a missing folder, and what looks like a misspelt shipped model; other names may be hub ids."""
     if name is None or Path(name).exists():
         return name
     shipped = sorted(folder.name for folder in _SHIPPED.iterdir())
@@ -60,7 +60,7 @@ def known_model(name: Any) -> Any:
 
 
 def written(folder: Any) -> Any:
-    """Refuse what is neither there nor a comparison that ships."""
+    """Refuse what is neither a path nor a shipped comparison."""
     if folder.exists():
         return folder
     from sparselens.analyses.comparison.places import find  # loads nothing heavy
@@ -71,7 +71,7 @@ def written(folder: Any) -> Any:
 _check_task, _check_form = one_of("task", TASKS), one_of("form of a figure", FORMS)
 Task = Annotated[str, typer.Option(help="As `sparselens tasks` lists it.", callback=_check_task)]
 Tasks = Annotated[
-    list[str] | None, typer.Option(help="Only this task; may be given again. Default: all.", callback=_check_task)
+    list[str] | None, typer.Option(help="Only this task; repeatable. Default: all.", callback=_check_task)
 ]
 Model = Annotated[
     str, typer.Option(help="A folder, a shipped name (stories260k-sparse) or a hub id.", callback=known_model)
@@ -80,7 +80,7 @@ Base = Annotated[
     str | None,
     typer.Option(
         metavar="MODEL",
-        help="Of a model that is adapters: what to put them on, if not the base that they name.",
+        help="For adapters: the base model to put them on, if not the one that they name.",
         callback=known_model,
     ),
 ]
@@ -107,11 +107,11 @@ Method = Annotated[
 GateGradient = Annotated[
     str,
     typer.Option(
-        help="Of hard gates, in attribution: none (as they are) or straight-through (as in training).",
+        help="Gradient of hard gates in attribution: none, or straight-through (as in training).",
         callback=one_of("gate gradient", GATE_GRADIENTS),
     ),
 ]
-Steps = Annotated[int, typer.Option(min=1, help="Steps of the integrated methods.")]
+Steps = Annotated[int, typer.Option(min=1, help="Integration steps of eap-ig and eap-ig-activations.")]
 Corruption = Annotated[str | None, typer.Option(help="How prompts are corrupted. Default: the task's first way.")]
 Metric = Annotated[
     str | None,
@@ -132,20 +132,22 @@ PruneRuns = Annotated[
     typer.Option(
         "--prune-runs",
         min=0,
-        help="Circuits to run at most while a faithful circuit is pruned. Default: 400, of large graphs 40. 0: none.",
+        help="At most so many runs to prune a faithful circuit. Default: 400, or 40 for large graphs; 0: no pruning.",
     ),
 ]
 Ablation = Annotated[
     str,
     typer.Option(
-        help="What replaces what is outside a circuit: corrupted, mean or zero.",
+        help="What replaces everything outside a circuit: corrupted, mean or zero.",
         callback=one_of("ablation", ABLATIONS),
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Random seed for drawing prompts.")]
 BatchSize = Annotated[int | None, typer.Option(help="Prompts per run. Default: 64 for small models, else by --memory.")]
-Memory = Annotated[float | None, typer.Option(help="GiB to work in beside the model, measured. Default: 1.")]
-Json = Annotated[bool, typer.Option("--json", help="End standard output with the table as one JSON object.")]
+Memory = Annotated[
+    float | None, typer.Option(help="GiB of memory to use beside the model, by measuring one prompt. Default: 1.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the results as one JSON object on the last line.")]
 
 
 def budget(memory: float | None, batch_size: int | None) -> dict[str, Any]:

@@ -51,14 +51,16 @@ def post_train(
         ),
     ] = "all",
     column: Annotated[str, typer.Option(help="Field that holds the text, in JSON lines and datasets.")] = "text",
-    split: Annotated[str, typer.Option(help="Of a dataset, the split to read.")] = "train",
+    split: Annotated[str, typer.Option(help="Split to read, if --data is a dataset.")] = "train",
     stream: Annotated[
         bool,
         typer.Option("--stream", help="Hold out the first documents, and read only as many more as the run needs."),
     ] = False,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 3000,
-    target: Annotated[float | None, typer.Option(help="Loss not to exceed, nats per token; replaces --margin.")] = None,
-    margin: Annotated[float, typer.Option(help="Target as the dense model's held-out loss plus this.")] = 0.0,
+    target: Annotated[
+        float | None, typer.Option(help="Loss not to exceed, in nats per token; replaces --margin.")
+    ] = None,
+    margin: Annotated[float, typer.Option(help="The target is the dense model's held-out loss plus this.")] = 0.0,
     gate_bias: Annotated[
         float | None,
         typer.Option(help="Added to the scores in the gate. Default: the model's, else 0; 3e4 is a dense control."),
@@ -74,10 +76,11 @@ def post_train(
         ),
     ] = None,
     learning_rate: Annotated[
-        str, typer.Option(help="At its peak. auto: the largest that leaves the model intact while every gate is open.")
+        str, typer.Option(help="Peak value. auto: the largest that leaves the model intact while every gate is open.")
     ] = "auto",
     control_steps: Annotated[
-        int, typer.Option(help="Steps of the dense control, at most a tenth of --steps; 0 with a rate that is known.")
+        int,
+        typer.Option(help="Steps of the dense control, at most a tenth of --steps; 0: none, if the rate is given."),
     ] = 50,
     layerwise_steps: Annotated[
         int, typer.Option(help="Steps at the start that match the dense model's attention layer by layer: cheap.")
@@ -85,23 +88,24 @@ def post_train(
     multiplier: Annotated[float, typer.Option(help="GECO's multiplier at the start.")] = 10.0,
     distillation: Annotated[float, typer.Option(help="Share of the dense model's distribution in the labels.")] = 0.5,
     sampled: Annotated[int, typer.Option(help="Tokens to sample from the dense model; half of each batch.")] = 0,
-    held_out: Annotated[float, typer.Option(help="Share of the documents kept out of training, at most.")] = 0.1,
+    held_out: Annotated[float, typer.Option(help="Share of the documents held out of training, at most.")] = 0.1,
     held_out_rows: Annotated[
-        int, typer.Option(help="Rows to steer by, and as many to report on: no more text is kept out than they need.")
+        int,
+        typer.Option(help="Rows for validation, and as many for the test; no more text is held out than needed."),
     ] = 512,
     mixed_precision: Annotated[
         str, typer.Option(help="no, bf16 or fp16.", callback=one_of("mixed precision", ("no", "bf16", "fp16")))
     ] = "no",
-    evaluate_every: Annotated[int, typer.Option(help="Steps between two looks at the held-out text.")] = 50,
-    seed: Annotated[int, typer.Option(help="Of data order and noise.")] = 0,
+    evaluate_every: Annotated[int, typer.Option(help="Steps between evaluations on held-out text.")] = 50,
+    seed: Annotated[int, typer.Option(help="Random seed of data order and noise.")] = 0,
     wandb: Annotated[str | None, typer.Option(help="Log to this wandb project.")] = None,
-    checkpoint_minutes: Annotated[float, typer.Option(help="At most this long between two checkpoints.")] = 10.0,
+    checkpoint_minutes: Annotated[float, typer.Option(help="Longest time between two checkpoints.")] = 10.0,
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory for more time: layers are computed twice.")
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the checkpoint in --out.")] = False,
     finish: Annotated[
-        bool, typer.Option("--finish", help="Save the best state of the checkpoint in --out, and train no further.")
+        bool, typer.Option("--finish", help="Save the best state of the checkpoint in --out without further training.")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -109,10 +113,11 @@ def post_train(
 
     Example: `sparselens post-train --model stories260k --data stories.txt --out sparse`
 
-    Half of the held-out documents steer the run; the table is about the other half, which neither training nor
+    The run is steered by half of the held-out documents; the table is about the other half, which neither training nor
     selection has seen. Several processes: `accelerate launch -m sparselens post-train ...`. OUT/run.pdf shows the run.
-    Ctrl-C writes a checkpoint and ends with exit code 130; the same command with --resume goes on from there, with
-    --finish it saves the best state so far.
+
+    Ctrl-C writes a checkpoint and ends with exit code 130; the same command resumes from there with --resume, and with
+    --finish saves the best state so far.
     """
     options = {**locals()}  # as they were given
     if held_out_rows < 1:
@@ -206,13 +211,13 @@ def _refuse_contradiction(lora: int | None, train: str, merge: bool) -> None:
     if lora is not None and train != "all":
         raise ValueError(f"--lora trains adapters alone: leave --train {train} out, or --lora")
     if merge and lora is None:
-        raise ValueError("--merge is about adapters: give --lora too, or leave it out")
+        raise ValueError("--merge is for adapters: give --lora too, or leave it out")
 
 
 def _open(
     model: str, gguf_file: str | None, lora: int | None, train: str, seed: int, of: dict[str, Any]
 ) -> tuple[Any, Any, float | None]:
-    """The model with all frozen that is not to be trained, its tokenizer, and its gate bias if it is sparse."""
+    """The model with everything frozen that is not trained, its tokenizer, and its gate bias if it is sparse."""
     import torch
 
     from sparselens.models.adapters import add_lora
@@ -247,7 +252,7 @@ def _draw(result: "PostTrainResult", out: Path) -> list[Path]:
 
 
 def _filled(kind: type[Settings], options: dict[str, Any], **others: Any) -> Settings:
-    """A dataclass that takes every field which is an option of the command from there."""
+    """A dataclass whose fields are taken from the command's options of the same names."""
     names = {field.name for field in fields(cast(Any, kind))}
     return kind(**{name: value for name, value in options.items() if name in names}, **others)
 
@@ -270,7 +275,7 @@ def _report(
 ) -> None:
     table = {name: {key: getattr(e, key) for key in COLUMNS} for name, e in (("dense", dense), ("sparse", sparse))}
     print_table(
-        "On text kept out of training" + ("" if result.feasible else " (the target was NOT met)"),
+        "On held-out text" + ("" if result.feasible else " (the target was NOT met)"),
         ("", "dense", "sparse"),
         [
             (label, form.format(table["dense"][key]), form.format(table["sparse"][key]))

@@ -25,7 +25,7 @@ def report(
 
 
 def opened(folder: Path) -> Any:
-    """What a command left in a folder: a comparison, or one model's attribution; both draw and report themselves."""
+    """What a command wrote to a folder: a comparison, or one model's attribution; both draw and report themselves."""
     from sparselens.analyses import load_comparison
     from sparselens.analyses.comparison.attributed import is_attribution, load_attribution
 

@@ -1,4 +1,4 @@
-"""What a command prints and leaves behind: a table for people, one JSON object for programs.
+"""What a command prints and writes: a table for people, one JSON object for programs.
 
 A command ends with `print_table`, as often as it has tables, and then with one `finish`. Tables and the JSON object
 go to standard output, progress to standard error, so that `sparselens ... --json | tail -n 1` is always valid JSON.

@@ -34,10 +34,10 @@ class ListByDefault(TyperGroup):
 
 app = typer.Typer(help="What models are asked to do: list tasks, show, export, evaluate.", cls=ListByDefault)
 
-MANY = 2000  # clean prompts, to which they are counted
+MANY = 2000  # clean prompts are counted up to this number
 
 Name = Annotated[str, typer.Argument(help="The task, as `sparselens tasks` lists it.")]
-Seed = Annotated[int, typer.Option(help="Of the choices.")]
+Seed = Annotated[int, typer.Option(help="Random seed for drawing prompts.")]
 Corruption = Annotated[str | None, typer.Option(help="What the corrupted prompt changes. Default: the task's first.")]
 Tokenizer = Annotated[
     str | None,
@@ -118,7 +118,7 @@ def export(
     file = out / f"{fingerprint}.{SUFFIXES.get(format, 'txt')}"
     write_pairs(pairs, file, format, tokenizer=reader, hard=hard, name=title)
     rows: list[tuple[object, ...]] = [(f"{len(pairs)} pairs of {name}, {chosen}", file)]
-    rows += [(f"{n} asked for", "no more found")] if len(pairs) < n else []
+    rows += [(f"{n} requested", "no more found")] if len(pairs) < n else []
     different = len({pair.clean for pair in pairs})
     rows += [("different clean prompts", different)] if different < len(pairs) else []
     print_table("Written", ("what", "where"), rows)
@@ -145,10 +145,10 @@ def evaluate(
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Tell which tasks a model can do: accuracy and metric, with 95 % intervals.
+    """Show which tasks a model can do: accuracy and metric, with 95 % confidence intervals.
 
-    Accuracies have Wilson's interval, metrics that of the studentized bootstrap; both count pairs with the same clean
-    prompt (or, on request, the same answer) as one observation.
+    Wilson's interval for accuracies, the studentized bootstrap for metrics; both count pairs with the same clean prompt
+    (or, on request, the same answer) as one observation.
 
     Example: `sparselens tasks evaluate --model stories260k --task ioi`
     """
@@ -170,12 +170,12 @@ def evaluate(
             refused.append((item.name, str(error)))
     columns = ("task", "pairs", "prompts", "accuracy, %", "chance", "metric")
     if len(refused) == len(chosen):
-        raise ValueError("none of the tasks can be asked: " + "; ".join(why for _, why in refused[:3]))
+        raise ValueError("none of the tasks can be evaluated: " + "; ".join(why for _, why in refused[:3]))
     print_table(f"{model}: means with 95 % intervals, clustered by {cluster_by}", columns, _result_rows(table))
     if cautions := [(name, row["caution"]) for name, row in table.items() if row.get("caution")]:
-        print_table("Intervals", ("task", "mind"), cautions)
+        print_table("Intervals", ("task", "caution"), cautions)
     if refused:
-        print_table("Not asked", ("task", "why"), refused)
+        print_table("Not evaluated", ("task", "why"), refused)
     finish({"model": model, "seed": seed, "cluster_by": cluster_by, "tasks": table}, json, out and out / "tasks.json")
 
 
@@ -188,7 +188,7 @@ def _fitted(task: "Task", tokenizer: str | None) -> "Task":
 
 
 def _words_left(whole: "Task", fitted: "Task") -> list[tuple[str, str]]:
-    """Of each word list, how many entries the tokenizer has as the task needs them."""
+    """How many entries of each word list the tokenizer has as the task needs them."""
     if fitted.fit is None:
         return []
     lists = ((name, len(_entries(fitted, name)), len(_entries(whole, name))) for name in whole.words)

@@ -1,4 +1,4 @@
-"""The text of `sparselens post-train`: what is trained on, steered by and reported on, in what rows."""
+"""The text of `sparselens post-train`: rows for training, validation and test."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,12 +58,12 @@ class TrainingText:
         return Prepared(self._batches(corpus.train, sample), validation, test, corpus.record)
 
     def _batches(self, text: Tokens, sample: Callable[[], Tokens]) -> Callable[[int], Tensor]:
-        """Of the text alone, or half of it and half of what the dense model writes."""
+        """Batches of the text alone, or half of it and half of what the dense model writes."""
         half = self.rows_each // 2 if self.sampled else 0
         batches = TokenBatches(text, self.seq_len, self.rows_each - half, self.seed)
         if not self.sampled:
             return batches
-        refuse_no_rows(self.seq_len, half)  # before it takes its time
+        refuse_no_rows(self.seq_len, half)  # before sampling, which is slow
         return MixedBatches([batches, TokenBatches(sample(), self.seq_len, half, self.seed + 1)])
 
     def _sample(self, dense: Any, tokenizer: Any, folder: Path, reuse: bool) -> Tokens:

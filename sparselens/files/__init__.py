@@ -1,1 +1,1 @@
-"""Files that are whole or absent, results as files, and one run per output folder."""
+"""Files that are whole or absent, results as files, strict JSON, and one run per output folder."""

@@ -1,4 +1,4 @@
-"""One run per output folder: two that write checkpoints and logs to the same place would destroy each other's."""
+"""One run per output folder: two runs would overwrite each other's checkpoints and logs."""
 
 import os
 import sys
@@ -13,11 +13,11 @@ LOCK = "run.lock"
 
 @contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
-    """Inside the block no other process can lock `folder`, which is made if it is not there, and removed if left empty.
+    """Inside the block no other process can lock `folder`, which is created if missing, and removed if left empty.
 
     The operating system holds the lock, so that a killed run leaves none behind. The same process may lock a folder
-    more than once: a command locks it for all that it does, `post_train` for the training in it. Of processes that
-    were launched together the first one locks the folder for all.
+    more than once: a command locks it for all that it does, `post_train` for the training in it. Of processes
+    launched together the first one locks the folder for all.
 
     Raises:
         ValueError: another process has locked the folder. Says which.
@@ -41,8 +41,8 @@ def locked(folder: str | Path) -> Iterator[None]:
             _sign(path, f"process {os.getpid()} ({Path(sys.argv[0]).name})")
         yield
     finally:
-        if outermost and os.name != "nt":  # Windows lets nobody remove a file that is open; filelock does so later
-            path.unlink(missing_ok=True)  # while it is still held: who opened it meanwhile sees that it is gone
+        if outermost and os.name != "nt":  # on Windows an open file cannot be removed; filelock does so later
+            path.unlink(missing_ok=True)  # while still held: a process that opened it meanwhile sees that it is gone
         lock.release()
         if made:
             with suppress(OSError):  # it holds something now

@@ -31,7 +31,7 @@ def save_record(path: Path, record: Any) -> Path:
     """Write a dataclass whose fields are dataclasses, tensors, arrays, strings, numbers, None, or tuples and mappings.
 
     Raises:
-        ValueError: a field holds something else, or a mapping has a key that is no string.
+        ValueError: a field holds something else, or a mapping has a key that is not a string.
     """
     return write_file(path, record_bytes(record))
 
@@ -42,7 +42,7 @@ def record_bytes(record: Any) -> bytes:
 
     tensors: dict[str, Tensor] = {}
     tree = _packed(record, tensors, "")
-    tree[_CHECKSUM] = _checksum(tree, tensors)  # in the header's one entry: safetensors writes several in any order
+    tree[_CHECKSUM] = checksum(tree, tensors)  # in the header's one entry: safetensors writes several in any order
     return save(tensors, {_HEADER: json.dumps(tree, allow_nan=False)})
 
 
@@ -84,7 +84,7 @@ def _made(
     try:
         tensors, metadata = read()
         tree = json.loads((metadata or {})[_HEADER])
-        if tree.pop(_CHECKSUM) != _checksum(tree, tensors):
+        if tree.pop(_CHECKSUM) != checksum(tree, tensors):
             raise ValueError("its checksum is that of other content, so the file is damaged")
         known = {known.__name__: known for known in (kind, *parts)}
         record = _unpacked(tree, tensors, known)
@@ -93,6 +93,17 @@ def _made(
     if not isinstance(record, kind):
         raise ValueError(f"{name} holds a {type(record).__name__}, not a {kind.__name__}")
     return record
+
+
+def record_from_json(kind: type[Record], values: Mapping[str, Any]) -> Record:
+    """A dataclass from a JSON object, in which lists stand for tuples.
+
+    Raises:
+        TypeError: a field is missing, unknown or of another type than its annotation.
+    """
+    given: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in values.items()}
+    refuse_other_types(kind, given)
+    return kind(**given)
 
 
 def _packed(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
@@ -134,7 +145,7 @@ def _unpacked(tree: Any, tensors: Mapping[str, Tensor], known: Mapping[str, type
         if value not in known:
             raise ValueError(f"the file holds a {value}: want {', '.join(known)}")
         found = {name: _unpacked(inner, tensors, known) for name, inner in dict(rest)["fields"].items()}
-        _refuse_other_types(known[value], found)
+        refuse_other_types(known[value], found)
         return known[value](**found)
     if form == "mapping":
         return {name: _unpacked(inner, tensors, known) for name, inner in value.items()}
@@ -145,7 +156,8 @@ def _unpacked(tree: Any, tensors: Mapping[str, Tensor], known: Mapping[str, type
     return tensors[value] if form == "tensor" else tensors[value].numpy()
 
 
-def _checksum(tree: Any, tensors: Mapping[str, Tensor]) -> str:
+def checksum(tree: Any, tensors: Mapping[str, Tensor]) -> str:
+    """A digest of plain values and tensors."""
     found = hashlib.sha256(json.dumps(tree, allow_nan=False).encode())
     for name, tensor in sorted(tensors.items()):
         found.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
@@ -154,7 +166,8 @@ def _checksum(tree: Any, tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def _refuse_other_types(kind: type, found: Mapping[str, Any]) -> None:
+def refuse_other_types(kind: type, found: Mapping[str, Any]) -> None:
+    """Raise a TypeError if a field of a dataclass is not of its annotated type."""
     for name, hint in get_type_hints(kind).items():
         if name in found and not _is_of(hint, found[name]):
             raise TypeError(f"{kind.__name__}.{name} is {found[name]!r:.80}, which is no {_name_of(hint)}")

@@ -37,7 +37,11 @@ _SETTINGS = "_sparselens_gate"  # attribute of a transformers attention module
 
 
 def register_attention() -> None:
-    """Make `attn_implementation="sparselens"` known to transformers. Harmless when repeated."""
+    """Make `attn_implementation="sparselens"` known to transformers. Harmless when repeated.
+
+    >>> sl.register_attention()
+    >>> model = AutoModelForCausalLM.from_pretrained(folder)  # a folder that `sl.save` wrote
+    """
     for implementation, name in NAMES.items():
         AttentionInterface.register(name, gated_attention)
         AttentionMaskInterface.register(name, partial(_mask_for, implementation))
@@ -71,9 +75,7 @@ def gated_attention(
     """
     settings, keys = _settings_of(module), key.shape[2]
     if attention_mask is None and getattr(module, "is_causal", False) and query.shape[2] > 1:
-        raise ValueError(
-            f"{type(module).__name__} asked for causal attention without a mask: call register_attention()"
-        )
+        raise ValueError(f"{type(module).__name__} wants causal attention without a mask: call register_attention()")
     mask = attention_mask.cut(keys) if isinstance(attention_mask, Spans) else attention_mask
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     implementation = resolve(settings.implementation, query.device)
@@ -131,7 +133,7 @@ def _fused(
 
 
 def _tell(settings: GateSettings, implementation: str, reason: str) -> None:
-    """Keep why a call ran eagerly, and say it once to who had asked for something else."""
+    """Keep why a call ran eagerly, and warn once if another implementation was chosen."""
     if settings.implementation != "auto" and reason != settings.eager_because:
         warnings.warn(f"implementation={implementation!r} runs eagerly here: {reason}", stacklevel=3)
     settings.eager_because = reason
@@ -275,8 +277,8 @@ def transformers_settings(model: nn.Module) -> GateSettings | None:
     return None
 
 
-def settings_asked_for(model: nn.Module) -> GateSettings | None:
-    """The settings with which a model runs that was loaded with such an `attn_implementation`; else None.
+def settings_in_config(model: nn.Module) -> GateSettings | None:
+    """The settings of a model that was loaded with `attn_implementation="sparselens"`; else None.
 
     Raises:
         ValueError: its config has no `gate_bias`, or none that can be used.

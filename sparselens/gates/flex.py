@@ -34,7 +34,7 @@ def flex_attend(query: Queries, key: Keys, value: Keys, call: Call) -> Attended:
     keys, with_sinks = _laid_out(key, key, stride), call.sinks is not None
 
     def attend(query: Tensor, value: Tensor, score: Any, spare: bool) -> Tensor:
-        """Softmax over both copies of the visible keys and, where asked for, over the spare one."""
+        """Softmax over both copies of the visible keys and, where wanted, over the spare one."""
         blocks, grouped = _blocks(call.spans, query, n, stride, spare), query.shape[1] != key.shape[1]
         options: dict[str, Any] = {"block_mask": blocks, "scale": call.scale, "enable_gqa": grouped}
         return _compiled()(query, keys.to(query.dtype), value, score_mod=score, **options)

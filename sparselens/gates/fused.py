@@ -39,7 +39,7 @@ class Call(NamedTuple):
     softcap: float | None = None
     words: Words | None = None  # the training noise, see `noise.row_words`; None in evaluation
     sinks: Float[Tensor, " head"] | None = None  # a score more for each head, which takes weight and writes nothing
-    recorded: bool = True  # does anybody ask for `expected` and `opened`?
+    recorded: bool = True  # are `expected` and `opened` needed?
 
 
 class Attended(NamedTuple):
@@ -89,9 +89,9 @@ def why_eager(
     output_attentions: bool = False,
 ) -> str:
     """Why a call has to run eagerly though another implementation was chosen; empty if it need not."""
-    collected = getattr(output_capturing, "_active_collector", None)  # where transformers notes what it was asked for
+    collected = getattr(output_capturing, "_active_collector", None)  # where transformers notes what is wanted
     if output_attentions or "attentions" in ((collected and collected.get()) or ()):
-        return "attention weights were asked for"
+        return "attention weights are wanted"
     if not isinstance(mask, Spans | None):
         return "the mask is not one run of keys per query"
     if module.training and dropout:
@@ -112,7 +112,7 @@ def why_eager(
 
 
 def fused(implementation: str) -> Fused:
-    """The function of an implementation; its libraries are loaded when it is first asked for."""
+    """The function of an implementation; its libraries are loaded when it is first used."""
     if implementation == "flex":
         from sparselens.gates.flex import flex_attend
 

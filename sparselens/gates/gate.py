@@ -46,7 +46,7 @@ def finite_bias(value: Any) -> float:
     """The gate bias as a float.
 
     Raises:
-        ValueError: it is no finite number. A config.json may hold anything here, and NaN would close every gate.
+        ValueError: it is not a finite number. A config.json may hold anything here, and NaN would close every gate.
     """
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise ValueError(f"gate_bias must be a finite number, not {value!r} (3e4 opens every gate)")

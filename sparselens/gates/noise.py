@@ -63,7 +63,7 @@ def words_of(noise: Noise, layer: int, shape: torch.Size, device: torch.device) 
     """What fused attention makes its noise of. Noise that knows no rows gives a fresh seed from torch's generator."""
     if isinstance(noise, RowNoise):
         return row_words(seed_from(noise.seed, noise.step, layer), noise.first_row, shape, device)
-    return row_words(int(torch.randint(2**32, ())), 0, shape, device)  # drawn on the CPU: nobody waits for a GPU
+    return row_words(int(torch.randint(2**32, ())), 0, shape, device)  # drawn on the CPU, so as not to wait for the GPU
 
 
 def row_words(seed: int, first_row: int, shape: torch.Size, device: torch.device) -> Words:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,10 @@ class GateStatistics:
     An attention edge is one open (layer, head, query position, key position). Two normalisations are in use and differ
     by about two on causal models: the share of *visible* pairs, our default, and the share of *all* query-key pairs
     (T squared), which the paper's Fig. 2 uses.
+
+    >>> with sl.record_gates(model) as gates:
+    ...     model(tokens)
+    >>> gates.share_of_visible_pairs
     """
 
     def __init__(self, settings: GateSettings) -> None:
@@ -140,12 +145,36 @@ def record_gates(model: nn.Module) -> Iterator[GateStatistics]:
     >>> gates.open_fraction  # Float["layer head"]
 
     Raises:
-        ValueError: the model carries no gates.
+        ValueError: the model carries no gates; or, in a forward pass, tokens hold padding without an `attention_mask`,
+            which would be counted as text.
     """
     settings = gate_settings(model)
     statistics = GateStatistics(settings)
     settings.recorders.append(statistics)
     try:
-        yield statistics
+        with _refusing_padding(model):
+            yield statistics
     finally:
         settings.recorders.remove(statistics)
+
+
+@contextmanager
+def _refusing_padding(model: Any) -> Iterator[None]:
+    """Inside, a TransformerBridge refuses rows of tokens that hold padding without a mask."""
+    from sparselens.prompts.checks import refuse_unreadable
+
+    inner = getattr(model, "original_model", None)
+    if inner is None or getattr(model, "tokenizer", None) is None:  # then padding is not known
+        yield
+        return
+
+    def check(_: nn.Module, args: Any, kwargs: Any) -> None:
+        tokens = args[0] if args else kwargs.get("input_ids")
+        if isinstance(tokens, Tensor) and not tokens.is_floating_point() and kwargs.get("attention_mask") is None:
+            refuse_unreadable(model, tokens, packed=True)
+
+    handle = inner.register_forward_pre_hook(check, with_kwargs=True, prepend=True)  # before a mask is put in
+    try:
+        yield
+    finally:
+        handle.remove()

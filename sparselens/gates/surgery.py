@@ -1,4 +1,4 @@
-"""Makes a dense model sparse-attention-capable in place, and dense again: one face for both ways into a model."""
+"""Gates a dense model in place, and removes the gates again: one entry point for TransformerLens and transformers."""
 
 from typing import TypeVar
 
@@ -23,6 +23,8 @@ def sparsify(model: Model, gate_bias: float | None = None, *, implementation: Im
     A TransformerLens model (TransformerBridge, HookedTransformer) gets the hook points `hook_gate_logits`,
     `hook_gate_probs` and `hook_gate` in every attention; a transformers model gets `attn_implementation="sparselens"`,
     also inside a PeftModel.
+
+    >>> model = sl.sparsify(sl.load("gpt2"), gate_bias=3e4)  # every gate open: GPT-2 as it was
 
     Args:
         gate_bias: added to the attention scores in the gate only. Default: the model's own (`config.gate_bias`, as
@@ -62,6 +64,8 @@ def sparsify(model: Model, gate_bias: float | None = None, *, implementation: Im
 def densify(model: Model) -> Model:
     """Take the gates out again, in place: the exact inverse of `sparsify`.
 
+    >>> sl.densify(sl.load("addition-sparse"))  # the weights of the sparse model with dense attention
+
     Raises:
         ValueError: the model carries no gates.
     """
@@ -75,7 +79,11 @@ def densify(model: Model) -> Model:
 
 
 def is_sparse(model: nn.Module) -> bool:
-    """Does the model carry gates? Changes nothing."""
+    """Does the model carry gates? Changes nothing.
+
+    >>> sl.is_sparse(sl.load("addition-sparse"))
+    True
+    """
     return find_settings(model) is not None
 
 
@@ -100,7 +108,7 @@ def find_settings(model: nn.Module) -> GateSettings | None:
     """The settings with which the model runs, to read; None for a dense model. Changes nothing."""
     if hooked.is_hooked(model):
         return hooked.hooked_settings(model)
-    return attention.transformers_settings(model) or attention.settings_asked_for(without_peft(model))
+    return attention.transformers_settings(model) or attention.settings_in_config(without_peft(model))
 
 
 def _installed(model: nn.Module) -> GateSettings | None:

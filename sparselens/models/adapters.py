@@ -126,7 +126,7 @@ def merge(network: PreTrainedModel) -> PreTrainedModel:
 
 
 def _untie(part: Any, holders: Counter[int]) -> None:
-    """Give the layer a weight of its own where it shares one, as embeddings do: what is added belongs to it alone."""
+    """Give the layer its own copy of a shared (tied) weight, since what is added belongs to it alone."""
     layer = None if hasattr(part, "original_module") else part.get_base_layer()
     if layer is not None and holders[id(layer.weight)] > 1:
         layer.weight = nn.Parameter(layer.weight.detach().clone(), layer.weight.requires_grad)
@@ -239,7 +239,7 @@ def _warn_of_other_base(found: list[float], wanted: list[float], folder: Path) -
 
 
 def _parts(model: nn.Module) -> dict[str, Any]:
-    """The layers that peft has put in the place of the model's own, by name."""
+    """The layers with which peft has replaced the model's, by name."""
     if "peft" not in sys.modules:  # then nothing of it can be in the model
         return {}
     from peft.tuners.tuners_utils import BaseTunerLayer

@@ -57,6 +57,9 @@ def save(
     Of a model with adapters (LoRA) only these are written, as peft writes them, with the name of their base, which
     `load` opens first. The weights that it opens are the base's with the adapters' merged in.
 
+    >>> sl.save(model, "gpt2-sparse", result=result)
+    >>> sl.load("gpt2-sparse")
+
     Args:
         tokenizer: default: the model's own, where it has one
         base_model: where the dense model came from, for the record: a hub id, or a folder, of which the record says the
@@ -96,7 +99,7 @@ def save(
 
 
 def _replace(folder: Path, new: Path, previous: Path) -> None:
-    """Put `new` in the place of `folder`; if that fails, the old one stays."""
+    """Replace `folder` by `new`; if that fails, the old one stays."""
     if folder.exists():
         folder.rename(previous)
     try:
@@ -160,6 +163,9 @@ def load(
     **options: Any,
 ) -> Any:
     """Open a model as a TransformerBridge in evaluation mode, with its gates if it was saved with gates.
+
+    >>> model = sl.load("addition-sparse")
+    >>> dense = sl.load("HuggingFaceTB/SmolLM2-135M", dtype=torch.bfloat16)
 
     Args:
         name: a folder, the name of a shipped model (see `shipped_models`), or the id of a hub repository, which is
@@ -270,6 +276,8 @@ def push_to_hub(
     """Save the model, with the keyword arguments of `save`, and upload the folder. Returns its address.
 
     The only function that sends anything anywhere; it needs a token of the hub that may write to `repo_id`.
+
+    >>> sl.push_to_hub(model, "me/gpt2-sparse", result=result)
 
     Raises:
         ValueError: the model is adapters of a folder on this machine, which nobody else could open.

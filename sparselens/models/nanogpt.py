@@ -1,7 +1,7 @@
 """Opens weights in nanoGPT's layout: the raw `final.pth` that the paper's authors released.
 
 Such a file names its tensors as GPT-2 does, keeps linear weights as (output, input) where GPT-2 keeps (input, output),
-pads the vocabulary to 50304 and says nothing of the gate; the authors evaluate it with `scores > 0`, a gate bias of 0.
+pads the vocabulary to 50304 and does not mention the gate; the authors evaluate it with `scores > 0`, a gate bias of 0.
 """
 
 from pathlib import Path
@@ -29,6 +29,8 @@ def load_nanogpt(
     tokenizer: Any = None,
 ) -> Any:
     """A gated TransformerBridge from a nanoGPT weight file.
+
+    >>> model = sl.load_nanogpt("out/ckpt.pt", tokenizer=AutoTokenizer.from_pretrained("gpt2"))
 
     Args:
         n_heads: default: what the file says, else one head per 64 dimensions, as in every GPT-2

@@ -61,6 +61,6 @@ def _download(repository: str, files: tuple[str, ...]) -> Path:
         return Path(snapshot_download(repository, allow_patterns=list(files)))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
-            f"{repository!r} is no folder, no shipped model ({', '.join(shipped_models())}), and the hub gave no such "
-            f"repository: {error}"
+            f"{repository!r} is not a folder, not a shipped model ({', '.join(shipped_models())}), and the hub "
+            f"gave no such repository: {error}"
         ) from error

@@ -1,4 +1,4 @@
-"""Where a model comes from and what it came to: what `sparselens.json` and the model card say. No local path."""
+"""A model's origin and results, as `sparselens.json` and the model card have them. No local path."""
 
 import shlex
 import sys
@@ -23,7 +23,7 @@ def record_of(
     test: tuple[Evaluation, Evaluation] | None,
     command: str | None,
 ) -> dict[str, Any]:
-    """What `sparselens.json` and the model card say; None for what is not known."""
+    """What `sparselens.json` and the model card hold; None for what is unknown."""
     settings = find_settings(model)
     dense, sparse = test or ((result.dense, result.sparse) if result else (None, None))
     return {
@@ -47,12 +47,12 @@ def origin(model: nn.Module) -> str | None:
 
 
 def without_path(place: str | None) -> str | None:
-    """What may be told of where a model is: of a folder on this machine its name only."""
+    """A model's place without private paths: of a folder on this machine the name only."""
     return Path(place).name if place and is_local(place) else place
 
 
 def _command_line() -> str | None:
-    """The running command if it is sparselens; any other program's, a notebook's above all, tells nobody anything."""
+    """The running command if it is sparselens; that of another program, such as a notebook, is no help."""
     program = Path(sys.argv[0])
     if program.stem != "sparselens" and program.parts[-2:] != ("sparselens", "__main__.py"):
         return None

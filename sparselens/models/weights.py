@@ -55,7 +55,7 @@ def open_weights(path: Path, name: str, gguf_file: str | None, options: dict[str
 
 @contextmanager
 def without_bar() -> Iterator[None]:
-    """Without transformers' progress bars, which say nothing of what is read or written, or why."""
+    """Without transformers' progress bars, which do not say what is read or written."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -1,7 +1,8 @@
-"""The order in which a task's pairs come: no pair twice, and no clean prompt twice before all have had their turn.
+"""The order in which a task's pairs come: no pair twice, and no clean prompt again before all have come once.
 
-Pairs are drawn at random until hardly a new one turns up. Then all the choices that a task can make are gone through
-one by one, where they are few enough, so that the last pairs are found without waiting for chance.
+1. Pairs are drawn at random until new ones are rare.
+2. Then, if few enough remain, all combinations of choices that the task can make are enumerated, so that the last pairs
+   need not be found by chance.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -14,12 +15,12 @@ from sparselens.prompts.pairs import PromptPair
 DrawOne = Callable[[Draw], PromptPair]
 
 RETRIES = 3  # rounds for clean prompts whose pairs did not fit: with another corrupted prompt they may
-_PATIENCE = 1000  # draws without anything new, before one asks what is left
+_PATIENCE = 1000  # draws without anything new, before what is left is enumerated
 _MOST_CHOICES = 200  # of one pair; a draw that makes more may be one that never ends
 
 
 class Candidates:
-    """Different pairs of a task, in rounds: in the first ones every clean prompt comes once, in the last one again."""
+    """Different pairs of a task, in rounds: each clean prompt comes once at first, and again only in the last round."""
 
     def __init__(self, draw: DrawOne, seed: int) -> None:
         self._draw, self._random = draw, Draw(seed)

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sparselens.prompts.intervals import Interval, mean_interval, proportion_interval
-from sparselens.prompts.metrics import Metric, accuracy, find_metric, kl_divergence, name_of
+from sparselens.prompts.metrics import Metric, accuracy, find_metric, kl_divergence, logit_difference, name_of
 from sparselens.prompts.pairs import PromptPair
 from sparselens.prompts.runs import answer_logits
 from sparselens.prompts.tokenized import CLUSTER_BY, NO_ANSWER, TokenizedPairs
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Capability(Result):
-    """A model's answers to a task's clean prompts."""
+    """A model's answers to a task's clean prompts.
+
+    >>> result = sl.evaluate(model, pairs)
+    >>> result.accuracy, result.values.mean()
+    """
 
     task: str
     metric_name: str
@@ -62,14 +66,20 @@ class Capability(Result):
 
     @property
     def failures(self) -> tuple[PromptPair, ...]:
-        """The pairs that the model does not solve."""
+        """The pairs that the model does not solve.
+
+        Raises:
+            ValueError: the pairs were made from tensors, so their strings are not known.
+        """
+        if not self.pairs.prompts:
+            raise ValueError("these pairs were made from tensors: take found.pairs[~found.correct]")
         wrong = (~self.correct).nonzero().flatten().tolist()
         return tuple(self.pairs.prompts[i] for i in wrong)
 
 
 def evaluate(
     model: nn.Module,
-    task: "Task",
+    task: "Task | TokenizedPairs",
     n: int = 200,
     seed: int = 0,
     *,
@@ -81,35 +91,42 @@ def evaluate(
     progress: bool = True,
     cluster_by: str = "prompt",
 ) -> Capability:
-    """Run a model, dense or sparse, on n clean prompts of a task in evaluation mode.
+    """Run a model, dense or sparse, on n clean prompts of a task, or on given pairs, in evaluation mode.
 
     >>> found = evaluate(sl.load("addition"), TASKS["addition"], n=100)
     >>> found.accuracy, found.correct.shape  # with its confidence interval, [batch]
+    >>> evaluate(model, pairs).correct  # of TokenizedPairs, all of which are run
 
     Args:
-        metric: function of (logits, pairs), or name in `sparselens.prompts.metrics`. Default: the task's
+        task: draws `n` pairs with `seed`, `corruption`, `tokenizer` and `bos`; or pairs, all of which are run
+        metric: function of (logits, pairs), or name in `sparselens.prompts.metrics`. Default: the task's, or the logit
+            difference
         tokenizer: default: the model's own (`model.tokenizer`)
         bos: put the tokenizer's BOS first. Default: as the tokenizer itself does; a TransformerBridge has set it to
         cluster_by: which pairs count as one observation: those with the same clean "prompt", or the same "answer"
 
     Raises:
-        ValueError: there is no tokenizer, or the task does not fit it (see `Task.tokenize`).
+        ValueError: there is no tokenizer, the task does not fit it (see `Task.tokenize`), or pairs are another model's.
     """
     if cluster_by not in CLUSTER_BY:
         raise ValueError(f"cluster_by={cluster_by!r}: want {' or '.join(CLUSTER_BY)}")
-    if not hasattr(task, "tokenize"):
-        raise ValueError(f"want a Task, such as TASKS['ioi'], not {task!r:.80}")
-    measure = find_metric(metric or task.metric)
+    if not isinstance(task, TokenizedPairs) and not hasattr(task, "tokenize"):
+        raise ValueError(f"want a Task, such as TASKS['ioi'], or TokenizedPairs, not {task!r:.80}")
+    measure = find_metric(metric or getattr(task, "metric", logit_difference))
     if measure is kl_divergence:
         raise ValueError("kl_divergence compares two runs, and only clean prompts are run here: take another metric")
-    tokenizer = tokenizer or getattr(model, "tokenizer", None)
-    if tokenizer is None:
-        raise ValueError(f"this {type(model).__name__} has no tokenizer: pass tokenizer=...")
-    pairs = task.tokenize(tokenizer, n, seed, corruption, bos)
-    at_end = answer_logits(model, pairs, batch_size=batch_size, progress=task.name if progress else None).cpu()
-    only_end = TokenizedPairs(pairs.clean[:, -1:], pairs.corrupted[:, -1:], pairs.answer, pairs.wrong_answer)
+    if isinstance(task, TokenizedPairs):
+        name, pairs = "given pairs", task
+    else:
+        tokenizer = tokenizer or getattr(model, "tokenizer", None)
+        if tokenizer is None:
+            raise ValueError(f"this {type(model).__name__} has no tokenizer: pass tokenizer=...")
+        name, pairs = task.name, task.tokenize(tokenizer, n, seed, corruption, bos)
+    at_end = answer_logits(model, pairs, batch_size=batch_size, progress=name if progress else None).cpu()
+    answer, wrong_answer = pairs.answer.cpu(), pairs.wrong_answer.cpu()
+    only_end = TokenizedPairs(pairs.clean[:, -1:].cpu(), pairs.corrupted[:, -1:].cpu(), answer, wrong_answer)
     correct, values = (score(at_end[:, None], only_end) for score in (accuracy, measure))
-    return Capability(task.name, name_of(measure), pairs, correct.bool(), values, chance_of(pairs), cluster_by)
+    return Capability(name, name_of(measure), pairs, correct.bool(), values, chance_of(pairs), cluster_by)
 
 
 def chance_of(pairs: TokenizedPairs) -> float:

@@ -1,6 +1,6 @@
-"""Refuses what is no model or no pairs, and prompts that a model cannot read.
+"""Refuses what is not a model or not pairs, and prompts that a model cannot read.
 
-These are of another vocabulary, with token ids out of range, or with unmarked padding.
+Those have another vocabulary, token ids out of range, or padding without an attention mask.
 """
 
 from collections.abc import Mapping

@@ -20,6 +20,8 @@ class PromptPair:
     Answers are written as they continue the prompt, with their leading space. `END` is the position whose logits give
     the answer: the prompt's last character, unless another is named.
 
+    >>> PromptPair("The boys", "The boy", (" are",), (" is",))
+
     Raises:
         ValueError: a string is empty, the prompts are equal, an answer is right and wrong, or a position is outside.
     """
@@ -74,6 +76,8 @@ def pair(
     after: Sequence[str] = (),
 ) -> PromptPair:
     """Fill a template with `words` for the clean prompt, and with `changes` for the corrupted one.
+
+    >>> pair("{A} gave it to", {"A": "Mary"}, {"A": "John"}, " Anna", " Tom")
 
     Args:
         after: positions whose next word becomes a position as well: `S1` gives `S1+1`

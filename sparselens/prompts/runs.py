@@ -48,5 +48,8 @@ def answer_logits(
 
 
 def with_reference(model: nn.Module, pairs: TokenizedPairs, batch_size: int = 32) -> TokenizedPairs:
-    """The same pairs with the model's clean log-probabilities, the reference of `metrics.kl_divergence`."""
+    """The same pairs with the model's clean log-probabilities, the reference of `metrics.kl_divergence`.
+
+    >>> patch_heads(model, with_reference(model, pairs), "kl_divergence")
+    """
     return replace(pairs, reference=answer_logits(model, pairs, batch_size=batch_size).log_softmax(-1))

@@ -209,13 +209,13 @@ class Task:
         return drawn
 
     def _tell_repeats(self, pairs: Sequence[PromptPair]) -> None:
-        """Warn where more pairs were asked for than there are clean prompts; of given pairs the user knows."""
+        """Warn when there are fewer clean prompts than pairs; not for given pairs, whose user knows."""
         different = len({pair.clean for pair in pairs})
         if different < len(pairs) and self.draw is not _given:
             here = " with this tokenizer" if self.fit else ""
             warnings.warn(
-                f"{self.name!r} has {different} different clean prompts{here}: {len(pairs)} pairs ask some of them "
-                "again, with other wrong answers, and tell little more than those",
+                f"{self.name!r} has {different} different clean prompts{here}: {len(pairs)} pairs repeat some of "
+                "them with other wrong answers, which adds little information",
                 stacklevel=5,
             )
 

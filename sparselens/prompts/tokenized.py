@@ -104,11 +104,11 @@ class TokenizedPairs(Result):
         return tokens if mask is None else {"input_ids": tokens, "attention_mask": mask}
 
     def clusters(self, by: str = "prompt") -> list[Hashable]:
-        """A label a pair, equal where pairs are no independent draws, for the intervals of `prompts.intervals`.
+        """A label per pair, equal where pairs are not independent draws, for the intervals of `prompts.intervals`.
 
         Args:
             by: "prompt": pairs with the same clean prompt, which a model answers alike; or "answer": with the same
-                right answers, for which a model may have a liking
+                right answers, which a model may favour
 
         Raises:
             ValueError: there is no such way.
@@ -184,7 +184,7 @@ class TokenizedPairs(Result):
         """Some of the prompts, in the order of `rows`.
 
         Raises:
-            ValueError: no row is left, or they are no numbers.
+            ValueError: no row is left, or they are not numbers.
         """
         if isinstance(rows, str):
             raise ValueError(f"no such rows: {rows!r} (want numbers, a slice or a mask; positions are in .positions)")

@@ -8,7 +8,11 @@ Continuation = str | tuple[str, str]  # must be one token after any text, or aft
 
 
 def spaced(word: str) -> tuple[Continuation, ...]:
-    """The word with a leading space must be one token."""
+    """The word with a leading space must be one token.
+
+    >>> spaced("Mary")
+    (' Mary',)
+    """
     return (" " + word,)
 
 

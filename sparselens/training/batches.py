@@ -24,7 +24,7 @@ def stream(batches: Batches, start: int) -> Iterator[Batch]:
     """Batches from number `start` on, without end.
 
     Raises:
-        ValueError: an iterable turns out to be empty, or could be gone through only once.
+        ValueError: an iterable turns out to be empty, or can be iterated over only once.
     """
     if callable(batches):
         return map(batches, itertools.count(start))

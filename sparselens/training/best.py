@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sparselens.training.evaluation import Evaluation
-from sparselens.training.processes import is_shared_out
+from sparselens.training.processes import is_sharded
 from sparselens.training.trained import put_trained_state, trained_state
 
 
@@ -53,4 +53,4 @@ class Best:
 
 
 def _copy(value: Tensor) -> Tensor:
-    return value.clone() if is_shared_out(value) else value.to("cpu", copy=True)
+    return value.clone() if is_sharded(value) else value.to("cpu", copy=True)

@@ -12,7 +12,7 @@ def goes_on(path: Path | None, resume: bool, finish: bool) -> bool:
     """Whether a run goes on from the checkpoint at this path, or begins.
 
     Raises:
-        ValueError: there is one although nobody asked to go on, or none to finish.
+        ValueError: there is one but neither resume nor finish, or none to finish.
     """
     found = path is not None and path.exists()
     if (resume or finish) and path is None:

@@ -13,7 +13,10 @@ _FREE = ("checkpoint_every", "checkpoint_minutes", "wandb")  # may differ in a r
 
 @dataclass(frozen=True)
 class PostTrainConfig:
-    """How to post-train. RESULTS.md, "What was tried", has the runs that decided each default."""
+    """How to post-train. RESULTS.md, "What was tried", has the runs that decided each default.
+
+    >>> PostTrainConfig(steps=500, margin=0.02, learning_rate=1e-4)
+    """
 
     steps: int = 3000
     target: float | None = None  # nats per token; None: the dense model's held-out loss plus `margin`

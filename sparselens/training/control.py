@@ -44,15 +44,15 @@ def control(learning_rate: float, dense_loss: float, steps: int, train: Callable
 
 
 def gain_of(controls: Sequence[Control], dense_loss: float) -> str | None:
-    """What to mind where fine-tuning alone gains so much that a target at the dense loss asks for little."""
+    """A warning if fine-tuning alone gains so much that a target at the dense loss is easy to meet; else None."""
     losses = {loss: step for control in controls if control.holds for step, loss in control.losses.items()}
     if not losses or min(losses) >= dense_loss - GAIN:
         return None
     loss = min(losses)
     return (
         f"with every gate open {losses[loss]} steps of training alone bring the held-out loss to {loss:.4f}, "
-        f"{dense_loss - loss:.4f} below the dense model's: a target near the dense loss leaves gates so much to cost. "
-        "Set a lower target, or distillation=1, which keeps to what the dense model says"
+        f"{dense_loss - loss:.4f} below the dense model's: a target near the dense loss lets gates cost that much. "
+        "Set a lower target, or distillation=1, which keeps to the dense model's predictions"
     )
 
 

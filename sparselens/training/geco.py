@@ -30,6 +30,10 @@ class GecoState(TypedDict):
 class Geco:
     """The Lagrange multiplier of one constrained run.
 
+    >>> geco = Geco(target=3.2)
+    >>> loss = geco.loss(expected_edges, task_loss)  # to be minimised
+    >>> geco.update(float(task_loss))
+
     Args:
         target: the task loss that may not be exceeded  # nats per token
         rate: the largest step of log multiplier in one call of `update`

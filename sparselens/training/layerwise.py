@@ -91,6 +91,6 @@ def _stream_of(output: Any) -> Stream:
 
 
 def _run_without_logits(model: nn.Module, batch: Batch) -> None:
-    """Logits are much of a small model's work, and nobody looks at them here."""
+    """Logits are much of a small model's work, and unused here."""
     fewer = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     logits_of(model, batch, **fewer)

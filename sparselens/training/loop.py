@@ -59,32 +59,36 @@ def post_train(
 ) -> PostTrainResult:
     """Close as many gates of a gated model as the task loss allows; the model is changed in place.
 
+    >>> model = sl.sparsify(sl.load("gpt2"), gate_bias=3e4)
+    >>> result = sl.post_train(model, batches, sl.PostTrainConfig(steps=500), held_out=held_out, out="run")
+    >>> sl.save(model, "gpt2-sparse", result=result)
+
     Args:
         model: a gated TransformerLens or transformers model, see `sparsify`
-        batches: a function from an index to a batch, or an iterable that is gone through again and again. In several
-            processes each batch is the global one, of which every process takes its rows
+        batches: a function from an index to a batch, or an iterable that is repeated. With several
+            processes each batch is global, and every process takes its share of rows
         held_out: batches on which the target is set and checked
-        loss: mean nats per token from logits and batch. Over the batches and processes of a step, and over held-out
-            batches, one of ours is a mean over all tokens that count, whatever the padding; a caller's own is a mean
-            over rows. The expected share of edges is a mean over the batches and processes of a step
+        loss: mean nats per token from logits and batch. The library's own losses are averaged over all tokens that
+            count, whatever the padding, in the batches and processes of a step and in held-out batches; other losses
+            over rows. The expected share of edges is averaged over the batches and processes of a step
         dense: the dense model that target and distillation refer to. Default: `model` itself with its gates open and
             its adapters, if it has any, off; give it when `model` has been post-trained before
         out: folder for the checkpoint and `log.jsonl`. With it Ctrl-C and SIGTERM end the run after its step, with a
             checkpoint
-        resume: go on from the checkpoint in `out`, given the same dense model and data; the result is that of the
-            uninterrupted run, in another number of processes but for rounding
-        finish: end the run of the checkpoint in `out` where it is, with its best state so far; it can still be resumed
-        progress: tell on standard error how the run goes
+        resume: continue from the checkpoint in `out`, with the same dense model and data; the result is that of the
+            uninterrupted run, up to rounding if the number of processes differs
+        finish: end the checkpoint's run where it is, with its best state so far; it can still be resumed
+        progress: report progress on standard error
         on_evaluation: called in the main process with the history so far, after every evaluation on held-out data; for
             instance `analyses.live_training_figure()`
         accelerator: default: one made for this run with the precision that `config` names
 
-    The model is left in evaluation mode, with its `.grad` cleared; with FSDP its weights stay shared out.
+    The model is left in evaluation mode, with its `.grad` cleared; with FSDP its weights stay sharded.
 
     Raises:
         ValueError: batches are text, the model carries no gates, a loss or gradient is not finite (the model then holds
             the weights from before that step), a parameter to be trained has half precision, `out` holds another run or
-            another process is at work in it, or the checkpoint is damaged; layer-by-layer steps were asked of several
+            another process is at work in it, the checkpoint is damaged, or layer-by-layer steps are wanted in several
             processes.
         KeyboardInterrupt: the run was asked to stop. With `out`, `resume=True` goes on from there.
     """

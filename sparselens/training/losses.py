@@ -24,7 +24,7 @@ def tokens_of(batch: Batch) -> Int[Tensor, "batch pos"]:
     """The token ids of a batch.
 
     Raises:
-        ValueError: it is no batch, but text, say.
+        ValueError: it is not a batch (text, for instance).
     """
     if isinstance(batch, Tensor):
         return batch

@@ -26,21 +26,21 @@ def accelerator_for(mixed_precision: str) -> Accelerator:
     return Accelerator(mixed_precision=mixed_precision, kwargs_handlers=[unused])
 
 
-def is_shared_out(value: Tensor) -> bool:
+def is_sharded(value: Tensor) -> bool:
     """Does this process hold only a part of the tensor?"""
     return hasattr(value, "full_tensor")  # DTensor, whose import takes a while
 
 
 def whole(tree: Any, keep: bool = True) -> Any:
-    """Put the tensors in a tree together that are shared out, in main memory; others stay as they are.
+    """Gather the sharded tensors of a tree, in main memory; others stay as they are.
 
     Args:
         tree: tensors and anything else, in dictionaries, lists and tuples
-        keep: False in processes that only help to put them together; they get None in the place of each
+        keep: False in processes that only help to gather them; they get None in place of each
     """
 
     def gather(value: Any) -> Any:
-        if not isinstance(value, Tensor) or not is_shared_out(value):
+        if not isinstance(value, Tensor) or not is_sharded(value):
             return value
         full: Tensor = value.full_tensor()  # type: ignore[attr-defined]
         return full.cpu() if keep else None
@@ -48,9 +48,9 @@ def whole(tree: Any, keep: bool = True) -> Any:
     return tree_map(gather, tree)
 
 
-def shared_out_like(value: Tensor, full: Tensor) -> Tensor:
-    """A whole tensor, shared out as `value` is; every process has it whole."""
-    if not is_shared_out(value) or is_shared_out(full):
+def sharded_like(value: Tensor, full: Tensor) -> Tensor:
+    """A whole tensor, which every process has, sharded as `value` is."""
+    if not is_sharded(value) or is_sharded(full):
         return full
     from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -64,7 +64,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments = {
         number: {
-            name: shared_out_like(parameters[number], value) if value.shape == parameters[number].shape else value
+            name: sharded_like(parameters[number], value) if value.shape == parameters[number].shape else value
             for name, value in held.items()
         }
         for number, held in state["state"].items()

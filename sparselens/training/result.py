@@ -1,4 +1,4 @@
-"""What a post-training run came to, and what is to be said of a run that came to nothing."""
+"""The result of a post-training run, and notes on a run that failed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,12 +8,15 @@ from sparselens.results import Result
 from sparselens.training.control import Control, gain_of
 from sparselens.training.evaluation import OPEN_BIAS, Evaluation
 
-_LOST = 2.0  # nats above the dense model: no step towards sparsity costs as much
+_LOST = 2.0  # nats above the dense model: sparsity never costs that much
 
 
 @dataclass(frozen=True, repr=False)
 class PostTrainResult(Result):
-    """What a run came to. The model itself now holds the weights of `step`."""
+    """The result of a run. The model itself now holds the weights of `step`.
+
+    >>> result.sparse.share_of_visible_pairs, result.sparse.loss - result.dense.loss
+    """
 
     dense: Evaluation  # the dense model on the held-out batches
     sparse: Evaluation  # the returned state on the same batches

@@ -18,7 +18,7 @@ from sparselens.training.losses import Batch, Logits, Loss, distillation_loss, d
 class Teacher:
     """The dense model as it was before training: a frozen copy.
 
-    Where only adapters train it is no copy but the model itself, with its adapters off and its gates open.
+    Where only adapters train it is the model itself, not a copy, with its adapters off and its gates open.
 
     Args:
         weight: share of the dense model's own distribution in the labels, 0 to 1

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sparselens.gates.hooked import is_hooked
 from sparselens.gates.surgery import gate_settings, sparsify
 from sparselens.models.adapters import without_peft
-from sparselens.training.processes import is_shared_out, shared_out_like, whole
+from sparselens.training.processes import is_sharded, sharded_like, whole
 
 PARTS = ("attention", "qk", "all")
 _OF_EACH = 4  # weights
@@ -134,7 +134,7 @@ def put_trained_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             )
     with torch.no_grad():
         for name, value in wanted.items():
-            value.copy_(shared_out_like(value, state[name]))
+            value.copy_(sharded_like(value, state[name]))
 
 
 def in_one_piece(model: Any, another: Callable[[], Any], keep: bool) -> Any:
@@ -144,7 +144,7 @@ def in_one_piece(model: Any, another: Callable[[], Any], keep: bool) -> Any:
         another: opens the model anew
         keep: False in processes that only help; they get the model as it is
     """
-    if not any(map(is_shared_out, model.parameters())):
+    if not any(map(is_sharded, model.parameters())):
         return model
     state = whole(trained_state(model), keep)
     if not keep:

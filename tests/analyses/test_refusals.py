@@ -37,7 +37,18 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "a name as a model": (lambda: analyses.patch_heads("gpt2", PAIRS), "not gpt2: sl.load"),
     "a name for its attention": (lambda: analyses.attention_edges("gpt2", PAIRS), "not gpt2: sl.load"),
     "a name to compare": (lambda: analyses.compare("gpt2", MODEL, TASKS["ioi"]), "not gpt2: sl.load"),
-    "a name to evaluate": (lambda: sl.evaluate(MODEL, "ioi"), r"want a Task, such as TASKS\['ioi'\], not 'ioi'"),
+    "a name to evaluate": (
+        lambda: sl.evaluate(MODEL, "ioi"),
+        r"want a Task, such as TASKS\['ioi'\], or TokenizedPairs, not 'ioi'",
+    ),
+    "pairs out of the vocabulary to compare": (
+        lambda: analyses.compare(MODEL, MODEL, sl.TokenizedPairs(IDS, IDS + 90, PAIRS.answer, PAIRS.wrong_answer)),
+        "token 90 of corrupted prompt 0",
+    ),
+    "answers out of the vocabulary to compare": (
+        lambda: analyses.compare(MODEL, MODEL, sl.TokenizedPairs(IDS, IDS + 1, IDS[:, 0] + 90, IDS[:, 1])),
+        "token 90 of answer 0",
+    ),
     "a task to keep the top of": (
         lambda: analyses.keep_top(MODEL, TASKS["ioi"], []),
         "want TokenizedPairs, not Task",

@@ -200,7 +200,7 @@ def test_half_precision():
 def test_a_stream_that_is_read_without_its_positions_is_refused():
     KINDS["shortformer"] = {"positional_embedding_type": "shortformer"}
     try:
-        with pytest.raises(ValueError, match="cannot read layer 0 of this HookedTransformer: queries are no function"):
+        with pytest.raises(ValueError, match="cannot read layer 0 of this HookedTransformer: queries are not"):
             attribute_edges(make_model("shortformer"), make_pairs(), logit_difference, **QUIET)
     finally:
         del KINDS["shortformer"]

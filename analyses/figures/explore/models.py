@@ -81,7 +81,7 @@ class Models:
         """
         n_pos, place = len(self.tokens(prompt)), dict(read_cut(edge).places)
         if "key_pos" not in place:
-            raise ValueError(f"{edge!r} is no attention edge: want one such as a0.h1:3->7")
+            raise ValueError(f"{edge!r} is not an attention edge: want one such as a0.h1:3->7")
         self.refuse_unknown([edge], n_pos)
         found: dict[str, QKAttribution] = {}
         for name, model in self._models.items():

@@ -1,4 +1,4 @@
-"""The page of an exploration on 127.0.0.1, for whoever has its address and nobody else.
+"""The page of an exploration on 127.0.0.1, which only those who have its address can read.
 
 Any page in the same browser could try to reach it, so every request must name this host (against DNS rebinding), carry
 the random token of the address, and come from this very page (`Origin`). It knows two paths and opens no file.
@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from sparselens.analyses.figures.explore.page import live_page
-from sparselens.analyses.figures.explore.steps import strict_json
+from sparselens.files.reading import strict_json
 
 HOST = "127.0.0.1"
 LARGEST = 2**20  # bytes of a request
@@ -117,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(length))
 
     def _answer(self, make: Any) -> None:
-        """Send what is asked for, or why not: a mistake is told, never lost."""
+        """Send the answer or the error; none is dropped."""
         status = HTTPStatus.OK
         try:
             kind, body = make()

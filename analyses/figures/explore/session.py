@@ -15,9 +15,10 @@ from sparselens.analyses.attribution.qk_attribution import QKAttribution
 from sparselens.analyses.figures.explore.commands import obeyed
 from sparselens.analyses.figures.explore.models import Models
 from sparselens.analyses.figures.explore.page import framed, recorded_page
-from sparselens.analyses.figures.explore.steps import Note, Step, step_of, strict_json, text_in
+from sparselens.analyses.figures.explore.steps import Note, Step, step_of, text_in
 from sparselens.analyses.figures.token_layout import printable
 from sparselens.analyses.patching.cuts import read_cut
+from sparselens.files.reading import strict_json
 from sparselens.files.whole import write_file, write_json
 from sparselens.gates.hooked import is_hooked
 from sparselens.gates.surgery import is_sparse
@@ -222,7 +223,7 @@ class Exploration:
 
 
 def explore(model: Any, dense: Any = None, prompt: str = "", *, title: str = "") -> Exploration:
-    """Cut attention edges, heads, MLPs or tokens of a model with a click, and watch what it would say next.
+    """Cut attention edges, heads, MLPs or tokens of a model with a click, and watch what it predicts.
 
     The last expression of a notebook cell shows it; there it is live where anywidget is installed
     (`pip install 'sparselens[notebook]'`). `sparselens explore` shows the same in a browser.

@@ -1,6 +1,5 @@
 """Steps of an exploration, and reading them from files and pages, which may hold anything."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -11,7 +10,7 @@ LONGEST_TEXT = 10_000  # characters
 
 @dataclass(frozen=True)
 class Note:
-    """What somebody said of a part."""
+    """A user's note on a part."""
 
     label: str = ""
     group: str = ""
@@ -31,22 +30,6 @@ class Step:
         """As JSON has it."""
         notes = {name: asdict(note) for name, note in self.notes.items()}
         return {"sparselens": FORMAT, "prompt": self.prompt, "cuts": list(self.cuts), "notes": notes}
-
-
-def strict_json(text: str | bytes) -> Any:
-    """Read JSON as its standard has it.
-
-    Raises:
-        ValueError: it is not JSON, or holds NaN or infinity, or is nested too deeply.
-    """
-
-    def refuse(constant: str) -> Any:
-        raise ValueError(f"{constant} is not JSON")
-
-    try:
-        return json.loads(text, parse_constant=refuse)
-    except RecursionError as error:
-        raise ValueError("this JSON is nested too deeply") from error
 
 
 def step_of(given: Mapping[str, Any]) -> Step:

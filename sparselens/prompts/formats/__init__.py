@@ -21,6 +21,8 @@ _OTHERS: dict[str, Any] = {"parquet": parquet, "mib": mib, "auto-circuit": auto_
 def read_pairs(path: str | Path, format: str, tokenizer: Any = None) -> list[PromptPair]:  # noqa: A002 - the field's word
     """The pairs in a file; `Task.from_records` makes a task of them.
 
+    >>> task = sl.Task.from_records("greater-than", sl.read_pairs("greater_than.csv", "eap-ig", tokenizer))
+
     Args:
         format: parquet, eap-ig, mib or auto-circuit
         tokenizer: that of an eap-ig file's model, since its answers are token ids
@@ -45,6 +47,8 @@ def write_pairs(
     name: str = "corrupted",
 ) -> Path:
     """Write pairs to a file, completely or not at all; returns its path.
+
+    >>> sl.write_pairs(TASKS["ioi"].pairs(100), "ioi.parquet", "parquet")
 
     Args:
         format: parquet, eap-ig, mib or auto-circuit

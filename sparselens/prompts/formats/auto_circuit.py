@@ -16,7 +16,7 @@ def read(path: Path) -> list[PromptPair]:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{path}: want a JSON object with a list "prompts" ({error!r})') from error
     if not isinstance(rows, list):
-        raise ValueError(f'{path}: "prompts" is no list')
+        raise ValueError(f'{path}: "prompts" is not a list')
     return pairs_from(path, enumerate(rows), _pair)
 
 

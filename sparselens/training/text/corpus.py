@@ -53,7 +53,7 @@ def prepare(
     Of a stream the first documents are held out, and no more is read than is `enough`.
 
     Args:
-        held_out: share of the text, half of it for validation and half for test; says nothing of a stream
+        held_out: share of the text, half of it for validation and half for test; unused for a stream
         most_held_out: tokens that are needed of each of them
         enough: tokens for training that are needed of a stream
         seed: of the documents that are held out
@@ -86,7 +86,7 @@ def prepare(
 
 
 def kept_sample(path: Path, asked: dict[str, Any], sample: Callable[[], Tokens], reuse: bool = False) -> Tokens:
-    """Sampled tokens in the file `path`; sampled again only if it does not hold them or `reuse` is not asked for.
+    """Sampled tokens in the file `path`; sampled again only if it does not hold them or without `reuse`.
 
     Raises:
         ValueError: the file holds what was sampled in another way.

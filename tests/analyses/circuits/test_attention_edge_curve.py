@@ -97,7 +97,9 @@ def test_what_does_not_fit_is_refused():
     scores = attribute_attention_edges(model, pairs, **QUIET)
     with pytest.raises(ValueError, match="sizes must rise from 0 or more, not \\[4, 2\\]"):
         curve_of(model, pairs, scores, sizes=[4, 2], **QUIET)
-    with pytest.raises(ValueError, match=f"the scores are of {len(pairs)} prompts, want one of each edge on each of"):
+    with pytest.raises(
+        ValueError, match=f"these are scores of {len(pairs)} prompts: want those of every edge on each of"
+    ):
         curve_of(model, pairs[:1], scores, **QUIET)
-    with pytest.raises(ValueError, match="the scores are of means only"):
+    with pytest.raises(ValueError, match="these are scores of means only"):
         curve_of(model, pairs, replace(scores, per_prompt=None), **QUIET)

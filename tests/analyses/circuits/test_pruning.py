@@ -71,7 +71,7 @@ def test_halves_share_no_clean_prompt():
     rows, others = halves(pairs, seed=0)
     assert sorted([*rows.tolist(), *others.tolist()]) == list(range(12))
     assert len({row % 6 for row in rows.tolist()}) == len({row % 6 for row in others.tolist()}) == 3
-    with pytest.raises(ValueError, match="all pairs ask the same clean prompt"):
+    with pytest.raises(ValueError, match="all pairs have the same clean prompt"):
         halves(two_layer_pairs(), seed=0)
 
 

@@ -1,5 +1,6 @@
 """A comparison is the same when loaded again, and goes on where it was interrupted."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,36 @@ def test_a_part_that_is_missing_or_broken(comparison: Comparison, tmp_path: Path
     (folder / "comparison.json").write_text("{")
     with pytest.raises(ValueError, match=r"comparison\.json is broken"):
         analyses.load_comparison(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("names", "ab"),
+        ("names", ["a", "b", "c"]),
+        ("names", [1, 2]),
+        ("share", "0.9"),
+        ("notes", "none"),
+        ("versions", ["torch"]),
+        ("prompts", 3),
+        ("prompts", [{"title": "a", "tokens": "abc"}]),
+    ],
+)
+def test_a_card_of_other_types_is_refused(name: str, value: Any, comparison: Comparison, tmp_path: Path):
+    card = comparison.save(tmp_path / "saved") / "comparison.json"
+    written = json.loads(card.read_text())
+    written["about"][name] = value
+    card.write_text(json.dumps(written))
+    with pytest.raises(ValueError, match=r"comparison\.json was written by another version"):
+        analyses.load_comparison(card.parent)
+
+
+@pytest.mark.parametrize("text", ["3", "[1, 2]", '"about"', "[" * 10**5])
+def test_a_card_that_is_no_object_is_refused(text: str, comparison: Comparison, tmp_path: Path):
+    card = comparison.save(tmp_path / "saved") / "comparison.json"
+    card.write_text(text)
+    with pytest.raises(ValueError, match=r"comparison\.json is broken"):
+        analyses.load_comparison(card.parent)
 
 
 def test_a_failing_rename_leaves_the_old_comparison(

@@ -105,7 +105,7 @@ def test_what_is_not_there_is_refused(small: Comparison, sparing: Comparison, tm
         lambda: small.dense.edges.stability(0.5),
         lambda: small.save_circuits(tmp_path / "circuits"),
     ):
-        with pytest.raises(ValueError, match="this comparison is slim; `sparselens compare` makes the whole one"):
+        with pytest.raises(ValueError, match="this comparison is slim: `sparselens compare` writes the full one"):
             ask()
     known = int((edges.mean.isfinite() & edges.exists).sum())
     with pytest.raises(ValueError, match=rf"the graph has 175 edges, of which {known} have a score"):
@@ -156,7 +156,7 @@ def test_damaged_files_are_refused(small: Comparison, tmp_path: Path, monkeypatc
     content = path.read_bytes()
     for broken in (content[: len(content) // 2], b"no zip at all"):
         (tmp_path / "broken.zip").write_bytes(broken)
-        with pytest.raises(ValueError, match=r"broken\.zip is no comparison, or damaged"):
+        with pytest.raises(ValueError, match=r"broken\.zip is not a comparison, or is damaged"):
             analyses.load_comparison(tmp_path / "broken.zip")
     for change, message in (
         ({"dense.edges.safetensors": b"cut short"}, r"dense\.edges\.safetensors does not hold a EdgeScores"),

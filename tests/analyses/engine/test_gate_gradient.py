@@ -73,7 +73,7 @@ def test_what_has_no_gradient_is_refused():
     model, pairs = sparse_model(), tiny_pairs()
     with pytest.raises(ValueError, match=r"no such gate_gradient: 'soft' \(want none, straight-through\)"):
         attribute_edges(model, pairs, gate_gradient="soft", progress=False)
-    with pytest.raises(ValueError, match="exact scores take no gradient"):
+    with pytest.raises(ValueError, match="exact scores use no gradient"):
         attribute_edges(model, pairs, method="exact", gate_gradient="straight-through", progress=False)
     with pytest.raises(ValueError, match=r"no such method: 'straight' \(want eap, "):
         attribute_attention_edges(model, pairs, method="straight", progress=False)

@@ -217,7 +217,7 @@ def test_a_file_of_something_else_is_left_alone(tmp_path: Path):
     path = tmp_path / "notes"
     for content in ("my notes", "[1, 2]\n", '{"a": 1}\n', "\n"):
         path.write_text(content)
-        with pytest.raises(ValueError, match=r"notes (is no log of batches|belongs to another call)"):
+        with pytest.raises(ValueError, match=r"notes (is not a log of batches|belongs to another call)"):
             opened(path)
         assert path.read_text() == content
 

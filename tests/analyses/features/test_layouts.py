@@ -214,7 +214,7 @@ def test_strange_folders_of_saelens_and_clt_forge(tmp_path: Path):
     config = tmp_path / "layer 1" / "cfg.json"
     settings = json.loads(config.read_text())
     for changes, message in (
-        ({"architecture": "standard"}, "'standard' is no transcoder"),
+        ({"architecture": "standard"}, "'standard' is not a transcoder"),
         ({"normalize_activations": "layer_norm"}, "is 'layer_norm', want 'none'"),
         ({"metadata": {"hook_name": "blocks.1.mlp.hook_in"}}, "want hook_name and hook_name_out in one layer"),
         ({"metadata": settings["metadata"] | {"hook_name_out": "blocks.1.hook_attn_out"}}, "write to 'hook_attn_out'"),

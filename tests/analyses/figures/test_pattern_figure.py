@@ -189,6 +189,11 @@ def test_in_a_notebook_the_page_is_in_a_frame_that_may_only_run_its_script():
     assert html.unescape(frame[frame.index('srcdoc="') + 8 : frame.rindex('"')]) == view.html
 
 
+def test_neither_numbers_nor_pages_are_printed():
+    assert repr(figure_of(1, 1, ["a", "b"])).startswith("PatternFigure(tokens=('a', 'b')")
+    assert repr(head_pattern(causal(1, 1, 2), [["a", "b"]], 0, 0, 0)) == "HeadPattern()"
+
+
 def test_a_head_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match=r"no head a3\.h0"):
         head_pattern(causal(2, 2, 3), [list("abc")], 0, 3, 0)

@@ -136,13 +136,13 @@ def test_a_path_that_was_killed_goes_on(tmp_path: Any):
         ("a1.h0<q>", "a0h3", r"no such source: 'a0h3', did you mean 'a0\.h3'"),
         ("a9.h0", None, r"no such destination: 'a9\.h0'.* within 2 layers of 4 heads"),
         ("a1.h0", "m1", r"m1 writes after a1\.h0<v> reads: no path"),
-        (["logits", "m1"], None, "ask for other receivers in a call of their own"),
+        (["logits", "m1"], None, "patch the other receivers in a separate call"),
         ([], None, "there is no receiver"),
         ("m1", [], "there is no sender"),
         (
             ["a0.h0<q>", "a1.h0<k>"],
             None,
-            r"a1\.h0<k> is shared with other heads, so it can only be",
+            r"a1\.h0<k> is shared with other heads, so all of these must be in one layer",
         ),
     ],
 )

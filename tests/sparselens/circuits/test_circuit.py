@@ -110,12 +110,31 @@ def test_a_file_in_eap_igs_format_is_read(tmp_path: Path):
     assert loaded.scores[ONE.edge("m0->logits")] == 0.5
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"cfg": {}, "edges": {}}', '{"cfg": null, "edges": {}}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"cfg": {}, "edges": {}}', '{"cfg": null, "edges": {}}', "[" * 10**5]
+)
 def test_a_file_without_a_circuit_is_refused(text: str, tmp_path: Path):
     file = tmp_path / "graph.json"
     file.write_text(text)
     with pytest.raises(ValueError, match="holds no circuit"):
         Circuit.load(file)
+
+
+@pytest.mark.parametrize("edge", [{"score": "1", "in_graph": True}, {"score": 1, "in_graph": "false"}])
+def test_an_edge_of_other_types_is_refused(edge: dict[str, object], tmp_path: Path):
+    file = tmp_path / "graph.json"
+    file.write_text(json.dumps({"cfg": {"n_layers": 1, "n_heads": 1}, "edges": {"input->m0": edge}}))
+    with pytest.raises(ValueError, match=r"graph\.json: input->m0 has in_graph .* and score"):
+        Circuit.load(file)
+
+
+def test_a_file_cannot_ask_for_a_graph_beyond_memory(tmp_path: Path):
+    file = tmp_path / "graph.json"
+    file.write_text(json.dumps({"cfg": {"n_layers": 10**9, "n_heads": 2}, "edges": {}}))
+    with pytest.raises(ValueError, match=r"2,000,000,000 heads: want at most 32,768"):
+        Circuit.load(file)
+    with pytest.raises(ValueError, match="want at most 32,768"):
+        Graph((Block(10**9),))
 
 
 def test_a_model_of_unequal_blocks_has_no_file(tmp_path: Path):

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 from sparselens import cli
 from sparselens.analyses.attribution.edge_scores import EdgeScores
+from sparselens.analyses.comparison.attributed import load_attribution, save_scores
 from sparselens.analyses.engine.resume import BatchLog
 from sparselens.circuits.circuit import Circuit
 from sparselens.circuits.graph import Graph
-from sparselens.cli.attribute import _save
 from tests.launched import Program, launch
 
 
@@ -80,9 +80,7 @@ def figures_and_report(folder: Path):
     assert CliRunner().invoke(cli.build_app(), report).exit_code == 0
     text = (folder / "report.html").read_text()
     assert "80% faithful" in text and text.count("<figure") == 2 and "The circuit, to explore" in text
-    assert re.search(
-        r'class="finding">\d+ of 175 edges do [\d.]+ % of what addition-sparse does; as many connected', text
-    )
+    assert re.search(r'class="finding">\d+ of 175 edges do [\d.]+ % of what addition-sparse does; as many random', text)
     (folder / "faithful.json").unlink()
     with pytest.raises(ValueError, match=r"does not hold a whole attribution: .*faithful\.json"):
         CliRunner().invoke(cli.build_app(), report, catch_exceptions=False)
@@ -149,6 +147,31 @@ def test_the_same_scores_are_the_same_bytes(tmp_path: Path):
     each = torch.ones(1, *graph.exists.shape)
     written: list[bytes] = []
     for number in range(8):
-        _save(EdgeScores(graph, "eap", each[0].clone(), each, torch.ones(1), torch.ones(1)), tmp_path / f"{number}")
-        written.append((tmp_path / f"{number}").read_bytes())
+        scores = EdgeScores(graph, "eap", each[0].clone(), each, torch.ones(1), torch.ones(1))
+        written.append(save_scores(scores, tmp_path / f"{number}").read_bytes())
     assert len(set(written)) == 1
+
+
+def test_a_folder_of_another_task_is_refused_and_a_damaged_one_said_to_be(tmp_path: Path):
+    asked = ("--model", "addition-sparse", "-n", 4, "--prune-runs", 0, "--out", tmp_path)
+    first = run(*asked, "--task", "addition")
+    assert run(*asked, "--task", "addition") == first  # the same again
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=r"holds the circuit of another task, 'addition-v\d-carry.*choose another"):
+        run(*asked, "--task", "addition", "--corruption", "units")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    scores = load_attribution(tmp_path).scores
+    assert torch.equal(scores.mean, load_file(tmp_path / "scores.safetensors")["mean"])
+    flipped = bytearray(before["scores.safetensors"])
+    flipped[-5] ^= 1
+    card = json.loads(before["attribute.json"])
+    damage = {
+        "scores.safetensors": (bytes(flipped), "checksum"),
+        "attribute.json": (json.dumps(card | {"circuits": "all"}).encode(), "'all' as circuits, want a dict"),
+        "faithful.json": (b"[" * 10**5, "holds no circuit"),
+    }
+    for name, (content, message) in damage.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            load_attribution(tmp_path)
+        (tmp_path / name).write_bytes(before[name])

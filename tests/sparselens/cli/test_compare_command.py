@@ -171,7 +171,7 @@ def test_another_text_is_all_unseen_and_the_report_says_as_far_as_known(story_mo
 
 
 def test_text_that_some_model_has_seen_throughout_is_refused(story_models: Path):
-    with pytest.raises(ValueError, match=r"tokens that are unseen by all of sparse, control, and a row has 64"):
+    with pytest.raises(ValueError, match=r"tokens that none of sparse, control has seen, and a row has 64"):
         rows_for(story_models, "stories.txt", sparse="three", control="one")
 
 

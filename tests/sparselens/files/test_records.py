@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sparselens.analyses.sparsity.head_labels import HeadScores
-from sparselens.files.records import _checksum, load_record, save_record
+from sparselens.files.records import checksum, load_record, save_record
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +144,7 @@ def rewritten(path: Path, change: Any) -> Path:
         tree = json.loads(file.metadata()["record"])
     del tree["checksum"]
     change(tree)
-    save_file(tensors, path, {"record": json.dumps({**tree, "checksum": _checksum(tree, tensors)})})
+    save_file(tensors, path, {"record": json.dumps({**tree, "checksum": checksum(tree, tensors)})})
     return path
 
 

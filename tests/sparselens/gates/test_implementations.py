@@ -148,7 +148,7 @@ def test_what_cannot_be_fused_runs_eagerly_and_says_so() -> None:
     with pytest.warns(UserWarning, match="runs eagerly here: attention dropout is 0.5"):
         model.train()(tokens)
     model.eval()
-    with pytest.warns(UserWarning, match="attention weights were asked for"):
+    with pytest.warns(UserWarning, match="attention weights are wanted"):
         patterns = model(tokens, output_attentions=True).attentions
     sparsify(model, implementation="eager")
     wanted = model(tokens, output_attentions=True).attentions

@@ -65,3 +65,19 @@ def test_what_has_not_run_is_named() -> None:
         pass
     with pytest.raises(ValueError, match=r"layers \[0, 1\] have recorded nothing"):
         _ = gates.open
+
+
+def test_padding_without_a_mask_is_refused() -> None:
+    model = sl.load("stories260k-sparse")
+    tokens = model.to_tokens("Lily saw a big dog.")
+    padded = torch.cat([torch.full((1, 3), model.tokenizer.pad_token_id), tokens], dim=1)
+    seen = torch.arange(padded.shape[1])[None] >= 3
+    with torch.no_grad(), sl.record_gates(model) as plain:
+        model(tokens)
+    with torch.no_grad(), sl.record_gates(model) as masked:
+        model(padded, attention_mask=seen.long())
+    assert torch.equal(masked.visible_pairs, plain.visible_pairs) and torch.equal(masked.open, plain.open)
+    for run in (model, model.run_with_cache, model.run_with_hooks):
+        with torch.no_grad(), sl.record_gates(model), pytest.raises(ValueError, match="holds the padding token"):
+            run(padded)
+    model(padded)  # not outside the block

@@ -241,7 +241,7 @@ def test_models_without_attention_are_refused():
 
 @pytest.mark.parametrize("name", ["no-such-model", "someone/no-such-model", "./nowhere", "a/b/c"])
 def test_unknown_names_say_what_is_known(name: str):
-    with pytest.raises(ValueError, match=r"is no folder, no shipped model|no such folder"):
+    with pytest.raises(ValueError, match=r"is not a folder, not a shipped model|no such folder"):
         sl.load(name)
 
 

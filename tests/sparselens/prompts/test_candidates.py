@@ -22,7 +22,7 @@ TASK = sl.Task("two", "two words", draw, corruptions={"other": ("A",)})
 
 
 def test_no_clean_prompt_comes_twice_before_all_have_come():
-    with pytest.warns(UserWarning, match="'two' has 56 different clean prompts: 60 pairs ask some of them again"):
+    with pytest.warns(UserWarning, match="'two' has 56 different clean prompts: 60 pairs repeat some of them"):
         pairs = TASK.pairs(60)
     assert len({pair.clean for pair in pairs[:56]}) == 56 and len({pair.key for pair in pairs}) == 60
     assert TASK.pairs(56) == pairs[:56] and TASK.pairs(9) == pairs[:9]

@@ -273,6 +273,29 @@ def test_what_a_model_can_do(gated: bool, tokenizer: Any):
     assert len(solved) == found.correct.sum() and not set(solved.prompts[0].key) <= {p.key for p in found.failures}
 
 
+def test_given_pairs_are_evaluated_as_the_task_that_drew_them(tokenizer: Any):
+    model = bridge_of(tiny_model("gpt2"))
+    drawn = sl.evaluate(model, TASK, 20, tokenizer=tokenizer, progress=False)
+    given = sl.evaluate(model, drawn.pairs, progress=False)
+    assert torch.equal(given.correct, drawn.correct) and torch.equal(given.values, drawn.values)
+    assert (given.task, given.metric_name, given.chance) == ("given pairs", "logit_difference", 0.5)
+    assert given.failures == drawn.failures
+    plain = sl.TokenizedPairs(
+        drawn.pairs.clean,
+        drawn.pairs.corrupted,
+        drawn.pairs.answer,
+        drawn.pairs.wrong_answer,
+        drawn.pairs.attention_mask,
+    )
+    found = sl.evaluate(model, plain, metric=sl.metrics.answer_probability, progress=False)
+    assert torch.equal(found.correct, drawn.correct) and found.metric_name == "answer_probability"
+    with pytest.raises(ValueError, match=r"made from tensors: take found\.pairs\[~found\.correct\]"):
+        _ = found.failures
+    beyond = sl.TokenizedPairs(plain.clean + 90, plain.corrupted, plain.answer, plain.wrong_answer)
+    with pytest.raises(ValueError, match="of clean prompt 0: this model has tokens 0 to"):
+        sl.evaluate(model, beyond, progress=False)
+
+
 def test_a_model_without_tokenizer_says_so():
     with pytest.raises(ValueError, match="GPT2LMHeadModel has no tokenizer"):
         sl.evaluate(tiny_model("gpt2"), TASK, 5)

@@ -253,7 +253,7 @@ def test_an_edge_says_why_it_is_open(page: Page, sparse: Any, tmp_path: Path):
         page.get("document.querySelector('[data-key=\"part by name\"]').focus()")
         page.type("m0")
         page.get("[...document.querySelectorAll('.parts form button')].at(-1).click()")
-        page.wait("document.querySelector('.errors').textContent.includes(\"'m0' is no attention edge\")")
+        page.wait("document.querySelector('.errors').textContent.includes(\"'m0' is not an attention edge\")")
         assert page.get("window.broken") is None and page.complaints == []
     fresh(page)
     page.open(saved.as_uri())

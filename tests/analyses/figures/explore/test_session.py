@@ -298,8 +298,8 @@ def test_why_of_two_models(sparse: Any, dense: Any):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("m0", "'m0' is no attention edge: want one such as a0.h1:3->7"),
-        ("a0.h1", "is no attention edge"),
+        ("m0", "'m0' is not an attention edge: want one such as a0.h1:3->7"),
+        ("a0.h1", "is not an attention edge"),
         ("a9.h0:1->2", "no such part: 'a9.h0:1->2'"),
         ("a0.h0:5->2", "in layer 0 position 2 does not see position 5"),
         (7, "name is 7: want a text"),
