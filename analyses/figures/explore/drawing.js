@@ -1,6 +1,6 @@
 /** The token x layer drawing: positions left to right, layers upward, one line from key to query for every edge. */
 
-import { draw, make, shorter } from "../pages/dom.js";
+import { draw, make, shorter, thousands } from "../pages/dom.js";
 import { count, quoted } from "./names.js";
 
 export const [KEPT, CUT, CLOSED, OPENED] = [0, 1, 2, 3];
@@ -118,8 +118,8 @@ function captionOf(app, model, drawn) {
   return make("figcaption", {},
     make("b", { class: `ink ${model.gated ? "sparse" : "dense"}` }, model.name),
     ` ${count(model.edges.after, model.gated ? "open edge" : "edge")}${fates ? ` (${fates})` : ""}`,
-    drawn < all ? `, ${drawn.toLocaleString("en")} drawn` : "",
-    model.edges.left_out ? `; the ${all.toLocaleString("en")} strongest are in this page` : "",
+    drawn < all ? `, ${thousands(drawn)} drawn` : "",
+    model.edges.left_out ? `; the ${thousands(all)} strongest are in this page` : "",
     make("label", {}, " weight ≥ ", make("input", {
       type: "range", min: 0, max: 100, value: Math.round(100 * Math.sqrt(app.threshold(model))), "data-key": `${model.name} threshold`,
       "aria-label": `smallest weight drawn of ${model.name}`,
