@@ -226,13 +226,13 @@ function listenTo(panel) {
     return [left + (event.clientX - box.left) * scale, top + (event.clientY - box.top) * scale, scale];
   };
   const under = event => { const [x, y] = place(event); return hit(panel, x, y); };
-  let held = null, moved = false;  // where the mouse went down, and whether it has dragged the drawing since
-  svg.addEventListener("pointerdown", event => { held = state.zoom > 1 ? [event.clientX, event.clientY, inView()] : null; moved = false; });
+  let held = null, moved = false;  // where the mouse went down, and whether it has been dragged since: then it chooses nothing
+  svg.addEventListener("pointerdown", event => { held = [event.clientX, event.clientY, inView()]; moved = false; });
   svg.addEventListener("pointermove", event => {
     if (held && event.buttons) {
       const [, , scale] = place(event), [x, y, [left, top]] = held, [alongX, alongY] = [event.clientX - x, event.clientY - y];
       moved ||= Math.hypot(alongX, alongY) > 4;
-      if (moved) { moveTo(left - alongX * scale, top - alongY * scale); refresh(); }
+      if (moved && state.zoom > 1) { moveTo(left - alongX * scale, top - alongY * scale); refresh(); }
       return;
     }
     const target = under(event);
