@@ -110,6 +110,14 @@ class Page:
         """Where files that the page offers are saved."""
         self._call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
 
+    def saved(self, file: Path) -> Path:
+        """A file, as soon as its download is there."""
+        end = time.monotonic() + _PATIENCE
+        while not file.exists():
+            assert time.monotonic() < end, f"{file.name} has not come"
+            time.sleep(0.02)
+        return file
+
     def choose_file(self, selector: str, file: Path) -> None:
         """What a person picks in the dialogue of a file field."""
         found = self._call("Runtime.evaluate", expression=f"document.querySelector({json.dumps(selector)})")

@@ -102,6 +102,7 @@ def attribute(
     summary = {
         "model": model,
         "task": known.fingerprint(n, seed, corruption),
+        "description": known.description,
         "drawn": n,
         "pairs": len(pairs),
         "solved": int(found.correct.sum()),

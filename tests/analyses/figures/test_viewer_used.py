@@ -1,7 +1,6 @@
 """The viewer under a person's hands: dragged, zoomed with the wheel, asked for files, on narrow, dark and printed paper."""
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -102,7 +101,7 @@ def test_files_are_saved(page: Page, address: str, tmp_path: Path):
     page.downloads(tmp_path)
     for kind in ("svg", "png", "json"):
         page.click(f"#{kind}")
-        wait_for(tmp_path / f"circuit.{kind}")
+        page.saved(tmp_path / f"circuit.{kind}")
     drawing = ElementTree.parse(tmp_path / "circuit.svg").getroot()
     assert drawing.tag.endswith("svg") and len(list(drawing.iter("{http://www.w3.org/2000/svg}path"))) > 50
     assert (tmp_path / "circuit.png").read_bytes().startswith(b"\x89PNG")
@@ -128,10 +127,3 @@ def test_every_tab_fits_on_narrow_and_dark_paper(page: Page, address: str, width
     page.look(width, dark=True, paper=True)
     assert page.get(paper) == "rgb(255, 255, 255)" and page.complaints == []
 
-
-def wait_for(file: Path) -> None:
-    """Until a download is there."""
-    end = time.monotonic() + 30
-    while not file.exists():
-        assert time.monotonic() < end, f"{file.name} has not come"
-        time.sleep(0.05)
