@@ -177,11 +177,12 @@ def browser(profile: Path) -> Iterator[Page]:
     """Chromium with a fresh profile, and an empty page in it."""
     (theirs_in, ours_out), (ours_in, theirs_out) = os.pipe(), os.pipe()
     # Chromium reads from 3 and writes to 4; moved out of the way first, since one of the pipes may be there already.
+    # Others close when it starts, as all of Python's do; `pass_fds` would want 3 and 4 to be open here, too.
     high = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (theirs_in, theirs_out)]
     process = subprocess.Popen(
         [str(CHROMIUM), *_FLAGS, f"--user-data-dir={profile}"],
         preexec_fn=lambda: [os.dup2(end, number) for number, end in enumerate(high, 3)],
-        pass_fds=(3, 4), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     for end in (theirs_in, theirs_out, *high):
         os.close(end)
