@@ -4,10 +4,10 @@
 
 Models: 12 layers of 12 heads (32,491 edges) and 30 layers of 9 heads (SmolLM2 135M, 123,211 edges) with random scores
 and patterns of one prompt of 15 tokens; the page holds 3,000 dense and 60 sparse edges, 3,000 of each, or 11,000 of
-each. Times are milliseconds of `performance.now()` without a GPU: the least, the median and the most of ten fresh browsers,
-each of which draws once for the first time and does everything else 15 times. Each reads a pixel of both canvases, so that what was asked for is drawn.
-The first drawing is counted from where the page's data begin, with all edges that it holds: reading the data and the
-scripts is part of it. Thresholds are those of both panels at once.
+each. Times are milliseconds of `performance.now()` without a GPU: the least, the median and the most of ten fresh
+browsers, each of which draws once for the first time and does everything else 15 times. Each reads a pixel of both
+canvases, so that what was asked for is drawn. The first drawing is counted from where the page's data begin, with all
+edges that it holds: reading the data and the scripts is part of it. Thresholds are those of both panels at once.
 """
 
 import json

@@ -173,5 +173,8 @@ def test_the_whole_drawing_is_seen_on_any_paper(tmp_path: Path):
         paper = "getComputedStyle(document.body).backgroundColor"
         assert page.get(paper) == "rgb(22, 24, 27)"
         page.look(700, 900, dark=True, paper=True)
-        assert page.get(paper) == "rgb(255, 255, 255)" and page.get("document.querySelector('#controls').offsetHeight") == 0
+        assert (
+            page.get(paper) == "rgb(255, 255, 255)"
+            and page.get("document.querySelector('#controls').offsetHeight") == 0
+        )
         assert page.get("document.querySelector('#drawing').clientWidth") > 600 and page.complaints == []

@@ -1,4 +1,4 @@
-"""The viewer under a person's hands: dragged, zoomed with the wheel, asked for files, on narrow, dark and printed paper."""
+"""The viewer under a person's hands: dragged, zoomed with the wheel, asked for files, on narrow and dark paper."""
 
 import json
 from collections.abc import Iterator
@@ -126,4 +126,3 @@ def test_every_tab_fits_on_narrow_and_dark_paper(page: Page, address: str, width
     assert page.get(paper) == "rgb(22, 24, 27)"
     page.look(width, dark=True, paper=True)
     assert page.get(paper) == "rgb(255, 255, 255)" and page.complaints == []
-
