@@ -27,7 +27,10 @@ _FLAGS = (
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )  # fmt: skip
 _PATIENCE = 60  # seconds; machines are slow at times
-_KEYS = {"Enter": (13, "\r"), " ": (32, " "), "p": (80, "p"), "z": (90, "")}  # code, and the text that it types
+_KEYS = {  # code, and the text that it types
+    "Enter": (13, "\r"), " ": (32, " "), "p": (80, "p"), "z": (90, ""), "Tab": (9, ""), "Escape": (27, ""),
+    "ArrowLeft": (37, ""), "ArrowUp": (38, ""), "ArrowRight": (39, ""), "ArrowDown": (40, ""),
+}  # fmt: skip
 
 
 class Page:
@@ -62,18 +65,35 @@ class Page:
 
     def click(self, selector: str, x: float = 0.5, y: float = 0.5) -> None:
         """With the mouse: at a share of the width and height of the first element that matches."""
+        self.drag(selector, 0, 0, x, y)
+
+    def drag(self, selector: str, right: float, down: float, x: float = 0.5, y: float = 0.5) -> None:
+        """Hold the mouse down there and let go so many pixels further on."""
+        place = self._place(selector, x, y)
+        self._mouse("mouseMoved", place)
+        self._mouse("mousePressed", place, button="left", clickCount=1)
+        for part in (0.5, 1) if right or down else ():
+            self._mouse("mouseMoved", place, part * right, part * down, button="left", buttons=1)
+        self._mouse("mouseReleased", place, right, down, button="left", clickCount=1)
+
+    def wheel(self, selector: str, up: float, control: bool = False, x: float = 0.5, y: float = 0.5) -> None:
+        """Turn the mouse's wheel there, away from oneself."""
+        turned = {"deltaX": 0, "deltaY": -up, "modifiers": 2 * control}
+        self._mouse("mouseWheel", self._place(selector, x, y), **turned)
+
+    def _place(self, selector: str, x: float, y: float) -> tuple[float, float]:
         element = f"document.querySelector({json.dumps(selector)})"
         self.get(f"{element}.scrollIntoView({{block: 'center', inline: 'center'}})")
         box = self.get(f"{element}.getBoundingClientRect().toJSON()")
-        place = {"x": box["x"] + x * box["width"], "y": box["y"] + y * box["height"]}
-        self._call("Input.dispatchMouseEvent", type="mouseMoved", **place)
-        for kind in ("mousePressed", "mouseReleased"):
-            self._call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **place)
+        return box["x"] + x * box["width"], box["y"] + y * box["height"]
 
-    def press(self, key: str, control: bool = False) -> None:
+    def _mouse(self, kind: str, place: tuple[float, float], right: float = 0, down: float = 0, **more: Any) -> None:
+        self._call("Input.dispatchMouseEvent", type=kind, x=place[0] + right, y=place[1] + down, **more)
+
+    def press(self, key: str, control: bool = False, shift: bool = False) -> None:
         """One key, to what has the focus."""
         code, text = _KEYS.get(key, (0, ""))
-        event = {"key": key, "windowsVirtualKeyCode": code, "modifiers": 2 * control}
+        event = {"key": key, "windowsVirtualKeyCode": code, "modifiers": 2 * control + 8 * shift}
         self._call("Input.dispatchKeyEvent", type="keyDown", text=text, **event)
         self._call("Input.dispatchKeyEvent", type="keyUp", **event)
 
@@ -86,6 +106,23 @@ class Page:
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self._call("Emulation.setEmulatedMedia", media="print" if paper else "", features=scheme)
 
+    def downloads(self, folder: Path) -> None:
+        """Where files that the page offers are saved."""
+        self._call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+
+    def saved(self, file: Path) -> Path:
+        """A file, as soon as its download is there."""
+        end = time.monotonic() + _PATIENCE
+        while not file.exists():
+            assert time.monotonic() < end, f"{file.name} has not come"
+            time.sleep(0.02)
+        return file
+
+    def choose_file(self, selector: str, file: Path) -> None:
+        """What a person picks in the dialogue of a file field."""
+        found = self._call("Runtime.evaluate", expression=f"document.querySelector({json.dumps(selector)})")
+        self._call("DOM.setFileInputFiles", files=[str(file)], objectId=found["result"]["objectId"])
+
     def picture(self, file: Path) -> None:
         """The whole page as a PNG, below the fold, too."""
         found = self._call("Page.captureScreenshot", captureBeyondViewport=True)
@@ -94,7 +131,7 @@ class Page:
     def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._last += 1
         message = {"id": self._last, "method": method, "params": parameters}
-        if hasattr(self, "_session"):
+        if hasattr(self, "_session") and not method.startswith("Browser."):
             message["sessionId"] = self._session
         self._send.write(json.dumps(message).encode() + b"\0")
         self._send.flush()
@@ -140,11 +177,12 @@ def browser(profile: Path) -> Iterator[Page]:
     """Chromium with a fresh profile, and an empty page in it."""
     (theirs_in, ours_out), (ours_in, theirs_out) = os.pipe(), os.pipe()
     # Chromium reads from 3 and writes to 4; moved out of the way first, since one of the pipes may be there already.
+    # Others close when it starts, as all of Python's do; `pass_fds` would want 3 and 4 to be open here, too.
     high = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (theirs_in, theirs_out)]
     process = subprocess.Popen(
         [str(CHROMIUM), *_FLAGS, f"--user-data-dir={profile}"],
         preexec_fn=lambda: [os.dup2(end, number) for number, end in enumerate(high, 3)],
-        pass_fds=(3, 4), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     for end in (theirs_in, theirs_out, *high):
         os.close(end)

@@ -1,10 +1,14 @@
 """The Python of the README and of the guides runs as it stands, with fewer steps and prompts; no link is dead."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+import sparselens as sl
+from sparselens import analyses
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -49,3 +53,31 @@ def test_every_path_it_names_exists(page: Path) -> None:
     dead = [path for path in named if not (page.parent / path).exists()]
     assert [path for path in dead if not made.match(path)] == []
     assert [path for path in dead if "notebooks/" in path and not (ROOT / "notebooks" / Path(path).name).exists()] == []
+
+
+def headings(page: Path) -> set[str]:
+    """What can follow a page's # in a link."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".ipynb":
+        cells = json.loads(text)["cells"]
+        text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_every_row_of_the_features_has_its_call_and_its_picture() -> None:
+    page = ROOT / "docs" / "features.md"
+    rows = [line.split(" | ") for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| ")][1:]
+    assert len(rows) >= 20
+    for feature, ours, *_ in rows:
+        calls = re.findall(r"`(?:sl\.)?(\w+)[^`]*`", ours)
+        known = {"TASKS", "save_html", "per_prompt"}
+        assert calls and (hasattr(sl, calls[0]) or hasattr(analyses, calls[0]) or calls[0] in known), feature
+        if "circuits of transcoder features" in feature:
+            continue  # their own pages draw them
+        links = re.findall(r"\]\(([^)]+)\)", feature + ours)
+        assert links, feature
+        for link in links:
+            path, _, heading = link.partition("#")
+            where = page if not path else ROOT / path if path.startswith("notebooks/") else page.parent / path
+            assert not heading or heading in headings(where), link

@@ -80,7 +80,7 @@ class Attributed:
         return write_file(
             Path(path),
             filled_report(
-                title=f"{self.name}: {told['task']}",
+                title=f"{self.name}: {told.get('description', told['task'])}",
                 finding=self._finding(),
                 description=f"{told['pairs']} of {told['drawn']} prompt pairs, {told['metric'].replace('_', ' ')}, "
                 f"{told['method']} edge attribution, {told['ablation']} ablation.",

@@ -64,6 +64,7 @@ def report_page(comparison: Comparison, hero: Any = None) -> str:
         title=f"{about.names[0]} and {about.names[1]}: {about.description}",
         finding=finding(comparison),
         facts=known,
+        names=about.names,
         description=_description(comparison),
         notes=about.notes,
         absent=" ".join(left_out(comparison)),
@@ -88,6 +89,7 @@ def filled_report(
     table: str,
     hero: str | None = None,
     facts: Sequence[Fact] = (),
+    names: Sequence[str] = (),
     notes: Sequence[str] = (),
     **texts: str,
 ) -> str:
@@ -95,6 +97,7 @@ def filled_report(
 
     Args:
         hero: name of the drawing that it begins with
+        names: of the models that the facts are about, the dense one first
         still: name of the drawing that stands for the viewer on paper
         table: as HTML; everything else is escaped
         texts: title, finding, description, what to know when reading the table, what is explored, which figures are
@@ -103,6 +106,7 @@ def filled_report(
     figures = dict(_figures(drawings, captions))
     filling = {
         "notes": "".join(f'<p class="note">{_safe(note)}</p>' for note in notes),
+        "models": "".join(f"<span>{_safe(name)}</span>" for name in names),
         "facts": "".join(map(_fact, facts)),
         "hero": figures.pop(hero) if hero else "",
         "still": figures.pop(still),

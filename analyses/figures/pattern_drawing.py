@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from sparselens.analyses.attribution.attention_edges import AttentionEdges
 from sparselens.analyses.engine.renamed import renamed_argument
+from sparselens.analyses.figures.given import refuse_others
 from sparselens.analyses.figures.paper import Drawing
 from sparselens.analyses.figures.pattern_grid import chosen, draw_bands, whole
 
@@ -56,6 +57,7 @@ def pattern_figure(
     Raises:
         ValueError: edges and tokens do not belong together, or there is no such prompt or head.
     """
+    refuse_others(AttentionEdges, edges, other)
     patterns = tuple(pattern_of(one, tokens, prompt) for one in ((edges,) if other is None else (edges, other)))
     if patterns[0].shape != patterns[-1].shape:
         raise ValueError(

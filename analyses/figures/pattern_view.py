@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sparselens.analyses.attribution.attention_edges import AttentionEdges
+from sparselens.analyses.figures.given import refuse_others
 from sparselens.analyses.figures.notebook import Page
 from sparselens.analyses.figures.page import filled, read
 from sparselens.analyses.figures.pattern_drawing import check_head, pattern_of
@@ -46,6 +47,7 @@ def head_pattern(
     """
     from circuitsvis.attention import attention_pattern
 
+    refuse_others(AttentionEdges, edges)
     check_head(edges, layer, head)
     pattern = pattern_of(edges, tokens, prompt)[layer, head]
     seen = [printable(token) for token in tokens[prompt]]

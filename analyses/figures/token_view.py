@@ -14,6 +14,7 @@ import numpy as np
 
 from sparselens.analyses.attribution.attention_edges import AttentionEdges
 from sparselens.analyses.engine.renamed import renamed_argument
+from sparselens.analyses.figures.given import refuse_others
 from sparselens.analyses.figures.notebook import Page, framed
 from sparselens.analyses.figures.paper import encoded, form_of, style
 from sparselens.analyses.figures.token_layout import (
@@ -101,6 +102,7 @@ def token_view(
     Raises:
         ValueError: the edges, tokens, titles, outputs and arrows do not belong to the same prompts and the same shape.
     """
+    refuse_others(AttentionEdges, edges, other)
     columns = [
         Prompt(prompt, *rest)
         for prompt, *rest in zip(

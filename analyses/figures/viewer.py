@@ -21,6 +21,7 @@ from sparselens.analyses.figures.circuit_layout import (
     lay_out_difference,
     skeleton,
 )
+from sparselens.analyses.figures.given import refuse_others
 from sparselens.analyses.figures.notebook import Page, framed
 from sparselens.analyses.figures.paper import form_of
 from sparselens.analyses.figures.plot import Plot
@@ -124,6 +125,7 @@ def circuit_viewer(
     Raises:
         ValueError: the scores are of different graphs, or what comes with them is not of these models and prompts.
     """
+    refuse_others(EdgeScores, scores, other)
     every = [scores] if other is None else [scores, other]
     _check_models(every, max_edges)
     chosen = tuple(names) if names else (ALONE if other is None else SIDES)

@@ -87,6 +87,7 @@ def attribute(
         return
     summary = {
         **asked,
+        "description": known.description,
         "drawn": n,
         "pairs": len(pairs),
         "solved": int(found.correct.sum()),

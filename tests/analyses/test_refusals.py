@@ -112,6 +112,23 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: analyses.patch_heads(MODEL, PAIRS, "logit_diference"),
         "did you mean 'logit_difference'",
     ),
+    "a model as a circuit's scores": (
+        lambda: analyses.circuit_viewer(MODEL),
+        r"want EdgeScores, as analyses\.attribute_edges\(model, pairs\) gives them, not a TransformerBridge",
+    ),
+    "a name as attention edges": (
+        lambda: analyses.token_view("gpt2", None, [["a"]]),
+        r"want AttentionEdges, as analyses\.attention_edges\(model, pairs\) gives them, not 'gpt2'",
+    ),
+    "a second model to draw": (
+        lambda: analyses.pattern_figure(analyses.attention_edges(MODEL, IDS), MODEL, [["a"] * 4] * 2),
+        "want AttentionEdges, .* not a TransformerBridge",
+    ),
+    "a model's head": (lambda: analyses.head_pattern(MODEL, [["a"]], 0, 0, 0), "want AttentionEdges, .* not a Trans"),
+    "a string as a gate bias": (
+        lambda: sl.sparsify(tiny_bridge("gpt2"), gate_bias="0"),
+        "gate_bias must be a finite number, not '0'",
+    ),
     "base alone": (
         lambda: analyses.patch_heads(MODEL, PAIRS, base="corrupted"),
         r"nothing would change \(want ablation='clean' with it\)",

@@ -1,7 +1,7 @@
 /** What a model says next at one position: the likeliest tokens, before and after the cuts. */
 
 import { make } from "../pages/dom.js";
-import { percent } from "./names.js";
+import { percent, visible } from "./names.js";
 
 export function answerOf(app, model) {
   const answer = model.answers[app.position], isCut = app.state.cuts.length > 0;
@@ -21,7 +21,7 @@ function rowOf(model, token, before, after, numbers) {
   const bar = make("div", { class: `bar ink ${model.gated ? "sparse" : "dense"}` },
     piece(numbers.length === 1 ? "all" : "same", 0, low), piece(after < before ? "lost" : "won", low, high), before !== after && piece("was", before, before));
   return make("tr", {},
-    make("th", { scope: "row" }, make("span", { class: "token" }, token)),
+    make("th", { scope: "row" }, make("span", { class: "token" }, visible(token))),
     make("td", {}, bar),
     numbers.map((text, i) => make("td", { class: i === 2 ? `number ${after < before ? "negative" : "positive"}` : "number" }, text)));
 }
@@ -41,5 +41,5 @@ function change(difference) {
 /** The sentence above the tables: which position is asked, and how to ask another. */
 export function askedOf(app) {
   const last = app.position === app.state.tokens.length - 1;
-  return make("h2", {}, `After ${app.position} `, make("span", { class: "token" }, app.state.tokens[app.position]), last ? ", the last token" : "");
+  return make("h2", {}, `After ${app.position} `, make("span", { class: "token" }, visible(app.state.tokens[app.position])), last ? ", the last token" : "");
 }

@@ -1,7 +1,7 @@
 /** The token x layer drawing: positions left to right, layers upward, one line from key to query for every edge. */
 
-import { draw, make, shorter } from "../pages/dom.js";
-import { count, quoted } from "./names.js";
+import { draw, make, shorter, thousands } from "../pages/dom.js";
+import { count, quoted, visible } from "./names.js";
 
 export const [KEPT, CUT, CLOSED, OPENED] = [0, 1, 2, 3];
 export const MARKS = { [CUT]: "×", [CLOSED]: "−", [OPENED]: "+" };
@@ -108,7 +108,7 @@ function wordOf(plan, { upright, height }, position, line, down, text) {
   const x = plan.x(position), y = line + down * (upright ? 7 : 14);
   const box = draw("rect", { x: x - plan.pitch / 2 + 1, y: down > 0 ? line + 4 : line - height, width: plan.pitch - 2, height: height - 2, rx: 3 });
   const anchor = upright ? (down > 0 ? "end" : "start") : "middle";
-  return [box, draw("text", { x, y, "text-anchor": anchor, transform: upright ? `rotate(-90 ${x} ${y})` : null }, shorter(text, LONGEST_WORD))];
+  return [box, draw("text", { x, y, "text-anchor": anchor, transform: upright ? `rotate(-90 ${x} ${y})` : null }, shorter(visible(text), LONGEST_WORD))];
 }
 
 function captionOf(app, model, drawn) {
@@ -118,8 +118,8 @@ function captionOf(app, model, drawn) {
   return make("figcaption", {},
     make("b", { class: `ink ${model.gated ? "sparse" : "dense"}` }, model.name),
     ` ${count(model.edges.after, model.gated ? "open edge" : "edge")}${fates ? ` (${fates})` : ""}`,
-    drawn < all ? `, ${drawn.toLocaleString("en")} drawn` : "",
-    model.edges.left_out ? `; the ${all.toLocaleString("en")} strongest are in this page` : "",
+    drawn < all ? `, ${thousands(drawn)} drawn` : "",
+    model.edges.left_out ? `; the ${thousands(all)} strongest are in this page` : "",
     make("label", {}, " weight ≥ ", make("input", {
       type: "range", min: 0, max: 100, value: Math.round(100 * Math.sqrt(app.threshold(model))), "data-key": `${model.name} threshold`,
       "aria-label": `smallest weight drawn of ${model.name}`,
@@ -131,7 +131,7 @@ export function legendOf(app) {
   const all = Math.max(...app.state.models.map(model => model.head)), heads = Math.min(8, all);
   const key = head => make("span", { class: "key" }, swatch(head), `head ${head}`);
   return make("p", { class: "legend" }, Array.from({ length: heads }, (_, head) => key(head)),
-    all > heads && make("span", {}, `the same again from head ${heads} on`), make("span", {}, "thicker: more attention"), app.state.cuts.length > 0 && make("span", {}, "× cut, − closed by the cuts, + opened by them"));
+    all > heads && make("span", {}, `the same again from head ${heads} on`), make("span", {}, "thicker: more attention"), make("span", {}, "below: the prompt; above: what comes next after each token, a click shows how likely"), app.state.cuts.length > 0 && make("span", {}, "× cut, − closed by the cuts, + opened by them"));
 }
 
 function swatch(head) {

@@ -126,6 +126,7 @@ class Explorer {
 
   build() {
     this.root.classList.add("explore");
+    this.root.tabIndex = -1;
     this.root.classList.toggle("recorded", !this.send);
     this.prompt = make("textarea", { rows: 2, "aria-label": "prompt", placeholder: "Type a prompt and press Enter", spellcheck: "false", readonly: !this.send });
     const section = name => make("section", { class: name });
@@ -161,7 +162,7 @@ class Explorer {
     [...this.root.querySelectorAll(".scroll")].forEach((box, i) => { box.scrollLeft = scrolled[i] || 0; });
     this.tellStatus();
     this.hover(null);
-    if (key) this.root.querySelector(`[data-key="${CSS.escape(key)}"]`)?.focus({ preventScroll: true });
+    if (key) (this.root.querySelector(`[data-key="${CSS.escape(key)}"]`) ?? this.root).focus({ preventScroll: true });  // so that Ctrl+Z goes on
   }
 
   toolbar() {

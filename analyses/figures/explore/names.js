@@ -1,5 +1,7 @@
 /** Names of parts, and numbers, in words. */
 
+import { thousands } from "../pages/dom.js";
+
 const PART = /^(?:a(\d+)(?:\.h(\d+)(?::(\d+)->(\d+))?)?|m(\d+)|p(\d+))$/;
 
 /** The numbers in the name of a part: {layer, head, key, query, mlp, pos}, those that it has; null for other names. */
@@ -10,6 +12,9 @@ export function partOf(name) {
   return { layer, head, key, query, mlp, pos };
 }
 
+/** A token as it can be seen: one of spaces alone is shown as such. */
+export const visible = text => (text.trim() ? text : text.replaceAll(" ", "␣"));
+
 export const percent = share => (100 * share).toFixed(1);
 export const quoted = text => `“${text}”`;
-export const count = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
+export const count = (number, noun) => `${thousands(number)} ${noun}${number === 1 ? "" : "s"}`;

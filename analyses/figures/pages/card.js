@@ -1,6 +1,6 @@
 // What is known of the node or edge that was pointed at: labels, scores, its strongest edges, its head's patterns.
 
-import { byId, make } from "./dom.js";
+import { byId, make, thousands } from "./dom.js";
 import { data, edgeName, models, nodeOf, pins, signed, state } from "./state.js";
 import { choose, nameOf, number, panels, percent, pin, point, touches } from "./graph.js";
 import { headNumber, patternsOf } from "./grids.js";
@@ -37,8 +37,8 @@ function edgesOf(panel, node) {
   const touching = panel.edges.filter(edge => touches(edge, { node })), into = touching.filter(edge => edge.owner === node.index).length;
   const more = touching.length - LISTED;
   return [
-    make("h3", {}, `${panel.name}: ${into.toLocaleString("en")} in, ${(touching.length - into).toLocaleString("en")} out`),
-    make("ul", {}, touching.slice(0, LISTED).map(edge => make("li", {}, edgeButton(edge, node))), more > 0 && make("li", {}, make("span", { class: "faint" }, `and ${more.toLocaleString("en")} weaker`))),
+    make("h3", {}, `${panel.name}: ${thousands(into)} in, ${thousands(touching.length - into)} out`),
+    make("ul", {}, touching.slice(0, LISTED).map(edge => make("li", {}, edgeButton(edge, node))), more > 0 && make("li", {}, make("span", { class: "faint" }, `and ${thousands(more)} weaker`))),
   ];
 }
 
@@ -69,7 +69,7 @@ function scoreOf(model, { code }) {
   const known = model.of.get(code);
   if (!known) return "not among the edges that this page holds";
   const share = model.total ? `, ${percent(Math.abs(known.score) / model.total)} of |score|` : "";
-  return `score ${number(known.score)}, rank ${(known.rank + 1).toLocaleString("en")}${share}${signed(model).includes(known) ? "" : ": not kept"}`;
+  return `score ${number(known.score)}, rank ${thousands(known.rank + 1)}${share}${signed(model).includes(known) ? "" : ": not kept"}`;
 }
 
 /** A head's patterns in all models, and on which prompt: another has other edges. */

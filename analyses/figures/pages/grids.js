@@ -1,6 +1,6 @@
 // The patterns of all heads of every model, and beside them the one that is pointed at or chosen, large.
 
-import { byId, make } from "./dom.js";
+import { byId, make, thousands } from "./dom.js";
 import { bytes, data, models, state } from "./state.js";
 import { gridOf, largeOf } from "./patterns.js";
 import { refresh } from "./viewer.js";
@@ -46,7 +46,7 @@ export function updatePatterns() {
   const focused = /** @type {HTMLElement} */ (document.activeElement), grid = [...document.querySelectorAll("#patterns .grid")].indexOf(focused.parentElement);
   document.querySelector("#patterns .grids").replaceChildren(...models.map((model, i) => {
     const edges = attentionOf(i).reduce((sum, cells) => sum + cells.length, 0);
-    return make("figure", {}, make("figcaption", {}, `${model.name}: ${edges.toLocaleString("en")} attention edges${data.patterns.lossy[i] ? " of weight 1/510 or more" : ""}`), gridOf(patternsOf(i), buttonOf));
+    return make("figure", {}, make("figcaption", {}, `${model.name}: ${thousands(edges)} attention edges${data.patterns.lossy[i] ? " of weight 1/510 or more" : ""}`), gridOf(patternsOf(i), buttonOf));
   }));
   if (grid >= 0) /** @type {HTMLElement} */ (document.querySelectorAll("#patterns .grid")[grid].querySelector(`[data-place="${focused.dataset.place}"]`)).focus();
   enlarge();

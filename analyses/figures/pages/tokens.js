@@ -1,6 +1,6 @@
 // The token x layer drawing: edges between positions, layer over layer, dense above sparse.
 
-import { byId, draw, offer, offerPng, pageData, withoutVariables } from "./dom.js";
+import { byId, draw, offer, offerPng, pageData, thousands, withoutVariables } from "./dom.js";
 
 const data = pageData();
 const svg = byId("drawing");
@@ -122,8 +122,8 @@ function refresh() {
 }
 
 function heading(panel, drawn) {
-  const all = panel.total.toLocaleString("en");
-  return drawn === panel.total ? `${panel.name}: ${all} edge${panel.total === 1 ? "" : "s"}` : `${panel.name}: ${drawn.toLocaleString("en")} of ${all} edges drawn`;
+  const all = thousands(panel.total);
+  return drawn === panel.total ? `${panel.name}: ${all} edge${panel.total === 1 ? "" : "s"}` : `${panel.name}: ${thousands(drawn)} of ${all} edges drawn`;
 }
 
 function showColumn() {  // all prompts: models above each other; one prompt: models side by side, larger

@@ -1,8 +1,8 @@
-// Tabs and controls; the first drawing. Times are in milliseconds.
+// Tabs and controls; the first drawing.
 
 import { byId, draw, make, offer, offerPng } from "./dom.js";
 import { alongPaths, applyState, data, difference, keepState, largest, models, modes, signed, state, stateText } from "./state.js";
-import { aboutDifference, aboutModel, addPanel, found, goTo, panels, point, targetNamed, update, zoomTo } from "./graph.js";
+import { aboutDifference, aboutModel, addPanel, found, goTo, paint, panels, point, targetNamed, update, zoomTo } from "./graph.js";
 import { describe, described } from "./card.js";
 import { listPins } from "./pins.js";
 import { updatePatterns } from "./grids.js";
@@ -12,10 +12,6 @@ import { DRAWINGS, TABLES, asText } from "./files.js";
 const CUTS = { faithful: "the faithful circuit", share: "% of all |score|", score: "|score| at least", top: "largest edges" };
 const TABS = { circuit: "Circuit", difference: "Difference", tokens: "Tokens", patterns: "Patterns", curves: "Curves" };
 const present = Object.keys(TABS).filter(tab => !{ difference: models.length < 2, tokens: !data.tokens, patterns: !data.patterns, curves: !data.plots.length }[tab]);
-/** @type {Record<string, number>} */
-const times = {};
-Object.assign(window, { sparselensTimes: times });
-const began = performance.now();
 
 function addTabs() {
   for (const tab of present) {
@@ -48,14 +44,15 @@ function showTab() {
   byId("svg").hidden = byId("png").hidden = !DRAWINGS[state.tab];
   byId("json").hidden = !TABLES[state.tab];
   byId("controls").hidden = state.tab === "tokens" || state.tab === "curves";
+  if (state.tab === "curves" && !document.querySelector(".plots figure")) data.plots.forEach(addPlot);
   if (state.tab === "tokens" && !byId("tokens").firstChild) byId("tokens").appendChild(make("iframe", { title: "attention edges over tokens", sandbox: "allow-scripts allow-downloads", srcdoc: data.tokens }));
 }
 
 // -- the threshold: the number says what holds, the slider moves it
 
 const most = Math.max(1, ...models.map(model => model.list.length));
-const scoresHeld = models.flatMap(model => model.list.map(edge => Math.abs(edge.score))).filter(size => size > 0);
-const least = scoresHeld.reduce((low, size) => Math.min(low, size), largest);
+const weakest = models.map(model => model.list.findLast(edge => edge.score !== 0)).filter(Boolean);  // they are in order
+const least = Math.min(largest, ...weakest.map(edge => Math.abs(edge.score)));
 const SLIDERS = {
   faithful: null,
   share: { most: 100, text: () => +(100 * state.share).toPrecision(12), read: value => value / 100, at: () => 1000 * state.share, from: place => place / 1000 },
@@ -92,16 +89,16 @@ function showControls() {
 const isGraph = () => state.tab === "circuit" || state.tab === "difference";
 
 export function refresh() {
-  const start = performance.now();
   showTab();
   showControls();
   if (state.tab === "difference" && !panels.some(panel => panel.view === "difference")) addDifference();
-  for (const panel of panels) if (panel.view === state.tab) update(panel);
+  const seen = panels.filter(panel => panel.view === state.tab);
+  seen.forEach(update);
+  seen.forEach(paint);
   if (!byId("card").contains(document.activeElement)) describe(described);
   if (isGraph()) listPins();
   if (state.tab === "patterns") updatePatterns();
   keepState();
-  times.redraw = performance.now() - start;
 }
 
 function addDifference() {  // when it is first looked at: a page of many nodes opens sooner
@@ -188,9 +185,7 @@ addLegends();
 byId("mode").append(...modes.map(mode => new Option(CUTS[mode], mode)));
 byId("patterns").style.setProperty("--models", String(models.length));
 if (data.patterns) byId("prompt").append(...data.patterns.titles.map((title, i) => new Option(title, i)));
-data.plots.forEach(addPlot);
 listen();
 applyState(location.hash);
 refresh();
 describe(targetNamed(state.chosen));
-times.draw = performance.now() - began;

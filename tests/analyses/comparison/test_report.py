@@ -174,3 +174,16 @@ def test_it_is_read_in_the_first_screen_on_any_paper(opened: tuple[Page, str], w
     assert open_page.complaints == [] and not [
         url for url in open_page.requests if not url.startswith(("file", "data"))
     ]
+
+
+@needs_chromium
+def test_the_colours_of_the_numbers_are_explained_above_them(comparison: Comparison, opened: tuple[Page, str]):
+    open_page, address = opened
+    open_page.look(1400, 900)
+    open_page.open(address)
+    assert open_page.get("[...document.querySelectorAll('.models span')].map(name => name.textContent)") == [
+        *comparison.about.names
+    ]
+    edge = "[...document.querySelectorAll('{}')].map(one => getComputedStyle(one).borderLeftColor)"
+    named, shown = (open_page.get(edge.format(what)) for what in (".models span", ".facts div:last-child dd"))
+    assert named == shown and named[0] != named[1]

@@ -13,7 +13,7 @@ from sparselens.analyses import AttentionEdges, TokenView, token_view
 from sparselens.analyses.figures.page import script_json
 from sparselens.analyses.figures.token_layout import COLOURS, stroke
 from sparselens.analyses.figures.token_page import page_data
-from tests.chromium import needs_chromium, said_in_chromium
+from tests.chromium import browser, needs_chromium, said_in_chromium
 
 
 def table(rows: list[tuple[int, int, int, int, int, float]], **shape: int) -> AttentionEdges:
@@ -156,3 +156,25 @@ def test_the_page_works_in_a_browser(tmp_path: Path):
     assert said["withoutHead"] == "sparse: 1 of 2 edges drawn"
     assert said["tokens"][0] == "</script>" and said["hidden"] is True
     assert said["file"].startswith("<svg") and "var(" not in said["file"] and COLOURS[0][0] not in said["file"]
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_the_whole_drawing_is_seen_on_any_paper(tmp_path: Path):
+    """In a window, in a low frame such as the viewer's, narrow, dark, and printed without the controls."""
+    file = demo_view().save_html(tmp_path / "page.html")
+    with browser(tmp_path / "profile") as page:
+        page.open(file.as_uri())
+        for width, height in ((1400, 900), (1400, 700), (700, 900), (360, 700)):
+            page.look(width, height, dark=True)
+            seen = page.get("document.querySelector('#legend').getBoundingClientRect().toJSON()")
+            assert 0 < seen["left"] < seen["right"] <= width and seen["bottom"] <= height, (width, height)
+            assert page.get("document.documentElement.scrollWidth") <= width
+        paper = "getComputedStyle(document.body).backgroundColor"
+        assert page.get(paper) == "rgb(22, 24, 27)"
+        page.look(700, 900, dark=True, paper=True)
+        assert (
+            page.get(paper) == "rgb(255, 255, 255)"
+            and page.get("document.querySelector('#controls').offsetHeight") == 0
+        )
+        assert page.get("document.querySelector('#drawing').clientWidth") > 600 and page.complaints == []

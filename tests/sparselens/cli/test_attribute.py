@@ -79,6 +79,7 @@ def figures_and_report(folder: Path):
     report = ["report", str(folder), "--out", str(folder / "report.html")]
     assert CliRunner().invoke(cli.build_app(), report).exit_code == 0
     text = (folder / "report.html").read_text()
+    assert "<h1>addition-sparse: sums of two numbers, character by character</h1>" in text
     assert "80% faithful" in text and text.count("<figure") == 2 and "The circuit, to explore" in text
     assert re.search(r'class="finding">\d+ of 175 edges do [\d.]+ % of what addition-sparse does; as many random', text)
     (folder / "faithful.json").unlink()
