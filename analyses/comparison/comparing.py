@@ -226,10 +226,8 @@ def _solved(dense: Any, sparse: Any, pairs: TokenizedPairs, all_pairs: bool) -> 
             f"no pair of {len(pairs)} is solved by both models (dense {int(right.sum())}, sparse "
             f"{int(by_sparse.sum())}): choose another task, or all_pairs=True"
         )
-    clusters = pairs.clusters()
-    first = {label: number for number, label in reversed(list(enumerate(clusters)))}
-    prompt = torch.tensor([first[label] for label in clusters])
-    return Solved(right, by_sparse, torch.ones_like(both) if all_pairs else both, chance_of(pairs), prompt)
+    kept = torch.ones_like(both) if all_pairs else both
+    return Solved(right, by_sparse, kept, chance_of(pairs), pairs.clean_prompt)
 
 
 def _correct(model: Any, pairs: TokenizedPairs) -> Tensor:

@@ -138,3 +138,11 @@ def test_only_people_are_happy():
         (template,) = [template for template, shape in shapes if shape.fullmatch(pair.clean)]
         word = pair.clean[slice(*pair.positions["WORD"])]
         assert word not in PERSONAL if template in STORIES else word in PERSONAL | EITHER
+
+
+def test_who_is_not_safe_is_not_dangerous_and_no_thing_is_young():
+    for pair in TASKS["opposites_stories"].pairs(1000):
+        word = pair.clean[slice(*pair.positions["WORD"])]
+        of_people = any(re.fullmatch(re.escape(t).replace(r"\{WORD\}", word), pair.clean) for t in PEOPLE)
+        assert not (of_people and word in ("safe", "dangerous")), pair.clean
+        assert of_people or word not in ("old", "young"), pair.clean
