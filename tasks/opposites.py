@@ -84,7 +84,7 @@ float sink, freeze melt, borrow lend, guest host, hero villain, forward backward
 # Asked in this direction only: the answer has another opposite.
 ONE_WAY_ADJECTIVES = "difficult easy, blunt sharp, stale fresh, curved straight, ashamed proud"
 ONE_WAY = "from to, against for, here there, none all, this that, work play, shout whisper"
-# Said of people alone, and of people as well as of things. An old thing was new, not young; who is not safe is in danger.
+# Said of people alone, and of people as well as of things. Old things were new, not young; who is unsafe is in danger.
 PERSONAL = frozenset(
     "happy sad rich poor asleep awake sick healthy smart stupid polite rude kind cruel ashamed old young".split()
 )

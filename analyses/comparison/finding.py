@@ -44,10 +44,9 @@ def finding(comparison: Comparison) -> str:
     rows = {row.name: row for row in rows_of(comparison)}
     names = comparison.about.names
     accuracy, _, open_edges = (rows[name] for name in _model(comparison))
-    return (
-        f"{names[1]} {_accuracy(accuracy, names[0], comparison.solved)}, with "
-        f"{_fewer(open_edges, 'open attention edges')} and {_fewer(rows[_circuit(comparison, rows)], _what(comparison, rows))}."
-    )
+    circuit = _fewer(rows[_circuit(comparison, rows)], _what(comparison, rows))
+    alike = _accuracy(accuracy, names[0], comparison.solved)
+    return f"{names[1]} {alike}, with {_fewer(open_edges, 'open attention edges')} and {circuit}."
 
 
 def _what(comparison: Comparison, rows: dict[str, Row]) -> str:

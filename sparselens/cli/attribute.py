@@ -199,10 +199,8 @@ def _print(summary: dict[str, Any], scores: "EdgeScores", found: "Circuit") -> N
     )
     rows = [(name, c["edges"], _around(c["faithfulness"], c["interval"], 3)) for name, c in summary["circuits"].items()]
     print_table("Circuits", ("chosen by", f"edges of {summary['edges']}", "faithfulness"), rows)
-    if summary["clean_prompts"] < FEW:
-        warn(
-            f"{summary['clean_prompts']} different clean prompts: intervals may be too narrow, want {FEW} or more (-n)"
-        )
+    if (few := summary["clean_prompts"]) < FEW:
+        warn(f"{few} different clean prompts: intervals may be too narrow, want {FEW} or more (-n)")
     left = [(name, c["untested"], c["edges"]) for name, c in summary["circuits"].items() if c.get("untested")]
     for name, untested, edges in left:
         warn(f"{name}: {untested} of {edges} edges were not tried alone (--prune-runs)")

@@ -132,8 +132,8 @@ def bootstrap_interval(
     """Of any statistic of n prompts, given as a function of weights that add up to one: BCa, by scipy.stats.bootstrap.
 
     Resampled values of G groups can at best span those of the groups, which hold a median 1 - 2^(1 - G) of the time: of
-    fewer than six, for 95 %, the ends are NaN. Below 30 there is a caution: of 6 to 8 the interval of a mean holds it 77
-    to 86 times in a hundred, of 20 94 times.
+    fewer than six, for 95 %, the ends are NaN. Below 30 there is a caution: of 6 to 8 the interval of a mean holds it
+    77 to 86 times in a hundred, of 20 94 times.
 
     Raises:
         ValueError: the statistic is not finite, or `level` is not between 0 and 1.

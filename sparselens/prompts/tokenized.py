@@ -123,7 +123,7 @@ class TokenizedPairs(Result):
 
     @property
     def clean_prompt(self) -> Int[Tensor, " batch"]:
-        """The number of the first pair with the same clean prompt: results keep it, and resample equal ones together."""
+        """The number of the first pair with the same clean prompt: results keep it, for their intervals."""
         return torch.from_numpy(first_alike(self.clusters()))
 
     def groups(self, by: Callable[[PromptPair], str] | None = None, least: int = 1) -> "dict[str, TokenizedPairs]":
