@@ -163,7 +163,7 @@ def draw(study: Mapping[str, Found], path: Path) -> None:
     figure.savefig(path, dpi=160)
 
 
-def around(value: float | list[float | None]) -> list[float | None]:
+def around(value: Any) -> list[float]:
     """An estimate with the ends of its interval; itself for ends that are not known."""
     mean, *known = value if isinstance(value, list) else [value, None, None]
     return [mean, *(mean if end is None else end for end in known)]
