@@ -84,14 +84,13 @@ float sink, freeze melt, borrow lend, guest host, hero villain, forward backward
 # Asked in this direction only: the answer has another opposite.
 ONE_WAY_ADJECTIVES = "difficult easy, blunt sharp, stale fresh, curved straight, ashamed proud"
 ONE_WAY = "from to, against for, here there, none all, this that, work play, shout whisper"
-# Said of people alone, and of people as well as of things.
+# Said of people alone, and of people as well as of things. Old things were new, not young; who is unsafe is in danger.
 PERSONAL = frozenset(
-    "happy sad rich poor asleep awake sick healthy smart stupid polite rude kind cruel ashamed".split()
+    "happy sad rich poor asleep awake sick healthy smart stupid polite rude kind cruel ashamed old young".split()
 )
 EITHER = frozenset(
     """
-old young good bad wet dry clean dirty early late strong weak loud quiet beautiful ugly tall short big small hot cold
-fast slow safe
+good bad wet dry clean dirty early late strong weak loud quiet beautiful ugly tall short big small hot cold fast slow
 """.split()
 )
 MANY = 20  # words: with fewer, next to no pairs line up
@@ -130,7 +129,7 @@ def _fitting(words: set[str]) -> tuple[str, ...]:
     return (STORIES if not words & PERSONAL else ()) + (PEOPLE if words <= PERSONAL | EITHER else ())
 
 
-def _task(name: str, description: str, templates: Sequence[str], words: Words) -> Task:
+def _task(name: str, description: str, templates: Sequence[str], words: Words, version: int = 2) -> Task:
     return Task(
         name,
         description,
@@ -138,7 +137,7 @@ def _task(name: str, description: str, templates: Sequence[str], words: Words) -
         words={"opposite": words},
         corruptions={"other": ("WORD",)},
         source="Draye et al. 2025, arXiv 2512.05865",
-        version=2,
+        version=version,
     )
 
 
@@ -146,7 +145,11 @@ ADJECTIVE_PAIRS = directed(ADJECTIVES, ONE_WAY_ADJECTIVES)
 PAIRS = ADJECTIVE_PAIRS + directed(LEARNED, "") + directed(OTHERS, ONE_WAY)
 opposites = _task("opposites", "the word of opposite meaning", ASKED, Words(PAIRS, after_space))
 opposites_stories = _task(
-    "opposites_stories", "contrasts in children's stories", STORIES, Words(ADJECTIVE_PAIRS, after_space, need=MANY)
+    "opposites_stories",
+    "contrasts in children's stories",
+    STORIES,
+    Words(ADJECTIVE_PAIRS, after_space, need=MANY),
+    version=3,
 )
 opposites_quoted = _task(
     "opposites_quoted", "opposites, the answer in quotation marks", QUOTED, Words(PAIRS, in_quotes, need=MANY)

@@ -60,7 +60,7 @@ def direct_logit_attribution(
         norm = None if final is None else read_norm(final, request.model.cfg.d_model)
         for rows, found in in_batches(request, partial(_effects, norm), "direct effects"):
             effects[rows], clean[rows] = (values.float().cpu() for values in found)
-    return NodeScores(sources, effects.mean(0), effects, clean, None, "direct effects")
+    return NodeScores(sources, effects.mean(0), effects, clean, None, "direct effects", pairs.clean_prompt)
 
 
 def _effects(norm: Norm | None, batch: Request) -> tuple[Float[Tensor, "batch source"], Float[Tensor, " batch"]]:

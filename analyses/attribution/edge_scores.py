@@ -41,6 +41,7 @@ class EdgeScores(Result):
     corrupted: Float[Tensor, " batch"]
     # sum of |mean|, where only the largest were kept (`Comparison.save`): all others are NaN
     total: float | None = None
+    clean_prompt: Int[Tensor, " batch"] | None = None  # its number: equal ones are one observation in intervals
 
     _largest = "score"
 
@@ -120,7 +121,8 @@ class EdgeScores(Result):
         if not 0 <= prompt < len(scores):
             raise ValueError(f"prompt = {prompt}: want 0 to {len(scores) - 1}")
         rows = slice(prompt, prompt + 1)
-        return EdgeScores(self.graph, self.method, scores[prompt], scores[rows], self.clean[rows], self.corrupted[rows])
+        alone: dict[str, Any] = {"mean": scores[prompt], "per_prompt": scores[rows], "clean_prompt": None}
+        return replace(self, **alone, clean=self.clean[rows], corrupted=self.corrupted[rows])
 
     def of_prompts(self, prompts: Int[Tensor, " chosen"]) -> "EdgeScores":
         """The scores of some prompts.
@@ -129,17 +131,18 @@ class EdgeScores(Result):
             ValueError: only the mean was kept.
         """
         scores = self._all()[prompts]
-        chosen = {"mean": scores.mean(0), "per_prompt": scores}
+        alike = None if self.clean_prompt is None else self.clean_prompt[prompts]
+        chosen: dict[str, Any] = {"mean": scores.mean(0), "per_prompt": scores, "clean_prompt": alike}
         return replace(self, **chosen, clean=self.clean[prompts], corrupted=self.corrupted[prompts])
 
     def interval(self, edge: str, level: float = 0.95) -> Interval:
-        """The mean score of one edge, with a bootstrap confidence interval over prompts.
+        """The mean score of one edge, with a bootstrap confidence interval over clean prompts.
 
         Raises:
             ValueError: there is no such edge, or only the mean was kept.
         """
         source, destination = self.graph.edge(edge)
-        return mean_interval(self._all()[:, source, destination], level)
+        return mean_interval(self._all()[:, source, destination], level, clusters=self.clean_prompt)
 
     def node(self) -> Float[Tensor, " source"]:
         """Mean score of each source: the sum over its destinations."""

@@ -84,7 +84,8 @@ def exact_scores(
                 scores[batch.prompts[:, None], some[:, 0], some[:, 1]] = values.T.float().cpu()
                 bar.update(values.numel())
     scores, metrics = summed(scores).masked_fill_(exists & ~chosen, torch.nan), summed(metrics)
-    return EdgeScores(reading.graph, "exact", scores.mean(0), scores, metrics[0], metrics[1])
+    alike = request.pairs.clean_prompt
+    return EdgeScores(reading.graph, "exact", scores.mean(0), scores, metrics[0], metrics[1], clean_prompt=alike)
 
 
 @dataclass(frozen=True, eq=False)

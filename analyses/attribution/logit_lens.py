@@ -46,6 +46,7 @@ class LogitLens(Result):
     values: Float[Tensor, "batch stream"] | Float[Tensor, "batch stream pos"]
     positions: tuple[str, ...] = ()  # a label for every position; none: at the answer's only
     tokens: tuple[tuple[tuple[str, ...], ...], ...] = ()  # the likeliest of every row of text, stream and position
+    clean_prompt: Int[Tensor, " batch"] | None = None  # its number: equal ones are one observation in intervals
 
     def _line(self) -> str:
         first, last = (float(self.values[:, place, ...].mean()) for place in (0, -1))
@@ -66,14 +67,14 @@ class LogitLens(Result):
         return self.mean[self._place(stream)]
 
     def interval(self, stream: str, level: float = 0.95) -> Interval:
-        """The mean value of a stream at the answer's position, with its bootstrap confidence interval over prompts.
+        """The mean value of a stream at the answer's position, with its bootstrap interval over clean prompts.
 
         Raises:
             ValueError: there is no such stream, or the values are by position.
         """
         if self.positions:
             raise ValueError("these values are by position: call logit_lens with by_position=False")
-        return mean_interval(self.values[:, self._place(stream)], level)
+        return mean_interval(self.values[:, self._place(stream)], level, clusters=self.clean_prompt)
 
     def plot(self, prompt: int = 0) -> Any:
         """In plotly: a curve over the streams, or a heat map of streams by positions.
@@ -149,7 +150,8 @@ def logit_lens(
         for rows, (found,) in in_batches(request, partial(_measured, [*points.values()], places), "logit lens"):
             values[rows] = found.float().cpu()
     labels = prompts.labels if by_position else ()
-    return LogitLens(name_of(metric), tuple(points), values if by_position else values[..., 0], labels)
+    values = values if by_position else values[..., 0]
+    return LogitLens(name_of(metric), tuple(points), values, labels, clean_prompt=prompts.clean_prompt)
 
 
 def _points(reading: Reading) -> dict[str, str]:

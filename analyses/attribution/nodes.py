@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparselens.analyses.attribution.integration import DEFAULT, Method, Score, attribute, by_gradient
@@ -46,6 +46,7 @@ class NodeScores(Result):
     clean: Float[Tensor, " batch"]  # the metric of the clean runs
     corrupted: Float[Tensor, " batch"] | None  # None: no corrupted prompt was run
     what: str = "nodes"  # what is scored: nodes, direct effects, paths to a1.h0<q>
+    clean_prompt: Int[Tensor, " batch"] | None = None  # its number: equal ones are one observation in intervals
 
     _largest = "score"
 
@@ -60,12 +61,12 @@ class NodeScores(Result):
         return float(self.mean[self._place(node)])
 
     def interval(self, node: str, level: float = 0.95) -> Interval:
-        """The mean score of a node, with its bootstrap confidence interval over prompts.
+        """The mean score of a node, with its bootstrap confidence interval over clean prompts.
 
         Raises:
             ValueError: there is no such node.
         """
-        return mean_interval(self.per_prompt[:, self._place(node)], level)
+        return mean_interval(self.per_prompt[:, self._place(node)], level, clusters=self.clean_prompt)
 
     def plot(self) -> Any:
         """The mean scores of heads and MLPs as a plotly heat map, layer by layer; the title has the others."""
@@ -163,7 +164,8 @@ def attribute_nodes(
     with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
         found = attribute(request, method, steps, _node_gradients, _nodes, gate_gradient=gate_gradient)
     assert found.per_prompt is not None
-    return NodeScores(request.reading.graph.sources, found.mean, found.per_prompt, found.clean, found.corrupted)
+    parts: dict[str, Any] = {part: getattr(found, part) for part in ("mean", "per_prompt", "clean", "corrupted")}
+    return NodeScores(request.reading.graph.sources, **parts, clean_prompt=pairs.clean_prompt)
 
 
 def attribute_attention_edges(

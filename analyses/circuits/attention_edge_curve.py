@@ -79,7 +79,8 @@ def attention_edge_curve(
         for rows, (found,) in in_batches(request, partial(_metrics, per_prompt, numbers), "attention edges"):
             runs[:, rows] = found.float().cpu()
     *kept, clean, nothing = runs
-    return FaithfulnessCurve(tuple(numbers), total, tuple(Faithfulness(one, clean, nothing) for one in kept))
+    points = tuple(Faithfulness(one, clean, nothing, pairs.clean_prompt) for one in kept)
+    return FaithfulnessCurve(tuple(numbers), total, points)
 
 
 def _default_sizes(total: int) -> list[int]:

@@ -175,4 +175,5 @@ def score_by_magnitude(
         for rows, (found, clean, corrupted) in in_batches(request, norms, "magnitude"):
             sizes[rows], metrics[:, rows] = found.float().cpu(), torch.stack([clean, corrupted]).float().cpu()
     scores = sizes[:, :, None] * graph.exists
-    return EdgeScores(graph, "magnitude", scores.mean(0), scores, metrics[0], metrics[1])
+    alike = pairs.clean_prompt
+    return EdgeScores(graph, "magnitude", scores.mean(0), scores, metrics[0], metrics[1], clean_prompt=alike)

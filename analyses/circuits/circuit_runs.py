@@ -44,6 +44,7 @@ class Faithfulness(Result):
     circuit: Float[Tensor, " batch"]
     clean: Float[Tensor, " batch"]
     ablated: Float[Tensor, " batch"]
+    clean_prompt: Int[Tensor, " batch"] | None = None  # its number: equal ones are one observation in intervals
 
     def _line(self) -> str:
         whole, nothing, n = float(self.clean.mean()), float(self.ablated.mean()), len(self.clean)
@@ -69,12 +70,16 @@ class Faithfulness(Result):
         return float((self.circuit - self.ablated).mean() / (self.clean - self.ablated).mean())
 
     def interval(self, level: float = 0.95, clusters: Clusters = None) -> Interval:
-        """Ratio of the means, with its bootstrap confidence interval over prompts.
+        """Ratio of the means, with its bootstrap confidence interval over clean prompts.
+
+        Args:
+            clusters: prompts that are one observation; default: those with the same clean prompt
 
         Raises:
             ValueError: on average clean and ablated runs score the same.
         """
-        return ratio_interval(self.circuit - self.ablated, self.clean - self.ablated, level, clusters=clusters)
+        alike = self.clean_prompt if clusters is None else clusters
+        return ratio_interval(self.circuit - self.ablated, self.clean - self.ablated, level, clusters=alike)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +115,7 @@ class CircuitRunner:
                 del found  # before the next are made
                 bar.update(len(rows))
         self.clean, self.ablated = summed(self.clean), summed(self.ablated)
+        self._clean_prompt = request.pairs.clean_prompt
 
     def _plan(self) -> tuple[list[Int[Tensor, " row"]], int, bool]:
         """The prompts that run together, the rows that may, and whether to keep what is shared."""
@@ -141,7 +147,7 @@ class CircuitRunner:
                     )
                     (own if bar is None else bar).update(len(some) * len(rows))
                 del found  # before the next are made
-        return [Faithfulness(row, self.clean, self.ablated) for row in summed(values)]
+        return [Faithfulness(row, self.clean, self.ablated, self._clean_prompt) for row in summed(values)]
 
     def _baselines(self, rows: Int[Tensor, " row"]) -> _Baselines:
         batch = self._request.batch(rows)

@@ -16,8 +16,11 @@ def edges_for_goal(
 
     A resample in which no circuit is counts as all edges of the graph. None if no circuit is on the prompts themselves.
 
+    Args:
+        clusters: default: the clean prompts that the circuits were run on
+
     Raises:
-        ValueError: clean and ablated runs score the same, at least in one resample.
+        ValueError: nothing is as good as the whole model or better, at least in one resample.
     """
     if tried.first_to_reach(goal) is None:
         return None
@@ -25,15 +28,20 @@ def edges_for_goal(
     def edges(weights: np.ndarray) -> np.ndarray:
         return edges_reached(tried, goal, weights)
 
-    return bootstrap_interval(edges, len(tried.points[0].clean), level, seed, clusters=clusters)
+    alike = tried.points[0].clean_prompt if clusters is None else clusters
+    return bootstrap_interval(edges, len(tried.points[0].clean), level, seed, clusters=alike)
 
 
 def edges_reached(tried: FaithfulnessCurve, goal: float, weights: np.ndarray) -> np.ndarray:
-    """The smallest tried circuit that reaches the goal, for every row of weights of the prompts; NaN without a gap."""
+    """The smallest tried circuit that reaches the goal, for every row of weights of the prompts.
+
+    NaN where the gap between the whole model and nothing is none, or of the other sign than that of all prompts:
+    faithfulness divides by it.
+    """
     whole, nothing = (getattr(tried.points[0], name).double().numpy() for name in ("clean", "ablated"))
     alone = np.stack([point.circuit.double().numpy() for point in tried.points], 1)
-    gap = (weights @ (whole - nothing))[:, None]
+    gap, sign = (weights @ (whole - nothing))[:, None], np.sign((whole - nothing).mean())
     with np.errstate(divide="ignore", invalid="ignore"):
         reached = (weights @ (alone - nothing[:, None])) / gap >= goal
     sizes = np.where(reached.any(1), np.array(tried.n_edges)[reached.argmax(1)], tried.total).astype(float)
-    return np.where(gap[:, 0] == 0, np.nan, sizes)
+    return np.where(sign * gap[:, 0] > 0, sizes, np.nan)

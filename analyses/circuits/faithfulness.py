@@ -111,7 +111,7 @@ def minimality(
         whole, *others = runner.run([circuit, *(replace(circuit, kept=kept) for kept in without)])
     gap = whole.clean - whole.ablated
     return {
-        name: ratio_interval(whole.circuit - left.circuit, gap)
+        name: ratio_interval(whole.circuit - left.circuit, gap, clusters=pairs.clean_prompt)
         for name, left in zip(circuit.edges, others, strict=True)
     }
 

@@ -34,6 +34,7 @@ class Stability(Result):
     overlap: Float[Tensor, "batch other"]  # Jaccard index of each pair of prompts' circuits
     overlap_with_mean: Float[Tensor, " batch"]
     rank_correlation: Float[Tensor, " batch"]  # Spearman's, of a prompt's |scores| with the |mean scores|
+    clean_prompt: Int[Tensor, " batch"] | None = None  # its number: equal ones are one observation in intervals
 
     def _line(self) -> str:
         sizes = f"{self.size_interval()} edges a prompt, {self.size_of_mean} of the mean scores"
@@ -49,13 +50,14 @@ class Stability(Result):
 
     @property
     def mean_overlap(self) -> float:
-        """Mean Jaccard index over pairs of different prompts; NaN for one prompt."""
-        different = ~torch.eye(len(self.overlap), dtype=torch.bool)
+        """Mean Jaccard index over pairs of different clean prompts; NaN where there is but one."""
+        prompt = torch.arange(len(self.overlap)) if self.clean_prompt is None else self.clean_prompt
+        different = prompt[:, None] != prompt
         return float(self.overlap[different].mean())
 
     def size_interval(self) -> Interval:
         """Mean number of edges of a prompt's circuit, with its bootstrap confidence interval."""
-        return mean_interval(self.sizes.double())
+        return mean_interval(self.sizes.double(), clusters=self.clean_prompt)
 
 
 def stability(scores: EdgeScores, share: float = 0.9) -> Stability:
@@ -77,6 +79,7 @@ def stability(scores: EdgeScores, share: float = 0.9) -> Stability:
         _jaccard(kept, kept),
         _jaccard(kept, whole)[:, 0],
         torch.tensor([circuit.rank_correlation(of_mean, scores.measured) for circuit in circuits]),
+        scores.clean_prompt,
     )
 
 

@@ -57,9 +57,10 @@ def caveats(
     if not is_sparse(sparse):
         notes.append("The sparse model has no gates.")
     n_pairs = int(solved.kept.sum())
-    if n_pairs < FEW:
-        notes.append(f"Only {n_pairs} pairs: confidence intervals are wide, and may still be too narrow.")
     different = len(solved.clean_prompt[solved.kept].unique())
+    if different < FEW:
+        few = f"{n_pairs} pairs" if different == n_pairs else f"{different} different clean prompts"
+        notes.append(f"Only {few}: confidence intervals are wide, and may still be too narrow.")
     if different < n_pairs:
         notes.append(
             f"The {n_pairs} pairs have {different} different clean prompts, which are what intervals resample."

@@ -229,11 +229,8 @@ def _solved(dense: Any, sparse: Any, pairs: TokenizedPairs, all_pairs: bool) -> 
             f"no pair of {len(pairs)} is solved by both models (dense {int(by_dense.correct.sum())}, sparse "
             f"{int(by_sparse.correct.sum())}): choose another task, or all_pairs=True"
         )
-    clusters = pairs.clusters()
-    first = {label: number for number, label in reversed(list(enumerate(clusters)))}
-    prompt = torch.tensor([first[label] for label in clusters])
     kept = torch.ones_like(both) if all_pairs else both
-    return Solved(by_dense.correct, by_sparse.correct, kept, by_dense.chance, prompt)
+    return Solved(by_dense.correct, by_sparse.correct, kept, by_dense.chance, pairs.clean_prompt)
 
 
 def _answers(dense: Any, sparse: Any, shown: TokenizedPairs) -> list[str]:

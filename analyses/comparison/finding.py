@@ -3,7 +3,9 @@
 import math
 from typing import NamedTuple
 
-from sparselens.analyses.comparison.results import Comparison
+import torch
+
+from sparselens.analyses.comparison.results import Comparison, Solved
 from sparselens.analyses.comparison.rows import Row, Value, cells, percent, said, times
 from sparselens.analyses.comparison.table import rows_of
 from sparselens.prompts.intervals import Interval
@@ -42,10 +44,9 @@ def finding(comparison: Comparison) -> str:
     rows = {row.name: row for row in rows_of(comparison)}
     names = comparison.about.names
     accuracy, _, open_edges = (rows[name] for name in _model(comparison))
-    return (
-        f"{names[1]} {_accuracy(accuracy, names[0])}, with {_fewer(open_edges, 'open attention edges')} and "
-        f"{_fewer(rows[_circuit(comparison, rows)], _what(comparison, rows))}."
-    )
+    circuit = _fewer(rows[_circuit(comparison, rows)], _what(comparison, rows))
+    alike = _accuracy(accuracy, names[0], comparison.solved)
+    return f"{names[1]} {alike}, with {_fewer(open_edges, 'open attention edges')} and {circuit}."
 
 
 def _what(comparison: Comparison, rows: dict[str, Row]) -> str:
@@ -55,14 +56,13 @@ def _what(comparison: Comparison, rows: dict[str, Row]) -> str:
     return f"edges that hold {percent(comparison.about.share)} of the attribution"
 
 
-def _accuracy(row: Row, dense: str) -> str:
-    """Whether the two accuracies differ by more than the intervals over prompts allow."""
+def _accuracy(row: Row, dense: str, solved: Solved) -> str:
+    """Whether the two accuracies differ by more than what the prompts leave open."""
     first, second = row.values
     texts = [said(_mean(value), row) for value in row.values]
     if texts[0] == texts[1]:
         return f"is as accurate as {dense} ({texts[0]})"
-    apart = isinstance(first, Interval) and isinstance(second, Interval) and _disjoint(first, second)
-    verb = ("less" if _mean(first) > _mean(second) else "more") if apart else "not measurably less or more"
+    verb = ("less" if _mean(first) > _mean(second) else "more") if _differ(solved) else "not measurably less or more"
     return f"is {verb} accurate than {dense} ({texts[1]} and {texts[0]})"
 
 
@@ -75,6 +75,8 @@ def _fewer(row: Row, what: str) -> str:
         return f"no measurable ratio of {what}{shown}"
     if math.isfinite(ratio.low) and ratio.low <= 1 <= ratio.high:
         return f"no measurable difference in {what}{shown}"
+    if ratio.n and not math.isfinite(ratio.low):  # of prompts, and too few
+        shown += ", of which too few prompts were asked to say how sure that is"
     larger = ratio.mean if ratio.mean >= 1 else 1 / ratio.mean
     alone = times(Interval(larger, math.nan, math.nan, math.nan, ratio.n))
     return f"{alone} {'fewer' if ratio.mean >= 1 else 'more'} {what}{shown}"
@@ -89,5 +91,14 @@ def _mean(value: Value) -> float:
     return value.mean if isinstance(value, Interval) else math.nan if value is None else value
 
 
-def _disjoint(first: Interval, second: Interval) -> bool:
-    return first.low > second.high or second.low > first.high
+def _differ(solved: Solved) -> bool:
+    """McNemar's exact test at 5 %: of the prompts that one model alone solves, does one have more than a half?
+
+    Prompts are those that differ: where one comes several times, the model that solves it more often has it.
+    """
+    from scipy.stats import binomtest
+
+    more = solved.sparse.long() - solved.dense.long()
+    sums = torch.zeros_like(more).index_add_(0, solved.clean_prompt, more)
+    alone = int((sums != 0).sum())
+    return alone > 0 and float(binomtest(int((sums > 0).sum()), alone).pvalue) < 0.05

@@ -26,7 +26,7 @@ from sparselens.analyses.features.transcoders import Transcoders
 from sparselens.bars import progress_bar
 from sparselens.models.hooked_model import HookedModel
 from sparselens.prompts.checks import refuse_misfits
-from sparselens.prompts.intervals import Interval, mean_interval
+from sparselens.prompts.intervals import Interval, first_alike, mean_interval
 from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.results import Result
 from sparselens.training.evaluation import evaluating
@@ -45,6 +45,7 @@ class FeatureHeads(Result):
     targets: tuple[tuple[str, ...], ...]  # of each prompt: features active at END, and the logits
     influence: tuple[Float[Tensor, "_target head"], ...]  # |influence| of features through heads, summed over features
     errors: Float[Tensor, " batch"]  # their share of the |influence| of features and errors through heads, a mean
+    clean_prompt: Int[Tensor, " batch"] | None = None  # its number: equal ones are one observation in intervals
 
     _largest = "share"
 
@@ -68,8 +69,9 @@ class FeatureHeads(Result):
         return torch.stack([heads_needed(found, share).double().mean().nan_to_num(0) for found in reached]).float()
 
     def interval(self, share: float = 0.8, per_target: bool = False) -> Interval:
-        """The mean over prompts of `needed`, or of `needed_per_target`, with its 95 % interval."""
-        return mean_interval(self.needed_per_target(share) if per_target else self.needed(share).float())
+        """The mean over prompts of `needed`, or of `needed_per_target`, with its 95 % interval over different ones."""
+        needed = self.needed_per_target(share) if per_target else self.needed(share).float()
+        return mean_interval(needed, clusters=self.clean_prompt)
 
     def _line(self) -> str:
         return (
@@ -132,7 +134,8 @@ def feature_heads(
             errors.append(error)
             names = head_names(frozen)
             bar.update(1)
-    return FeatureHeads(names, tuple(targets), tuple(weights), torch.tensor(errors))
+    alike = torch.from_numpy(first_alike([tuple(tokens.tolist()) for tokens in rows]))
+    return FeatureHeads(names, tuple(targets), tuple(weights), torch.tensor(errors), alike)
 
 
 def _rows(opened: OpenModel, prompts: Sequence[str] | Tensor | TokenizedPairs) -> list[Int[Tensor, " pos"]]:

@@ -118,7 +118,9 @@ def patch_activations(
                     (found,) = log.once(where, lambda: (_patched(setup, group, layer, cells),))  # noqa: B023
                     values[where] = found.to(values)
                     bar.update(len(cells))
-        return PatchingResult(site, axes, base, ablation, values, *baselines, positions=request.pairs.labels)
+        clean, corrupted = baselines
+        asked = request.pairs.labels, request.pairs.clean_prompt
+        return PatchingResult(site, axes, base, ablation, values, clean, corrupted, *asked)
 
 
 def _chosen(only: Sequence[Sequence[int]] | None, axes: Sequence[str], shape: Sequence[int]) -> Bool[Tensor, "*cell"]:

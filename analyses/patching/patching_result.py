@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparselens.circuits.graph import head_of
@@ -33,6 +33,7 @@ class PatchingResult(Result):
     clean: Float[Tensor, " batch"]  # the metric without a patch
     corrupted: Float[Tensor, " batch"]
     positions: tuple[str, ...] = ()  # `TokenizedPairs.labels`
+    clean_prompt: Int[Tensor, " batch"] | None = None  # its number: equal ones are one observation in intervals
 
     _largest = "effect"
 
@@ -114,8 +115,8 @@ class PatchingResult(Result):
         return (self.values - self._along_batch(self.corrupted)) / gap.masked_fill(gap == 0, torch.nan)
 
     def interval(self, *cell: int, level: float = 0.95) -> Interval:
-        """Mean metric under one patch, indexed as `axes` after batch, with its bootstrap confidence interval."""
-        return mean_interval(self._cell(cell), level)
+        """Mean metric under one patch, indexed as `axes` after batch, with its interval over clean prompts."""
+        return mean_interval(self._cell(cell), level, clusters=self.clean_prompt)
 
     def normalised_interval(self, *cell: int, level: float = 0.95) -> Interval:
         """As `interval`, for mean(value - corrupted) / mean(clean - corrupted).
@@ -123,7 +124,8 @@ class PatchingResult(Result):
         Raises:
             ValueError: there is no such patch, or clean and corrupted prompts have the same mean.
         """
-        return ratio_interval(self._cell(cell) - self.corrupted, self.clean - self.corrupted, level)
+        gain, gap = self._cell(cell) - self.corrupted, self.clean - self.corrupted
+        return ratio_interval(gain, gap, level, clusters=self.clean_prompt)
 
     def _cell(self, cell: Sequence[int]) -> Float[Tensor, " batch"]:
         refuse_cell(cell, self.axes[1:], self.values.shape[1:])

@@ -77,7 +77,8 @@ def patch_paths(
                     scores[batch.prompts[:, None], some] = found.T.float().cpu()
                     bar.update(found.numel())
     scores, sources = scores[:, rows], tuple(graph.sources[row] for row in rows)
-    return NodeScores(sources, scores.mean(0), scores, metrics[0], metrics[1], f"paths to {', '.join(names)}")
+    what = f"paths to {', '.join(names)}"
+    return NodeScores(sources, scores.mean(0), scores, metrics[0], metrics[1], what, pairs.clean_prompt)
 
 
 def _patched(base: Base, senders: Int[Tensor, " row"], into: Int[Tensor, " destination"]) -> Tensor:

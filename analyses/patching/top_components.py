@@ -49,6 +49,7 @@ class ComponentCurve(Result):
     clean: Float[Tensor, " batch"]
     corrupted: Float[Tensor, " batch"]
     ablated: Float[Tensor, " batch"]  # no component acts: the corrupted run, or all at the means or zeros
+    clean_prompt: Int[Tensor, " batch"] | None = None  # its number: equal ones are one observation in intervals
 
     def __post_init__(self) -> None:
         if list(self.counts) != sorted(set(self.counts)):
@@ -77,7 +78,7 @@ class ComponentCurve(Result):
         return (self.values.mean(0) - self.ablated.mean()) / (self.clean - self.ablated).mean()
 
     def interval(self, count: int, level: float = 0.95) -> Interval:
-        """The share at one count, with its bootstrap confidence interval over prompts.
+        """The share at one count, with its bootstrap confidence interval over clean prompts.
 
         Raises:
             ValueError: that count was not run, or the clean and the ablated run have the same mean.
@@ -85,7 +86,7 @@ class ComponentCurve(Result):
         if count not in self.counts:
             raise ValueError(f"count = {count}: want one of {', '.join(map(str, self.counts))}")
         values = self.values[:, self.counts.index(count)]
-        return ratio_interval(values - self.ablated, self.clean - self.ablated, level)
+        return ratio_interval(values - self.ablated, self.clean - self.ablated, level, clusters=self.clean_prompt)
 
     def smallest(self, share: float = 0.9) -> int | None:
         """The smallest count from which on the share stays at `share` or above; None if it never does."""
@@ -96,14 +97,18 @@ class ComponentCurve(Result):
     def smallest_of(
         self, weights: Float[np.ndarray, "resample prompt"], share: float = 0.9
     ) -> Float[np.ndarray, " resample"]:
-        """`smallest` with prompts so weighted; the largest count where a resample never reaches the share."""
+        """`smallest` with prompts so weighted; the largest count where a resample never reaches the share.
+
+        NaN where the gap between clean and ablated is none, or of the other sign than that of all prompts.
+        """
         values, clean, ablated = (x.double().numpy() for x in (self.values, self.clean, self.ablated))
-        base = (weights @ ablated)[:, None]
-        with np.errstate(divide="ignore", invalid="ignore"):  # a resample may have no gap, and never reaches it
-            reached = (weights @ values - base) / ((weights @ clean)[:, None] - base) >= share
+        base, sign = (weights @ ablated)[:, None], np.sign((clean - ablated).mean())
+        gap = (weights @ clean)[:, None] - base
+        with np.errstate(divide="ignore", invalid="ignore"):
+            reached = (weights @ values - base) / gap >= share
         stays = np.flip(np.flip(reached, 1).cumprod(1), 1).astype(bool)
         first = np.where(stays.any(1), stays.argmax(1), stays.shape[1] - 1)
-        return np.array(self.counts, dtype=float)[first]
+        return np.where(sign * gap[:, 0] > 0, np.array(self.counts, dtype=float)[first], np.nan)
 
 
 @renamed_argument("source", "ablation")
@@ -162,7 +167,8 @@ def keep_top(
         with patching(request, sites, "clean", ablation) as setup:
             values, clean, corrupted = _run(setup, order, tried, log)
     ablated = corrupted if ablation == "corrupted" else values[:, 0]
-    return ComponentCurve(counts, rank_by, values[:, [tried.index(n) for n in counts]], clean, corrupted, ablated)
+    asked = values[:, [tried.index(n) for n in counts]]
+    return ComponentCurve(counts, rank_by, asked, clean, corrupted, ablated, pairs.clean_prompt)
 
 
 def _run(

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sparselens.analyses.sparsity.row_losses import (
@@ -53,6 +53,7 @@ class LossPoint(Result):
     share_of_visible_pairs: float
     share_of_all_pairs: float  # the normalisation of the paper's Fig. 2
     edges_per_query_per_head: float
+    clean_prompt: Int[Tensor, " row"] | None = None  # its number, of pairs: equal ones are one observation in intervals
 
     def _line(self) -> str:
         return f"{self.name}: loss {self.interval()} nats, {self.share_of_visible_pairs:.2%} of visible pairs open"
@@ -70,12 +71,14 @@ class LossPoint(Result):
         return float((self.losses * self.weights).sum() / self.weights.sum())
 
     def interval(self, level: float = 0.95) -> Interval:
-        """The loss, with its bootstrap confidence interval over rows.
+        """The loss, with its bootstrap confidence interval over rows, or over the clean prompts of pairs.
+
+        Rows of one document are taken for independent, and they are not quite: that interval is a little too narrow.
 
         Raises:
             ValueError: no token counts, in the rows or in a resample of them.
         """
-        return ratio_interval(self.losses * self.weights, self.weights, level)
+        return ratio_interval(self.losses * self.weights, self.weights, level, clusters=self.clean_prompt)
 
 
 def loss_points(
@@ -150,6 +153,7 @@ def measure_loss(
         gates.share_of_visible_pairs,
         gates.share_of_all_pairs,
         gates.edges_per_query_per_head,
+        batches.clean_prompt if isinstance(batches, TokenizedPairs) else None,
     )
 
 

@@ -90,6 +90,7 @@ def attribute(
         "description": known.description,
         "drawn": n,
         "pairs": len(pairs),
+        "clean_prompts": len(set(pairs.clusters())),
         "solved": int(found.correct.sum()),
         "metric": name_of(metric or known.metric),
         "clean": float(scores.clean.mean()),
@@ -227,17 +228,22 @@ def _spread(circuit: "Circuit", drawn: "Sequence[Faithfulness]") -> dict[str, An
 
 
 def _print(summary: dict[str, Any], scores: "EdgeScores", found: "Circuit") -> None:
+    from sparselens.prompts.intervals import FEW
+
     print_table(
         f"{summary['model']}, {summary['task']}, {summary['method']}",
         ("", ""),
         [
             ("pairs", f"{summary['pairs']} of {summary['drawn']} drawn ({summary['solved']} solved)"),
+            ("different clean prompts", str(summary["clean_prompts"])),
             (f"{summary['metric']}, clean", f"{summary['clean']:.3f}"),
             (f"{summary['metric']}, corrupted", f"{summary['corrupted']:.3f}"),
         ],
     )
     rows = [(name, c["edges"], _around(c["faithfulness"], c["interval"], 3)) for name, c in summary["circuits"].items()]
     print_table("Circuits", ("chosen by", f"edges of {summary['edges']}", "faithfulness"), rows)
+    if (few := summary["clean_prompts"]) < FEW:
+        warn(f"{few} different clean prompts: intervals may be too narrow, want {FEW} or more (-n)")
     left = [(name, c["untested"], c["edges"]) for name, c in summary["circuits"].items() if c.get("untested")]
     for name, untested, edges in left:
         warn(f"{name}: {untested} of {edges} edges were not tested one by one (--prune-runs)")

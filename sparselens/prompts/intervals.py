@@ -1,6 +1,7 @@
 """Confidence intervals over prompts, 95 % by default: proportions, means, ratios of means and any other statistic.
 
-Proportions: Wilson's interval. Means and ratios: the studentized bootstrap. Other statistics: BCa, by scipy.
+Proportions: Wilson's interval. Means and ratios: the studentized bootstrap. Other statistics: BCa, by scipy. With
+too few prompts for that an interval says so (`Interval.caution`), or its ends are NaN.
 Prompts that occur more than once, or share an answer, are not independent draws: with `clusters` whole groups of
 prompts are resampled together. Analyses group pairs by clean prompt (`TokenizedPairs.clusters`).
 """
@@ -12,21 +13,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 RESAMPLES = 2000
 FEW, SKEWED = 30, 1.5  # below so many groups of prompts, means of values this skewed are covered too seldom
+FEWEST = 10  # below so many a skew cannot be seen, since n values have one of (n - 2) / sqrt(n - 1) at most
 _AT_ONCE = 2**22  # numbers in memory
 
-Clusters = Sequence[Hashable] | None  # a label per prompt: equal ones are resampled together. None: each by itself
+# a label per prompt: equal ones are resampled together. None: each by itself
+Clusters = Sequence[Hashable] | Int[Tensor, " prompt"] | None
 
 
 @dataclass(frozen=True)
 class Interval:
     """A mean over prompts with its confidence interval.
 
-    With a single group of prompts, both ends and the standard error are NaN.
+    With a single group of prompts, ends and standard error are NaN; with too few for a bootstrap, the ends.
 
     >>> print(sl.evaluate(model, pairs).accuracy)
     0.93 [0.862, 0.966]
@@ -90,7 +93,8 @@ def mean_interval(
 
     The bootstrap-t of Efron & Tibshirani (1993, chapter 12.5), which suits skewed values: for 20 exponential values it
     covers the mean in 94 to 96 % of cases, the percentile interval in 90 %. Where resamples have no spread, because
-    most values are equal, BCa is used. For shares use `proportion_interval`.
+    most values are equal, BCa is used, or Student's t with fewer than ten prompts. For shares use
+    `proportion_interval`.
 
     >>> mean_interval(result.values, clusters=pairs.clusters())
 
@@ -137,6 +141,10 @@ def bootstrap_interval(
 ) -> Interval:
     """Any statistic of n prompts, a function of weights that sum to one, with its BCa interval (scipy.stats.bootstrap).
 
+    Resampled values of G groups can at best span those of the groups, which hold a median 1 - 2^(1 - G) of the time: of
+    fewer than six, for 95 %, the ends are NaN. Below 30 there is a caution: of 6 to 8 the interval of a mean holds it
+    77 to 86 times in a hundred, of 20 94 times.
+
     Raises:
         ValueError: the statistic is not finite, or `level` is not between 0 and 1.
     """
@@ -158,7 +166,12 @@ def bootstrap_interval(
     samples, ends = _bca(of_groups, (np.arange(len(sizes)),), level, seed, resamples)
     if not np.isfinite([value, *samples]).all():
         raise ValueError("the statistic is not finite, at least in one resample")
-    return Interval(value, *ends, float(samples.std(ddof=1)), n, level, len(sizes))
+    few, caution = len(sizes), ""
+    if few < FEW:
+        caution = f"{few} prompts: the bootstrap's interval is too narrow, want {FEW} or more"
+    if 2.0 ** (1 - few) > 1 - level:
+        ends, caution = (math.nan, math.nan), f"{few} prompts are too few for an interval"
+    return Interval(value, *ends, float(samples.std(ddof=1)), n, level, few, caution)
 
 
 # -- proportions
@@ -205,7 +218,9 @@ def _studentized(tops: np.ndarray, bottoms: np.ndarray, n: int, level: float, se
     low, high = np.quantile(t, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
     ends = value - high * error, value - low * error
     if not np.isfinite([low, high]).all():
-        _, ends = _bca(lambda a, b, axis: a.sum(axis) / b.sum(axis), (tops, bottoms), level, seed, RESAMPLES)
+        ends = _student(value, error, len(tops), level)
+        if len(tops) >= FEWEST:
+            _, ends = _bca(lambda a, b, axis: a.sum(axis) / b.sum(axis), (tops, bottoms), level, seed, RESAMPLES)
     return Interval(value, float(ends[0]), float(ends[1]), error, n, level, len(tops), _caution(tops, bottoms, value))
 
 
@@ -232,13 +247,25 @@ def _resampled(tops: np.ndarray, bottoms: np.ndarray, seed: int) -> tuple[np.nda
     return np.concatenate(ratios), np.concatenate(errors), signs in ({1.0}, {-1.0})
 
 
+def _student(value: float, error: float, n: int, level: float) -> tuple[float, float]:
+    from scipy import stats
+
+    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * error
+    return value - half, value + half
+
+
 def _caution(tops: np.ndarray, bottoms: np.ndarray, value: float) -> str:
-    left = tops - value * bottoms
-    spread = left.std()
-    skew = 0.0 if spread == 0 else float(((left - left.mean()) ** 3).mean() / spread**3)
-    if len(tops) >= FEW or abs(skew) <= SKEWED:
+    n, left = len(tops), tops - value * bottoms
+    if n >= FEW:
         return ""
-    return f"{len(tops)} prompts with skewed values: the interval may be too narrow, want {FEW} or more"
+    spread = left.std()
+    if spread <= 1e-12 * np.abs(tops).max():
+        return f"{n} prompts with the same value: how much others differ is not known"
+    if n < FEWEST:
+        return f"{n} prompts: the interval may be too narrow, want {FEW} or more"
+    if abs(((left - left.mean()) ** 3).mean()) > SKEWED * spread**3:
+        return f"{n} prompts with skewed values: the interval may be too narrow, want {FEW} or more"
+    return ""
 
 
 # -- shared
@@ -288,8 +315,14 @@ def _numbered(clusters: Clusters, n: int) -> np.ndarray:
         return np.arange(n)
     if len(clusters) != n:
         raise ValueError(f"{len(clusters)} clusters for {n} values: want one for each")
-    numbers = dict[Hashable, int]()
-    return np.array([numbers.setdefault(label, len(numbers)) for label in clusters])
+    return np.unique(first_alike(clusters), return_inverse=True)[1]
+
+
+def first_alike(labels: Sequence[Hashable] | Int[Tensor, " label"]) -> Int[np.ndarray, " label"]:
+    """For every label, the place of the first that is equal."""
+    known: Sequence[Hashable] = labels.tolist() if isinstance(labels, Tensor) else labels  # tensors hash by identity
+    first = dict[Hashable, int]()
+    return np.array([first.setdefault(label, place) for place, label in enumerate(known)])
 
 
 def _refuse_level(level: float) -> None:

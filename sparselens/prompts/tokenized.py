@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sparselens.prompts.intervals import first_alike
 from sparselens.prompts.pairs import PromptPair
 from sparselens.results import Result
 from sparselens.training.losses import Batch
@@ -119,6 +120,11 @@ class TokenizedPairs(Result):
             return [tuple(sorted(row)) for row in self.answers.tolist()]
         mask = torch.ones_like(self.clean) if self.attention_mask is None else self.attention_mask
         return [tuple(row) for row in torch.where(mask.bool(), self.clean, NO_ANSWER).tolist()]
+
+    @property
+    def clean_prompt(self) -> Int[Tensor, " batch"]:
+        """The number of the first pair with the same clean prompt: results keep it, for their intervals."""
+        return torch.from_numpy(first_alike(self.clusters()))
 
     def groups(self, by: Callable[[PromptPair], str] | None = None, least: int = 1) -> "dict[str, TokenizedPairs]":
         """The pairs of each template, or of each label that a function gives them, in order of appearance.

@@ -1,6 +1,7 @@
 """Every result of an analysis shows itself: a line, a small table, a tidy frame, a plot, parts by their names."""
 
 import json
+import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 import sparselens as sl
 from sparselens import analyses
+from sparselens.prompts.intervals import Interval
 from sparselens.tasks import TASKS
 
 QUIET: dict[str, Any] = {"progress": False}
@@ -105,6 +107,52 @@ def test_a_result_is_a_line_a_table_a_frame_and_a_plot(line: str):
     both = analyses.side_by_side({"one": result, "other": result})
     traces = [trace for trace in both.data if trace.xaxis != "x"]
     assert 2 * len(traces) == len(both.data) and {trace.xaxis for trace in traces} == {"x2"}
+
+
+ASKED: dict[str, Callable[[Any, sl.TokenizedPairs], Interval]] = {
+    "faithfulness": lambda model, pairs: analyses.faithfulness(
+        model, addition.scores.top(8), pairs, **QUIET
+    ).interval(),
+    "minimality": lambda model, pairs: next(
+        iter(analyses.minimality(model, addition.scores.top(2), pairs, **QUIET).values())
+    ),
+    "edges": lambda model, pairs: analyses.attribute_edges(model, pairs, **QUIET).interval("m2->m3"),
+    "one edge": lambda model, pairs: analyses.patch_edges(model, pairs, edges=["m2->m3"], **QUIET).interval("m2->m3"),
+    "stability": lambda model, pairs: analyses.attribute_edges(model, pairs, **QUIET).stability().size_interval(),
+    "nodes": lambda model, pairs: analyses.attribute_nodes(model, pairs, **QUIET).interval("m2"),
+    "direct": lambda model, pairs: analyses.direct_logit_attribution(model, pairs, **QUIET).interval("m2"),
+    "paths": lambda model, pairs: analyses.patch_paths(model, pairs, "a3.h0<q>", **QUIET).interval("m2"),
+    "lens": lambda model, pairs: analyses.logit_lens(model, pairs, **QUIET).interval("2_mid"),
+    "patching": lambda model, pairs: analyses.patch_heads(model, pairs, **QUIET).normalised_interval(0, 1),
+    "top": lambda model, pairs: analyses.keep_top(
+        model, pairs, [analyses.patch_heads(model, pairs, **QUIET)], counts=[2], **QUIET
+    ).interval(2),
+    "loss": lambda model, pairs: analyses.measure_loss(model, pairs).interval(),
+    "attention edges": lambda model, pairs: analyses.attention_edge_curve(
+        model, pairs, analyses.attribute_attention_edges(model, pairs, **QUIET), sizes=[4], **QUIET
+    )[4].interval(),
+}
+
+
+@pytest.mark.parametrize("what", ASKED)
+def test_a_prompt_that_is_asked_three_times_is_one_observation(what: str):
+    again = addition.pairs[[row for row in range(4) for _ in range(3)]]
+    found, once = (ASKED[what](addition.model, pairs) for pairs in (again, addition.pairs[:4]))
+    assert (found.n, found.distinct, once.distinct) == (12, 4, 4)
+    assert found.mean == pytest.approx(once.mean, rel=1e-4, abs=1e-5)
+    assert found.standard_error == pytest.approx(once.standard_error, rel=1e-3, abs=1e-5)
+
+
+def test_the_overlap_of_two_prompts_is_of_different_ones():
+    again = addition.scores.of_prompts(torch.tensor([0, 0, 0, 1, 1, 1]))
+    once = addition.scores.of_prompts(torch.tensor([0, 1])).stability()
+    assert again.stability().mean_overlap == pytest.approx(once.mean_overlap)
+    assert math.isnan(addition.scores.of_prompts(torch.tensor([2, 2])).stability().mean_overlap)  # there is but one
+
+
+def test_noise_outside_the_cone_of_a_repeated_prompt_is_told_by_prompts():
+    outside = analyses.dependency_cone(addition.model, addition.pairs[[0, 0, 0, 1, 1]]).outside
+    assert outside is not None and (outside.surviving.n, outside.surviving.distinct) == (5, 2)
 
 
 def test_attention_edges_are_a_frame():

@@ -9,6 +9,7 @@ MIB's shares of all edges, and every power of sqrt 2. Intervals: 95 %, over prom
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,7 +31,9 @@ from sparselens.tasks import TASKS
 
 SIDES = ("dense", "sparse")
 GOAL, SHARE = 0.8, 0.9
-Found = dict[str, Any]  # of one task: numbers, and intervals as [mean, low, high], for both models or as a ratio
+# of one task: numbers, and intervals as [mean, low, high] with None for ends that are not known, for both models or as
+# a ratio
+Found = dict[str, Any]
 
 
 def main() -> None:
@@ -101,8 +104,9 @@ def found_in(models: Mapping[str, Any], name: str, n: int) -> Found:
     }
 
 
-def ends(found: Interval) -> list[float]:
-    return [found.mean, found.low, found.high]
+def ends(found: Interval) -> list[float | None]:
+    """The estimate and both ends; None for what is not known, since JSON has no NaN."""
+    return [value if math.isfinite(value) else None for value in (found.mean, found.low, found.high)]
 
 
 COLUMNS = (
@@ -123,11 +127,11 @@ def row(name: str, found: Found) -> str:
     return f"| {' | '.join(cells)} |".replace("%", " %")
 
 
-def told(interval: list[float] | None, form: str) -> str:
+def told(interval: list[float | None] | None, form: str) -> str:
     if interval is None:
         return "none"
-    mean, low, high = map(form.format, interval)
-    return f"{mean} [{low}, {high}]"
+    mean, *around = [form.format(value) for value in interval if value is not None]
+    return f"{mean} [{', '.join(around)}]" if around else mean
 
 
 def draw(study: Mapping[str, Found], path: Path) -> None:
@@ -138,13 +142,13 @@ def draw(study: Mapping[str, Found], path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(9, 0.9 + 0.3 * len(study)), sharey=True, layout="constrained")
     places = range(len(study))
     known = [value for found in study.values() for what in titles for value in found[what] if value]
-    every = np.concatenate([np.ravel(value) for value in known])
+    every = np.concatenate([around(value) for value in known])
     limits = 10 ** np.floor(np.log10(every.min())), 10 ** np.ceil(np.log10(every.max()))
     for axis, (what, title) in zip(axes, titles.items(), strict=True):
         for number, side in enumerate(SIDES):
             ink = MODELS[side]
             known = [(place, found[what][number]) for place, found in enumerate(study.values()) if found[what][number]]
-            known = [(place, value if isinstance(value, list) else [value] * 3) for place, value in known]
+            known = [(place, around(value)) for place, value in known]
             means = [interval[0] for _, interval in known]
             far = [[abs(interval[0] - interval[end]) for _, interval in known] for end in (1, 2)]
             filled = ink.light if side == "sparse" else "white"
@@ -159,6 +163,12 @@ def draw(study: Mapping[str, Found], path: Path) -> None:
     figure.savefig(path, dpi=160)
 
 
+def around(value: Any) -> list[float]:
+    """An estimate with the ends of its interval; itself for ends that are not known."""
+    mean, *known = value if isinstance(value, list) else [value, None, None]
+    return [mean, *(mean if end is None else end for end in known)]
+
+
 def sizes_of(total: int) -> list[int]:
     """MIB's, and the powers of sqrt 2 from 4 on."""
     powers = [round(2 ** (power / 2)) for power in range(4, 100)]
@@ -171,7 +181,7 @@ def mib(curve: FaithfulnessCurve) -> FaithfulnessCurve:
     return FaithfulnessCurve(numbers, curve.total, tuple(curve[number] for number in numbers), SIZES)
 
 
-def ratio_of(curves: Mapping[str, FaithfulnessCurve], n: int) -> list[float] | None:
+def ratio_of(curves: Mapping[str, FaithfulnessCurve], n: int) -> list[float | None] | None:
     """Edges for the goal, dense / sparse, by the same resamples of prompts."""
 
     def fewer(weights: Any) -> Any:

@@ -3,7 +3,8 @@
 1. Every part is a command of sparselens, or a call, whose results stay in the work folder. A part that is finished is
    not run again, one that was interrupted goes on; `--again PART` starts it anew.
 2. Its table takes the place of what RESULTS.md has between `<!-- PART -->` and `<!-- /PART -->`.
-What took hours to train is not trained anew: those tables say with which command it was.
+The parts about SmolLM2 take hours, and its folder (`--smollm2`). What took hours to train is not trained anew: those
+tables say with which command it was.
 """
 
 import argparse
@@ -35,6 +36,13 @@ SURE = 5  # points above chance, from which on an accuracy is bold
 
 def command(*words: str | Path) -> None:
     subprocess.run([sys.executable, "-m", "sparselens", *map(str, words)], check=True, stdout=subprocess.DEVNULL)
+
+
+def bench(script: str, *words: str | Path) -> str:
+    """The markdown table that a script of this folder prints; what it printed before that is left out."""
+    call = [sys.executable, str(Path(__file__).with_name(script)), *map(str, words)]
+    said = subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return "\n".join(line for line in said.splitlines() if line.startswith("|"))
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -123,6 +131,38 @@ def small_models(out: Path, data: Path) -> str:
     return markdown(("task", "chance", *SMALL.values()), rows)
 
 
+def robust_stories(out: Path, _data: Path) -> str:
+    models = ("--dense", "stories260k", "--sparse", "stories260k-sparse", "--task", "gendered_pronoun")
+    how = ("--kinds", "template", "-n", "24", "--draw", "600", "--groups", "6")
+    return bench("bench_robustness.py", *models, *how, "--out", made(out) / "lines.json")
+
+
+def robust_addition(out: Path, _data: Path) -> str:
+    models = ("--dense", "addition", "--sparse", "addition-sparse", "--task", "addition")
+    how = ("--kinds", "template", "seed", "-n", "50", "--groups", "5")
+    return bench("bench_robustness.py", *models, *how, "--out", made(out) / "lines.json")
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def study(out: Path, smollm2: Path) -> str:
+    tasks = ("ioi", "docstring", "subject_verb_agreement")
+    return bench("bench_study.py", *of_smollm2(smollm2), "--out", out, "-n", "16", "--tasks", *tasks)
+
+
+def edges(out: Path, smollm2: Path) -> str:
+    tasks = """ioi docstring greater_than gendered_pronoun subject_verb_agreement induction_text country_capital
+        hypernymy opposites_quoted successor acronyms fact_retrieval"""
+    return bench("bench_attention_edges.py", *of_smollm2(smollm2), "--out", out, "-n", "16", "--tasks", *tasks.split())
+
+
+def of_smollm2(folder: Path) -> list[str | Path]:
+    return ["--dense", folder, "--sparse", "smollm2-135m-sparse", "--base", folder]
+
+
 def accuracy(found: dict[str, Any]) -> str:
     if "accuracy" not in found:
         return "does not fit"
@@ -137,8 +177,12 @@ def said(interval: Interval) -> str:
 
 PARTS: dict[str, Callable[[Path, Path], str]] = {
     part.__name__: part
-    for part in (addition, addition_circuits, stories_circuits, stories_losses, ioi_stories, small_models)
+    for part in (
+        *(addition, addition_circuits, stories_circuits, stories_losses, ioi_stories, small_models),
+        *(robust_stories, robust_addition, study, edges),
+    )
 }
+OF_SMOLLM2 = ("study", "edges")
 
 
 def put_into(text: str, part: str, table: str) -> str:
@@ -154,14 +198,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=ROOT / "results-work", help="folder for what the parts leave")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of models and texts")
+    parser.add_argument("--smollm2", type=Path, help=f"folder of SmolLM2-135M-Instruct, for {', '.join(OF_SMOLLM2)}")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS), help="parts to make")
     parser.add_argument("--again", nargs="*", choices=PARTS, default=[], help="parts to begin anew")
     arguments = parser.parse_args()
     for part in arguments.again:
         shutil.rmtree(arguments.work / part, ignore_errors=True)
     for part in arguments.only:
+        folder = arguments.smollm2 if part in OF_SMOLLM2 else arguments.data
+        if folder is None:
+            print(f"{part} is left as it is: it needs --smollm2", flush=True)
+            continue
         print(part, flush=True)
-        table = PARTS[part](arguments.work / part, arguments.data)
+        table = PARTS[part](arguments.work / part, folder)
         results = ROOT / "RESULTS.md"
         results.write_text(put_into(results.read_text(), part, table))
 

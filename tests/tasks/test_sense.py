@@ -138,3 +138,18 @@ def test_only_people_are_happy():
         (template,) = [template for template, shape in shapes if shape.fullmatch(pair.clean)]
         word = pair.clean[slice(*pair.positions["WORD"])]
         assert word not in PERSONAL if template in STORIES else word in PERSONAL | EITHER
+
+
+def test_who_is_not_safe_is_not_dangerous_and_no_thing_is_young():
+    for pair in TASKS["opposites_stories"].pairs(1000):
+        word = pair.clean[slice(*pair.positions["WORD"])]
+        of_people = any(re.fullmatch(re.escape(t).replace(r"\{WORD\}", word), pair.clean) for t in PEOPLE)
+        assert not (of_people and word in ("safe", "dangerous")), pair.clean
+        assert of_people or word not in ("old", "young"), pair.clean
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_documentation_shows_the_pairs_that_are_drawn(name: str):
+    shown = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text(encoding="utf-8").partition(f"\n## {name}\n")[2]
+    for pair in TASKS[name].pairs(3):
+        assert repr(pair.clean) in shown.partition("\n## ")[0] and repr(pair.corrupted) in shown, pair

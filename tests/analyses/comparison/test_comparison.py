@@ -149,7 +149,7 @@ def test_a_number_is_the_same_in_table_and_plot(comparison: Comparison):
 
 
 def test_a_model_with_itself_is_marked(models: tuple[Any, Any]):
-    found = compared((models[1], models[1]), n=4, prune_runs=0, notes=["The text is a poem."])
+    found = compared((models[1], models[1]), n=6, prune_runs=0, notes=["The text is a poem."])
     assert found.about.notes[0] == "The text is a poem."  # what the caller knows comes first
     assert found.about.notes[1].startswith("Both models are the same")
     ratios = [found.fewer_edges(), found.fewer_edges_of_mean(), found.fewer_components("heads")]

@@ -1,22 +1,25 @@
 """The report: one file, no network, every number of the table, no string that breaks out of it."""
 
 import html
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from sparselens.analyses import load_comparison, token_view
 from sparselens.analyses.comparison.figures import figures_of, tokens_view
 from sparselens.analyses.comparison.finding import _accuracy, _fewer, facts, finding
 from sparselens.analyses.comparison.report import CAPTIONS, _description, _pruning, report_page
-from sparselens.analyses.comparison.results import Comparison, Prompt
+from sparselens.analyses.comparison.results import Comparison, Prompt, Solved
 from sparselens.analyses.comparison.rows import Row, cells
 from sparselens.analyses.comparison.table import rows_of
 from sparselens.analyses.figures.two_papers import for_both_papers
-from sparselens.prompts.intervals import Interval
+from sparselens.prompts.intervals import Interval, proportion_interval
 from tests.chromium import Page, browser, needs_chromium
 
 HOSTILE = "</script><script>alert(1)</script>{{viewer}}\"'$x$"
@@ -101,10 +104,22 @@ def test_no_difference_is_claimed_where_the_interval_allows_none(comparison: Com
     assert _fewer(row, "edges") == "no measurable difference in edges (24 against 30)"
     assert _fewer(replace(row, ratio=Interval(0.5, 0.4, 0.6, 0.1, 9)), "edges") == "2.00x more edges (24 against 30)"
     assert _fewer(replace(row, ratio=None), "edges") == "no measurable ratio of edges (24 against 30)"
-    low, high = Interval(0.5, 0.4, 0.6, 0.1, 9), Interval(0.9, 0.8, 0.95, 0.1, 9)
-    assert _accuracy(Row("", "", (high, low), percent=True), "d") == "is less accurate than d (50.0 % and 90.0 %)"
-    wide = replace(low, high=0.85)
-    assert _accuracy(Row("", "", (high, wide), percent=True), "d").startswith("is not measurably less or more accurate")
+    few = replace(row, ratio=Interval(1.25, math.nan, math.nan, 0.1, 3))
+    assert _fewer(few, "edges").startswith("1.25x fewer edges (24 against 30), of which too few prompts were asked")
+
+
+def test_accuracies_are_compared_prompt_by_prompt():
+    """McNemar's exact test: of six prompts that the dense model alone solves, p is 1/32; of five, 1/16."""
+
+    def said(n_alone: int, prompts: Tensor) -> str:
+        dense, sparse = torch.ones(60).bool(), torch.arange(60) >= n_alone
+        row = Row("", "", (proportion_interval(dense), proportion_interval(sparse)), percent=True)
+        return _accuracy(row, "d", Solved(dense, sparse, dense & sparse, 0.5, prompts))
+
+    assert said(6, torch.arange(60)) == "is less accurate than d (90.0 % and 100.0 %)"  # though the intervals overlap
+    assert said(5, torch.arange(60)).startswith("is not measurably less or more accurate than d (91.7 % and 100.0 %)")
+    assert said(6, torch.arange(60) // 2).startswith("is not measurably less")  # three prompts, each asked twice
+    assert said(0, torch.arange(60)) == "is as accurate as d (100.0 %)"
 
 
 def test_answers_stand_above_the_first_prompts(comparison: Comparison, tmp_path: Path):

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -91,6 +92,13 @@ def test_smallest_is_where_the_share_stays():
         kept.interval(7)
     with pytest.raises(ValueError, match=r"counts must rise, not \[3, 1\]"):
         ComponentCurve((3, 1), "prompt", shares[:, :2], torch.ones(1), torch.zeros(1), torch.zeros(1))
+
+
+def test_a_resample_whose_gap_has_the_other_sign_has_no_smallest():
+    clean, nothing = torch.tensor([3.0, -1.0]), torch.zeros(2)
+    kept = ComponentCurve((0, 1), "prompt", torch.stack([nothing, clean], 1), clean, nothing, nothing)
+    found = kept.smallest_of(np.array([[0.5, 0.5], [1.0, 0.0], [0.0, 1.0], [0.25, 0.75]]))
+    assert found[:2].tolist() == [1, 1] and np.isnan(found[2:]).all()
 
 
 @pytest.mark.parametrize("ablation", ["corrupted", "mean", "zero"])

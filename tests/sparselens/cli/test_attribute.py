@@ -24,13 +24,15 @@ from tests.launched import Program, launch
 def run(*arguments: object) -> dict:
     result = CliRunner().invoke(cli.build_app(), ["attribute", *map(str, arguments), "--json"], catch_exceptions=False)
     assert result.exit_code == 0
-    return json.loads(result.stdout.strip().split("\n")[-1])
+    found = json.loads(result.stdout.strip().split("\n")[-1])
+    assert ("clean prompts: intervals may be too narrow, want 30" in result.stderr) == (found["clean_prompts"] < 30)
+    return found
 
 
 def test_addition(tmp_path: Path):
     found = run("--model", "addition-sparse", "--task", "addition", "-n", 20, "--method", "eap-ig", "--out", tmp_path)
     assert json.loads((tmp_path / "attribute.json").read_text()) == found
-    assert found["solved"] == found["pairs"] == 20
+    assert found["solved"] == found["pairs"] == found["clean_prompts"] == 20
     by_share, faithful, pruned, chance = found["circuits"].values()
     assert faithful["faithfulness"] >= 0.8 and pruned["edges"] < faithful["edges"] < found["edges"]
     assert chance["edges"] <= faithful["edges"] and pruned["untested"] == 0

@@ -12,7 +12,13 @@ import pytest
 import torch
 
 import sparselens as sl
-from sparselens.prompts.intervals import Interval, bootstrap_interval, mean_interval, proportion_interval
+from sparselens.prompts.intervals import (
+    Interval,
+    bootstrap_interval,
+    mean_interval,
+    proportion_interval,
+    ratio_interval,
+)
 from tests.sparselens.prompts.test_candidates import TASK
 
 LOW, HIGH = 0.93, 0.97
@@ -72,6 +78,44 @@ def test_means(name: str, n: int):
     assert LOW <= coverage(600, draw) <= HIGH
 
 
+@pytest.mark.parametrize("n", [2, 3])
+def test_means_of_two_or_three_prompts(n: int):
+    """Student's t. Resamples span no more than the values do, and hold the mean of two 50 times in a hundred."""
+
+    def draw(generator: np.random.Generator) -> tuple[Interval, float]:
+        found = mean_interval(generator.normal(size=n).tolist())
+        assert found.caution.startswith(f"{n} prompts: the interval may be too narrow")
+        return found, 0.0
+
+    assert LOW <= coverage(400, draw) <= HIGH
+
+
+@pytest.mark.parametrize("n", [30, 60])
+def test_ratios_of_means(n: int):
+    """Of edges that prompts need in two models, say: skewed, and larger together."""
+
+    def draw(generator: np.random.Generator) -> tuple[Interval, float]:
+        below = generator.exponential(size=n) + 1
+        return ratio_interval((3 * below + generator.exponential(size=n)).tolist(), below.tolist()), 3.5
+
+    assert LOW <= coverage(1000, draw) <= HIGH
+
+
+@pytest.mark.parametrize(("name", "truth"), [("normal", 0.0), ("exponential", math.log(2))])
+def test_other_statistics(name: str, truth: float):
+    """The median, as a function of weights."""
+
+    def draw(generator: np.random.Generator) -> tuple[Interval, float]:
+        values = np.sort(getattr(generator, name)(size=61))
+
+        def median(weights: np.ndarray) -> np.ndarray:
+            return values[(weights.cumsum(1) >= 0.5 - 1e-9).argmax(1)]
+
+        return bootstrap_interval(median, 61, resamples=600), truth
+
+    assert LOW <= coverage(300, draw) <= HIGH
+
+
 def test_means_of_prompts_in_clusters():
     """Of exponential cluster means, 40 of them, 0.925 is covered, 0.76 if prompts are taken for independent."""
 
@@ -89,6 +133,8 @@ def test_strongly_skewed_values_of_few_prompts_come_with_a_caution():
     assert sum("want 30 or more" in found.caution for found in few) > 25
     assert not mean_interval(generator.normal(size=20).tolist()).caution
     assert not mean_interval(generator.lognormal(size=40).tolist()).caution
+    assert "same value" in mean_interval([2.0] * 20).caution and not mean_interval([2.0] * 30).caution
+    assert all(mean_interval([0.0] * n + [9.0]).caution for n in range(1, 29))  # a skew that few values cannot show
 
 
 # -- by hand

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sparselens import mean_interval, ratio_interval
-from sparselens.prompts.intervals import Interval, bootstrap_interval
+from sparselens.prompts.intervals import Interval, bootstrap_interval, proportion_interval
 
 
 def test_agrees_with_the_normal_interval_of_many_values():
@@ -92,6 +92,26 @@ def test_any_statistic_by_weights_agrees_with_the_mean():
     assert found.mean == pytest.approx(wanted.mean) and found.n == 200
     assert found.low == pytest.approx(wanted.low, abs=0.02) and found.high == pytest.approx(wanted.high, abs=0.02)
     assert found == bootstrap_interval(lambda weights: weights @ values, 200)
+
+
+def test_a_statistic_of_few_prompts_has_a_caution_and_of_fewer_no_interval():
+    """The median lies between the smallest and the largest of five values 94 times in a hundred."""
+
+    def found(n: int, level: float = 0.95) -> Interval:
+        values = np.arange(float(n))
+        return bootstrap_interval(lambda weights: weights @ values, n, level)
+
+    assert np.isnan([found(5).low, found(5).high]).all() and found(5).mean == 2 and "too few" in found(5).caution
+    assert str(found(5)) == "2" and found(6).low < 2.5 < found(6).high and "want 30" in found(6).caution
+    assert np.isfinite(found(4, 0.8).low) and np.isnan(found(6, 0.99).low) and not found(30).caution
+
+
+def test_clusters_may_be_a_tensor():
+    """Elements of a tensor are equal, and no two have one hash."""
+    values, labels = [1.0, 2.0, 4.0, 8.0, 3.0, 5.0], [0, 0, 1, 1, 2, 2]
+    by_tensor, by_list = (mean_interval(values, clusters=some) for some in (torch.tensor(labels), labels))
+    assert by_tensor == by_list and by_tensor.distinct == 3
+    assert proportion_interval([1.0, 0.0], clusters=torch.tensor([4, 4])).distinct == 1
 
 
 def test_a_statistic_that_is_not_finite_is_refused():
