@@ -78,14 +78,15 @@ def test_halves_share_no_clean_prompt():
 
 
 def test_its_size_has_an_interval_over_the_prompts_that_chose_it():
-    model, pairs = tiny_bridge("gpt2"), tiny_pairs(12)
+    model = sl.load("addition-sparse")
+    pairs = TASKS["addition"].tokenize(model.tokenizer, 12)
     scores = attribute_edges(model, pairs, logit_difference, "eap", progress=False)
-    found = pruned_circuit(model, pairs, scores, logit_difference, 0.5, progress=False)
+    found = pruned_circuit(model, pairs, scores, logit_difference, 0.8, progress=False)
     assert found is not None
-    size = found.size_interval(0.5)
+    size = found.size_interval(0.8)
     assert size is not None and size.mean == len(found.circuit) and size.low <= size.mean <= size.high
     assert size.n == 6 and min(found.tried.n_edges) < len(found.circuit)
-    paired = found.size_interval(0.5, clusters=[0, 0, 1, 1, 2, 2])
+    paired = found.size_interval(0.8, clusters=[0, 0, 1, 1, 2, 2])
     assert paired is not None and paired.distinct == 3 and math.isnan(paired.low)
 
 
