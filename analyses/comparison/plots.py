@@ -93,7 +93,7 @@ def kept_plot(comparison: Comparison, part: str = "heads") -> Plot:
         series=tuple(series),
         guides=(GOAL,),
         percent_y=True,
-        notes=() if ratio is None else (f"{times(ratio)} fewer at {percent(GOAL)}",),
+        notes=() if ratio is None else (f"dense / sparse at {percent(GOAL)}: {times(ratio)}",),
     )
 
 
