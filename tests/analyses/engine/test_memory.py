@@ -34,7 +34,7 @@ def circuit(model: Any, pairs: sl.TokenizedPairs, ablation: str) -> Any:
 )
 def test_peak_is_the_same_for_few_and_many_prompts(call: Callable[..., Any], option: str):
     model, pairs = tiny_bridge("gpt2"), tiny_pairs(12)
-    few, many = (pairs[torch.arange(n) % 12] for n in (12, 36))
+    few, many = (pairs[torch.arange(n) % 12] for n in (24, 72))
     peaks = [peak_bytes(lambda some=some: call(model, some, option))[1] for some in (few, many)]
     assert peaks[1] - peaks[0] <= OWN * (len(many) - len(few))
     assert BUDGET / 2 < peaks[0] < 1.25 * BUDGET  # the mean writes or scores come on top
@@ -43,7 +43,7 @@ def test_peak_is_the_same_for_few_and_many_prompts(call: Callable[..., Any], opt
 def test_exact_scores_grow_by_themselves_alone():
     model, pairs = tiny_bridge("gpt2"), tiny_pairs(12)
     named = ["input->logits", "m0->m1", "a0.h1->a1.h2<q>"]
-    few, many = (pairs[torch.arange(n) % 12] for n in (12, 36))
+    few, many = (pairs[torch.arange(n) % 12] for n in (24, 72))
     (scores, small), (_, large) = (
         peak_bytes(lambda some=some: patch_edges(model, some, logit_difference, named, memory=BUDGET, progress=False))
         for some in (few, many)
