@@ -90,6 +90,18 @@ FAMILIES: dict[str, Callable[..., nn.Module]] = {
     "bert": _modern(tr.BertConfig, tr.BertForMaskedLM, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
 }
 
+# One of each kind of block that analyses take apart in its own way; every family as a whole is for the tests of gates,
+# of runs in parts, of edges and of circuits.
+KINDS_OF_BLOCKS = (
+    "gpt2",  # queries, keys and values in one weight, learned positions
+    "llama",  # grouped queries, rotary positions, RMS norms
+    "gemma2",  # norms behind attention and MLP, soft-caps
+    "neox",  # attention and MLP beside each other
+    "gptj",  # the same behind one norm
+    "mpt",  # positions as biases of scores
+    "gpt-oss",  # sinks, experts
+)
+
 
 def tiny_model(family: str, seed: int = 0, **options: Any) -> Any:
     """A random transformers model in evaluation mode; also its biases and norms are random, to be told apart."""

@@ -153,6 +153,11 @@ class Comparison(Result):
 
         None where a model has no such components, or never keeps that much.
         """
+        if (part, goal) not in self._fewer_components:
+            self._fewer_components[part, goal] = self._components_ratio(part, goal)
+        return self._fewer_components[part, goal]
+
+    def _components_ratio(self, part: str, goal: float) -> Interval | None:
         kept = [getattr(self._side(side).kept, part) for side in SIDES]
         if any(k is None or k.smallest(goal) is None for k in kept):
             return None
@@ -250,6 +255,11 @@ class Comparison(Result):
 
     def _needed(self, side: str) -> Float[Tensor, " batch"]:
         return self._side(side).stability.sizes.double()
+
+    @cached_property
+    def _fewer_components(self) -> dict[tuple[str, float], Interval | None]:
+        """Those that were asked for: table, plots, viewer and report each tell them."""
+        return {}
 
     @cached_property
     def _fewer_edges_of_mean(self) -> Interval:  # takes seconds on large graphs

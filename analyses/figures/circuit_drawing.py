@@ -64,7 +64,7 @@ def _draw_node(axes: Any, node: Node, panel: CircuitPanel) -> None:
     corner = (x - node.width / 2, y - node.height / 2)
     shape = f"round,pad=0,rounding_size={min(radius, node.width / 2)}"
     look: Any = {"fc": FILL[node.kind], "ec": INK if alpha == 1 else QUIET, "lw": 0.5, "alpha": alpha, "zorder": 2}
-    axes.add_patch(FancyBboxPatch(corner, node.width, node.height, boxstyle=shape, **look))
+    axes.add_artist(FancyBboxPatch(corner, node.width, node.height, boxstyle=shape, **look))  # the limits are set
     size = min(7.0, node.height / 1.25, 1.45 * node.width / len(node.text))
     _draw_label(axes, Label(x, y, node.text, size=size), alpha=alpha)
 

@@ -146,6 +146,7 @@ def _check_shapes(every: Sequence[AttentionEdges], columns: Sequence[Prompt]) ->
 
 
 def _draw_panel(axes: Any, layout: Layout, panel: Panel) -> None:
+    """All as plain artists: of a patch matplotlib would work out how far it reaches, which the layout has decided."""
     from matplotlib.collections import PathCollection
     from matplotlib.colors import to_rgba
     from matplotlib.patches import FancyBboxPatch, PathPatch, Polygon
@@ -157,24 +158,23 @@ def _draw_panel(axes: Any, layout: Layout, panel: Panel) -> None:
     for line in range(panel.edges.n_layers + 1):
         for x in layout.node_x:
             corner = (panel.x + x - layout.node_width / 2, panel.y - layout.band * line - NODE_HEIGHT / 2)
-            axes.add_patch(FancyBboxPatch(corner, layout.node_width, NODE_HEIGHT, boxstyle=round_ends, fc=NODES, lw=0))
-    strokes = [stroke(float(weight), len(panel.edges)) for weight in panel.edges.weight]
+            axes.add_artist(FancyBboxPatch(corner, layout.node_width, NODE_HEIGHT, boxstyle=round_ends, fc=NODES, lw=0))
+    strokes = np.array([stroke(float(weight), len(panel.edges)) for weight in panel.edges.weight]).reshape(-1, 2)
+    colours = np.array([to_rgba(light) for light, _ in COLOURS])[panel.edges.head % len(COLOURS)]
+    colours[:, 3] = strokes[:, 1]
     axes.add_collection(
         PathCollection(
             [Path(curve + origin, cubic) for curve in panel.curves],
             facecolors="none",
-            edgecolors=[
-                to_rgba(COLOURS[head % len(COLOURS)][0], alpha)
-                for head, (_, alpha) in zip(panel.edges.head, strokes, strict=True)
-            ],
-            linewidths=[width for width, _ in strokes],
+            edgecolors=colours,
+            linewidths=strokes[:, 0],
             capstyle="butt",
         ),
         autolim=False,
     )
     for arrow in panel.arrows:
-        axes.add_patch(PathPatch(Path(arrow.line + origin, cubic), fc="none", ec=ARROW, lw=0.8))
-        axes.add_patch(Polygon(arrow.tip + origin, closed=True, fc=ARROW, lw=0))
+        axes.add_artist(PathPatch(Path(arrow.line + origin, cubic), fc="none", ec=ARROW, lw=0.8))
+        axes.add_artist(Polygon(arrow.tip + origin, closed=True, fc=ARROW, lw=0))
     for label in (panel.header, *panel.labels):
         _draw_label(axes, label, panel.x, panel.y)
 

@@ -1,12 +1,20 @@
 """Models small enough to work out by hand, and prompt pairs for tiny random ones."""
 
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import sparselens as sl
 from sparselens.prompts.tokenized import TokenizedPairs
 from tests.tiny_models import tiny_tokens
+
+
+@cache
+def shipped(name: str) -> Any:
+    """A model that ships with the package, read once: for tests that leave it as it is."""
+    return sl.load(name)
 
 
 def native_model(**options: Any) -> Any:

@@ -110,8 +110,7 @@ def test_tokens(name: str, tokenizer: str, tokenizers: dict[str, Any]):
     pairs = fitted.at_most(200)
     tokens = task.tokenize(chosen, len(pairs))
     assert tokens.prompts == tuple(pairs)
-    for row, pair in enumerate(pairs):
-        _check_row(tokens, row, pair, chosen)
+    _check_rows(tokens, chosen)
 
 
 @pytest.mark.parametrize(
@@ -119,35 +118,44 @@ def test_tokens(name: str, tokenizer: str, tokenizers: dict[str, Any]):
 )
 def test_tokens_of_every_corruption(name: str, corruption: str, tokenizers: dict[str, Any]):
     tokens = TASKS[name].tokenize(tokenizers["gpt2"], 50, 1, corruption)
-    for row, pair in enumerate(tokens.prompts):
-        _check_row(tokens, row, pair, tokenizers["gpt2"])
+    _check_rows(tokens, tokenizers["gpt2"])
     changed = (tokens.clean != tokens.corrupted).any(-1)
     assert changed.all()
 
 
-def _check_row(tokens: Any, row: int, pair: PromptPair, tokenizer: Any) -> None:
-    """One row against plain calls of the tokenizer, which know nothing of how it was made."""
-    clean, corrupted = tokenizer(pair.clean)["input_ids"], tokenizer(pair.corrupted)["input_ids"]
+def _check_rows(tokens: Any, tokenizer: Any) -> None:
+    """Every row against a plain call of the tokenizer, which knows nothing of how it was made."""
+    texts = {text for pair in tokens.prompts for text in _texts(pair)}
+    ids = dict(zip(texts, tokenizer(list(texts))["input_ids"], strict=True))
+    prompts = [pair.clean for pair in tokens.prompts]
+    plain = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    for row, pair in enumerate(tokens.prompts):
+        _check_row(tokens, row, pair, ids, len(plain[row]))
+
+
+def _texts(pair: PromptPair) -> list[str]:
+    answers = (*pair.answers[:3], *pair.wrong_answers[:3])
+    return [pair.clean, pair.corrupted, *(pair.clean + answer for answer in answers)]
+
+
+def _check_row(tokens: Any, row: int, pair: PromptPair, ids: dict[str, list[int]], plain: int) -> None:
+    """`plain` is the number of tokens without special ones."""
+    clean, corrupted = ids[pair.clean], ids[pair.corrupted]
     assert len(clean) == len(corrupted)
     assert tokens.clean[row, -len(clean) :].tolist() == clean
     assert tokens.corrupted[row, -len(clean) :].tolist() == corrupted
-    for answers, ids in ((pair.answers, tokens.answers[row]), (pair.wrong_answers, tokens.wrong_answers[row])):
-        known = [token for token in ids.tolist() if token >= 0]
+    for answers, row_ids in ((pair.answers, tokens.answers[row]), (pair.wrong_answers, tokens.wrong_answers[row])):
+        known = [token for token in row_ids.tolist() if token >= 0]
         assert len(known) == len(answers)
         for answer, token in list(zip(answers, known, strict=True))[:3]:
-            assert tokenizer(pair.clean + answer)["input_ids"] == [*clean, token]
-    offset = tokens.clean.shape[1] - len(clean)
+            assert ids[pair.clean + answer] == [*clean, token]
+    offset, strings = tokens.clean.shape[1] - len(clean), tokens.token_strings[row]
     for name, (start, end) in pair.positions.items():
         place = int(tokens.positions[name][row]) - offset if name in tokens.positions else None
         if place is not None:
-            before = "".join(tokens.token_strings[row][len(clean) - _plain(pair.clean, tokenizer) : place + 1])
+            before = "".join(strings[len(clean) - plain : place + 1])
             assert pair.clean[:end] == before
             assert before.rstrip() and start < len(before)
-
-
-def _plain(text: str, tokenizer: Any) -> int:
-    """Number of tokens without special ones."""
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -11,7 +11,7 @@ from sparselens.prompts.metrics import logit_difference
 from sparselens.tasks import TASKS
 from tests.analyses.hand_model import hand_model, hand_pairs
 from tests.analyses.small_models import tiny_pairs
-from tests.tiny_models import FAMILIES, tiny_bridge
+from tests.tiny_models import FAMILIES, KINDS_OF_BLOCKS, tiny_bridge
 
 QUIET: dict[str, Any] = {"progress": False}
 READABLE = sorted(set(FAMILIES) - {"bert"})
@@ -26,8 +26,10 @@ def test_by_hand():
     assert found.clean.tolist() == [16]
 
 
-@pytest.mark.parametrize("gate_bias", [None, -0.1])
-@pytest.mark.parametrize("family", READABLE)
+@pytest.mark.parametrize(
+    ("family", "gate_bias"),
+    [*((family, None) for family in READABLE), *((family, -0.1) for family in KINDS_OF_BLOCKS)],
+)
 def test_effects_are_all_of_the_logit_difference(family: str, gate_bias: float | None):
     model, pairs = tiny_bridge(family), tiny_pairs()
     if gate_bias is not None:

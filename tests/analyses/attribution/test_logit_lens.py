@@ -10,7 +10,7 @@ from sparselens.analyses import logit_lens
 from sparselens.prompts.metrics import logit_difference
 from sparselens.tasks import TASKS
 from tests.analyses.small_models import tiny_pairs
-from tests.tiny_models import FAMILIES, tiny_bridge, tiny_tokens
+from tests.tiny_models import KINDS_OF_BLOCKS, tiny_bridge, tiny_tokens
 
 QUIET: dict[str, Any] = {"progress": False}
 TEXT = "Lily saw a big dog. She was"
@@ -38,7 +38,7 @@ def test_equal_to_transformer_lens(stories: Any):
     torch.testing.assert_close(said.values, logits.softmax(-1).amax(-1).movedim(0, 1), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"bert"}))
+@pytest.mark.parametrize("family", KINDS_OF_BLOCKS)
 def test_the_last_stream_is_the_model_itself(family: str):
     model, pairs = tiny_bridge(family), tiny_pairs()
     with torch.no_grad():

@@ -13,9 +13,8 @@ from sparselens.analyses.attribution.nodes import attribute_attention_edges, att
 from sparselens.prompts.metrics import logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
 from tests.analyses.small_models import tiny_pairs, two_layer_pairs, two_layers
-from tests.tiny_models import FAMILIES, tiny_bridge
+from tests.tiny_models import KINDS_OF_BLOCKS, tiny_bridge
 
-READABLE = sorted(set(FAMILIES) - {"bert"})
 POST_NORM = {"gemma2", "gemma3", "olmo2"}  # heads write their share of a norm, which their attention edges do not
 QUIET: dict[str, Any] = {"progress": False}
 
@@ -35,7 +34,7 @@ def test_scores_worked_out_by_hand():
 
 @pytest.mark.parametrize(
     ("family", "method"),
-    [(family, "eap") for family in READABLE]
+    [(family, "eap") for family in KINDS_OF_BLOCKS]
     + [(family, method) for family in ("gpt2", "gemma2") for method in BY_GRADIENT[1:]],
 )
 def test_a_node_scores_what_its_edges_add_up_to(family: str, method: str):
@@ -50,7 +49,7 @@ def test_a_node_scores_what_its_edges_add_up_to(family: str, method: str):
     torch.testing.assert_close(nodes.clean, edges.clean)
 
 
-@pytest.mark.parametrize("family", sorted(set(READABLE) - POST_NORM))
+@pytest.mark.parametrize("family", sorted(set(KINDS_OF_BLOCKS) - POST_NORM))
 def test_a_head_scores_what_its_attention_edges_add_up_to(family: str):
     model, pairs = tiny_bridge(family), tiny_pairs()
     edges = attribute_attention_edges(model, pairs, logit_difference, **QUIET)

@@ -14,8 +14,8 @@ from sparselens.analyses.attribution.qk import explain_under
 from sparselens.analyses.attribution.qk_attribution import QKAttribution
 from sparselens.analyses.engine.request import OpenModel
 from sparselens.tasks import TASKS
-from tests.analyses.small_models import put, tiny_pairs, two_layers
-from tests.tiny_models import FAMILIES, tiny_bridge, tiny_tokens
+from tests.analyses.small_models import put, shipped, tiny_pairs, two_layers
+from tests.tiny_models import FAMILIES, KINDS_OF_BLOCKS, tiny_bridge, tiny_tokens
 
 READABLE = sorted(set(FAMILIES) - {"bert"})
 BIASED = {"bloom", "falcon", "mpt"}  # by position
@@ -73,8 +73,10 @@ def test_heads_are_split_by_where_they_read():
     torch.testing.assert_close(found.mean, expected)
 
 
-@pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("family", READABLE)
+@pytest.mark.parametrize(
+    ("family", "gated"),
+    [*((family, False) for family in READABLE), *((family, True) for family in KINDS_OF_BLOCKS)],
+)
 def test_pairs_add_up_to_the_score(family: str, gated: bool):
     """Rotary, partly rotary, absolute and linear positions, soft-caps, and norms of queries and keys."""
     model, tokens = tiny_bridge(family), tiny_tokens(batch=3)
@@ -155,7 +157,7 @@ def opened(model: Any, prompts: list[Tensor], n: int) -> Iterator[tuple[Tensor, 
 )
 def test_without_the_closing_pairs_the_gate_closes(name: str, task: str):
     """On 24 open edges of each model: in a run without the named pairs the gate is closed, with one less it is open."""
-    model = sl.load(name)
+    model = shipped(name)
     pairs = TASKS[task].tokenize(model.tokenizer, 6)
     prompts = [tokens[row : row + 1] for rows, _, tokens in pairs.clean_rows() for row in range(len(rows))]
     edges = list(opened(model, prompts, 24))
@@ -202,7 +204,7 @@ def test_what_cannot_be_closed():
 
 def test_the_mean_over_pairs_is_taken_at_named_positions():
     """Prompts of several lengths, padded on the left."""
-    model = sl.load("stories260k-sparse")
+    model = shipped("stories260k-sparse")
     pairs = TASKS["gendered_pronoun"].tokenize(model.tokenizer, 6)
     assert pairs.attention_mask is not None
     found = analyses.explain_edge(model, pairs, "a3.h0", "END", "NAME")
@@ -223,7 +225,7 @@ def test_the_mean_over_pairs_is_taken_at_named_positions():
 
 
 def test_a_text_is_read_as_tasks_read_it():
-    model, text = sl.load("stories260k-sparse"), "Lily saw a big dog. She was"
+    model, text = shipped("stories260k-sparse"), "Lily saw a big dog. She was"
     found = analyses.explain_edge(model, text, "a2.h3", 3, 2)
     assert str(found).startswith(
         "a2.h3 reads ' saw' (2) from ' a' (3): score 1.51 > 0, open; mostly m0 (query) with a1.h0 (key) +0.57, "
@@ -238,7 +240,7 @@ def test_a_text_is_read_as_tasks_read_it():
 
 @pytest.mark.parametrize("most", [2, 8, 50])
 def test_what_is_left_out_of_a_plot_is_added_up(most: int):
-    found = analyses.explain_edge(sl.load("stories260k-sparse"), "Lily saw a big dog. She was", "a3.h0", 9, 2)
+    found = analyses.explain_edge(shipped("stories260k-sparse"), "Lily saw a big dog. She was", "a3.h0", 9, 2)
     rows, columns, values = found.folded(most)
     assert len(rows) == values.shape[0] <= most + 1 and len(columns) == values.shape[1] <= most + 1
     assert float(values.sum()) == pytest.approx(float(found.score), rel=1e-4)
@@ -291,8 +293,8 @@ def test_other_mistakes():
         found.sentence(0)
     with pytest.raises(ValueError, match="by_position wants prompts of one length"):
         analyses.explain_edge(
-            sl.load("stories260k-sparse"),
-            TASKS["gendered_pronoun"].tokenize(sl.load("stories260k-sparse").tokenizer, 6),
+            shipped("stories260k-sparse"),
+            TASKS["gendered_pronoun"].tokenize(shipped("stories260k-sparse").tokenizer, 6),
             "a3.h0",
             "END",
             "NAME",

@@ -14,6 +14,7 @@ from sparselens.analyses.engine.partial_runs import peak_bytes
 from sparselens.tasks import TASKS
 from sparselens.tasks.addition import Addition, ids
 from tests.analyses.hand_model import hand_model, hand_pairs
+from tests.analyses.small_models import shipped
 from tests.tiny_models import tiny_bridge, tiny_tokenizer, tiny_tokens
 
 TASK = Addition()
@@ -29,7 +30,7 @@ def story_tokens(n: int, length: int = 24, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("position", TASK.answer_positions)
 def test_addition_depends_on_its_cone_alone(position: int):
-    model = sl.load("addition-sparse")
+    model = shipped("addition-sparse")
     tokens = addition_tokens()
     cone = dependency_cone(model, tokens, [position])
     assert (cone.size < cone.states[0].size).all()
@@ -38,7 +39,7 @@ def test_addition_depends_on_its_cone_alone(position: int):
 
 
 def test_an_edge_inside_the_cone_of_an_addition_matters():
-    model = sl.load("addition-sparse")
+    model = shipped("addition-sparse")
     cone = dependency_cone(model, addition_tokens(), list(TASK.answer_positions))
     cuts = cut_effects(model, cone, progress=False)
     assert len(cuts) == len(cone.edges) > 0
@@ -47,7 +48,7 @@ def test_an_edge_inside_the_cone_of_an_addition_matters():
 
 
 def test_a_story_depends_on_its_cone_alone():
-    model = sl.load("stories260k-sparse")
+    model = shipped("stories260k-sparse")
     cone = dependency_cone(model, story_tokens(3))
     share = cone.size / cone.states[0].size
     assert (share < 0.9).all()
@@ -57,7 +58,7 @@ def test_a_story_depends_on_its_cone_alone():
 
 def test_a_state_inside_matters():
     """Leaving one state out of the cone shows: the proof can fail."""
-    model = sl.load("addition-sparse")
+    model = shipped("addition-sparse")
     cone = dependency_cone(model, addition_tokens(), list(TASK.answer_positions))
     edge = int(cut_effects(model, cone, progress=False).argmax())
     prompt, layer, key = (int(column[edge]) for column in (cone.edges.prompt, cone.edges.layer, cone.edges.key_pos))
@@ -71,7 +72,7 @@ def test_a_state_inside_matters():
     ("name", "task"), [("addition-sparse", "addition"), ("stories260k-sparse", "gendered_pronoun")]
 )
 def test_a_cone_is_exact_with_the_patterns_held_and_not_in_a_fresh_run(name: str, task: str):
-    model = sl.load(name)
+    model = shipped(name)
     pairs = TASKS[task].solved_by(model, n=40)
     _, pairs = max(pairs.batches(40), key=lambda batch: len(batch[1]))
     cone = dependency_cone(model, pairs)
@@ -86,7 +87,7 @@ def test_a_cone_is_exact_with_the_patterns_held_and_not_in_a_fresh_run(name: str
 
 def test_what_a_fresh_run_does_by_the_model_itself():
     """Noise enters by hooks on the states outside, here put in by hand at one prompt."""
-    model = sl.load("addition-sparse")
+    model = shipped("addition-sparse")
     pairs = TASKS["addition"].solved_by(model, n=6)
     cone = dependency_cone(model, pairs)
     assert cone.outside is not None
@@ -163,7 +164,7 @@ def test_in_many_families(family: str):
 
 def test_cuts_stay_within_the_budget():
     model = sl.sparsify(tiny_bridge("gpt2"), 0.0)
-    cone = dependency_cone(model, tiny_tokens(3))
+    cone = dependency_cone(model, tiny_tokens(2))
     with pytest.raises(ValueError, match="too small: one prompt takes") as refusal:
         cut_effects(model, cone, memory=1, progress=False)
     budget = 5 * int(str(refusal.value).split()[-1])

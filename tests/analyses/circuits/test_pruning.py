@@ -5,14 +5,13 @@ import math
 import pytest
 import torch
 
-import sparselens as sl
 from sparselens.analyses import attribute_edges, faithful_circuit, faithfulness, minimality, pruned_circuit
 from sparselens.analyses.circuits import pruning as pruning_module
 from sparselens.analyses.circuits.pruning import halves
 from sparselens.prompts.metrics import logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.tasks import TASKS
-from tests.analyses.small_models import tiny_pairs, two_layer_pairs, two_layers
+from tests.analyses.small_models import shipped, tiny_pairs, two_layer_pairs, two_layers
 from tests.tiny_models import tiny_bridge
 
 
@@ -35,7 +34,7 @@ def test_edges_that_no_answer_needs_go_by_hand():
 
 
 def test_it_is_smaller_and_no_single_edge_can_go():
-    model, goal = sl.load("addition"), 0.8
+    model, goal = shipped("addition"), 0.8
     pairs = TASKS["addition"].tokenize(model.tokenizer, 12)
     scores = attribute_edges(model, pairs, logit_difference, "eap", progress=False)
     found = pruned_circuit(model, pairs, scores, logit_difference, goal, progress=False)
@@ -91,13 +90,13 @@ def test_its_size_has_an_interval_over_the_prompts_that_chose_it():
 
 
 def test_runs_are_counted_and_what_is_left_is_said():
-    model = sl.load("addition")
+    model = shipped("addition")
     pairs = TASKS["addition"].tokenize(model.tokenizer, 8)
     scores = attribute_edges(model, pairs, logit_difference, "eap", progress=False)
     sizes: list[int] = []
-    for runs in (1, 20, 40, 400):
+    for runs in (1, 20, 40):  # with enough of them nothing is left, as above
         some = pruned_circuit(model, pairs, scores, logit_difference, 0.8, runs=runs, progress=False)
-        assert some is not None and (some.untested > 0) == (runs < 400)
+        assert some is not None and some.untested > 0
         sizes.append(len(some.circuit))
     assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[-1]
 

@@ -17,7 +17,7 @@ from sparselens.circuits.graph import Graph
 from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.tasks import TASKS
 from sparselens.tasks.addition import Addition
-from tests.analyses.small_models import tiny_pairs
+from tests.analyses.small_models import shipped, tiny_pairs
 from tests.tiny_models import tiny_bridge
 
 QUIET: dict[str, Any] = {"progress": False}
@@ -75,7 +75,7 @@ def test_the_picture_names_what_was_found_on_what_and_run_on_what():
 
 
 def test_every_cell_is_the_circuit_of_its_row_on_the_prompts_of_its_column(monkeypatch: pytest.MonkeyPatch):
-    model = sl.load("addition-sparse")
+    model = shipped("addition-sparse")
     groups = addition_groups(model)
     scored: list[int] = []
 
@@ -100,7 +100,7 @@ def test_every_cell_is_the_circuit_of_its_row_on_the_prompts_of_its_column(monke
 
 
 def test_the_circuits_of_one_model_inside_the_other():
-    dense, sparse = sl.load("addition"), sl.load("addition-sparse")
+    dense, sparse = shipped("addition"), shipped("addition-sparse")
     groups = addition_groups(dense)
     two = dict(list(groups.items())[:2])
     own = robustness(sparse, two, **QUIET)
@@ -113,7 +113,7 @@ def test_the_circuits_of_one_model_inside_the_other():
 
 
 def test_circuits_run_on_groups_that_were_held_out():
-    model = sl.load("addition-sparse")
+    model = shipped("addition-sparse")
     (first, one), (second, two), (third, other) = addition_groups(model).items()
     found = robustness(model, {first: one, second: two}, **QUIET)
     held_out = robustness(model, {third: other}, circuits=found.circuits, **QUIET)

@@ -1,17 +1,21 @@
 """Comparisons that several tests look at: of the addition models on a few sums, and of tiny models."""
 
 import functools
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 import sparselens as sl
 from sparselens import analyses
+from sparselens.analyses.comparison import report
 from sparselens.analyses.comparison.results import Comparison
 from sparselens.tasks import TASKS
 from tests.analyses.small_models import tiny_pairs
 from tests.tiny_models import tiny_bridge
 
 N = 12
-QUICK: dict[str, Any] = {"method": "eap", "all_pairs": True, "progress": False, "prune_runs": 20}
+QUICK: dict[str, Any] = {"method": "eap", "all_pairs": True, "progress": False, "prune_runs": 6}
 
 
 def compared(models: tuple[Any, Any], **options: Any) -> Comparison:
@@ -31,6 +35,17 @@ def tiny_comparison(**options: Any) -> Comparison:
 @functools.cache
 def whole_tiny_comparison() -> Comparison:
     return tiny_comparison()
+
+
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Let reports have all their figures, but blank: for tests of what stands around them."""
+    whole = report.figures_of
+    patch.setattr(report, "figures_of", lambda *asked: dict.fromkeys(whole(*asked), _blank))
+
+
+def _blank(path: Path, **_: Any) -> Path:
+    path.write_text('<svg viewBox="0 0 1 1"></svg>')
+    return path
 
 
 def same(one: Comparison, other: Comparison) -> bool:

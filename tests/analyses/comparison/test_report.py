@@ -20,6 +20,7 @@ from sparselens.analyses.comparison.rows import Row, cells
 from sparselens.analyses.comparison.table import rows_of
 from sparselens.analyses.figures.two_papers import for_both_papers
 from sparselens.prompts.intervals import Interval, proportion_interval
+from tests.analyses.comparison.compared import draw_nothing
 from tests.chromium import Page, browser, needs_chromium
 
 HOSTILE = "</script><script>alert(1)</script>{{viewer}}\"'$x$"
@@ -57,13 +58,15 @@ def test_the_viewer_is_built_once(comparison: Comparison, monkeypatch: pytest.Mo
     from sparselens.analyses.comparison import figures, report
 
     built, real = list[str](), figures.view
+    draw_nothing(monkeypatch)
     for module in (figures, report):
         monkeypatch.setattr(module, "view", lambda one: built.append("") or real(one))
     report_page(comparison)
     assert len(built) == 1
 
 
-def test_strings_stay_strings(comparison: Comparison):
+def test_strings_stay_strings(comparison: Comparison, monkeypatch: pytest.MonkeyPatch):
+    draw_nothing(monkeypatch)
     prompts = tuple(Prompt(HOSTILE, (HOSTILE,) * len(p.tokens)) for p in comparison.about.prompts)
     about = replace(
         comparison.about,
@@ -132,7 +135,8 @@ def test_answers_stand_above_the_first_prompts(comparison: Comparison, tmp_path:
     assert {label.text for panel in hero.layout.panels for label in panel.labels} >= set(answers[:3])
 
 
-def test_a_picture_of_ones_own_may_come_first(comparison: Comparison, page: str):
+def test_a_picture_of_ones_own_may_come_first(comparison: Comparison, page: str, monkeypatch: pytest.MonkeyPatch):
+    draw_nothing(monkeypatch)
     prompt = comparison.about.prompts[0]
     mine = token_view(comparison.dense.attention.first(1), None, [prompt.tokens], titles=["my title"])
     other = report_page(comparison, mine)

@@ -16,6 +16,7 @@ from sparselens.analyses.comparison.report import report_page
 from sparselens.analyses.comparison.results import SIDES, Comparison
 from sparselens.analyses.figures.viewer import circuit_viewer
 from sparselens.analyses.figures.viewer_edges import ranked_edges
+from tests.analyses.comparison.compared import QUICK, draw_nothing
 from tests.analyses.small_models import tiny_pairs
 from tests.tiny_models import tiny_bridge
 
@@ -44,13 +45,15 @@ def test_every_number_of_the_table_is_the_same(which: str, comparison: Compariso
         assert found.table(form) == comparison.table(form)
 
 
-def test_pages_are_the_same(comparison: Comparison, small: Comparison):
+def test_pages_are_the_same(comparison: Comparison, small: Comparison, monkeypatch: pytest.MonkeyPatch):
+    draw_nothing(monkeypatch)  # the figures come next
     assert small.viewer().html == comparison.viewer().html
     assert tokens_view(small).html == tokens_view(comparison).html
     assert report_page(small) == report_page(comparison)
 
 
 def test_figures_are_the_same(comparison: Comparison, sparing: Comparison, tmp_path: Path):
+    """Of one that holds less than `small`, whose first figure is laid out as its page is."""
     whole, found = figures_of(comparison), figures_of(sparing)
     assert whole.keys() == found.keys()
     for name in whole.keys() - {"fig1_tokens"}:  # more lines than were kept as they are
@@ -128,7 +131,7 @@ def test_a_slim_one_is_saved_again_either_way(small: Comparison, tmp_path: Path)
 
 
 def test_a_ratio_that_is_not_finite_stays_unknown(tmp_path: Path):
-    whole = analyses.compare(tiny_bridge("gpt2"), tiny_bridge("gpt2"), tiny_pairs(), all_pairs=True, progress=False)
+    whole = analyses.compare(tiny_bridge("gpt2"), tiny_bridge("gpt2"), tiny_pairs(), **(QUICK | {"prune_runs": 0}))
     still = replace(whole.sparse.edges, mean=0 * whole.sparse.edges.mean, per_prompt=0 * whole.sparse.edges.per_prompt)
     whole = replace(whole, sparse=replace(whole.sparse, edges=still))
     found = slim.slim(whole)

@@ -120,10 +120,9 @@ def test_equal_steps_of_weight_are_equal_steps_of_lightness():
     assert steps.min() > 0.6 * steps.mean() and steps.max() < 1.4 * steps.mean()
 
 
-@pytest.mark.parametrize("form", ["pdf", "svg", "png"])
-def test_the_same_patterns_give_the_same_bytes(form: str, tmp_path: Path):
+def test_the_same_patterns_give_the_same_bytes(tmp_path: Path):
     made = figure_of(2, 2, list("abc"))
-    first, second = (made.save(tmp_path / f"p.{form}", dpi=60).read_bytes() for _ in range(2))
+    first, second = (made.save(tmp_path / "p.svg").read_bytes() for _ in range(2))  # all forms: test_plot_drawing.py
     assert first == second
 
 

@@ -160,9 +160,8 @@ def test_png(tmp_path: Path):
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path):
-    for name in ("figure.pdf", "figure.svg", "figure.png"):
-        first, second = (small_view().save(tmp_path / name, dpi=50).read_bytes() for _ in range(2))
-        assert first == second
+    first, second = (small_view().save(tmp_path / "figure.svg").read_bytes() for _ in range(2))
+    assert first == second  # all forms: test_plot_drawing.py
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -192,16 +192,14 @@ def result(records: list[dict[str, Any]]) -> PostTrainResult:
     return PostTrainResult(state, state, 400, True, 1.71, records)
 
 
-@pytest.mark.parametrize(("form", "start"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
-def test_files_come_out_alike(tmp_path: Path, form: str, start: bytes):
+def test_files_come_out_alike(tmp_path: Path):
+    """As .svg; what is drawn becomes one of the other files as all drawings do (`test_plot_drawing.py`)."""
     figure = analyses.training_figure(result(history()))
     assert figure.step == 400
-    path = figure.save(tmp_path / f"run.{form}")
-    assert path.read_bytes().startswith(start)
-    again = analyses.training_figure(result(history())).save(tmp_path / f"again.{form}")
+    path = figure.save(tmp_path / "run.svg")
+    assert path.read_bytes().startswith(b"<?xml") and "returned state (step 400)" in path.read_text()
+    again = analyses.training_figure(result(history())).save(tmp_path / "again.svg")
     assert path.read_bytes() == again.read_bytes()
-    if form == "svg":
-        assert "returned state (step 400)" in path.read_text()
 
 
 @pytest.mark.parametrize("records", [[], [{"step": 1}], [{"step": 1, "loss": 1.0}, {"loss": 1.0}]])

@@ -12,10 +12,9 @@ import sparselens as sl
 from sparselens.analyses import patch_edges, patch_paths
 from sparselens.prompts.metrics import logit_difference
 from tests.analyses.small_models import tiny_pairs
-from tests.tiny_models import FAMILIES, tiny_bridge
+from tests.tiny_models import KINDS_OF_BLOCKS, tiny_bridge
 
 QUIET: dict[str, Any] = {"progress": False}
-READABLE = sorted(set(FAMILIES) - {"bert"})
 
 
 def by_hooks(model: Any, pairs: sl.TokenizedPairs, sender: str, receivers: Sequence[str]) -> Tensor:
@@ -90,7 +89,7 @@ def test_equal_to_runs_under_plain_hooks(family: str, receivers: list[str], gate
     assert moved > len(found.sources) / 2
 
 
-@pytest.mark.parametrize("family", READABLE)
+@pytest.mark.parametrize("family", KINDS_OF_BLOCKS)
 def test_paths_to_one_receiver_are_its_exact_edges(family: str):
     model, pairs = tiny_bridge(family), tiny_pairs()
     edges = patch_edges(model, pairs, **QUIET)

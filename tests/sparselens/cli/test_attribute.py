@@ -53,8 +53,8 @@ def test_addition(tmp_path: Path):
 
 @pytest.mark.parametrize("method", ["eap-ig", "exact"])
 def test_several_processes_share_the_pairs_and_give_the_result_of_one(tmp_path: Path, method: str):
-    asked = ("--model", "addition-sparse", "--task", "addition", "-n", 9, "--method", method, "--prune-runs", 4)
-    asked = (*asked, "--batch-size", 4)  # three batches for two processes
+    asked = ("--model", "addition-sparse", "--task", "addition", "-n", 6, "--method", method, "--prune-runs", 4)
+    asked = (*asked, "--batch-size", 2)  # three batches for two processes
     alone = run(*asked, "--out", tmp_path / "alone")
     first, second = launch(2, "sparselens", "attribute", *map(str, asked), "--json", "--out", str(tmp_path / "both"))
     together = json.loads(first.strip().split("\n")[-1])
@@ -111,7 +111,7 @@ def killed(*arguments: str) -> None:
 
 
 def test_a_killed_run_goes_on(tmp_path: Path):
-    asked = ("--model", "addition-sparse", "--task", "addition", "-n", 12, "--memory", 0.0005, "--prune-runs", 0)
+    asked = ("--model", "addition-sparse", "--task", "addition", "-n", 8, "--memory", 0.0005, "--prune-runs", 0)
     whole = run(*asked, "--out", tmp_path / "whole")
     program = Program(killed, "attribute", *map(str, asked), "--out", str(tmp_path / "killed"))
     assert program.wait() == -signal.SIGKILL, program.errors

@@ -13,9 +13,11 @@ from typer.testing import CliRunner
 import sparselens as sl
 from sparselens import Circuit, cli, read_neuronpedia
 from sparselens.analyses import load_comparison
+from sparselens.analyses.comparison.results import Comparison
 from sparselens.models.folder import load_tokenizer
 from sparselens.training.text import Source, prepare
 from sparselens.training.text.tokens import mapped_tokens
+from tests.analyses.comparison.compared import draw_nothing
 
 compare_module: Any = import_module("sparselens.cli.compare")
 
@@ -49,13 +51,15 @@ def run(*arguments: object) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     out = tmp_path_factory.mktemp("compare")
-    return run("compare", *ASKED, "--out", out), out
+    with pytest.MonkeyPatch.context() as patch:
+        draw_nothing(patch)  # in the report
+        return run("compare", *ASKED, "--format", "svg", "--out", out), out
 
 
 def test_it_writes_report_figures_and_numbers(ran: tuple[dict[str, Any], Path]):
     found, out = ran
     assert {path.name for path in out.iterdir()} == {"report.html", "figures", "circuits", "numbers"}
-    assert {path.name for path in (out / "figures").iterdir()} == {f"{name}.pdf" for name in FIGURES} | TABLES
+    assert {path.name for path in (out / "figures").iterdir()} == {f"{name}.svg" for name in FIGURES} | TABLES
     frame = load_comparison(out / "numbers").table()
     rows = {row["quantity"]: row for row in found["rows"]}
     assert list(rows) == list(frame.droplevel(0).index)
@@ -81,7 +85,7 @@ def test_circuits_are_those_of_the_comparison(ran: tuple[dict[str, Any], Path]):
 
 def test_figures_without_a_model_are_the_same(ran: tuple[dict[str, Any], Path], tmp_path: Path):
     _, out = ran
-    written = run("figures", out, "--out", tmp_path)["written"]
+    written = run("figures", out, "--out", tmp_path, "--format", "svg")["written"]
     assert {Path(path).name for path in written} == {path.name for path in tmp_path.iterdir()}
     for path in (out / "figures").iterdir():
         assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
@@ -91,7 +95,11 @@ def test_the_same_command_again_asks_nothing_anew(ran: tuple[dict[str, Any], Pat
     found, out = ran
     for name in ("patch_activations", "keep_top", "attribute_edges", "search"):
         monkeypatch.setattr(f"sparselens.analyses.comparison.one_model.{name}", None)
-    assert run("compare", *ASKED, "--out", out)["rows"] == found["rows"]
+    forms = list[str]()
+    monkeypatch.setattr(Comparison, "figures", lambda comparison, folder, form: forms.append(form) or [])
+    monkeypatch.setattr(Comparison, "save_html", lambda comparison, path: path)
+    again = run("compare", *ASKED, "--out", out)
+    assert again["rows"] == found["rows"] and again["report"] == found["report"] and forms == ["pdf"]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +125,8 @@ def test_a_folder_that_is_no_comparison(tmp_path: Path):
         run("figures", tmp_path, "--out", tmp_path / "out")
 
 
-def test_a_shipped_comparison_and_a_slim_file_are_reported_by_name(tmp_path: Path):
+def test_a_shipped_comparison_and_a_slim_file_are_reported_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    draw_nothing(monkeypatch)  # figures of slim comparisons: test_slim.py
     shipped = run("report", "addition/addition", "--out", tmp_path / "shipped.html")["report"]
     file = load_comparison("addition/addition").save(tmp_path / "sums.zip", slim=True)
     again = run("report", file, "--out", tmp_path / "again.html")["report"]

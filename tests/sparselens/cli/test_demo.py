@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from sparselens.cli.demo import demo
 from sparselens.gates.surgery import is_sparse
 from sparselens.models.folder import load
 from sparselens.models.places import MODELS, shipped_models
+from tests.analyses.comparison.compared import draw_nothing
 
 KEYS = {
     "exact_match",
@@ -27,16 +29,17 @@ KEYS = {
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, dict[str, object]], Path]:
+def table(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     out = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:  # a few pairs instead of a hundred
         patch.setattr("sparselens.analyses.compare", partial(compare, n=8, method="eap", prune_runs=8))
+        draw_nothing(patch)  # but the demo's own picture
         demo(out=out, json=True)
     return json.loads((out / "demo.json").read_text()), out
 
 
 def test_demo_writes_its_table_figures_and_page(
-    table: tuple[dict[str, dict[str, object]], Path], capsys: pytest.CaptureFixture[str]
+    table: tuple[dict[str, Any], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     numbers, out = table
     assert set(numbers) == {"dense", "sparse"}
@@ -48,17 +51,17 @@ def test_demo_writes_its_table_figures_and_page(
     assert load_comparison(out / "numbers").about.task.startswith("addition")
 
 
-def test_the_shipped_sparse_model_adds_with_fewer_than_six_edges() -> None:
-    dense, sparse = measure(load("addition")), measure(load("addition-sparse"))
-    assert dense.exact_match == sparse.exact_match == 1.0
-    assert dense.open_edges_per_example == 4 * HEADS * 121
-    assert sparse.open_edges_per_example == pytest.approx(5.5017)
-    assert sparse.open_edges_per_layer == pytest.approx([4.0, 1.5017, 0.0, 0.0])
-    assert dense.share_of_visible_pairs == dense.share_of_all_pairs == 1.0
+def test_the_shipped_sparse_model_adds_with_fewer_than_six_edges(table: tuple[dict[str, Any], Path]) -> None:
+    dense, sparse = table[0]["dense"], table[0]["sparse"]
+    assert dense["exact_match"] == sparse["exact_match"] == 1.0
+    assert dense["open_edges_per_example"] == 4 * HEADS * 121
+    assert sparse["open_edges_per_example"] == pytest.approx(5.5017)
+    assert sparse["open_edges_per_layer"] == pytest.approx([4.0, 1.5017, 0.0, 0.0])
+    assert dense["share_of_visible_pairs"] == dense["share_of_all_pairs"] == 1.0
 
 
-def test_the_carry_is_visible_in_layer_one() -> None:
-    by_kind = measure(load("addition-sparse")).open_edges_by_kind
+def test_the_carry_is_visible_in_layer_one(table: tuple[dict[str, Any], Path]) -> None:
+    by_kind = table[0]["sparse"]["open_edges_by_kind"]
     assert by_kind["no carry"][1] < by_kind["one carry"][1] < by_kind["propagated carry"][1]
 
 

@@ -103,9 +103,9 @@ CASES: dict[str, dict[str, Any]] = {
     "closed": {"bias": -1e4, "queries": 3},
     "open": {"bias": 3e4, "queries": 3},
     "rows without an open gate": {"bias": -1.5, "noisy": False},
-    "many tiles": {"queries": 69, "keys": 69},  # some of which are seen whole
-    "long window": {"mask": "long window", "queries": 85, "keys": 85},
-    "padded tiles": {"mask": "padded", "batch": 2, "queries": 69, "keys": 69},
+    "many tiles": {"queries": 53, "keys": 53},  # some of which are seen whole
+    "long window": {"mask": "long window", "queries": 69, "keys": 69},
+    "padded tiles": {"mask": "padded", "batch": 2, "queries": 53, "keys": 53},
     "far from open": {"bias": -60.0, "queries": 3},
     "width 24": {"width": 24, "queries": 5},
     "width 80": {"width": 80, "queries": 5},
