@@ -35,7 +35,7 @@ SMALLER = {  # by notebook: what takes its time, and what is tried here
         "evaluate_every=10": "evaluate_every=2",
     },
     "2_head_by_head": {"n=60": "n=16"},
-    "3_paper_figures": {"n=12": "n=4", "n=8": "n=4"},
+    "3_paper_figures": {"n=8": "n=4", "(out / \"ioi\", \"pdf\")": "(out / \"ioi\", \"png\")"},
     "4_your_own_task": {"n=10": "n=4", "n=40": "n=12", "[:10]": "[:4]"},
     "5_transformerlens_habits": {"tokenizer, 60)": "tokenizer, 16)"},
 }  # fmt: skip

@@ -16,6 +16,7 @@ from sparselens.analyses.attribution.attention_edges import AttentionEdges
 
 WIDTH = 486.0  # 6.75 inches: the text width of ICML and NeurIPS
 SIZE, LINE = 7.0, 10.0  # size of text, height of a line of it
+SMALLEST = 4.5  # size of a heading
 LEFT, GUTTER, ROW_GAP, ARROW_SPACE = 36.0, 14.0, 9.0, 13.0
 CHARACTER = 0.64  # width of a character over its size, on the generous side
 NODE_HEIGHT = 2.4
@@ -236,8 +237,11 @@ class _Geometry:
         ]
 
     def _fitted(self, x: float, y: float, text: str, bold: bool = False) -> Label:
-        """A heading, made smaller where it would run into the next column."""
-        size = min(SIZE, SIZE * (self.width + GUTTER / 2) / max(1, 0.9 * _text_width(text)))
+        """A heading, made smaller where it would run into the next column, and cut where it would be too small to read."""
+        room, length = self.width + GUTTER / 2, (1.05 if bold else 0.9) * _text_width(text)
+        size = min(SIZE, SIZE * room / max(1, length))
+        if size < SMALLEST:
+            text, size = text[: int(len(text) * size / SMALLEST) - 1] + "…", SMALLEST
         return Label(x, y, text, "start", size, bold=bold)
 
     def _legend(self, y: float, arrow_name: str) -> Iterator[Label]:

@@ -18,6 +18,8 @@ from sparselens.tasks.addition import ALPHABET, Addition, ids
 
 Rows = list[tuple[int, int, int, int, int, float]]  # prompt, layer, head, query, key, weight
 
+LONG = "Mammals swam home where warm summers warmed many swamps; mammoths swam with mammals, whom warm"
+
 
 def table(rows: Rows, n_prompts: int = 1, n_layers: int = 2, n_heads: int = 2, n_pos: int = 2) -> AttentionEdges:
     index = np.array([row[:5] for row in rows], dtype=np.int64).reshape(-1, 5)
@@ -43,7 +45,7 @@ def three_prompts(tokens: list[str]) -> TokenView:
         table(rows, 3, n_pos=n),
         table(rows[:: 2 * n], 3, n_pos=n),
         [tokens] * 3,
-        titles=["53 + 21: no carry", "47 + 25: one carry", "57 + 68: propagated carry"],
+        titles=["53 + 21: no carry", LONG, "57 + 68: propagated carry"],
         outputs=[outputs] * 3,
         arrows=[[], [(n - 1, n - 2)], [(n - 1, n - 2), (n - 2, 0)]],
     )
