@@ -77,7 +77,7 @@ def test_halves_share_no_clean_prompt():
 
 
 def test_its_size_has_an_interval_over_the_prompts_that_chose_it():
-    model = sl.load("addition-sparse")
+    model = shipped("addition-sparse")
     pairs = TASKS["addition"].tokenize(model.tokenizer, 12)
     scores = attribute_edges(model, pairs, logit_difference, "eap", progress=False)
     found = pruned_circuit(model, pairs, scores, logit_difference, 0.8, progress=False)
