@@ -28,6 +28,7 @@ PUBLIC = (
     "sparselens.training.text",
 )  # what a story may import
 WITH_A_TASK = "4_your_own_task"  # the one that defines something: ten lines
+QUICK = 'method="eap", prune_runs=0'  # of `compare`
 SMALLER = {  # by notebook: what takes its time, and what is tried here
     "0_tour": {"n=40": "n=8"},
     "1_post_train": {
@@ -35,8 +36,8 @@ SMALLER = {  # by notebook: what takes its time, and what is tried here
         "evaluate_every=10": "evaluate_every=2",
     },
     "2_head_by_head": {"n=60": "n=16"},
-    "3_paper_figures": {"n=8": "n=4", "(out / \"ioi\", \"pdf\")": "(out / \"ioi\", \"png\")"},
-    "4_your_own_task": {"n=10": "n=4", "n=40": "n=12", "[:10]": "[:4]"},
+    "3_paper_figures": {"n=8": f"n=4, {QUICK}", "ioi.figures(": "addition.figures("},
+    "4_your_own_task": {"n=10": f"n=4, {QUICK}", "n=40": "n=12", "[:10]": "[:4]"},
     "5_transformerlens_habits": {"tokenizer, 60)": "tokenizer, 16)"},
 }  # fmt: skip
 

@@ -22,7 +22,8 @@ def run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
     code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
     monkeypatch.chdir(folder)
     names: dict[str, Any] = {}
-    shorter = code.replace("steps=3000", "steps=2").replace("n=100", "n=12").replace("n=200", "n=20")
+    shorter = code.replace("steps=3000", "steps=2").replace("n=200", "n=20")
+    shorter = re.sub(r"(analyses\.compare\(.*), n=\d+", r'\1, n=6, method="eap", prune_runs=0', shorter)
     exec(compile(shorter, str(page), "exec"), names)
     return names
 
