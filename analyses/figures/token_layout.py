@@ -237,7 +237,7 @@ class _Geometry:
         ]
 
     def _fitted(self, x: float, y: float, text: str, bold: bool = False) -> Label:
-        """A heading, made smaller where it would run into the next column, and cut where it would be too small to read."""
+        """A heading, made smaller where it would run into the next column, and cut where it could not be read."""
         room, length = self.width + GUTTER / 2, (1.05 if bold else 0.9) * _text_width(text)
         size = min(SIZE, SIZE * room / max(1, length))
         if size < SMALLEST:
