@@ -69,7 +69,7 @@ def _accuracy(row: Row, dense: str, solved: Solved) -> str:
 def _fewer(row: Row, what: str) -> str:
     """How many times fewer, or that it is not known to be fewer."""
     numbers = _numbers(row)
-    shown = "" if numbers is None or row.percent else f" ({numbers[1]:g} against {numbers[0]:g})"
+    shown = "" if numbers is None or row.percent else f" ({numbers[1]:,g} against {numbers[0]:,g})"
     ratio = row.ratio
     if ratio is None or numbers is None:
         return f"no measurable ratio of {what}{shown}"
