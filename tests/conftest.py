@@ -52,8 +52,6 @@ def pytest_configure(config: pytest.Config) -> None:
             os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported: kernels run on the CPU
         for name in LARGE:
             import_module(name)
-        if version("transformer-lens").startswith("4."):
-            import_module("tests.quick_hooks")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

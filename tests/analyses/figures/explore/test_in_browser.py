@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-import sparselens as sl
 from sparselens import analyses
 from sparselens.analyses.figures.explore.page import script
 from sparselens.analyses.figures.explore.server import Server
-from tests.chromium import Page, browser, needs_chromium
+from tests.chromium import Page, needs_chromium
 
 pytestmark = [pytest.mark.slow, needs_chromium]
 
@@ -22,17 +21,6 @@ PROMPT = "Lily saw a big dog. She was"
 HOSTILE = "<img src=x onerror=window.broken=1><script>window.broken=1</script>"
 IDLE = "document.querySelector('#explore').getAttribute('aria-busy') === 'false'"
 CUTS = "[...document.querySelectorAll('.parts .cut')].map(button => button.textContent)"
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    with browser(tmp_path_factory.mktemp("profile")) as page:
-        yield page
-
-
-@pytest.fixture(scope="module")
-def sparse() -> Any:
-    return sl.load("stories260k-sparse")
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """The live page from the first key to the last file: by keyboard alone, prompt after prompt, on any paper."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +9,13 @@ import pytest
 import sparselens as sl
 from sparselens import analyses
 from tests.analyses.figures.explore.test_in_browser import IDLE, PROMPT, fresh, served
-from tests.chromium import Page, browser, needs_chromium
+from tests.chromium import Page, needs_chromium
 
 pytestmark = [pytest.mark.slow, needs_chromium]
 
 CUTS = "document.querySelectorAll('.parts .cut[aria-pressed=true]')"
 ANSWER = "document.querySelector('.answer tbody').textContent"
 FOCUSED = "(document.activeElement.dataset.key ?? document.activeElement.tagName)"
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    with browser(tmp_path_factory.mktemp("profile")) as page:
-        yield page
-
-
-@pytest.fixture(scope="module")
-def sparse() -> Any:
-    return sl.load("stories260k-sparse")
 
 
 def tab_to(page: Page, condition: str) -> None:
