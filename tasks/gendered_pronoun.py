@@ -1,7 +1,7 @@
 """Gendered pronouns: which pronoun refers back to a first name?
 
-    clean         Everybody says that Karen is a good dancer, isn't     -> " she", not " he"
-    other_gender  Everybody says that Frank is a good dancer, isn't
+    clean         Of course, Karen is a good dancer, isn't     -> " she", not " he"
+    other_gender  Of course, Frank is a good dancer, isn't
 What is asked is which pronoun English texts mostly use after a name; it says nothing about a person.
 Source: Mathwin et al. 2023, "Identifying a preliminary circuit for predicting gendered pronouns in GPT-2 small". Known
 circuit there: heads of early layers move the gender of NAME to the words after it, late heads carry it to END.
@@ -15,7 +15,7 @@ from sparselens.tasks.names import FEMALE, MALE
 
 # The first half are tag questions, as in the source; the second are in the plain English of children's stories.
 TEMPLATES = (
-    "Everybody says that {NAME} is a {quality} dancer, isn't",
+    "Of course, {NAME} is a {quality} dancer, isn't",
     "Well, {NAME} is a very {quality} person, isn't",
     "As we know, {NAME} has always been {quality}, hasn't",
     "Yes, {NAME} was very {quality} at school, wasn't",
@@ -60,5 +60,5 @@ gendered_pronoun = Task(
     corruptions={"other_gender": ("NAME",)},
     source="Mathwin et al. 2023, Identifying a preliminary circuit for predicting gendered pronouns in GPT-2 small",
     circuit="early heads move the gender of the name to the words after it, late heads to the end (GPT-2 small)",
-    version=2,
+    version=3,
 )
