@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sparselens.analyses.engine.edge_products import Writes, exact_dtype
 from sparselens.analyses.engine.norms import Norm
-from sparselens.analyses.engine.partial_runs import Activations, Hook, skipping
+from sparselens.analyses.engine.partial_runs import Activations, Hook, silent_projections, skipping
 from sparselens.analyses.engine.request import PerPrompt, Request
 from sparselens.analyses.engine.residual_stream import Layer, Reading
 from sparselens.circuits.graph import RECEIVERS
@@ -101,7 +101,7 @@ def run_circuits(
     changes = ablated.writes.new_zeros(sources, circuits, len(batch), *size)
     changes[0] = start.to(ablated.writes) - ablated.writes[0]
     run = _CircuitsRun(reading, kept.to(ablated.writes), ablated, changes, copies)
-    with skipping(batch.model, run.needless(), batch.opened.as_tuple):
+    with skipping(batch.model, run.needless(), batch.opened.as_tuple), silent_projections(batch.model):
         found = batch.repeated(copies * circuits).measure(run.hooks())
     return found[: circuits * len(batch)].unflatten(0, (circuits, -1))
 

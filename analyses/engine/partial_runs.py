@@ -110,7 +110,7 @@ def skipping(
     def call(give: Callable[[], Tensor]) -> Any:
         return (give(),) if as_tuple else give()
 
-    with _standing_in({model.blocks[layer]: partial(call, give) for layer, give in blocks.items()}):
+    with _standing_in({model.blocks[layer]: _whatever(partial(call, give)) for layer, give in blocks.items()}):
         yield
 
 
@@ -131,17 +131,15 @@ def keeping_projections(model: Any) -> Iterator[list[Projections]]:
 
     with ExitStack() as stack:
         for layer, block in enumerate(model.blocks):
-            for name in ("q", "k", "v"):
-                inner = getattr(block.attn._modules.get(name), "original_component", None)  # inside its hook points
-                if inner is not None:
-                    stack.callback(inner.register_forward_hook(partial(keep, layer)).remove)
+            for inner in _projections(block, "qkv"):
+                stack.callback(inner.register_forward_hook(partial(keep, layer)).remove)
         yield kept
 
 
 @contextmanager
 def holding(projections: Projections, rows: Int[Tensor, " row"]) -> Iterator[None]:
     """Inside, these modules return their recorded outputs, one prompt per row, whatever their input is."""
-    calls = {module: partial(_rows_of, values, rows) for module, values in projections.items()}
+    calls = {module: _whatever(partial(_rows_of, values, rows)) for module, values in projections.items()}
     with _standing_in(calls):
         yield
 
@@ -151,12 +149,35 @@ def _rows_of(values: Tensor, rows: Tensor) -> Tensor:
 
 
 @contextmanager
-def _standing_in(calls: Mapping[nn.Module, Callable[[], Any]]) -> Iterator[None]:
+def silent_projections(model: Any) -> Iterator[None]:
+    """Inside, what makes queries, keys, values and the output of attention gives zeros, without computing.
+
+    For runs whose hooks replace all of these. Only where they are linear layers; elsewhere they run as ever.
+    """
+    linear = [
+        inner for block in model.blocks for inner in _projections(block, "qkvo") if hasattr(inner, "out_features")
+    ]
+    with _standing_in({module: partial(_zeros, module.out_features) for module in linear}):
+        yield
+
+
+def _zeros(features: int, x: Tensor) -> Tensor:
+    return x.new_zeros(*x.shape[:-1], features)
+
+
+def _projections(block: Any, names: str) -> list[Any]:
+    """The model's own modules behind these, inside their hook points; none in HookedTransformer."""
+    inside = (getattr(block.attn._modules.get(name), "original_component", None) for name in names)
+    return [inner for inner in inside if inner is not None]
+
+
+@contextmanager
+def _standing_in(calls: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Inside, a callable takes the place of each module's forward."""
     before = {module: module.__dict__.get("forward") for module in calls}  # accelerate, for one, puts its own there
     try:
         for module, call in calls.items():
-            module.__dict__["forward"] = partial(_without_arguments, call)
+            module.__dict__["forward"] = call
         yield
     finally:
         for module, forward in before.items():
@@ -165,8 +186,9 @@ def _standing_in(calls: Mapping[nn.Module, Callable[[], Any]]) -> Iterator[None]
                 module.__dict__["forward"] = forward
 
 
-def _without_arguments(call: Callable[[], Any], *_: Any, **__: Any) -> Any:
-    return call()
+def _whatever(call: Callable[[], Any]) -> Callable[..., Any]:
+    """The same whatever its arguments are."""
+    return lambda *_, **__: call()
 
 
 @contextmanager
