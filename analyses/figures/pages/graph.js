@@ -8,10 +8,12 @@ import { refresh } from "./viewer.js";
 
 const HEIGHT = data.bottom - data.top, RATIO = data.panel / HEIGHT, LIT = 400;  // at most so many edges of a node are lit
 const FINE = 400;  // among more, dashes and bends of the weaker ones are not seen, and most of the time would go into them
+const TOGETHER = 32;  // of those, whose sizes hardly differ, so many are drawn at once
 export const panels = [];
 let shown = null;  // what is pointed at: { node } or { edge }
 
-export function stroke(size, count) {  // width and opacity
+/** @returns {[number, number]} width and opacity */
+export function stroke(size, count) {
   const weight = data.faintest + (1 - data.faintest) * Math.sqrt(size), least = 0.04 + 0.66 / (1 + count / 50);
   return [0.35 + 1.25 * weight, least + (0.95 - least) * weight];
 }
@@ -77,14 +79,21 @@ export function paint(panel) {  // the faintest first
   context.resetTransform();
   context.clearRect(0, 0, ...size);
   context.setTransform(scale, 0, 0, scale, -scale * left, -scale * top);
-  for (let i = edges.length - 1; i >= 0; i--) {
-    const edge = edges[i], [thick, opacity] = stroke(edge.size, edges.length);
-    context.strokeStyle = styles[edge.style].colour;
-    context.setLineDash(i < FINE ? styles[edge.style].dash : []);
-    context.lineWidth = thick;
-    context.globalAlpha = opacity;
+  for (let end = edges.length, first; end > 0; end = first) {
+    first = end > FINE ? Math.max(FINE, end - TOGETHER) : end - 1;
+    strokeTogether(context, edges.slice(first, end), styles, stroke(edges[first].size, edges.length), end > FINE);
+  }
+}
+
+/** Edges of nearly one size, whose strength one stroke gives them: a stroke each takes twice as long. */
+function strokeTogether(context, edges, styles, [thick, opacity], coarse) {
+  context.lineWidth = thick;
+  context.globalAlpha = opacity;
+  for (const [style, alike] of grouped(edges, edge => edge.style)) {
+    context.strokeStyle = styles[style].colour;
+    context.setLineDash(coarse ? [] : styles[style].dash);
     context.beginPath();
-    trace(context, placesOf(edge), i >= FINE && state.zoom === 1);
+    for (const edge of alike) trace(context, placesOf(edge), coarse && state.zoom === 1);
     context.stroke();
   }
 }
