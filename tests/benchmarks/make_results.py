@@ -133,7 +133,7 @@ def small_models(out: Path, data: Path) -> str:
 
 def robust_stories(out: Path, _data: Path) -> str:
     models = ("--dense", "stories260k", "--sparse", "stories260k-sparse", "--task", "gendered_pronoun")
-    how = ("--kinds", "template", "-n", "24", "--draw", "600", "--groups", "6")
+    how = ("--kinds", "template", "seed", "-n", "24", "--draw", "600", "--groups", "6")
     return bench("bench_robustness.py", *models, *how, "--out", made(out) / "lines.json")
 
 
