@@ -1,6 +1,7 @@
 /** The token x layer drawing: positions left to right, layers upward, one line from key to query for every edge. */
 
 import { draw, make, shorter, thousands } from "../pages/dom.js";
+import { leadingTo } from "./circuit.js";
 import { count, quoted, visible } from "./names.js";
 
 export const [KEPT, CUT, CLOSED, OPENED] = [0, 1, 2, 3];
@@ -9,7 +10,9 @@ const LEFT = 64, FONT = 12, CHARACTER = 0.58 * FONT, LONGEST_WORD = 16, WIDEST =
 
 export function drawingOf(app, model) {
   const plan = planOf(app, model), least = Math.round(1000 * app.threshold(model));
-  const shown = model.list.filter(edge => app.isCut(edge.name) || Math.max(edge.before, edge.after) >= least);
+  const strong = model.list.filter(edge => Math.max(edge.before, edge.after) >= least);
+  const circuit = app.view.circuit ? leadingTo(app.position, strong.filter(edge => edge.after >= 0)) : new Set(strong);
+  const shown = model.list.filter(edge => app.isCut(edge.name) || circuit.has(edge));
   const faintFirst = [...shown].sort((a, b) => Math.max(a.before, a.after) - Math.max(b.before, b.after));
   const svg = draw("svg", { viewBox: `0 0 ${plan.width} ${plan.height}`, width: plan.width, height: plan.height, role: "group", "aria-label": `attention edges, ${model.name}` },
     draw("g", { class: "nodes" }, nodesOf(plan)),
@@ -118,7 +121,7 @@ function captionOf(app, model, drawn) {
   return make("figcaption", {},
     make("b", { class: `ink ${model.gated ? "sparse" : "dense"}` }, model.name),
     ` ${count(model.edges.after, model.gated ? "open edge" : "edge")}${fates ? ` (${fates})` : ""}`,
-    drawn < all ? `, ${thousands(drawn)} drawn` : "",
+    drawn < all ? `, ${thousands(drawn)} ${app.view.circuit ? "lead to the answer" : "drawn"}` : "",
     model.edges.left_out ? `; the ${thousands(all)} strongest are in this page` : "",
     make("label", {}, " weight ≥ ", make("input", {
       type: "range", min: 0, max: 100, value: Math.round(100 * Math.sqrt(app.threshold(model))), "data-key": `${model.name} threshold`,

@@ -2,6 +2,7 @@
 
 import { make, offer, pageData } from "../pages/dom.js";
 import { answerOf, askedOf } from "./answers.js";
+import { circuitChoice } from "./circuit.js";
 import { drawingOf, legendOf } from "./drawing.js";
 import { enlarged, headsOf } from "./heads.js";
 import { count, partOf, quoted } from "./names.js";
@@ -17,7 +18,7 @@ class Explorer {
     this.root = root;
     this.title = data.title;
     this.send = send;
-    this.view = { position: null, head: "a0.h0", thresholds: {}, ...data.view };
+    this.view = { position: null, head: "a0.h0", circuit: false, thresholds: {}, ...data.view };
     this.pending = 0;
     this.queue = Promise.resolve();
     this.build();
@@ -157,7 +158,7 @@ class Explorer {
     this.answers.replaceChildren(...(asked.length ? [askedOf(this)] : []), ...asked.map(model => answerOf(this, model)));
     this.parts.replaceChildren(...partsOf(this).filter(Boolean));
     this.reasons.replaceChildren(...whyOf(this));
-    this.drawings.replaceChildren(...asked.map(model => drawingOf(this, model)), ...(asked.length ? [legendOf(this)] : []));
+    this.drawings.replaceChildren(...(asked.length ? [circuitChoice(this)] : []), ...asked.map(model => drawingOf(this, model)), ...(asked.length ? [legendOf(this)] : []));
     this.patterns.replaceChildren(...asked.map(model => headsOf(this, model)));
     [...this.root.querySelectorAll(".scroll")].forEach((box, i) => { box.scrollLeft = scrolled[i] || 0; });
     this.tellStatus();

@@ -225,7 +225,8 @@ class Exploration:
 def explore(model: Any, dense: Any = None, prompt: str = "", *, title: str = "") -> Exploration:
     """Cut attention edges, heads, MLPs or tokens of a model with a click, and watch what it predicts.
 
-    The last expression of a notebook cell shows it; there it is live where anywidget is installed
+    A tick on the page leaves the edges that lead to the chosen answer, its circuit with the patterns held
+    (`dependency_cone`). The last expression of a notebook cell shows it; there it is live where anywidget is installed
     (`pip install 'sparselens[notebook]'`). `sparselens explore` shows the same in a browser.
 
     >>> found = analyses.explore(sl.load("stories260k-sparse"), prompt="Lily saw a big dog. She was")

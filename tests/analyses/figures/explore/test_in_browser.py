@@ -105,6 +105,30 @@ def test_an_edge_is_cut_with_the_mouse_and_walked_with_arrows(page: Page, sparse
         assert page.complaints == []
 
 
+def test_the_circuit_of_an_answer_is_its_dependency_cone(page: Page, sparse: Any):
+    found = analyses.explore(sparse, prompt=PROMPT)
+    drawn = "[...document.querySelectorAll('.edge')].map(edge => edge.dataset.name)"
+    with served(found) as address:
+        fresh(page)
+        page.open(address)
+        whole, tokens = page.get(drawn), sparse.to_tokens(PROMPT)
+        page.click("[data-key=circuit]")
+        for position in (tokens.shape[1] - 1, 3):
+            page.click(f".said[data-position='{position}']")
+            edges = analyses.dependency_cone(sparse, tokens, [position]).edges
+            places = zip(edges.layer, edges.head, edges.key_pos, edges.query_pos, strict=True)
+            names = page.get(drawn)
+            assert set(names) == {f"a{layer}.h{head}:{key}->{query}" for layer, head, key, query in places}
+            assert 0 < len(names) < len(whole)
+            assert f"{len(names)} lead to the answer" in page.get("document.querySelector('figcaption').textContent")
+        page.click(f".edge[data-name='{names[0]}']", x=0.5, y=0.5)
+        page.wait(f"{CUTS}.length === 1 && {IDLE}")
+        assert found.step.cuts[0] in page.get(drawn)  # what is cut stays, to be restored
+        page.click("[data-key=circuit]")
+        assert len(page.get(drawn)) >= len(whole)
+        assert page.complaints == []
+
+
 def test_it_says_that_it_computes_and_mistakes_stay(page: Page, sparse: Any, monkeypatch: pytest.MonkeyPatch):
     found, go = analyses.explore(sparse, prompt=PROMPT), threading.Event()
     obey: Callable[[Any], dict[str, Any]] = found.obey

@@ -1,0 +1,19 @@
+/** The circuit of one answer: the edges on a path to its position with the patterns held, as `dependency_cone` has them. */
+
+import { grouped, make } from "../pages/dom.js";
+
+/** Those of the edges that lead to a position behind the last layer; a state goes on at its own position, too. */
+export function leadingTo(position, edges) {
+  const layers = grouped(edges, edge => edge.layer), reached = new Set([position]), found = new Set();
+  for (const layer of [...layers.keys()].sort((a, b) => b - a)) {
+    const here = layers.get(layer).filter(edge => reached.has(edge.query));
+    for (const edge of here) found.add(edge);
+    for (const edge of here) reached.add(edge.key);
+  }
+  return found;
+}
+
+export function circuitChoice(app) {
+  const box = make("input", { type: "checkbox", checked: app.view.circuit, "data-key": "circuit", onchange: () => { app.view.circuit = box.checked; app.render(); } });
+  return make("label", { class: "choice" }, box, " only edges that lead to the chosen answer");
+}
