@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from sparselens.training.geco import Geco
 
-_AT_MOST = 5.0  # allowances: further above its target a run is not left to itself
 _FREE = ("checkpoint_every", "checkpoint_minutes", "wandb")  # may differ in a resumed run
 
 
@@ -41,9 +40,8 @@ class PostTrainConfig:
     multiplier: float = 10.0  # GECO's, at the start: half of the edges may cost 0.07 nats
     multiplier_range: float = 1000.0  # the factor by which the multiplier can rise or fall over a whole run
     violation_limit: float = 0.02  # nats; more violation, or slack, moves the multiplier as much as this
-    # Nats above the target that count as met at the full learning rate, or as many as the run is above it then, up to
-    # five times these; they fall to zero with the rate. Most of the loss comes back by itself as the rate falls, and a
-    # multiplier that rises before that opens edges again.
+    # Nats above the target that count as met at the full learning rate; falls to zero with the rate. Most of the loss
+    # comes back by itself as the rate falls, and a multiplier that rises before that opens edges again.
     allowance: float = 0.05
     reserve: float = 0.005  # nats below the target that are aimed at in the end, since slow steering ends above its aim
     evaluate_every: int = 50  # steps; the multiplier moves after each evaluation
@@ -110,11 +108,7 @@ class PostTrainConfig:
         """The share of the learning rate that the decay has left: from 1 to 0 over the last `decay` of the steps."""
         return min(1.0, (self.steps - step) / max(1.0, self.decay * self.steps))
 
-    def allowance_at(self, step: int, above: float) -> float:
-        """By how many nats the target may be missed for now: on a line down to minus `reserve`, as the rate falls.
-
-        Args:
-            above: nats by which it was missed when the rate began to fall
-        """
-        fall, most = self.fall_at(step), min(max(self.allowance, above), _AT_MOST * self.allowance)
-        return most * fall - self.reserve * (1 - fall)
+    def allowance_at(self, step: int) -> float:
+        """By how many nats the target may be missed for now: from `allowance` to minus `reserve`, as the rate falls."""
+        fall = self.fall_at(step)
+        return self.allowance * fall - self.reserve * (1 - fall)

@@ -5,8 +5,7 @@
 2. Each step: one batch through the gated model with noise, one optimiser step (step.py). The first
    `config.layerwise_steps` run layer by layer instead, against the dense model's own streams (layerwise.py).
 3. Every few steps the model is evaluated with hard gates on held-out data, and the multiplier follows the loss measured
-   there (geco.py). At the full learning rate the target may be missed, since most of that comes back as the rate
-   falls; from there on the run is held to a line down to the target (`config.allowance`).
+   there (geco.py). While the learning rate is high the target is allowed to be missed by `config.allowance`.
 4. The sparsest state that met the target is what is returned, or, where none did, the state with the lowest loss
    (`result.feasible` tells).
 """
@@ -136,7 +135,6 @@ class _Run:
         self.journal: Journal | None = None
         self.tell: Callable[[list[dict[str, Any]]], None] | None = None
         self.step = 0
-        self.above = 0.0  # nats by which the target was missed at the full learning rate, when last measured
         self.restarted = 0  # the step at which the optimiser last began without moments
         self.learning_rate = 0.0  # at its peak
         self.controls: list[Control] = []
@@ -248,10 +246,8 @@ class _Run:
         now = self._evaluate(self.plain)
         if not math.isfinite(now.loss):
             raise ValueError(f"the held-out loss is {now.loss} after step {self.step}: {self.stepper.cure}")
+        allowance = self.config.allowance_at(self.step)
         in_layers = self.step < self.config.layerwise_steps
-        if in_layers or self.config.fall_at(self.step) == 1:
-            self.above = now.loss - self.target
-        allowance = self.config.allowance_at(self.step, self.above)
         if self.step and not in_layers:
             self.geco.update(now.loss, allowance)
         self.geco.relative_to(now.cost)
@@ -327,7 +323,6 @@ class _Run:
             **self.stepper.state(keep=main),
             "best": whole(self.best.state, keep=main),
             "step": self.step,
-            "above": self.above,
             "restarted": self.restarted,
             "config": asdict(self.config),
             "geco": self.geco.state_dict(),
@@ -351,5 +346,5 @@ class _Run:
         self._aim(Evaluation(**state["dense"]), state["target"], state["best"])
         self.geco.load_state_dict(state["geco"])
         self.controls = [Control(**found) for found in state["controls"]]
-        for name in ("step", "above", "restarted", "learning_rate", "history"):
+        for name in ("step", "restarted", "learning_rate", "history"):
             setattr(self, name, state[name])

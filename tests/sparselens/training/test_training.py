@@ -78,29 +78,16 @@ def test_unreachable_target_gives_the_lowest_loss(kind: str, family: str):
     assert evaluate(model, HELD_OUT) == result.sparse
 
 
-@pytest.mark.parametrize("target", [3.0, 3.9])  # missed at first by more than five allowances, and by less
-def test_multiplier_follows_the_held_out_loss(target: float):
-    """Not the noisy training loss; the target may be missed on a line down from where the rate begins to fall."""
+def test_multiplier_follows_the_held_out_loss():
+    """Not the noisy training loss; while the rate is high the target may be missed by the allowance."""
     options = {"steps": 8, "evaluate_every": 2, "decay": 1.0, "multiplier_range": math.exp(4), "violation_limit": 0.5}
-    history = run(gated(), target=target, allowance=0.2, **options).history
-    most = min(history[0]["loss"] - target, 5 * 0.2)
-    assert most > 0.2
+    history = run(gated(), target=3.0, allowance=0.2, **options).history
     for before, after in itertools.pairwise(history):
-        assert after["allowance"] == pytest.approx(most * (1 - after["step"] / 8) - 0.005 * after["step"] / 8)
-        violation = after["loss"] - target - after["allowance"]
+        assert after["allowance"] == pytest.approx(0.2 * (1 - after["step"] / 8) - 0.005 * after["step"] / 8)
+        violation = after["loss"] - 3.0 - after["allowance"]
         assert after["multiplier"] / before["multiplier"] == pytest.approx(
             math.exp(max(-1.0, min(1.0, violation / 0.5)))
         )
-
-
-def test_multiplier_rises_only_as_the_rate_falls():
-    """However far the loss is above its target; where it is near it the multiplier may fall before."""
-    options = {"allowance": 0.2, "steps": 8, "evaluate_every": 2, "decay": 0.25, "multiplier": 3.0}
-    *early, last = run(gated(), target=3.0, **options).history
-    assert all(record["allowance"] == min(record["loss"] - 3.0, 5 * 0.2) > 0.2 for record in early)
-    assert all(record["multiplier"] == 3.0 for record in early) and last["multiplier"] > 3.0
-    near = run(gated(), target=4.0, **options).history
-    assert near[1]["loss"] < 4.0 and near[1]["allowance"] == 0.2 and near[1]["multiplier"] < 3.0
 
 
 def test_a_broken_run_goes_back_to_its_best_state():
