@@ -149,8 +149,8 @@ def made(folder: Path) -> Path:
 
 
 def study(out: Path, smollm2: Path) -> str:
-    tasks = ("ioi", "docstring", "subject_verb_agreement")
-    return bench("bench_study.py", *of_smollm2(smollm2), "--out", out, "-n", "16", "--tasks", *tasks)
+    tasks = "ioi docstring subject_verb_agreement greater_than gendered_pronoun country_capital hypernymy"
+    return bench("bench_study.py", *of_smollm2(smollm2), "--out", out, "-n", "16", "--tasks", *tasks.split())
 
 
 def edges(out: Path, smollm2: Path) -> str:
