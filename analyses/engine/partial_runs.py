@@ -110,7 +110,9 @@ def skipping(
     def call(give: Callable[[], Tensor]) -> Any:
         return (give(),) if as_tuple else give()
 
-    with _standing_in({model.blocks[layer]: _whatever(partial(call, give)) for layer, give in blocks.items()}):
+    with _standing_in(
+        {model.blocks[layer]: _ignoring_arguments(partial(call, give)) for layer, give in blocks.items()}
+    ):
         yield
 
 
@@ -139,7 +141,7 @@ def keeping_projections(model: Any) -> Iterator[list[Projections]]:
 @contextmanager
 def holding(projections: Projections, rows: Int[Tensor, " row"]) -> Iterator[None]:
     """Inside, these modules return their recorded outputs, one prompt per row, whatever their input is."""
-    calls = {module: _whatever(partial(_rows_of, values, rows)) for module, values in projections.items()}
+    calls = {module: _ignoring_arguments(partial(_rows_of, values, rows)) for module, values in projections.items()}
     with _standing_in(calls):
         yield
 
@@ -186,8 +188,8 @@ def _standing_in(calls: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None
                 module.__dict__["forward"] = forward
 
 
-def _whatever(call: Callable[[], Any]) -> Callable[..., Any]:
-    """The same whatever its arguments are."""
+def _ignoring_arguments(call: Callable[[], Any]) -> Callable[..., Any]:
+    """The same call, whatever it is given."""
     return lambda *_, **__: call()
 
 

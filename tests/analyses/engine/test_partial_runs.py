@@ -6,7 +6,15 @@ import pytest
 import torch
 
 import sparselens as sl
-from sparselens.analyses.engine.partial_runs import only_at, peak_bytes, returns_tuple, run, starting_at
+from sparselens.analyses.engine.partial_runs import (
+    only_at,
+    peak_bytes,
+    recording,
+    returns_tuple,
+    run,
+    silent_projections,
+    starting_at,
+)
 from tests.tiny_models import FAMILIES, tiny_bridge, tiny_tokens
 
 TOKENS = tiny_tokens(3)
@@ -38,6 +46,25 @@ def test_part_of_a_run_is_the_whole_run(family: str, gate_bias: float | None):
         assert ended.shape[1] == 1
         torch.testing.assert_close(ended[:, 0], whole[ROWS, END], atol=1e-6, rtol=0)
     torch.testing.assert_close(model(TOKENS), whole, atol=0, rtol=0)  # nothing is left behind
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@torch.no_grad()
+def test_projections_that_hooks_replace_need_not_run(family: str):
+    model = tiny_bridge(family)
+    names = [f"blocks.{layer}.attn.hook_{name}" for layer in (0, 1) for name in "qkvz"]
+    recorded, again = dict[str, torch.Tensor](), dict[str, torch.Tensor]()
+    run(model, TOKENS, recording(recorded, names))
+    replaced = [(name, lambda _, name=name: recorded[name]) for name in names if not name.endswith("z")]
+    with silent_projections(model):
+        run(model, TOKENS, [*replaced, *recording(again, [name for name in names if name.endswith("z")])])
+        silent = run(model, TOKENS)
+    for name, z in again.items():
+        torch.testing.assert_close(z, recorded[name], atol=1e-6, rtol=0)
+    if family == "llama":  # the projections are linear layers of their own
+        assert not torch.allclose(silent, run(model, TOKENS))
+    model_again = tiny_bridge(family)
+    torch.testing.assert_close(run(model, TOKENS), run(model_again, TOKENS), atol=0, rtol=0)  # nothing is left behind
 
 
 @torch.no_grad()
