@@ -149,7 +149,8 @@ def made(folder: Path) -> Path:
 
 
 def study(out: Path, smollm2: Path) -> str:
-    tasks = "ioi docstring subject_verb_agreement greater_than gendered_pronoun country_capital hypernymy"
+    tasks = """ioi docstring subject_verb_agreement greater_than gendered_pronoun country_capital hypernymy successor
+        opposites_quoted acronyms fact_retrieval"""
     return bench("bench_study.py", *of_smollm2(smollm2), "--out", out, "-n", "16", "--tasks", *tasks.split())
 
 
