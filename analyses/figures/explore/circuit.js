@@ -1,4 +1,4 @@
-/** The circuit of one answer: the edges on a path to its position with the patterns held, as `dependency_cone` has them. */
+/** The circuit of one answer: of the edges that are drawn, those on a path to its position, as `dependency_cone` has them of all. */
 
 import { grouped, make } from "../pages/dom.js";
 

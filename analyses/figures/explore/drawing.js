@@ -22,7 +22,7 @@ export function drawingOf(app, model) {
     app.state.tokens.map((token, i) => tokenOf(app, model, plan, i, token)),
     model.answers.map((answer, i) => saidOf(app, model, plan, i, answer.says)));
   svg.querySelector(".edge")?.setAttribute("tabindex", "0");
-  return make("figure", { class: "drawing" }, captionOf(app, model, shown.length), make("div", { class: "scroll" }, svg));
+  return make("figure", { class: "drawing" }, captionOf(app, model, app.view.circuit ? circuit.size : shown.length), make("div", { class: "scroll" }, svg));
 }
 
 /** Where everything goes, in pixels. */

@@ -123,7 +123,10 @@ def test_the_circuit_of_an_answer_is_its_dependency_cone(page: Page, sparse: Any
             assert f"{len(names)} lead to the answer" in page.get("document.querySelector('figcaption').textContent")
         page.click(f".edge[data-name='{names[0]}']", x=0.5, y=0.5)
         page.wait(f"{CUTS}.length === 1 && {IDLE}")
-        assert found.step.cuts[0] in page.get(drawn)  # what is cut stays, to be restored
+        assert found.step.cuts[0] in page.get(drawn)  # what is cut stays, to be restored, and leads nowhere
+        assert f"{len(page.get(drawn)) - 1} lead to the answer" in page.get(
+            "document.querySelector('figcaption').textContent"
+        )
         page.click("[data-key=circuit]")
         assert len(page.get(drawn)) >= len(whole)
         assert page.complaints == []
