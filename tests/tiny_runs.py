@@ -5,7 +5,7 @@ The program takes a list of runs, which follow each other.
 
 import json
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,20 @@ def run(model: Any, *, out: Path | None = None, resume: bool = False, **options:
     }
     data = {"batches": counting_rows, "held_out": HELD_OUT} | more
     return sl.post_train(model, config=settings(**options), out=out, resume=resume, progress=False, **data)
+
+
+def trained() -> Any:
+    """A model that has learnt to count, so that a wild optimiser has something to wreck."""
+    model = gated("transformers", "llama")
+    model.load_state_dict(_learnt())
+    return model
+
+
+@cache
+def _learnt() -> dict[str, Tensor]:
+    model = gated("transformers", "llama")
+    run(model, target=0.0, multiplier=1e4, steps=150, evaluate_every=50)
+    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
 def assert_histories_close(

@@ -117,7 +117,7 @@ def post_train(
     selection has seen. Several processes: `accelerate launch -m sparselens post-train ...`. OUT/run.pdf shows the run.
 
     Ctrl-C writes a checkpoint and ends with exit code 130; the same command resumes from there with --resume, and with
-    --finish saves the best state so far.
+    --finish saves the best state so far, of those that meet the --margin or --target which it is given.
     """
     options = {**locals()}  # as they were given
     if held_out_rows < 1:

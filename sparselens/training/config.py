@@ -88,13 +88,17 @@ class PostTrainConfig:
             multiplier=self.multiplier,
         )
 
-    def refuse_other(self, saved: Mapping[str, Any], path: Path) -> None:
+    def refuse_other(self, saved: Mapping[str, Any], path: Path, finish: bool) -> None:
         """A run can only go on with the settings it began with, but for those that do not change what comes out.
+
+        Args:
+            finish: it only ends where it is, with the target that is asked for now
 
         Raises:
             ValueError: the saved settings differ. Says in what.
         """
-        names = [field.name for field in fields(self) if field.name not in _FREE]
+        free = (*_FREE, "target", "margin") if finish else _FREE
+        names = [field.name for field in fields(self) if field.name not in free]
         differ = [name for name in names if saved.get(name) != getattr(self, name)]
         if differ:
             was = ", ".join(f"{name}={saved.get(name)!r}" for name in differ)

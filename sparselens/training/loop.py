@@ -77,7 +77,8 @@ def post_train(
             checkpoint
         resume: continue from the checkpoint in `out`, with the same dense model and data; the result is that of the
             uninterrupted run, up to rounding if the number of processes differs
-        finish: end the checkpoint's run where it is, with its best state so far; it can still be resumed
+        finish: end the checkpoint's run where it is, with its best state so far; it can still be resumed. With another
+            `target` or `margin` the better of two: that state and the one where the run is
         progress: report progress on standard error
         on_evaluation: called in the main process with the history so far, after every evaluation on held-out data; for
             instance `analyses.live_training_figure()`
@@ -146,11 +147,14 @@ class _Run:
     def start(self, resume: bool, finish: bool) -> None:
         """Measure the dense model and set the target, or take both and all else from the checkpoint."""
         if goes_on(self.checkpoint, resume, finish):
-            self._restore()
+            self._restore(finish)
             return
         with open_gates(self.reference), adapters_off(self.reference):
             dense = self._evaluate(self.reference)
-        self._aim(dense, dense.loss + self.config.margin if self.config.target is None else self.config.target)
+        self._aim(dense, self._target_beside(dense))
+
+    def _target_beside(self, dense: Evaluation) -> float:
+        return dense.loss + self.config.margin if self.config.target is None else self.config.target
 
     def _aim(self, dense: Evaluation, target: float, best: dict[str, Any] | None = None) -> None:
         self.dense, self.target, self.best = dense, target, Best(target, best)
@@ -335,16 +339,28 @@ class _Run:
         if main:
             save_checkpoint(self.checkpoint, state)
 
-    def _restore(self) -> None:
+    def _restore(self, finish: bool) -> None:
         assert self.checkpoint is not None
         state = load_checkpoint(self.checkpoint)
-        self.config.refuse_other(state["config"], self.checkpoint)
+        self.config.refuse_other(state["config"], self.checkpoint, finish)
         try:
             self.stepper.put_state(state)
         except ValueError as error:
             raise ValueError(f"{self.checkpoint} is {error}") from error
-        self._aim(Evaluation(**state["dense"]), state["target"], state["best"])
+        dense = Evaluation(**state["dense"])
+        target = self._target_beside(dense) if finish else state["target"]
+        self._aim(dense, target, state["best"])
         self.geco.load_state_dict(state["geco"])
         self.controls = [Control(**found) for found in state["controls"]]
         for name in ("step", "restarted", "learning_rate", "history"):
             setattr(self, name, state[name])
+        if target != state["target"]:
+            self._judge_anew()
+
+    def _judge_anew(self) -> None:
+        """By another target than the run had, the state where it is may be better than the one that was kept."""
+        now = self._evaluate(self.plain)
+        before = [record for record in self.history if record["step"] < self.step]
+        anew = [{**r, "target": self.target, "feasible": r["loss"] <= self.target} for r in before]
+        self.history = [*anew, self._record(now, 0.0)]
+        self.best.offer(self.plain, now, step=self.step, multiplier=self.geco.multiplier)

@@ -1,5 +1,6 @@
 """The result of a post-training run, and notes on a run that failed."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from sparselens.training.control import Control, gain_of
 from sparselens.training.evaluation import OPEN_BIAS, Evaluation
 
 _LOST = 2.0  # nats above the dense model: sparsity never costs that much
+_NEAR = 0.1  # nats above the target: near enough that somebody may want the state
 
 
 @dataclass(frozen=True, repr=False)
@@ -60,6 +62,14 @@ def notes_on(
         notes.append(
             f"the held-out loss never met the target of {best['target']:.4f} after step 0: "
             f"{best['loss']:.4f} at best (step {best['step']})"
+        )
+    last = history[-1]
+    if last["open_edges"] < returned["open_edges"] / 2 and last["loss"] <= last["target"] + _NEAR:
+        margin = math.ceil((last["loss"] - last["dense_loss"]) * 1e4) / 1e4
+        notes.append(
+            f"the last state (step {last['step']}) has {last['share_of_visible_pairs']:.2%} of the visible pairs open, "
+            f"{returned['open_edges'] / last['open_edges']:.0f} times fewer than the returned one, and misses the "
+            f"target by {last['loss'] - last['target']:.4f} nats: --finish --margin {margin:g} (finish=True) takes it"
         )
     if later and all(record["loss"] > record["dense_loss"] + _LOST for record in later):
         notes.append(

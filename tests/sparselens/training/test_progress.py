@@ -127,7 +127,13 @@ def test_shares_of_layers_are_what_is_open_in_them():
 
 
 def record(step: int, loss: float, edges: float, feasible: bool, gate_bias: float = 0.0) -> dict[str, Any]:
-    found = {"step": step, "loss": loss, "open_edges": edges, "feasible": feasible}
+    found = {
+        "step": step,
+        "loss": loss,
+        "open_edges": edges,
+        "feasible": feasible,
+        "share_of_visible_pairs": edges / 100,
+    }
     return {**found, "target": 1.1, "dense_loss": 1.0, "gate_bias": gate_bias}
 
 
@@ -138,22 +144,29 @@ START = record(0, 1.5, 40.0, False)
     ("history", "kept", "notes"),
     [
         ([START, record(4, 1.05, 9.0, True)], 4, []),
-        ([record(0, 1.0, 40.0, True), record(4, 1.2, 9.0, False)], 0, ["step 0", "never met the target of 1.1000"]),
+        ([record(0, 1.0, 40.0, True), record(4, 1.25, 9.0, False)], 0, ["step 0", "never met the target of 1.1000"]),
         ([START, record(4, 1.05, 40.0, True)], 4, ["no attention edge was closed: 40.0 open"]),
         ([record(0, 1.5, 40.0, False, OPEN_BIAS), record(4, 1.05, 40.0, True, OPEN_BIAS)], 4, []),  # a dense control
-        ([START, record(4, 1.4, 9.0, False)], 4, ["after step 0: 1.4000 at best (step 4)"]),
+        (
+            [START, record(4, 1.05, 30.0, True), record(8, 1.11234, 3.0, False)],
+            4,
+            [r"\(step 8\) has 3\.00% of .* open, 10 times fewer .* by 0\.0123 nats: --finish --margin 0\.1124 "],
+        ),
+        ([START, record(4, 1.05, 5.0, True), record(8, 1.11234, 3.0, False)], 4, []),  # no great loss
+        ([START, record(4, 1.05, 30.0, True), record(8, 1.3, 3.0, False)], 4, []),  # far off
+        ([START, record(4, 1.4, 9.0, False)], 4, [r"after step 0: 1\.4000 at best \(step 4\)"]),
         (
             [START, record(4, 9.0, 9.0, False), record(8, 3.1, 9.0, False)],
             0,
             ["step 0", "at best", "learning_rate=0.7"],
         ),
-        ([START, record(4, 9.0, 9.0, False), record(8, 2.9, 9.0, False)], 0, ["step 0", "2.9000 at best (step 8)"]),
+        ([START, record(4, 9.0, 9.0, False), record(8, 2.9, 9.0, False)], 0, ["step 0", r"2\.9000 at best \(step 8\)"]),
     ],
 )
 def test_what_went_wrong_is_said(history: list[dict[str, Any]], kept: int, notes: list[str]):
     found = notes_on(history, kept, 0.7)
     assert len(found) == len(notes)
-    assert all(part in note for part, note in zip(notes, found, strict=True)), found
+    assert all(re.search(part, note) for part, note in zip(notes, found, strict=True)), found
 
 
 def test_a_learning_rate_that_breaks_the_model_is_named():

@@ -13,10 +13,11 @@ import torch
 from sparselens.files.whole import whole_file, write_json
 from sparselens.training import checkpoint
 from sparselens.training.checkpoint import load_checkpoint, save_checkpoint
+from sparselens.training.evaluation import evaluate
 from sparselens.training.losses import next_token_loss
 from sparselens.training.trained import choose_trained
 from tests.launched import Program, run_module
-from tests.tiny_runs import gated, run
+from tests.tiny_runs import HELD_OUT, gated, run, trained
 
 AUTO = {"learning_rate": "auto", "control_steps": 2}
 DROPOUT = {"resid_pdrop": 0.2, "attn_pdrop": 0.2}
@@ -105,6 +106,27 @@ def test_stopped_run_can_be_ended_where_it_is_and_gone_on_with(tmp_path: Path):
     assert all(torch.equal(ended.state_dict()[name], value) for name, value in kept["model"].items())
     assert not ended.training and "ended after step 8 of 12" in found.notes[-1]
     assert run(gated(), resume=True, **options) == expected
+
+
+def test_a_run_that_missed_its_target_gives_its_last_state_by_another(tmp_path: Path):
+    options: dict[str, Any] = {"out": tmp_path, "steps": 20, "learning_rate": 0.3, "violation_limit": 10.0}
+    missed = run(trained(), margin=-0.069, **options)
+    last = missed.history[-1]
+    assert not missed.feasible and missed.step < last["step"] and last["loss"] > missed.target
+
+    again = trained()
+    found = run(again, margin=last["loss"] - missed.dense.loss + 1e-6, finish=True, **options)
+    assert found.feasible and found.step == 20 and found.sparse.open_edges == last["open_edges"]
+    judged = [{**r, "target": found.target, "feasible": r["loss"] <= found.target} for r in missed.history[:-1]]
+    assert found.history[:-1] == judged
+    assert evaluate(again, HELD_OUT) == found.sparse
+    kept = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert all(
+        torch.equal(value, kept["model"][name]) for name, value in again.state_dict().items() if "masked" not in name
+    )
+    assert run(trained(), margin=-0.069, finish=True, **options) == missed  # nothing was written
+    with pytest.raises(ValueError, match=r"was written with margin=-0\.069"):
+        run(trained(), margin=0.5, resume=True, **options)
 
 
 def test_there_must_be_something_to_end(tmp_path: Path):

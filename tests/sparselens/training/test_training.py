@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from sparselens.training.control import GAIN, RATES, TOLERANCE, Control, gain_of
 from sparselens.training.evaluation import Evaluation, evaluate, open_gates
 from sparselens.training.losses import next_token_loss
 from tests.tiny_models import checkpoint_activations, tiny_tokens
-from tests.tiny_runs import HELD_OUT, assert_histories_close, counting_rows, gated, ragged_rows, run
+from tests.tiny_runs import HELD_OUT, assert_histories_close, counting_rows, gated, ragged_rows, run, trained
 
 WAYS = [("transformers", "gpt2"), ("transformers", "llama"), ("bridge", "gpt2"), ("bridge", "llama")]
 ways = pytest.mark.parametrize(("kind", "family"), WAYS)
@@ -27,20 +27,6 @@ ways = pytest.mark.parametrize(("kind", "family"), WAYS)
 
 def weights(model: Any) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def trained() -> Any:
-    """A model that has learnt to count, so that a wild optimiser has something to wreck."""
-    model = gated("transformers", "llama")
-    model.load_state_dict(_learnt())
-    return model
-
-
-@cache
-def _learnt() -> dict[str, Tensor]:
-    model = gated("transformers", "llama")
-    run(model, target=0.0, multiplier=1e4, steps=150, evaluate_every=50)
-    return weights(model)
 
 
 def assert_same_weights(model: Any, expected: dict[str, Tensor], **tolerance: float) -> None:
