@@ -45,7 +45,7 @@ def study_tasks(
     columns: Sequence[str],
     found_in: Callable[[Mapping[str, Any], str, int], Found],
     row: Callable[[str, Found], str],
-    draw: Callable[[Mapping[str, Found], Path], None],
+    draw: Callable[[Mapping[str, Found], Path], None] | None,
 ) -> None:
     """The command: what is found in both models, task by task, as a table, as files, and as a figure if asked for."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -55,7 +55,8 @@ def study_tasks(
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tasks", nargs="+", required=True)
     parser.add_argument("-n", type=int, default=24, help="pairs to draw of each task")
-    parser.add_argument("--figure", type=Path, help="also draw all tasks")
+    if draw:
+        parser.add_argument("--figure", type=Path, help="also draw all tasks")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     models: dict[str, Any] = {}
@@ -68,7 +69,7 @@ def study_tasks(
             write_json(path, found_in(models, name, asked.n))
         study[name] = json.loads(path.read_text())
         print(row(name, study[name]), flush=True)
-    if asked.figure:
+    if draw and asked.figure:
         draw(study, asked.figure)
 
 
