@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from sparselens.models.hooked_model import HookedModel
 from sparselens.results import Result
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class AttentionEdges(Result):
 COLUMNS = ("prompt", "layer", "head", "query_pos", "key_pos", "weight")
 
 
-def attention_edges(model: Any, prompts: "TokenizedPairs | Any") -> AttentionEdges:
+def attention_edges(model: HookedModel, prompts: "TokenizedPairs | Any") -> AttentionEdges:
     """The attention edges of a model, dense or sparse, on every prompt.
 
     >>> edges = attention_edges(model, pairs)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sparselens.circuits.graph import head_of
 from sparselens.gates.hooked import refuse_other_model
+from sparselens.models.hooked_model import HookedModel
 from sparselens.names import unknown
 from sparselens.prompts.checks import refuse_misfits, refuse_unreadable
 from sparselens.prompts.tokenized import TokenizedPairs
@@ -89,7 +90,7 @@ class HeadScores(Result):
 
 
 def label_heads(
-    model: Any,
+    model: HookedModel,
     prompts: Sequence[str] | TokenizedPairs | Int[Tensor, "batch pos"] | None = None,
     *,
     n: int = 10,
@@ -119,21 +120,22 @@ def label_heads(
             without a tokenizer, rows of tokens hold padding, or pairs are another model's.
     """
     refuse_other_model(model)
-    rows = _rows(model, prompts, n, seed)
+    network: Any = model
+    rows = _rows(network, prompts, n, seed)
     options = {"exclude_bos": exclude_bos, "exclude_current_token": exclude_current_token}
     scores = torch.zeros(len(KINDS), model.cfg.n_layers, model.cfg.n_heads)
     attention = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)
     counted = torch.zeros(len(KINDS), 1, 1)  # prompts that have a query with a target
-    with evaluating(model), torch.no_grad():
+    with evaluating(network), torch.no_grad():
         for tokens in rows:
-            patterns = _patterns(model, tokens)
+            patterns = _patterns(network, tokens)
             found, has_targets = _scores(patterns, tokens, options)
             scores, counted = scores + found, counted + has_targets[:, None, None]
             attention += patterns.sum((-2, -1)) / tokens.shape[-1]
     return HeadScores(KINDS, scores / counted.clamp_min(1), attention / len(rows))
 
 
-def repeated_tokens(model: Any, n: int = 10, seed: int = 0) -> Int[Tensor, "batch pos"]:
+def repeated_tokens(model: HookedModel, n: int = 10, seed: int = 0) -> Int[Tensor, "batch pos"]:
     """Rows of 16 different random tokens, repeated four times; fewer where vocabulary or context is small.
 
     Each row starts with the model's BOS, if the model prepends one to its prompts.

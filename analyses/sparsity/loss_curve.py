@@ -113,8 +113,9 @@ def loss_points(
         raise ValueError("want a dense model without gates and a sparse one with gates (sl.densify, sl.sparsify)")
     if counts is None:
         counts = [2**power for power in range(longest(batches).bit_length())]
+    hooked: Any = dense
     runs: list[tuple[str, nn.Module, Callable[[], AbstractContextManager[None]]]] = [("dense", dense, nullcontext)]
-    runs += [(f"top-{k}", dense, partial(top_k_attention, dense, k)) for k in counts]
+    runs += [(f"top-{k}", dense, partial(top_k_attention, hooked, k)) for k in counts]
     if control is not None:
         runs.append(("control", control, nullcontext))
     runs.append(("sparse", sparse, nullcontext))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sparselens.gates.gate import is_visible
 from sparselens.gates.hooked import refuse_other_model
 from sparselens.gates.surgery import is_sparse
+from sparselens.models.hooked_model import HookedModel
 from sparselens.training.evaluation import OPEN_BIAS, open_gates
 
 CLOSED = -3.2e4  # above what counts as masked in any dtype, and more below zero than open gates are above it
@@ -26,7 +27,7 @@ Scores = Float[Tensor, "batch head query_pos key_pos"]
 
 
 @contextmanager
-def top_k_attention(model: Any, k: int) -> Iterator[None]:
+def top_k_attention(model: HookedModel, k: int) -> Iterator[None]:
     """Inside, every query of every head attends to its k largest scores only.
 
     Among equal scores the earliest keys are kept. Queries with k visible keys or fewer do not change, so for k as
@@ -45,14 +46,15 @@ def top_k_attention(model: Any, k: int) -> Iterator[None]:
     if k < 1:
         raise ValueError(f"k = {k}: want 1 or more keys for each query")
     refuse_other_model(model)
-    if is_sparse(model):
+    network: Any = model
+    if is_sparse(network):
         raise ValueError("top-k attention is a baseline for dense models, and this one carries gates: densify it first")
 
     def close_the_rest(_: nn.Module, __: Any, scores: Scores) -> Scores:
         return scores.masked_fill(is_visible(scores) & ~largest(scores, k), CLOSED)
 
-    with open_gates(model):
-        handles = [block.attn.hook_attn_scores.register_forward_hook(close_the_rest) for block in model.blocks]
+    with open_gates(network):
+        handles = [block.attn.hook_attn_scores.register_forward_hook(close_the_rest) for block in network.blocks]
         try:
             yield
         finally:

@@ -8,6 +8,8 @@ if TYPE_CHECKING:
         """What the two have in common; they share no base class that a type checker knows."""
 
         cfg: Any
+        blocks: Any
+        training: bool
 
         def run_with_hooks(self, *args: Any, **options: Any) -> Any: ...  # noqa: D102
         def run_with_cache(self, *args: Any, **options: Any) -> Any: ...  # noqa: D102

@@ -22,6 +22,7 @@ from sparselens.files.reading import strict_json
 from sparselens.files.whole import write_file, write_json
 from sparselens.gates.hooked import is_hooked
 from sparselens.gates.surgery import is_sparse
+from sparselens.models.hooked_model import HookedModel
 from sparselens.models.provenance import origin, without_path
 
 
@@ -222,7 +223,7 @@ class Exploration:
             self._milliseconds = round(1000 * (time.perf_counter() - started), 1)
 
 
-def explore(model: Any, dense: Any = None, prompt: str = "", *, title: str = "") -> Exploration:
+def explore(model: HookedModel, dense: HookedModel | None = None, prompt: str = "", *, title: str = "") -> Exploration:
     """Cut attention edges, heads, MLPs or tokens of a model with a click, and watch what it predicts.
 
     A tick on the page leaves the edges that lead to the chosen answer, its circuit with the patterns held
@@ -243,9 +244,10 @@ def explore(model: Any, dense: Any = None, prompt: str = "", *, title: str = "")
     """
     for given in (model,) if dense is None else (dense, model):
         _refuse_foreign(given)
-    kind = "sparse" if is_sparse(model) else "model"
-    models = {kind: model} if dense is None else {"dense": dense, kind: model}
-    found = Exploration(models, title or without_path(origin(model)) or kind)
+    network: Any = model
+    kind = "sparse" if is_sparse(network) else "model"
+    models = {kind: network} if dense is None else {"dense": dense, kind: network}
+    found = Exploration(models, title or without_path(origin(network)) or kind)
     if prompt:
         found.ask(prompt)
     return found
