@@ -181,6 +181,18 @@ def test_there_must_be_a_run_to_finish(inputs: Path, tmp_path: Path):
         invoke(inputs, tmp_path / "none", "--finish")
 
 
+def test_a_run_that_missed_its_target_can_be_ended_by_another(inputs: Path, tmp_path: Path):
+    missed = invoke(inputs, tmp_path, "--target", "0.1", "--json")
+    assert not json.loads(missed.stdout.splitlines()[-1])["feasible"]
+    ended = invoke(inputs, tmp_path, "--margin", "9", "--finish", "--json")
+    found = json.loads(ended.stdout.splitlines()[-1])
+    assert found["feasible"] and not any("never met" in note for note in found["notes"])
+    saved = json.loads((tmp_path / "model" / "sparselens.json").read_text())
+    assert (
+        saved["feasible"] and saved["step"] == 4 and saved["target"] == pytest.approx(saved["dense"]["loss"] + 9, 0.1)
+    )
+
+
 def test_a_run_that_came_to_nothing_says_so(inputs: Path, tmp_path: Path):
     done = invoke(inputs, tmp_path, "--learning-rate", "100", "--target", "0.1", "--evaluate-every", "2", "--json")
     assert done.exit_code == 0
