@@ -64,7 +64,8 @@ def notes_on(
             f"{best['loss']:.4f} at best (step {best['step']})"
         )
     last = history[-1]
-    if last["open_edges"] < returned["open_edges"] / 2 and last["loss"] <= last["target"] + _NEAR:
+    near = last["target"] < last["loss"] <= last["target"] + _NEAR
+    if near and 0 < last["open_edges"] < returned["open_edges"] / 2:
         margin = math.ceil((last["loss"] - last["dense_loss"]) * 1e4) / 1e4
         notes.append(
             f"the last state (step {last['step']}) has {last['share_of_visible_pairs']:.2%} of the visible pairs open, "

@@ -154,6 +154,8 @@ START = record(0, 1.5, 40.0, False)
         ),
         ([START, record(4, 1.05, 5.0, True), record(8, 1.11234, 3.0, False)], 4, []),  # no great loss
         ([START, record(4, 1.05, 30.0, True), record(8, 1.3, 3.0, False)], 4, []),  # far off
+        ([START, record(4, 1.05, 30.0, True), record(8, 1.15, 0.0, False)], 4, []),  # nothing left to look at
+        ([START, record(4, 1.05, 30.0, True), record(8, 1.09, 3.0, True)], 4, []),  # met, but dearer by `layer_cost`
         ([START, record(4, 1.4, 9.0, False)], 4, [r"after step 0: 1\.4000 at best \(step 4\)"]),
         (
             [START, record(4, 9.0, 9.0, False), record(8, 3.1, 9.0, False)],
