@@ -141,6 +141,7 @@ class _Run:
         self.controls: list[Control] = []
         self.saved_at = 0.0
         self.history: list[dict[str, Any]] = []
+        self.notes: list[str] = []
 
     # -- one run, start to end
 
@@ -209,7 +210,7 @@ class _Run:
         """The best state, put into the model, and how it came about."""
         best, step, history, controls = self.best, self.best.step, list(self.history), list(self.controls)
         best.put_into(self.plain)
-        notes = notes_on(history, step, self.learning_rate, controls)
+        notes = [*self.notes, *notes_on(history, step, self.learning_rate, controls)]
         if self.step < self.config.steps:
             notes.append(f"the run was ended after step {self.step} of {self.config.steps}: it can be resumed")
         found = best.evaluation, step, best.feasible
@@ -355,6 +356,7 @@ class _Run:
         for name in ("step", "restarted", "learning_rate", "history"):
             setattr(self, name, state[name])
         if target != state["target"]:
+            self.notes.append(f"judged by the target {target:.4f}; the run itself aimed at {state['target']:.4f}")
             self._judge_anew()
 
     def _judge_anew(self) -> None:

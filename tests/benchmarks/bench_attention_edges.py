@@ -16,15 +16,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
-import torch
 
-import sparselens as sl
 from sparselens.analyses import FaithfulnessCurve, attention_edge_curve, attribute_attention_edges, measure_loss
 from sparselens.analyses.circuits.edges_for_goal import edges_for_goal, edges_reached
 from sparselens.analyses.figures.palette import MODELS, RULE
 from sparselens.prompts.intervals import bootstrap_interval
 from sparselens.tasks import TASKS
-from tests.benchmarks.bench_study import SIDES, Found, ends, study_tasks, told
+from tests.benchmarks.bench_study import SIDES, Found, both_solve, ends, study_tasks, told
 
 GOALS = (0.8, 0.95)
 COLUMNS = ["task", "pairs, tokens", "open"]
@@ -38,9 +36,7 @@ def main() -> None:
 
 def found_in(models: Mapping[str, Any], name: str, n: int) -> Found:
     """Everything about one task."""
-    able = [sl.evaluate(model, TASKS[name], n, progress=False) for model in models.values()]
-    solved = torch.stack([found.correct for found in able]).all(0)
-    pairs = able[0].pairs[solved.nonzero().flatten()].of_one_length()
+    pairs = both_solve(models, name, n)[1].of_one_length()
     curves = {side: curve_of(model, pairs, TASKS[name].metric) for side, model in models.items()}
     return {
         "pairs": len(pairs),

@@ -16,13 +16,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
-import torch
 
-import sparselens as sl
 from sparselens.analyses import ComponentCurve, keep_top, patch_heads
 from sparselens.prompts.intervals import bootstrap_interval
 from sparselens.tasks import TASKS
-from tests.benchmarks.bench_study import SIDES, Found, ends, study_tasks, told
+from tests.benchmarks.bench_study import SIDES, Found, both_solve, ends, study_tasks, told
 
 SHARE = 0.9
 RANKINGS = {"prompt": "per prompt", "mean": "once for all"}
@@ -37,9 +35,7 @@ def main() -> None:
 
 def found_in(models: Mapping[str, Any], name: str, n: int) -> Found:
     """Everything about one task."""
-    able = [sl.evaluate(model, TASKS[name], n, progress=False) for model in models.values()]
-    solved = torch.stack([found.correct for found in able]).all(0)
-    pairs, metric = able[0].pairs[solved.nonzero().flatten()], TASKS[name].metric
+    (_, pairs), metric = both_solve(models, name, n), TASKS[name].metric
     ranked = {side: patch_heads(model, pairs, metric, progress=False) for side, model in models.items()}
     total = ranked["dense"].mean.numel()
     powers = {round(2 ** (power / 2)) for power in range(60)}

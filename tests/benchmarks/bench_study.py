@@ -80,9 +80,7 @@ def opened(dense: str, sparse: str, base: str | None) -> dict[str, Any]:
 
 def found_in(models: Mapping[str, Any], name: str, n: int) -> Found:
     """Everything about one task."""
-    able = [sl.evaluate(model, TASKS[name], n, progress=False) for model in models.values()]
-    solved = [found.correct for found in able]
-    pairs = able[0].pairs[torch.stack(solved).all(0).nonzero().flatten()]
+    able, pairs = both_solve(models, name, n)
     scores = {side: attribute_edges(model, pairs, TASKS[name].metric) for side, model in models.items()}
     sizes = sizes_of(scores["dense"].graph.n_edges)
     curves = {
@@ -103,6 +101,12 @@ def found_in(models: Mapping[str, Any], name: str, n: int) -> Found:
         "cpr": [area.cpr for area in areas],
         "cmd": [area.cmd for area in areas],
     }
+
+
+def both_solve(models: Mapping[str, Any], name: str, n: int) -> tuple[list[sl.Capability], sl.TokenizedPairs]:
+    """What each model can do of n pairs, and the pairs that both solve."""
+    able = [sl.evaluate(model, TASKS[name], n, progress=False) for model in models.values()]
+    return able, able[0].pairs[torch.stack([found.correct for found in able]).all(0).nonzero().flatten()]
 
 
 def ends(found: Interval) -> list[float | None]:

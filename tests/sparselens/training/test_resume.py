@@ -119,6 +119,7 @@ def test_a_run_that_missed_its_target_gives_its_last_state_by_another(tmp_path: 
     assert found.feasible and found.step == 20 and found.sparse.open_edges == last["open_edges"]
     judged = [{**r, "target": found.target, "feasible": r["loss"] <= found.target} for r in missed.history[:-1]]
     assert found.history[:-1] == judged
+    assert f"the run itself aimed at {missed.target:.4f}" in found.notes[0]
     assert evaluate(again, HELD_OUT) == found.sparse
     kept = load_checkpoint(tmp_path / "checkpoint.pt")
     assert all(
