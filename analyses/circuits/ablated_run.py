@@ -12,7 +12,7 @@ Several circuits run at once, as rows of a batch.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -30,11 +30,34 @@ from sparselens.circuits.graph import RECEIVERS
 
 @dataclass(frozen=True, eq=False)
 class Ablated:
-    """The writes that edges outside the circuit carry, and the residual streams that they add up to."""
+    """What edges outside the circuit carry, and the residual streams that it adds up to."""
 
-    writes: Writes
+    reading: Reading
+    recorded: Activations  # of the run whose writes they are, where they are those of a run
+    given: Writes | None  # else these
     streams: Activations  # by the hook point at which they are read
     metric: PerPrompt  # of the run in which no edge is kept
+
+    @property
+    def start(self) -> Float[Tensor, "batch pos d_model"]:
+        """What the input writes."""
+        return self._recorded(self.reading.layers[0].at("hook_resid_pre")) if self.given is None else self.given[0]
+
+    def heads(self, layer: Layer) -> Float[Tensor, "head batch pos d_model"]:
+        """What a layer's heads write: made of their outputs when asked for, which take far less memory."""
+        if self.given is not None:
+            return self.given[self.reading.graph.head_sources(layer.number)]
+        return self.reading.head_writes(layer.number, self.recorded[layer.at("attn.hook_z")])
+
+    def mlp(self, layer: Layer) -> Float[Tensor, "batch pos d_model"]:
+        """What a layer's MLP writes."""
+        if self.given is not None:
+            return self.given[self.reading.graph.head_sources(layer.number).stop]
+        return self._recorded(layer.at("hook_mlp_out"))
+
+    def _recorded(self, name: str) -> Tensor:
+        values = self.recorded[name]
+        return values.to(exact_dtype(values.dtype))
 
 
 def ablated_by(batch: Request, writes: Writes | None = None) -> Ablated:
@@ -46,11 +69,14 @@ def ablated_by(batch: Request, writes: Writes | None = None) -> Ablated:
     reading = batch.reading
     names = [*reading.recorded_names(), reading.end]
     run = batch.record(names, corrupted=True)
-    own = writes_of(reading, run.recorded)
+    start = run.recorded[reading.layers[0].at("hook_resid_pre")]
+    exact = exact_dtype(start.dtype)
     if writes is None:
-        return Ablated(own, {name: run.recorded[name].to(own.dtype) for name in names}, run.metric)
-    writes = writes.to(own).expand_as(own).contiguous()
-    ablated = Ablated(writes, _streams(reading, writes, run.recorded), run.metric)
+        streams = {name: run.recorded[name].to(exact) for name in [*reading.stream_names(), reading.end]}
+        made = {name: run.recorded[name] for name in reading.written_names()}
+        return Ablated(reading, made, None, streams, run.metric)
+    writes = writes.to(start.device, exact).expand(-1, *start.shape)
+    ablated = Ablated(reading, {}, writes, _streams(reading, writes, run.recorded), run.metric)
     nothing = torch.zeros_like(reading.graph.exists)[None]
     return replace(ablated, metric=run_circuits(batch, nothing, ablated, writes[0])[0])
 
@@ -97,10 +123,9 @@ def run_circuits(
     """
     reading, circuits = batch.reading, len(kept)
     copies = max(block.n_heads // (block.n_kv_heads or block.n_heads) for block in reading.graph.blocks)
-    sources, _, *size = ablated.writes.shape
-    changes = ablated.writes.new_zeros(sources, circuits, len(batch), *size)
-    changes[0] = start.to(ablated.writes) - ablated.writes[0]
-    run = _CircuitsRun(reading, kept.to(ablated.writes), ablated, changes, copies)
+    changes = ablated.start.new_zeros(len(reading.graph.sources), circuits, *ablated.start.shape)
+    changes[0] = start.to(changes) - ablated.start
+    run = _CircuitsRun(reading, kept.to(changes), ablated, changes, copies)
     with skipping(batch.model, run.needless(), batch.opened.as_tuple), silent_projections(batch.model):
         found = batch.repeated(copies * circuits).measure(run.hooks())
     return found[: circuits * len(batch)].unflatten(0, (circuits, -1))
@@ -118,6 +143,7 @@ class _CircuitsRun:
     ablated: Ablated
     changes: Float[Tensor, "source circuit batch pos d_model"]
     copies: int
+    read: dict[int, Float[Tensor, "reader row pos d_model"]] = field(default_factory=dict[int, Tensor])  # by heads
 
     def hooks(self) -> list[Hook]:
         """The hooks that replace inputs and record writes."""
@@ -161,25 +187,36 @@ class _CircuitsRun:
         return rearrange(read, "circuit reader batch pos d_model -> reader (circuit batch) pos d_model")
 
     def _into_heads(self, layer: Layer, number: int, activation: Tensor) -> Tensor:
-        block, graph = layer.block, self.reading.graph
-        start = graph.head_destinations(layer.number).start + number * block.n_heads
-        columns = slice(start, start + block.n_heads)
-        name, written = layer.at("hook_resid_pre"), graph.head_sources(layer.number).start
-        receiver = RECEIVERS[number]
+        """Queries, keys or values of heads that read nothing of the circuit are those of the ablated stream."""
+        receiver, base = RECEIVERS[number], self.ablated.streams[layer.at("hook_resid_pre")]
         weight, bias = self.reading.weight(layer.number, receiver), self.reading.bias(layer.number, receiver)
-        base = self.ablated.streams[name]
-        own = self.kept[:, :written, columns].any(1).any(0).to(weight.device)  # heads that read something of a circuit
-        found = base.new_empty(len(self.kept) * len(base), base.shape[1], *weight.shape[::2])
+        own, stream = self._heads_read(layer, number)
+        found = base.new_empty(len(weight), len(self.kept) * base[..., 0].numel(), weight.shape[2])
         if not own.all():
-            alike = torch.einsum("btm,hme->bthe", _normed(layer.norm, base), weight[~own])
-            found[:, :, ~own] = alike.repeat(len(self.kept), 1, 1, 1)
+            alike = _through(layer.norm, base.flatten(0, 1).expand(int((~own).sum()), -1, -1), weight[~own])
+            found[~own] = alike.repeat(1, len(self.kept), 1)
         if own.any():
-            stream = self._reads(name, written, start + own.nonzero()[:, 0].to(self.kept.device))
-            found[:, :, own] = torch.einsum("hbtm,hme->bthe", _normed(layer.norm, stream), weight[own])
-        found = found if bias is None else found + bias
-        shared = block.n_heads // activation.shape[2]
-        parts = [found[:, :, copy % shared :: shared] for copy in range(self.copies)]
-        return torch.cat(parts).to(activation.dtype)
+            found[own] = _through(layer.norm, stream.flatten(1, 2), weight[own])
+        found = found if bias is None else found + bias[:, None]
+        shared = layer.block.n_heads // activation.shape[2]
+        copies = [found[copy % shared :: shared] for copy in range(self.copies)]
+        return rearrange(copies, "copy head (row pos) d_head -> (copy row) pos head d_head", pos=base.shape[1]).to(
+            activation.dtype
+        )
+
+    def _heads_read(
+        self, layer: Layer, number: int
+    ) -> tuple[Bool[Tensor, " head"], Float[Tensor, "reader row pos d_model"]]:
+        """Which heads read something of the circuit, and what; read for queries, keys and values together."""
+        graph = self.reading.graph
+        columns, written = graph.head_destinations(layer.number), graph.head_sources(layer.number).start
+        own = self.kept[:, :written, columns].any(1).any(0).view(len(RECEIVERS), -1)
+        if layer.number not in self.read:
+            self.read.clear()
+            places = columns.start + own.flatten().nonzero()[:, 0]
+            self.read[layer.number] = self._reads(layer.at("hook_resid_pre"), written, places)
+        stream = self.read[layer.number]
+        return own[number].to(stream.device), stream.split(own.sum(1).tolist())[number]
 
     def _heads_write(self, layer: Layer, z: Tensor) -> None:
         shared = layer.block.n_heads // (layer.block.n_kv_heads or layer.block.n_heads)
@@ -187,25 +224,28 @@ class _CircuitsRun:
         own = torch.arange(layer.block.n_heads, device=z.device) % shared  # the copy that holds a head's key and value
         z = torch.stack([copies[int(copy), :, :, head] for head, copy in enumerate(own)], 2)
         heads = self.reading.graph.head_sources(layer.number)
-        self._write(heads, self.reading.head_writes(layer.number, z))
+        self._write(heads, self.reading.head_writes(layer.number, z), self.ablated.heads(layer))
 
     def _into_mlp(self, layer: Layer, activation: Tensor) -> Tensor:
         """One copy is enough: an MLP reads the same whichever head of a group a copy keeps."""
         place = self.reading.graph.head_destinations(layer.number).stop
         written = int(self.reading.graph.reads[place])
         stream = self._reads(layer.mid, written, torch.tensor([place], device=self.kept.device))[0]
-        return _normed(layer.mlp_norm, stream).to(activation.dtype)
+        return (stream if layer.mlp_norm is None else layer.mlp_norm(stream)).to(activation.dtype)
 
     def _mlp_writes(self, layer: Layer, activation: Tensor) -> Tensor:
         place = self.reading.graph.head_sources(layer.number).stop
-        self._write(slice(place, place + 1), activation[None])
+        self._write(slice(place, place + 1), activation[None], self.ablated.mlp(layer)[None])
         return activation.repeat(self.copies, 1, 1)
 
-    def _write(self, sources: slice, writes: Float[Tensor, "source row pos d_model"]) -> None:
-        own = rearrange(
-            writes.to(self.changes), "source (circuit batch) ... -> source circuit batch ...", circuit=len(self.kept)
-        )
-        self.changes[sources] = own - self.ablated.writes[sources, None]
+    def _write(
+        self,
+        sources: slice,
+        writes: Float[Tensor, "source row pos d_model"],
+        ablated: Float[Tensor, "source batch pos d_model"],
+    ) -> None:
+        own = rearrange(writes, "source (circuit batch) ... -> source circuit batch ...", circuit=len(self.kept))
+        torch.sub(own.to(self.changes), ablated.to(self.changes)[:, None], out=self.changes[sources])
 
     def _into_logits(self, activation: Tensor) -> Tensor:
         last = torch.tensor([self.kept.shape[2] - 1], device=self.kept.device)
@@ -213,5 +253,7 @@ class _CircuitsRun:
         return stream.repeat(self.copies, 1, 1).to(activation.dtype)
 
 
-def _normed(norm: Norm | None, stream: Tensor) -> Tensor:
-    return stream if norm is None else norm(stream)
+def _through(
+    norm: Norm | None, x: Float[Tensor, "reader row d_model"], weight: Float[Tensor, "reader d_model d_head"]
+) -> Float[Tensor, "reader row d_head"]:
+    return torch.bmm(x, weight) if norm is None else norm.into(x, weight)

@@ -124,8 +124,10 @@ class CircuitRunner:
         one = request.batch(first)
         (at_once,), measured = one.sizes(lambda _: [self._run(self._baselines(first), [whole])])
         memory = request.budget.memory or MEMORY
-        shared = 1 + len(graph.sources) + sum(1 + block.mlp for block in graph.blocks) + 1  # start, writes and streams
-        kept = 4 * shared * one.pairs.clean.shape[1] * request.model.cfg.d_model * len(request)  # bytes
+        config = request.model.cfg
+        size = sum(block.n_heads * config.d_head + (1 + 2 * block.mlp) * config.d_model for block in graph.blocks)
+        # bytes: heads' outputs, MLPs' writes, streams, and the input of both runs and the last stream
+        kept = 4 * (size + 3 * config.d_model) * one.pairs.clean.shape[1] * len(request)
         fewer = at_once * (memory - kept) // memory if measured else at_once
         keep = 2 * kept <= memory and fewer > 0
         at_once = fewer if keep else at_once

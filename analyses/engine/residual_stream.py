@@ -110,10 +110,14 @@ class Reading:
             names += [layer.at("attn.hook_z")] + [layer.at("hook_mlp_out")] * layer.block.mlp
         return names
 
-    def recorded_names(self) -> list[str]:
-        """Those, and the residual streams that heads and MLPs read."""
+    def stream_names(self) -> list[str]:
+        """The hook points of the residual streams that heads and MLPs read."""
         names = [layer.at("hook_resid_pre") for layer in self.layers]
-        return names + [layer.mid for layer in self.layers if layer.block.mlp] + self.written_names()
+        return names + [layer.mid for layer in self.layers if layer.block.mlp]
+
+    def recorded_names(self) -> list[str]:
+        """Both."""
+        return self.stream_names() + self.written_names()
 
 
 def _exact(values: Tensor) -> Tensor:

@@ -210,7 +210,7 @@ class _Run:
         """The best state, put into the model, and how it came about."""
         best, step, history, controls = self.best, self.best.step, list(self.history), list(self.controls)
         best.put_into(self.plain)
-        notes = [*self.notes, *notes_on(history, step, self.learning_rate, controls)]
+        notes = [*self.notes, *notes_on(history, step, self.learning_rate, controls, bool(self.checkpoint))]
         if self.step < self.config.steps:
             notes.append(f"the run was ended after step {self.step} of {self.config.steps}: it can be resumed")
         found = best.evaluation, step, best.feasible
@@ -362,7 +362,7 @@ class _Run:
     def _judge_anew(self) -> None:
         """By another target than the run had, the state where it is may be better than the one that was kept."""
         now = self._evaluate(self.plain)
-        before = [record for record in self.history if record["step"] < self.step]
-        anew = [{**r, "target": self.target, "feasible": r["loss"] <= self.target} for r in before]
-        self.history = [*anew, self._record(now, 0.0)]
+        anew = [{**r, "target": self.target, "feasible": r["loss"] <= self.target} for r in self.history]
+        here = anew.pop() if anew[-1]["step"] == self.step else {}
+        self.history = [*anew, {**here, **self._record(now, 0.0)}]
         self.best.offer(self.plain, now, step=self.step, multiplier=self.geco.multiplier)

@@ -46,9 +46,18 @@ class PostTrainResult(Result):
 
 
 def notes_on(
-    history: Sequence[dict[str, Any]], kept: int, learning_rate: float, controls: Sequence[Control] = ()
+    history: Sequence[dict[str, Any]],
+    kept: int,
+    learning_rate: float,
+    controls: Sequence[Control] = (),
+    checkpoint: bool = True,
 ) -> list[str]:
-    """Why a run may have come to nothing, or to less than it seems; `kept` is the step of the state that it returns."""
+    """Why a run may have come to nothing, or to less than it seems.
+
+    Args:
+        kept: the step of the state that it returns
+        checkpoint: has it one, from which its last state can be taken?
+    """
     start, *later = history
     returned = next(record for record in history if record["step"] == kept)
     notes: list[str] = []
@@ -70,7 +79,8 @@ def notes_on(
         notes.append(
             f"the last state (step {last['step']}) has {last['share_of_visible_pairs']:.2%} of the visible pairs open, "
             f"{returned['open_edges'] / last['open_edges']:.0f} times fewer than the returned one, and misses the "
-            f"target by {last['loss'] - last['target']:.4f} nats: --finish --margin {margin:g} (finish=True) takes it"
+            f"target by {last['loss'] - last['target']:.4f} nats: "
+            + (f"--finish --margin {margin:g} (finish=True) takes it" if checkpoint else "without `out` it is lost")
         )
     if later and all(record["loss"] > record["dense_loss"] + _LOST for record in later):
         notes.append(

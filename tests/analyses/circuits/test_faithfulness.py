@@ -12,7 +12,7 @@ import sparselens as sl
 from sparselens.analyses.attribution.edges import attribute_edges
 from sparselens.analyses.attribution.exact import patch_edges
 from sparselens.analyses.circuits import ablated_run
-from sparselens.analyses.circuits.ablated_run import ablated_by
+from sparselens.analyses.circuits.ablated_run import ablated_by, writes_of
 from sparselens.analyses.circuits.circuit_runs import CircuitRunner, Faithfulness
 from sparselens.analyses.circuits.faithfulness import (
     SIZES,
@@ -313,7 +313,7 @@ def test_writes_add_up_to_the_streams_that_are_read(family: str):
             values.data = torch.randn_like(values) / 8
     with open_request(model, pairs, logit_difference) as request:
         own = ablated_by(request)
-        again = ablated_by(request, own.writes)
+        again = ablated_by(request, writes_of(request.reading, own.recorded))
     assert own.streams.keys() == again.streams.keys() | own.streams.keys()
     for name, stream in again.streams.items():
         torch.testing.assert_close(stream, own.streams[name], rtol=1e-4, atol=1e-5)

@@ -171,6 +171,12 @@ def test_what_went_wrong_is_said(history: list[dict[str, Any]], kept: int, notes
     assert all(re.search(part, note) for part, note in zip(notes, found, strict=True)), found
 
 
+def test_a_last_state_without_a_checkpoint_is_said_to_be_lost():
+    near = [START, record(4, 1.05, 30.0, True), record(8, 1.11234, 3.0, False)]
+    (note,) = notes_on(near, 4, 0.7, checkpoint=False)
+    assert note.endswith("by 0.0123 nats: without `out` it is lost")
+
+
 def test_a_learning_rate_that_breaks_the_model_is_named():
     result = run(gated(), learning_rate=100.0, target=4.3)
     assert "(step 0)" in result.notes[0]
