@@ -1,6 +1,7 @@
 """The command line: what help costs, what a mistake looks like, and what the doctor finds."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -82,14 +83,26 @@ WRONG = {  # what is typed, and what is said
 QUICKLY = HELP.replace('"--help"', "*sys.argv[1:]").replace("print(time", 'print("\\nTIME", time')
 
 
+def _mistyped(typed: tuple[str, ...], folder: Path) -> tuple[str, float, list[str]]:
+    """What is said, seconds of processor time, and the slow modules that were loaded."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, "-c", QUICKLY, *typed]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
+    assert done.returncode
+    said, last = done.stderr.split("\nTIME ")
+    seconds, *loaded = last.split("\n")[0].split()
+    return " ".join(said.split()), float(seconds), loaded
+
+
 @pytest.mark.parametrize("typed", WRONG, ids=" ".join)
 def test_a_wrong_option_is_answered_at_once(typed: tuple[str, ...], tmp_path: Path):
-    """Before torch loads, which takes many seconds."""
-    done = subprocess.run([sys.executable, "-c", QUICKLY, *typed], capture_output=True, text=True, cwd=tmp_path)
-    said, last = done.stderr.split("\nTIME ")
-    assert done.returncode and WRONG[typed] in " ".join(said.split())
-    seconds, *loaded = last.split("\n")[0].split()
-    assert loaded == [] and float(seconds) < 3 and not list(tmp_path.iterdir())  # of processor time
+    """Before torch loads, which takes many seconds. The first call may have to compile, another process may disturb."""
+    tries = [_mistyped(typed, tmp_path)]
+    while tries[-1][1] >= 1 and len(tries) < 3:
+        tries.append(_mistyped(typed, tmp_path))
+    said, seconds, loaded = tries[-1]
+    assert WRONG[typed] in said and loaded == [] and not list(tmp_path.iterdir())
+    assert seconds < 1
 
 
 def test_options_know_what_the_analyses_know():
