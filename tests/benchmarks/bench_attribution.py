@@ -5,7 +5,8 @@
 
 Model: 12 layers, 12 heads, d_model 768, vocabulary 50257 (GPT-2 small's shape), random weights; 32 prompts of 15
 tokens; one thread. Floors: of EAP two forwards and one backward, of EAP-IG with 5 steps seven and five, both of the
-same model as transformers runs it, parameters frozen, gradient down to the embeddings; of exact edges one forward each.
+same model as transformers runs it, parameters frozen, gradient down to the embeddings; of exact edges one forward each;
+of circuits, run one after the other as the search does, one each and the two baselines.
 """
 
 import argparse
@@ -23,12 +24,16 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 from sparselens.analyses.attribution.edges import attribute_edges
 from sparselens.analyses.attribution.exact import patch_edges
+from sparselens.analyses.circuits.circuit_runs import CircuitRunner
+from sparselens.analyses.engine.request import open_request
+from sparselens.circuits.circuit import Circuit
 from sparselens.circuits.graph import Graph
 from sparselens.prompts.metrics import logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
 
 PROMPTS, TOKENS, VOCABULARY = 32, 15, 50257
 EDGES = 1000
+CIRCUITS = 4
 
 
 def plain_model() -> Any:
@@ -81,6 +86,15 @@ def one_forward_an_edge(model: Any, pairs: TokenizedPairs, edges: int) -> None:
             logit_difference(model(pairs.clean, use_cache=False).logits, pairs)
 
 
+def run_circuits(model: Any, pairs: TokenizedPairs) -> None:
+    """Circuits of twice as many edges each time."""
+    with open_request(model, pairs, logit_difference) as request:
+        graph = Graph.of_shape(12, 12)
+        runner = CircuitRunner(request, graph, "corrupted")
+        for number in range(CIRCUITS):
+            runner.run([Circuit(graph, some_edges(EDGES * 2**number))])
+
+
 def arms() -> dict[str, Callable[[], Any]]:
     """Everything that is measured, ready to run. Built as it is asked for, so that one arm holds one model."""
     pairs, few = make_pairs(PROMPTS), make_pairs(4)
@@ -103,6 +117,8 @@ def arms() -> dict[str, Callable[[], Any]]:
         "1,000 exact edges": lambda: patch_edges(
             model(bridge), few, logit_difference, some_edges(EDGES), progress=False
         ),
+        "floor of circuits": lambda: floor(model(plain_model), pairs, 2 + CIRCUITS, 0),
+        "circuits": lambda: run_circuits(model(bridge), pairs),
         "eap of 4 x the prompts": lambda: attribute("eap", make_pairs(4 * PROMPTS)),
         "one forward and backward": lambda: floor(model(plain_model), pairs, 1, 1),
     }

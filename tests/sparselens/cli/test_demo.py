@@ -1,5 +1,6 @@
 """The main job on the models that ship: what the README promises of them."""
 
+import copy
 import json
 from dataclasses import replace
 from functools import partial
@@ -13,9 +14,12 @@ from sparselens.analyses import compare, load_comparison
 from sparselens.cli import addition
 from sparselens.cli.addition import HEADS, TASK, Problems, batch_of, measure, tokens_of
 from sparselens.cli.demo import demo
-from sparselens.gates.surgery import is_sparse
-from sparselens.models.folder import load
+from sparselens.gates.statistics import record_gates
+from sparselens.gates.surgery import is_sparse, sparsify
+from sparselens.models.folder import load, load_transformers
 from sparselens.models.places import MODELS, shipped_models
+from sparselens.training.evaluation import Evaluation
+from sparselens.training.result import PostTrainResult
 from tests.analyses.comparison.compared import draw_nothing
 
 KEYS = {
@@ -93,14 +97,59 @@ def test_training_batches_depend_only_on_seed_and_index() -> None:
 def test_retraining_makes_both_models_and_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(addition, "DENSE_STEPS", 3)
     monkeypatch.setattr(addition, "SPARSE", replace(addition.SPARSE, steps=2))
+    monkeypatch.setattr(addition, "RESTARTS", 1)
     dense, sparse = addition.retrain_both(tmp_path, seed=0)
     first = load(sparse).state_dict()
     assert not is_sparse(load(dense))
     assert is_sparse(load(sparse))
-    assert (tmp_path / "checkpoint.pt").exists()
+    assert (tmp_path / "checkpoint.pt").exists() and (tmp_path / "restarts/0/checkpoint.pt").exists()
     addition.retrain_both(tmp_path, seed=0, resume=True)  # all is done: the same models again
     again = load(sparse).state_dict()
     assert all(torch.equal(value, again[name]) for name, value in first.items())
+
+
+def gated_addition() -> Any:
+    return sparsify(load_transformers("addition-sparse")[0])
+
+
+def test_a_head_that_begins_anew_has_its_gates_on_the_threshold() -> None:
+    model = gated_addition()
+    tokens = batch_of(TASK.problems()[::100])["input_ids"]
+    gates = []
+    for one in (model, addition._without_queries(model, 0, 0)):
+        with torch.no_grad(), record_gates(one) as found:
+            one(tokens)
+        gates.append(found.open)
+    assert gates[0][0, 0] == 4 and gates[1][0, 0] == 0  # closed in evaluation
+    assert gates[0][0, 1] == gates[1][0, 1]
+
+
+def test_heads_begin_anew_in_the_order_of_their_edges_and_upper_layers_first() -> None:
+    model = gated_addition()
+    with torch.no_grad():  # layer 0's queries and keys in layer 2 open some gates there
+        model.transformer.h[2].attn.c_attn.weight.copy_(model.transformer.h[0].attn.c_attn.weight)
+    order, tried = list[tuple[int, int]](), set[tuple[int, int]]()
+    while place := addition._next_head(model, tried):
+        order.append(place)
+        tried.add(place)
+    layers = [layer for layer, _ in order]
+    assert layers[0] == 2 and layers == sorted(layers, key=lambda layer: layer < 2)
+    assert {place for place in order if place[0] < 2} == {(0, 0), (1, 0), (1, 1)}
+
+
+def test_a_head_that_begins_anew_is_kept_only_where_the_model_gets_cheaper(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = gated_addition()
+
+    def result(cost: float, feasible: bool = True) -> PostTrainResult:
+        found = Evaluation(0.001, 5.0, 0.01, 0.01, 0.1, cost, [0.01] * 4)
+        return PostTrainResult(found, found, 1, feasible, 0.002, [])
+
+    ends = iter([result(2.0), result(0.5, feasible=False), result(0.5), result(0.7), result(0.6)])
+    monkeypatch.setattr(addition, "_post_train", lambda *_: next(ends))
+    monkeypatch.setattr(addition, "_without_queries", lambda model, *_: copy.deepcopy(model))
+    monkeypatch.setattr(addition, "RESTARTS", 5)
+    found, kept = addition._restart_heads(model, result(1.0), None, 0, Path("x"), False)
+    assert kept.sparse.cost == 0.5 and kept.feasible and found is not model
 
 
 def test_which_edges_are_open_in_each_of_all_sums() -> None:
