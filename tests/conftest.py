@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when huggingface_hub is first imported
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, too: the same sums in the same order
 
+import gc
 import random
 from importlib import import_module
 from importlib.metadata import version
@@ -52,6 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
             os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported: kernels run on the CPU
         for name in LARGE:
             import_module(name)
+        gc.set_threshold(100_000, 20, 100)  # else the libraries' many objects are walked over and over
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

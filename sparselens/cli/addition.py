@@ -44,7 +44,7 @@ SPARSE = PostTrainConfig(
     noise_temperature=0.1,
     evaluate_every=25,
 )
-RESTARTS = 8  # heads that find their edges anew, one after the other
+RESTARTS = 12  # heads that find their edges anew, one after the other
 RESTART_STEPS = 1000
 
 
@@ -149,6 +149,9 @@ def _restart_heads(
     exact, tried = measure(model).exact_match, set[tuple[int, int]]()
     for number in range(RESTARTS):
         place = _next_head(model, tried)
+        if place is None:  # all were tried: once more, with other noise
+            tried.clear()
+            place = _next_head(model, tried)
         if place is None:
             break
         tried.add(place)
