@@ -43,12 +43,12 @@ class Norm:
         self, x: Float[Tensor, "reader row d_model"], weight: Float[Tensor, "reader d_model d_head"]
     ) -> Float[Tensor, "reader row d_head"]:
         """What weights make of the output, (x W') / root + bias W with W' = centre(gain W): x is read, not normed."""
-        folded = self.gain[:, None] * weight
+        folded = self.gain.to(weight)[:, None] * weight
         if self.centred:
             squares, folded = x.var(-1, correction=0, keepdim=True), folded - folded.mean(1, keepdim=True)
         else:
             squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1]
-        return torch.bmm(x, folded) * (squares + self.eps).rsqrt() + (self.bias @ weight)[:, None]
+        return torch.bmm(x, folded) * (squares + self.eps).rsqrt() + (self.bias.to(weight) @ weight)[:, None]
 
     def pull_back(
         self, gradient: Float[Tensor, "*batch d_model"], x: Float[Tensor, "*batch d_model"]
