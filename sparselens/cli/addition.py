@@ -29,8 +29,8 @@ D_MODEL = 32
 DENSE_STEPS = 2000
 BATCH = 64
 # While the target may be missed by the allowance, the run prunes far; as the rate falls, it learns to be right again
-# with the edges that are left. An edge in an upper layer costs more, which empties those layers. RESULTS.md has what five
-# seeds become with this little noise.
+# with the edges that are left. An edge in an upper layer costs more, which empties those layers. RESULTS.md
+# has what five seeds become with this little noise.
 SPARSE = PostTrainConfig(
     steps=4000,
     target=0.002,  # nats per answer place
