@@ -7,7 +7,7 @@ import { describe } from "./card.js";
 import { refresh } from "./viewer.js";
 
 const HEIGHT = data.bottom - data.top, RATIO = data.panel / HEIGHT, LIT = 400;  // at most so many edges of a node are lit
-const FINE = 400;  // among more, dashes and bends of the weaker ones are not seen, and most of the time would go into them
+const FINE = 100;  // among more, dashes, bends and widths of the weaker ones are not seen, and most of the time would go into them
 const TOGETHER = 32;  // of those, whose sizes hardly differ, so many are drawn at once
 export const panels = [];
 let shown = null;  // what is pointed at: { node } or { edge }
@@ -36,7 +36,7 @@ export function addPanel(view, list, say) {
   if (!panels.length) boxes[0].setAttribute("tabindex", "0");
   panels.push(panel);
   listenTo(panel);
-  new ResizeObserver(() => { if (canvas.width !== pixelsOf(panel)[0]) paint(panel); }).observe(stage);
+  new ResizeObserver(() => { if (canvas.width !== pixelsOf(panel)[0]) paint([panel]); }).observe(stage);
 }
 
 function boxOf({ name, kind, text, x, y, width, height }) {
@@ -71,9 +71,13 @@ function pixelsOf({ canvas }) {  // width and height that fit the screen
   return [width, Math.round(width / RATIO)];
 }
 
-export function paint(panel) {  // the faintest first
-  const { canvas, edges } = panel, size = pixelsOf(panel), [left, top, width] = inView(), scale = size[0] / width;
-  if (!size[0]) return;
+/** Edges of these panels, the faintest first. All are measured before one is drawn: a canvas of a new size has the page laid out anew. */
+export function paint(seen) {
+  seen.map(pixelsOf).forEach((size, i) => { if (size[0]) paintOne(seen[i], size); });
+}
+
+function paintOne(panel, size) {
+  const { canvas, edges } = panel, [left, top, width] = inView(), scale = size[0] / width;
   const context = canvas.getContext("2d"), styles = inks(panel.view);
   if (canvas.width !== size[0] || canvas.height !== size[1]) [canvas.width, canvas.height] = size;
   context.resetTransform();
@@ -81,14 +85,15 @@ export function paint(panel) {  // the faintest first
   context.setTransform(scale, 0, 0, scale, -scale * left, -scale * top);
   for (let end = edges.length, first; end > 0; end = first) {
     first = end > FINE ? Math.max(FINE, end - TOGETHER) : end - 1;
-    strokeTogether(context, edges.slice(first, end), styles, stroke(edges[first].size, edges.length), end > FINE);
+    const [thick, opacity] = stroke(edges[first].size, edges.length), coarse = end > FINE;
+    context.lineWidth = coarse ? Math.min(thick, 1 / scale) : thick;  // up to a pixel, lines take half the time
+    context.globalAlpha = opacity;
+    strokeTogether(context, edges.slice(first, end), styles, coarse);
   }
 }
 
 /** Edges of nearly one size, whose strength one stroke gives them: a stroke each takes twice as long. */
-function strokeTogether(context, edges, styles, [thick, opacity], coarse) {
-  context.lineWidth = thick;
-  context.globalAlpha = opacity;
+function strokeTogether(context, edges, styles, coarse) {
   for (const [style, alike] of grouped(edges, edge => edge.style)) {
     context.strokeStyle = styles[style].colour;
     context.setLineDash(coarse ? [] : styles[style].dash);

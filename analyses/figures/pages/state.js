@@ -39,7 +39,7 @@ function ranked(model) {
 function inOrder(list, end) {  // of the nodes at one end; sorting takes longer
   const at = nodes.map(() => []);
   for (const edge of list) at[edge[end]].push(edge);
-  return at.flat();
+  return [].concat(...at);  // flat() takes three times as long
 }
 
 export function edgeName(edge) {

@@ -94,7 +94,7 @@ export function refresh() {
   if (state.tab === "difference" && !panels.some(panel => panel.view === "difference")) addDifference();
   const seen = panels.filter(panel => panel.view === state.tab);
   seen.forEach(update);
-  seen.forEach(paint);
+  paint(seen);
   if (!byId("card").contains(document.activeElement)) describe(described);
   if (isGraph()) listPins();
   if (state.tab === "patterns") updatePatterns();
