@@ -102,7 +102,7 @@ def attribute_edges(
             return scores if per_prompt else replace(scores, per_prompt=None)
         how: dict[str, Any] = {"gate_gradient": gate_gradient, "per_prompt": per_prompt}
         log = batch_log(out, request, method=method, steps=steps, **how)
-        found = attribute(request, method, steps, gradients, _edges, log=log, **how)
+        found = attribute(request.sharing(), method, steps, gradients, _edges, log=log, **how)
     parts: dict[str, Any] = {part: getattr(found, part) for part in ("mean", "per_prompt", "clean", "corrupted")}
     name = method if gate_gradient == "none" else f"{method}, {gate_gradient} gates"
     return EdgeScores(request.reading.graph, name, **parts, clean_prompt=pairs.clean_prompt)
@@ -111,7 +111,7 @@ def attribute_edges(
 def _exact_of(request: Request, candidates: int, steps: int, out: str | Path | None) -> EdgeScores:
     """Exact scores of the edges of largest |EAP-IG score|, zero for all others."""
     graph = request.reading.graph
-    mean = attribute(request, DEFAULT, steps, gradients, _edges, per_prompt=False).mean
+    mean = attribute(request.sharing(), DEFAULT, steps, gradients, _edges, per_prompt=False).mean
     scores = exact_scores(request, top(graph, mean, min(candidates, graph.n_edges)).kept, out)
     assert scores.per_prompt is not None
     name = f"exact ({candidates} candidates)"

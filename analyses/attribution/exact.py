@@ -70,6 +70,7 @@ def exact_scores(
     request: Request, edges: Sequence[str] | Bool[Tensor, "source destination"] | None, out: str | Path | None
 ) -> EdgeScores:
     """As `patch_edges`, of an open request."""
+    request = request.sharing()
     reading, n = request.reading, len(request)
     exists, chosen = reading.graph.exists, _chosen(reading, edges)
     scores, metrics = torch.zeros(n, *exists.shape), torch.zeros(2, n)
@@ -115,7 +116,7 @@ def _chosen(
 
 def _batches(request: Request) -> Iterator[tuple[Request, int]]:
     """Prompts in batches, and how many rows (an edge on a prompt) run at once. Each step gets half of the memory."""
-    one, any_edge = request.batch(longest(request.pairs)), torch.zeros(1, 2, dtype=torch.long)
+    one, any_edge = request.batch(longest(request)), torch.zeros(1, 2, dtype=torch.long)
     (n_prompts, rows), _ = one.sizes(lambda _: clean_base(one)[0], lambda base: patched(base, any_edge))
     for some in request.pairs.rows(min(rows, n_prompts)):
         yield request.batch(some), rows

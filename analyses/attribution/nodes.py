@@ -162,7 +162,7 @@ def attribute_nodes(
     """
     method = by_gradient(method, "patch_heads and patch_activations are exact for nodes")
     with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
-        found = attribute(request, method, steps, _node_gradients, _nodes, gate_gradient=gate_gradient)
+        found = attribute(request.sharing(), method, steps, _node_gradients, _nodes, gate_gradient=gate_gradient)
     assert found.per_prompt is not None
     parts: dict[str, Any] = {part: getattr(found, part) for part in ("mean", "per_prompt", "clean", "corrupted")}
     return NodeScores(request.reading.graph.sources, **parts, clean_prompt=pairs.clean_prompt)

@@ -101,7 +101,8 @@ class CircuitRunner:
         reading = request.reading
         if reading.graph != graph:
             raise ValueError(f"the circuit is one of a model with {graph}, not of this one with {reading.graph}")
-        self._request, self._ablation = request, ablation
+        self._request = request = request.sharing() if ablation == "corrupted" else request
+        self._ablation = ablation
         self._post_norm = any(layer.post_norm is not None for layer in reading.layers)
         self._means = _mean_writes(request) if ablation == "mean" else None
         self._rows, self._at_once, keep = self._plan()
@@ -120,7 +121,7 @@ class CircuitRunner:
     def _plan(self) -> tuple[list[Int[Tensor, " row"]], int, bool]:
         """The prompts that run together, the rows that may, and whether to keep what is shared."""
         request, graph = self._request, self._request.reading.graph
-        whole, first = Circuit(graph, graph.exists), longest(request.pairs)
+        whole, first = Circuit(graph, graph.exists), longest(request)
         one = request.batch(first)
         (at_once,), measured = one.sizes(lambda _: [self._run(self._baselines(first), [whole])])
         memory = request.budget.memory or MEMORY

@@ -9,7 +9,6 @@ from sparselens.analyses.engine.processes import exchanged
 from sparselens.analyses.engine.request import Request
 from sparselens.analyses.engine.resume import BatchLog, Tensors
 from sparselens.bars import progress_bar
-from sparselens.prompts.tokenized import TokenizedPairs
 
 
 def in_batches(
@@ -22,7 +21,7 @@ def in_batches(
     Raises:
         ValueError: the memory is too small for one prompt.
     """
-    log, first = log or BatchLog(), longest(request.pairs)
+    log, first = log or BatchLog(), longest(request)
     one = request.batch(first)
     (size,), result = one.sizes(lambda _: call(one))
     with progress_bar(len(request), label, "prompt", request.progress) as bar:
@@ -36,7 +35,8 @@ def in_batches(
             bar.update(len(some))
 
 
-def longest(pairs: TokenizedPairs) -> Int[Tensor, "1"]:
-    """The index of a longest prompt."""
-    ones = (rows[:1] for rows in pairs.rows(len(pairs)))
-    return max(ones, key=lambda one: pairs[one]._without_padding().clean.shape[1])
+def longest(request: Request) -> Int[Tensor, "1"]:
+    """The index of a prompt with the most tokens to run."""
+    ones = [(rows[:1], some.clean.shape[1]) for rows, some in request.pairs.batches(len(request))]
+    one, _ = max(ones, key=lambda one: (one[1] - request.starts.get(one[1], 0), one[1]))
+    return one

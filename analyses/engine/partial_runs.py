@@ -24,14 +24,17 @@ Hook = tuple[str, Callable[[Tensor], Tensor | None]]  # hook point or module; re
 
 
 def run(
-    model: Any, tokens: Int[Tensor, "batch pos"], hooks: Sequence[Hook] = ()
+    model: Any, tokens: Int[Tensor, "batch pos"], hooks: Sequence[Hook] = (), **options: Any
 ) -> Float[Tensor, "batch out_pos d_vocab"]:
     """Logits of a TransformerBridge or HookedTransformer under hooks; no keys and values are cached for generation.
 
     A name that is not a hook point names a module, whose first input is hooked: HookedTransformer's MLPs have no
     hook point for theirs.
+
+    Args:
+        options: of the model's forward, such as a cache of keys and values
     """
-    options = {"use_cache": False} if hasattr(model, "original_model") else {}
+    options = ({"use_cache": False} if hasattr(model, "original_model") else {}) | options
     known = model.hook_dict if hooks else ()  # a TransformerBridge rebuilds it at every access
     points: list[tuple[str, Callable[..., Any]]] = []
     with ExitStack() as stack:

@@ -2,14 +2,15 @@
 
 1. `open_request` refuses pairs that the model cannot read or that differ in length, and puts the model into evaluation
    mode. What is found out about model and pairs is kept, so that analyses of one request share it.
-2. `Request.batch` takes prompts of one length, without padding, onto the model's device.
+2. `Request.batch` takes prompts of one length, without padding, onto the model's device. `Request.sharing` makes
+   their runs begin where the two prompts of a pair first differ.
 3. `Request.measure` is the metric of a run under hooks; `Request.record` keeps activations of the run as well.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from sparselens.analyses.engine.partial_runs import (
     returns_tuple,
     run,
 )
+from sparselens.analyses.engine.prefixes import LEAST, Prefix, agrees, behind, common_length, run_prefix
 from sparselens.analyses.engine.residual_stream import Reading, read_model
 from sparselens.gates.hooked import refuse_other_model
 from sparselens.models.hooked_model import HookedModel
@@ -36,6 +38,7 @@ from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.training.evaluation import evaluating
 
 PerPrompt = Float[Tensor, " batch"]
+_ALONG_POSITIONS = ("hook_resid_pre", "hook_resid_post", "hook_q", "hook_k", "hook_v", "hook_z", "hook_mlp_out")
 
 
 class OpenModel:
@@ -82,6 +85,8 @@ class Request:
     budget: Budget = field(default_factory=Budget)
     progress: bool = False
     also: tuple[str, ...] = ()  # hook points that are recorded in every run, beside what sources write
+    starts: Mapping[int, int] = field(default_factory=dict[int, int])  # by length of a prompt: where its runs begin
+    prefix: Prefix | None = None  # of a batch whose runs do not begin at the first token
 
     @property
     def model(self) -> Any:
@@ -98,16 +103,48 @@ class Request:
 
     def sizes(self, *steps: Callable[[Any], Any]) -> tuple[list[int], Any]:
         """How many rows like this batch's can run at once; see `Budget.sizes`."""
-        return self.budget.sizes(self.model, self.pairs.clean.shape[1], *steps)
+        left_out = self.prefix.length if self.prefix else 0
+        return self.budget.sizes(self.model, self.pairs.clean.shape[1] + left_out, *steps)
+
+    def sharing(self) -> "Request":
+        """The same request, whose runs leave out what clean and corrupted prompts have in common at their beginning.
+
+        Only for runs in which all positions there are as in both prompts: nothing is set to zero or to a mean, and no
+        position is asked for by its number. If the model cannot, or the metric is not one of `sl.metrics`, the request
+        as it is.
+        """
+        if self.starts or self.metric not in METRICS.values():
+            return self
+        groups = [(int(rows[0]), some) for rows, some in self.pairs.batches(len(self))]
+        lengths = {some.clean.shape[1]: (common_length(some), row) for row, some in groups}
+        worth = {length: found for length, found in lengths.items() if found[0] >= LEAST * length}
+        if not worth:
+            return self
+        found = replace(self, starts={length: start for length, (start, _) in worth.items()})
+        row = max(worth.values())[1]
+        return found if agrees(self._along_positions(row), partial(found._along_positions, row)) else self
+
+    def _along_positions(self, row: int) -> Activations:
+        """What analyses record of a clean prompt."""
+        recorded: Activations = {}
+        names = [name for name in self.model.hook_dict if name.endswith(_ALONG_POSITIONS)]
+        self.batch(torch.tensor([row])).measure(recording(recorded, names))
+        return recorded
 
     def batch(self, rows: Int[Tensor, " row"]) -> "Request":
         """Some prompts of one length, without padding, on the model's device."""
         pairs = self.pairs[rows]._without_padding().to(self.opened.device)
-        return replace(self, pairs=pairs, prompts=self.prompts[rows])
+        batch = replace(self, pairs=pairs, prompts=self.prompts[rows])
+        start = self.starts.get(pairs.clean.shape[1])
+        if start is None:
+            return batch
+        prefix = run_prefix(self.model, pairs.clean[:, :start])
+        return replace(batch, pairs=behind(pairs, start), prefix=prefix)
 
     def rows(self, rows: Int[Tensor, " row"]) -> "Request":
         """Some prompts of a batch, in any order and as often as they are named."""
-        return replace(self, pairs=self.pairs[rows], prompts=self.prompts[rows])
+        prefix = self.prefix and self.prefix.of(rows)
+        return replace(self, pairs=self.pairs[rows], prompts=self.prompts[rows], prefix=prefix)
 
     def repeated(self, count: int) -> "Request":
         """The prompts of a batch `count` times over."""
@@ -126,11 +163,12 @@ class Request:
             ValueError: the metric does not return one finite number per prompt.
         """
         tokens = self.pairs.corrupted if corrupted else self.pairs.clean
+        options = self.prefix.options(tokens) if self.prefix else {}
         if self.metric in METRICS.values():
             with only_at(self.model, self.pairs.end, tokens.shape[1], trim_mlp):
-                logits = run(self.model, tokens, hooks).expand(-1, tokens.shape[1], -1)
+                logits = run(self.model, tokens, hooks, **options).expand(-1, tokens.shape[1], -1)
         else:
-            logits = run(self.model, tokens, hooks)
+            logits = run(self.model, tokens, hooks, **options)
         values = self.metric(logits, self.pairs)
         if values.shape != self.prompts.shape:
             raise ValueError(

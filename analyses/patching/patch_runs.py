@@ -77,6 +77,8 @@ def patching(request: Request, sites: Sequence[Site], base: str, ablation: str) 
         refuse_several_lengths(request.pairs, "means at each position")
     model = request.model
     with open_gates(model) if any(shows_only_copies(model, site) for site in sites) else nullcontext():
+        if ablation in BASES and not any({"pos", "key_pos"} & {*site.cell} for site in sites):
+            request = request.sharing()
         yield Patching(request, tuple(sites), base, ablation)
 
 

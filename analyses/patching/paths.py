@@ -60,6 +60,7 @@ def patch_paths(
     """
     names = [receivers] if isinstance(receivers, str) else list(receivers)
     with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
+        request = request.sharing()
         graph, n = request.reading.graph, len(request)
         into = _destinations(graph, names)
         rows = _sources(graph, [senders] if isinstance(senders, str) else senders, into)
@@ -89,7 +90,7 @@ def _patched(base: Base, senders: Int[Tensor, " row"], into: Int[Tensor, " desti
 
 def _batches(request: Request, rows: Tensor, into: Tensor) -> Iterator[tuple[Request, int]]:
     """Prompts in batches, and how many rows (a sender on a prompt) run at once. Each step gets half of the memory."""
-    one = request.batch(longest(request.pairs))
+    one = request.batch(longest(request))
     (n_prompts, at_once), _ = one.sizes(lambda _: clean_base(one)[0], lambda base: _patched(base, rows[:1], into))
     for some in request.pairs.rows(min(at_once, n_prompts)):
         yield request.batch(some), at_once

@@ -1,12 +1,22 @@
 """Activation patching, top components and dependency cones of a HookedTransformer."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import transformer_lens.patching as theirs
 
-from sparselens.analyses import dependency_cone, keep_top, outside_effect, patch_activations, patch_heads
+from sparselens.analyses import (
+    attribute_edges,
+    dependency_cone,
+    faithfulness,
+    keep_top,
+    outside_effect,
+    patch_activations,
+    patch_heads,
+)
+from sparselens.analyses.engine.request import Request, open_request
 from sparselens.prompts.metrics import logit_difference
 from tests.hooked.test_hooked_attribution import KINDS, make_model, make_pairs
 
@@ -51,3 +61,27 @@ def test_an_answer_depends_on_its_cone_alone(kind: str):
     model, pairs = make_model(kind, 0.0, torch.float32), make_pairs()
     cone = dependency_cone(model, pairs)
     assert outside_effect(model, cone, pairs.corrupted).max() < 1e-5
+
+
+@pytest.mark.parametrize("gate_bias", [None, 0.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_runs_begin_behind_what_prompts_have_in_common(
+    kind: str, gate_bias: float | None, monkeypatch: pytest.MonkeyPatch
+):
+    model, pairs = make_model(kind, gate_bias, torch.float32), make_pairs()
+    length = pairs.clean.shape[1]
+    start = length - 2
+    pairs = replace(pairs, corrupted=torch.cat([pairs.clean[:, :start], pairs.corrupted[:, start:]], 1))
+    with open_request(model, pairs, "logit_difference") as request:
+        assert request.sharing().starts.get(length, 0) >= start
+
+    def results() -> list[torch.Tensor]:
+        scores = attribute_edges(model, pairs, progress=False)
+        assert scores.per_prompt is not None
+        circuit = faithfulness(model, scores.top(9), pairs, progress=False).circuit
+        return [patch_heads(model, pairs, progress=False).values, scores.per_prompt, circuit]
+
+    behind = results()
+    monkeypatch.setattr(Request, "sharing", lambda request: request)
+    for one, other in zip(behind, results(), strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
