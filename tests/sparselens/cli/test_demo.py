@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -102,10 +103,38 @@ def test_retraining_makes_both_models_and_can_be_resumed(tmp_path: Path, monkeyp
     first = load(sparse).state_dict()
     assert not is_sparse(load(dense))
     assert is_sparse(load(sparse))
-    assert (tmp_path / "checkpoint.pt").exists() and (tmp_path / "restarts/0/checkpoint.pt").exists()
+    assert all((tmp_path / name / "checkpoint.pt").exists() for name in (".", "anew", "restarts/0"))
     addition.retrain_both(tmp_path, seed=0, resume=True)  # all is done: the same models again
     again = load(sparse).state_dict()
     assert all(torch.equal(value, again[name]) for name, value in first.items())
+
+
+@pytest.mark.parametrize("right", [0.9, 1.0])
+@pytest.mark.parametrize(
+    ("first", "second", "goes_on"), [((1.0, True), 2.0, False), ((2.0, True), 1.0, True), ((1.0, False), 2.0, True)]
+)
+def test_the_better_of_two_runs_goes_on(
+    first: tuple[float, bool],
+    second: float,
+    goes_on: bool,
+    right: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ends, exact = iter([result(*first), result(second)]), iter([1.0, right])
+    monkeypatch.setattr(addition, "DENSE_STEPS", 3)
+    monkeypatch.setattr(addition, "RESTARTS", 0)
+    monkeypatch.setattr(addition, "_post_train", lambda *_: next(ends))
+    monkeypatch.setattr(addition, "measure", lambda _: SimpleNamespace(exact_match=next(exact, 1.0)))
+    _, folder = addition.retrain_both(tmp_path, seed=0)
+    model: Any = load_transformers(folder)[0]
+    queries = model.transformer.h[0].attn.c_attn.weight[:, : addition.D_MODEL]
+    assert (not queries.any()) == (goes_on and right == 1.0)  # only the second run begins without queries
+
+
+def result(cost: float, feasible: bool = True) -> PostTrainResult:
+    found = Evaluation(0.001, 5.0, 0.01, 0.01, 0.1, cost, [0.01] * 4)
+    return PostTrainResult(found, found, 1, feasible, 0.002, [])
 
 
 def gated_addition() -> Any:
@@ -116,7 +145,7 @@ def test_a_head_that_begins_anew_has_its_gates_on_the_threshold() -> None:
     model = gated_addition()
     tokens = batch_of(TASK.problems()[::100])["input_ids"]
     gates = []
-    for one in (model, addition._without_queries(model, 0, 0)):
+    for one in (model, addition._without_queries(model, [(0, 0)])):
         with torch.no_grad(), record_gates(one) as found:
             one(tokens)
         gates.append(found.open)
@@ -139,11 +168,6 @@ def test_heads_begin_anew_in_the_order_of_their_edges_and_upper_layers_first() -
 
 def test_a_head_that_begins_anew_is_kept_only_where_the_model_gets_cheaper(monkeypatch: pytest.MonkeyPatch) -> None:
     model = gated_addition()
-
-    def result(cost: float, feasible: bool = True) -> PostTrainResult:
-        found = Evaluation(0.001, 5.0, 0.01, 0.01, 0.1, cost, [0.01] * 4)
-        return PostTrainResult(found, found, 1, feasible, 0.002, [])
-
     ends = iter([result(2.0), result(0.5, feasible=False), result(0.5), result(0.7), result(0.6)])
     monkeypatch.setattr(addition, "_post_train", lambda *_: next(ends))
     monkeypatch.setattr(addition, "_without_queries", lambda model, *_: copy.deepcopy(model))
