@@ -1,12 +1,15 @@
 """The smallest faithful prefix of the ranking: how many of the highest-scoring edges reach a faithfulness.
 
 1. Double the number of edges until the circuit of the top n is faithful enough.
-2. Halve the gap to the last n that was not, until it is one edge.
+2. Divide the gap to the last n that was not by three, until it is one edge.
+3. Several sizes run at once, as rows of a batch: four doublings, or both divisions of a gap. A model that runs a few
+   prompts takes little longer for twice as many.
 Faithfulness need not rise with every edge, so a smaller faithful prefix may exist between the sizes that were tried.
 Nor is every edge of the prefix needed: `pruning` removes those that are not.
 """
 
 import math
+from collections.abc import Sequence
 
 from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.circuits.circuit_runs import DELAY, Ablation, CircuitRunner, Faithfulness
@@ -17,6 +20,10 @@ from sparselens.circuits.circuit import Circuit
 from sparselens.models.hooked_model import HookedModel
 from sparselens.prompts.metrics import Metric, logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
+
+DOUBLINGS = 4  # sizes that run at once
+
+Tried = tuple[Circuit, Faithfulness]
 
 
 @pairs_first
@@ -68,30 +75,34 @@ def search(
         kept: receives what was found for every number of edges tried, and for twice the final number
     """
     total, n_prompts = int(scores.measured.sum()), len(runner.clean)
-    most = 2 * math.ceil(math.log2(total)) + 1  # circuits to try
-    with progress_bar(most * n_prompts, "search", "run", progress, DELAY) as bar:
+    doubled = [*(2**power for power in range((total - 1).bit_length())), total]  # 1, 2, 4, ...
+    with progress_bar(2 * len(doubled) * n_prompts, "search", "run", progress, DELAY) as bar:
 
-        def tried(n: int) -> tuple[Circuit, Faithfulness]:
-            circuit = scores.top(n)
-            (found,) = runner.run([circuit], bar)
-            bar.set_postfix_str(f"{n} edges: {found.mean:.2f}", refresh=False)
+        def narrowed(sizes: Sequence[int], too_few: int, best: Tried | None = None) -> tuple[int, Tried]:
+            """How many edges are too few, and the fewest that are enough: else `best`, or the most that were tried."""
+            circuits = [scores.top(size) for size in sizes]
+            ran = list(zip(circuits, runner.run(circuits, bar), strict=True))
             if kept is not None:
-                kept[len(circuit)] = found
-            return circuit, found
+                kept.update((len(circuit), found) for circuit, found in ran)
+            for circuit, found in ran:
+                if found.mean >= goal:  # NaN (clean equals ablated) is not enough
+                    best = circuit, found
+                    break
+                too_few = len(circuit)
+            best = best or ran[-1]
+            bar.set_postfix_str(f"{len(best[0])} edges: {best[1].mean:.2f}", refresh=False)
+            return too_few, best
 
-        too_few, enough = 0, 1
-        best = tried(enough)
-        while not best[1].mean >= goal and enough < total:  # NaN (clean equals ablated) is not enough
-            too_few, enough = enough, min(2 * enough, total)
-            best = tried(enough)
-        while enough - too_few > 1:
-            bar.total = bar.n + math.ceil(math.log2(enough - too_few)) * n_prompts
-            between = tried((too_few + enough) // 2)
-            if between[1].mean >= goal:
-                enough, best = len(between[0]), between
-            else:
-                too_few = len(between[0])
-        if kept is not None and 2 * len(best[0]) not in kept and len(best[0]) < total:
+        too_few, best = narrowed(doubled[:DOUBLINGS], 0)
+        while not best[1].mean >= goal and len(best[0]) < total:
+            left = [size for size in doubled if size > len(best[0])]
+            too_few, best = narrowed(left[:DOUBLINGS], too_few)
+        while (gap := len(best[0]) - too_few) > 1:
+            bar.total = bar.n + 2 * math.ceil(math.log(gap, 3)) * n_prompts
+            thirds = [too_few + gap // 3, too_few + 2 * gap // 3] if gap > 2 else [too_few + 1]
+            too_few, best = narrowed(thirds, too_few, best)
+        twice = min(2 * len(best[0]), total)
+        if kept is not None and twice not in kept:
             bar.total = bar.n + n_prompts
-            tried(min(2 * len(best[0]), total))
+            narrowed([twice], too_few, best)
         return best

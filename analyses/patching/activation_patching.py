@@ -4,7 +4,8 @@
    (denoising), and the replacement comes from the other prompt, the mean over corrupted prompts, or zero.
 2. Both prompts of every pair run once; the activations at the site and what every block of the base run reads are kept.
 3. A patch whose activation is the same in both runs changes nothing: its value is the base run's.
-4. All others run in batches, one row per (prompt, patch), from the patched block on.
+4. All others run in batches, one row per (prompt, patch), from the patched block on and, where no patch has a position
+   or is zero or a mean, behind what the two prompts have in common (`engine.prefixes`).
 Source: Vig et al. 2020; Meng et al. 2022; Heimersheim and Nanda 2024 for noising and denoising.
 """
 

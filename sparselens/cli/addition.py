@@ -45,6 +45,7 @@ SPARSE = PostTrainConfig(
     evaluate_every=25,
 )
 EVERY_HEAD = tuple((layer, head) for layer in range(LAYERS) for head in range(HEADS))
+OTHER_NOISE = 100  # is added to the seed for a second run
 RESTARTS = 12  # heads that find their edges anew, one after the other
 RESTART_STEPS = 1000
 
@@ -123,7 +124,7 @@ def retrain_both(out: Path, seed: int, resume: bool = False) -> tuple[Path, Path
     model = sparsify(copy.deepcopy(dense))
     first = _post_train(model, dense, SPARSE, seed, out, resume)
     anew = _without_queries(sparsify(copy.deepcopy(dense)), EVERY_HEAD)
-    second = _post_train(anew, dense, SPARSE, seed, out / "anew", resume)
+    second = _post_train(anew, dense, SPARSE, seed + OTHER_NOISE, out / "anew", resume)
     better = _is_better(anew, second, first, measure(model).exact_match)
     model, result = (anew, second) if better else (model, first)
     model, result = _restart_heads(model, result, dense, seed, out, resume)
