@@ -27,7 +27,7 @@ def demo(
 
     Checks both models on all 10,000 two-digit sums, prints the results, draws the attention edges of three sums as
     PDF, SVG, PNG and as a page to explore, and writes a report that compares both circuits (`report.html`).
-    The models ship with the package; `--retrain` makes new ones in `--out`.
+    The models ship with the package; `--retrain` makes new ones in `--out`, in about half an hour of one core.
     """
     from sparselens.cli.addition import measure, retrain_both
     from sparselens.models.folder import load
