@@ -23,6 +23,7 @@ from sparselens.analyses.engine.residual_stream import TOLERANCE, Reading
 from sparselens.analyses.engine.written import written_at, written_names
 from sparselens.circuits.graph import head_of
 from sparselens.gates.gate import is_visible
+from sparselens.gates.points import drift_of
 from sparselens.gates.surgery import find_settings
 from sparselens.models.hooked_model import HookedModel
 from sparselens.names import unknown
@@ -97,19 +98,33 @@ def explain_under(
                 tokens = torch.stack([asked[row].tokens for row in some]).to(opened.device)
                 parts.append(_explained(opened, tokens, Place(layer, number, *at), hooks, by_position))
                 rows += some
-    settings, joined = find_settings(opened.model), _joined(parts, rows)
+    bias, joined = _gate_bias(opened.model, layer, number, asked), _joined(parts, rows)
     query, key = (_label(opened, asked, *side) for side in (("query_pos", query_pos), ("key_pos", key_pos)))
     return QKAttribution(
         head,
         query,
         key,
         *joined,
-        is_open=None if settings is None else joined.score + settings.gate_bias > 0,
-        gate_bias=None if settings is None else settings.gate_bias,
+        is_open=None if bias is None else joined.score + bias > 0,
+        gate_bias=bias,
         soft_cap=_soft_cap(opened.model),
         query_pos=torch.tensor([one.first + one.query_pos for one in asked]),
         key_pos=torch.tensor([one.first + one.key_pos for one in asked]),
     )
+
+
+def _gate_bias(model: Any, layer: int, head: int, asked: Sequence["_Asked"]) -> float | None:
+    """What a gate adds to the score: beside its bias it takes away what the tokens that follow have added."""
+    settings, drift = find_settings(model), drift_of(model.blocks[layer].attn)
+    if settings is None or drift is None:
+        return None if settings is None else settings.gate_bias
+    following = {len(one.tokens) - 1 - one.query_pos for one in asked}
+    if len(following) > 1:
+        raise ValueError(
+            f"{min(following)} to {max(following)} tokens follow the query, and in this model each moves the score: "
+            "want as many in every prompt"
+        )
+    return settings.gate_bias - float(drift[head]) * following.pop()
 
 
 # -- prompts and positions

@@ -53,15 +53,15 @@ def gate_hooked(model: Any, settings: GateSettings) -> None:
             can only be recognised by all value biases being exactly zero in a processed model with output biases.
     """
     from sparselens.gates.points import put_gate
-    from sparselens.gates.probe import prove_gates
+    from sparselens.gates.probe import drifts, prove_gates
 
     attentions = list(_attentions(model))
     _refuse_folded(model)
-    settings.n_layers = len(attentions)
+    settings.n_layers, found = len(attentions), drifts(model, attentions)
     model.__dict__[_SETTINGS] = settings
     try:
         for layer, attn in enumerate(attentions):
-            for name, point in put_gate(attn, layer, settings).items():
+            for name, point in put_gate(attn, layer, settings, found[layer]).items():
                 _enter(model, f"blocks.{layer}.attn.{name}", point)
         for name in _FOLDING:
             if hasattr(type(model), name):

@@ -26,8 +26,10 @@ Pattern = Float[Tensor, "batch head query_pos key_pos"]
 class LayerGate:
     """What the hook points of one attention share: it carries the gate from the scores to the pattern."""
 
-    def __init__(self, attn: Any, layer: int, settings: GateSettings, tapped: bool) -> None:
-        self.attn, self.layer, self.settings, self.tapped = attn, layer, settings, tapped
+    def __init__(
+        self, attn: Any, layer: int, settings: GateSettings, tapped: bool, drift: Float[Tensor, " head"] | None
+    ) -> None:
+        self.attn, self.layer, self.settings, self.tapped, self.drift = attn, layer, settings, tapped, drift
         self.listening = not tapped  # a tapped attention calls its points once more afterwards, with nothing to edit
         self._waiting: Tensor | None = None
 
@@ -36,7 +38,8 @@ class LayerGate:
         noise = None
         if self.attn.training:
             noise = self.settings.noise(self.layer, scores.shape, scores.device)
-        gates = attention_gates(scores, self.settings.gate_bias, noise, self._edit, self.settings.temperature)
+        settled = self._without_drift(scores)
+        gates = attention_gates(settled, self.settings.gate_bias, noise, self._edit, self.settings.temperature)
         if self.settings.recording:
             expected = gates.probs.sum((-2, -1))
             self.settings.record(self.layer, expected, count_open(gates.gate), is_visible(scores))
@@ -52,6 +55,13 @@ class LayerGate:
         if gate is None:
             raise RuntimeError(f"layer {self.layer}: a pattern came without scores before it, so it cannot be gated")
         return pattern * gate.to(pattern.dtype)
+
+    def _without_drift(self, scores: Pattern) -> Pattern:
+        """The scores that every query would have as the last one: else gates would know how many tokens follow."""
+        if self.drift is None:
+            return scores
+        following = torch.arange(scores.shape[-2] - 1, -1, -1, device=scores.device)
+        return scores - self.drift.to(scores)[:, None, None] * following[:, None]
 
     def _edit(self, name: str, value: Tensor) -> Tensor:
         return getattr(self.attn, name)(value)
@@ -118,9 +128,15 @@ class _SoftmaxTap(TorchFunctionMode):
         return self._attn.hook_pattern(func(scores, *args[1:], **kwargs))
 
 
-def put_gate(attn: Any, layer: int, settings: GateSettings) -> dict[str, HookPoint]:
-    """Gate one attention. Returns its new hook points by name."""
-    gate = LayerGate(attn, layer, settings, tapped=leaves_it_to_inner(attn))
+def put_gate(
+    attn: Any, layer: int, settings: GateSettings, drift: Float[Tensor, " head"] | None = None
+) -> dict[str, HookPoint]:
+    """Gate one attention. Returns its new hook points by name.
+
+    Args:
+        drift: what every token that follows adds to the scores of a head (`probe.drifts`)
+    """
+    gate = LayerGate(attn, layer, settings, leaves_it_to_inner(attn), drift)
     points = {name: HookPoint().train(attn.training) for name in GATE_POINTS}
     for name, point in points.items():
         point.pos_dim = -2  # query positions, for `pos_slice`
@@ -133,6 +149,12 @@ def put_gate(attn: Any, layer: int, settings: GateSettings) -> dict[str, HookPoi
         inner = attn.original_component
         inner.__dict__["forward"] = TappedForward(inner, gate)
     return points
+
+
+def drift_of(attn: Any) -> Float[Tensor, " head"] | None:
+    """What every token that follows adds to the scores of a gated attention's heads; None where it adds nothing."""
+    gate = getattr(attn.hook_attn_scores, "gate", None)
+    return None if gate is None else gate.drift
 
 
 def take_gate(attn: Any) -> None:

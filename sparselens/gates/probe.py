@@ -8,9 +8,11 @@ An attention that only shows its scores or its pattern, computed elsewhere, fail
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from sparselens.gates.modes import evaluating
@@ -42,6 +44,43 @@ def prove_gates(model: Any, attentions: list[nn.Module]) -> None:
                 refuse_broken_weights(model)
                 layer, fault = min(faults.items())
                 raise ValueError(f"cannot gate layer {layer}: {fault}")
+
+
+def drifts(model: Any, attentions: list[nn.Module]) -> list[Float[Tensor, " head"] | None]:
+    """What every token that follows adds to all scores of a dense model's heads; None where it adds nothing.
+
+    A softmax does not see it: MPT counts its ALiBi biases from the last key. A gate would, and what comes later would
+    decide which edges of earlier queries are open.
+    """
+    nothing: list[Tensor | None] = [None] * len(attentions)
+    if getattr(model.cfg, "positional_embedding_type", None) != "alibi" or next(model.parameters()).is_meta:
+        return nothing
+    n_tokens = min(_LENGTH, getattr(model.cfg, "n_ctx", None) or _LENGTH)
+    tokens = (torch.arange(n_tokens) % model.cfg.d_vocab)[None].to(next(model.parameters()).device)
+    runs: list[list[Tensor]] = []
+    with torch.no_grad(), _untouched(model):
+        for length in (n_tokens - 1, n_tokens):
+            seen: list[Tensor] = []
+            keep = partial(_keep, seen)
+            handles = [attn.hook_attn_scores.register_forward_hook(keep) for attn in attentions]  # pyright: ignore
+            try:
+                model(tokens[:, :length], return_type=None)
+            finally:
+                for handle in handles:
+                    handle.remove()
+            runs.append(seen)
+    return [_drift(shorter, longer) for shorter, longer in zip(*runs, strict=True)]
+
+
+def _keep(seen: list[Tensor], _module: Any, _args: Any, scores: Tensor) -> None:
+    seen.append(scores[0].detach().double())
+
+
+def _drift(shorter: Float[Tensor, "head pos pos"], longer: Float[Tensor, "head pos1 pos1"]) -> Tensor | None:
+    n = shorter.shape[-1]
+    visible = torch.ones(n, n, dtype=torch.bool, device=shorter.device).tril()
+    added = (longer[:, :n, :n] - shorter)[:, visible]
+    return added.mean(-1) if bool(added.abs().max() > 1e-3) else None
 
 
 def refuse_broken_weights(model: nn.Module) -> None:

@@ -78,9 +78,14 @@ def test_pattern_is_dense_softmax_times_gate(family: str, model: Any) -> None:
         scores, pattern, gate = (
             cache[f"blocks.{layer}.attn.{n}"] for n in ("hook_attn_scores", "hook_pattern", "hook_gate")
         )
+        gate_logits = cache[f"blocks.{layer}.attn.hook_gate_logits"]
+        visible = torch.isfinite(gate_logits)
+        if family == "mpt":  # whose scores know how many tokens follow: ALiBi biases of 1/4, 1/16, ... for each
+            following = torch.arange(LENGTH - 1, -1, -1)[:, None] * 2.0 ** -torch.arange(2, 9, 2)[:, None, None]
+            torch.testing.assert_close(gate_logits[visible], (scores + following)[visible])
+            scores = torch.where(visible, gate_logits, scores)
         torch.testing.assert_close(gate, (scores > 0).float(), atol=0, rtol=0)
         torch.testing.assert_close(pattern, own_softmax(block.attn, scores) * gate)
-        visible = torch.isfinite(cache[f"blocks.{layer}.attn.hook_gate_logits"])
         assert visible.sum().item() == 2 * 4 * expected_pairs(family, layer)
         assert 0 < gate.sum() < visible.sum()
     # the first layer reads what it read in the dense model
@@ -182,3 +187,18 @@ def test_both_ways_into_a_model_are_one(family: str, training: bool) -> None:
             compared += 1
     assert plain.get_input_embeddings().weight.grad.any()
     assert compared > len(parameters) / 2
+
+
+def test_gates_know_nothing_of_what_follows(family: str, model: Any) -> None:
+    """Not even of how many tokens there are: MPT's biases are counted from the last."""
+    sparsify(model)
+    seen: list[Tensor] = []
+    for length in (LENGTH, LENGTH - 3):
+        with torch.no_grad():
+            logits, cache = model.run_with_cache(tiny_tokens()[:, :length])
+        seen += [logits[:, : LENGTH - 3], cache["blocks.1.attn.hook_gate_logits"][:, :, : LENGTH - 3, : LENGTH - 3]]
+    if family == "bert":  # reads in both directions
+        return
+    torch.testing.assert_close(seen[2], seen[0], atol=2e-5, rtol=1e-4)
+    visible = torch.ones(LENGTH - 3, LENGTH - 3).tril().bool()
+    torch.testing.assert_close(seen[3][..., visible], seen[1][..., visible], atol=2e-5, rtol=1e-4)
