@@ -53,7 +53,9 @@ def drifts(model: Any, attentions: list[nn.Module]) -> list[Float[Tensor, " head
     decide which edges of earlier queries are open.
     """
     nothing: list[Tensor | None] = [None] * len(attentions)
-    if getattr(model.cfg, "positional_embedding_type", None) != "alibi" or next(model.parameters()).is_meta:
+    # a HookedTransformer counts its biases from the longest prompt so far: what one run says holds for no other
+    has_biases = hasattr(model, "original_model") and getattr(model.cfg, "positional_embedding_type", None) == "alibi"
+    if not has_biases or next(model.parameters()).is_meta:
         return nothing
     n_tokens = min(_LENGTH, getattr(model.cfg, "n_ctx", None) or _LENGTH)
     tokens = (torch.arange(n_tokens) % model.cfg.d_vocab)[None].to(next(model.parameters()).device)
