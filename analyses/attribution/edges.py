@@ -91,7 +91,7 @@ def attribute_edges(
     if method not in get_args(Method):
         raise unknown("method", method, get_args(Method))
     with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
-        method = chosen(method, request.reading.graph)
+        method, request = chosen(method, request.reading.graph), request.sharing()
         refuse_gate_gradient(gate_gradient, method)
         if candidates is not None and (method != "exact" or candidates < 1):
             raise ValueError(f"candidates = {candidates} with method {method!r}: want at least 1, and 'exact'")
@@ -102,7 +102,7 @@ def attribute_edges(
             return scores if per_prompt else replace(scores, per_prompt=None)
         how: dict[str, Any] = {"gate_gradient": gate_gradient, "per_prompt": per_prompt}
         log = batch_log(out, request, method=method, steps=steps, **how)
-        found = attribute(request.sharing(), method, steps, gradients, _edges, log=log, **how)
+        found = attribute(request, method, steps, gradients, _edges, log=log, **how)
     parts: dict[str, Any] = {part: getattr(found, part) for part in ("mean", "per_prompt", "clean", "corrupted")}
     name = method if gate_gradient == "none" else f"{method}, {gate_gradient} gates"
     return EdgeScores(request.reading.graph, name, **parts, clean_prompt=pairs.clean_prompt)
@@ -111,7 +111,7 @@ def attribute_edges(
 def _exact_of(request: Request, candidates: int, steps: int, out: str | Path | None) -> EdgeScores:
     """Exact scores of the edges of largest |EAP-IG score|, zero for all others."""
     graph = request.reading.graph
-    mean = attribute(request.sharing(), DEFAULT, steps, gradients, _edges, per_prompt=False).mean
+    mean = attribute(request, DEFAULT, steps, gradients, _edges, per_prompt=False).mean
     scores = exact_scores(request, top(graph, mean, min(candidates, graph.n_edges)).kept, out)
     assert scores.per_prompt is not None
     name = f"exact ({candidates} candidates)"

@@ -11,11 +11,11 @@ Nor is every edge of the prefix needed: `pruning` removes those that are not.
 import math
 from collections.abc import Sequence
 
+from sparselens import bars
 from sparselens.analyses.attribution.edge_scores import EdgeScores
 from sparselens.analyses.circuits.circuit_runs import DELAY, Ablation, CircuitRunner, Faithfulness
 from sparselens.analyses.engine.renamed import pairs_first
 from sparselens.analyses.engine.request import open_request
-from sparselens.bars import progress_bar
 from sparselens.circuits.circuit import Circuit
 from sparselens.models.hooked_model import HookedModel
 from sparselens.prompts.metrics import Metric, logit_difference
@@ -76,7 +76,7 @@ def search(
     """
     total, n_prompts = int(scores.measured.sum()), len(runner.clean)
     doubled = [*(2**power for power in range((total - 1).bit_length())), total]  # 1, 2, 4, ...
-    with progress_bar(2 * len(doubled) * n_prompts, "search", "run", progress, DELAY) as bar:
+    with bars.progress_bar(2 * len(doubled) * n_prompts, "search", "run", progress, DELAY) as bar:
 
         def narrowed(sizes: Sequence[int], too_few: int, best: Tried | None = None) -> tuple[int, Tried]:
             """How many edges are too few, and the fewest that are enough: else `best`, or the most that were tried."""
@@ -90,7 +90,7 @@ def search(
                     break
                 too_few = len(circuit)
             best = best or ran[-1]
-            bar.set_postfix_str(f"{len(best[0])} edges: {best[1].mean:.2f}", refresh=False)
+            bar.set_postfix_str(f"{len(best[0])} edges: {best[1].mean:.2f}", refresh=bars.is_watched())
             return too_few, best
 
         too_few, best = narrowed(doubled[:DOUBLINGS], 0)

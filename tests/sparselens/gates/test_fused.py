@@ -113,7 +113,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def same(ours: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
+def assert_same(ours: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
     for key, value in wanted.items():
         scale = max(1.0, float(value.abs().max()))
         ours_, where = ours[key].double(), f"{key}: "
@@ -124,7 +124,7 @@ def same(ours: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -
 @pytest.mark.parametrize("name", CASES)
 def test_the_kernel_is_the_reference(name: str, small_tiles: None) -> None:
     case = PLAIN | CASES[name]
-    same(results(fused("triton"), case, torch.float32), results(reference, case, torch.float64), 2e-5)
+    assert_same(results(fused("triton"), case, torch.float32), results(reference, case, torch.float64), 2e-5)
 
 
 @needs_triton
@@ -135,7 +135,7 @@ def test_heads_that_share_keys_are_added_up_in_one_program(small_tiles: None, mo
     monkeypatch.setattr(triton_attention, "_PROGRAMS", 4)
     case = PLAIN | {"heads": 8, "queries": 18, "keys": 18}
     assert triton_attention._members(group=8, programs=16) == 4
-    same(results(fused("triton"), case, torch.float32), results(reference, case, torch.float64), 2e-5)
+    assert_same(results(fused("triton"), case, torch.float32), results(reference, case, torch.float64), 2e-5)
 
 
 @needs_triton
@@ -166,10 +166,12 @@ def test_flex_is_the_reference(name: str, plain_flex: None) -> None:
     case = PLAIN | CASES[name]
     ours, wanted = results(fused("flex"), case, torch.float64), results(reference, case, torch.float64)
     wanted.pop("d_sinks", None)  # the one gradient that it lacks: such a call is not given to it
-    same(ours, wanted, 1e-6)
+    assert_same(ours, wanted, 1e-6)
 
 
-def rough(dtype: torch.dtype, width: int = 16, device: torch.device = CPU, length: int = 21) -> None:
+def assert_roughly_the_reference(
+    dtype: torch.dtype, width: int = 16, device: torch.device = CPU, length: int = 21
+) -> None:
     """Without noise and with most gates open: in half precision some may flip."""
     case = PLAIN | {"noisy": False, "bias": 5.0, "width": width, "queries": length, "keys": length}
     ours = results(fused("triton"), case, dtype, device)
@@ -181,21 +183,23 @@ def rough(dtype: torch.dtype, width: int = 16, device: torch.device = CPU, lengt
 
 @needs_triton
 def test_the_kernel_in_half_precision(small_tiles: None) -> None:
-    rough(torch.float16)
+    assert_roughly_the_reference(torch.float16)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])  # Triton's interpreter does not know bfloat16
 @pytest.mark.parametrize("width", [64, 80, 128, 256])
 def test_the_kernel_in_half_precision_on_a_gpu(dtype: torch.dtype, width: int) -> None:
-    rough(dtype, width, torch.device("cuda"), length=300)
+    assert_roughly_the_reference(dtype, width, torch.device("cuda"), length=300)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", CASES)
 def test_the_kernel_is_the_reference_on_a_gpu(name: str) -> None:
     case, cuda = PLAIN | CASES[name], torch.device("cuda")
-    same(results(fused("triton"), case, torch.float32, cuda), results(reference, case, torch.float64, cuda), 2e-5)
+    assert_same(
+        results(fused("triton"), case, torch.float32, cuda), results(reference, case, torch.float64, cuda), 2e-5
+    )
 
 
 @needs_triton
