@@ -23,7 +23,7 @@ from sparselens.analyses.engine.residual_stream import TOLERANCE, Reading
 from sparselens.analyses.engine.written import written_at, written_names
 from sparselens.circuits.graph import head_of
 from sparselens.gates.gate import is_visible
-from sparselens.gates.points import drift_of
+from sparselens.gates.points import LayerGate, gate_of
 from sparselens.gates.surgery import find_settings
 from sparselens.models.hooked_model import HookedModel
 from sparselens.names import unknown
@@ -114,17 +114,22 @@ def explain_under(
 
 
 def _gate_bias(model: Any, layer: int, head: int, asked: Sequence["_Asked"]) -> float | None:
-    """What a gate adds to the score: beside its bias it takes away what the tokens that follow have added."""
-    settings, drift = find_settings(model), drift_of(model.blocks[layer].attn)
-    if settings is None or drift is None:
+    """What a gate adds to the score: its bias, less what ALiBi biases have in excess."""
+    settings, gate = find_settings(model), gate_of(model.blocks[layer].attn)
+    if settings is None or gate is None:
         return None if settings is None else settings.gate_bias
-    following = {len(one.tokens) - 1 - one.query_pos for one in asked}
-    if len(following) > 1:
+    surplus = {_surplus(gate, head, len(one.tokens), one.query_pos) for one in asked}
+    if len(surplus) > 1:
         raise ValueError(
-            f"{min(following)} to {max(following)} tokens follow the query, and in this model each moves the score: "
-            "want as many in every prompt"
+            "in this model the length of a prompt moves the score of a query: want prompts of one length, with the "
+            "query at one place"
         )
-    return settings.gate_bias - float(drift[head]) * following.pop()
+    return settings.gate_bias - surplus.pop()
+
+
+def _surplus(gate: LayerGate, head: int, length: int, query_pos: int) -> float:
+    found = gate.surplus(length, length)
+    return 0.0 if found is None else float(found[head, query_pos])
 
 
 # -- prompts and positions

@@ -38,7 +38,7 @@ class LayerGate:
         noise = None
         if self.attn.training:
             noise = self.settings.noise(self.layer, scores.shape, scores.device)
-        settled = self._without_drift(scores)
+        settled = self._settled(scores)
         gates = attention_gates(settled, self.settings.gate_bias, noise, self._edit, self.settings.temperature)
         if self.settings.recording:
             expected = gates.probs.sum((-2, -1))
@@ -56,12 +56,23 @@ class LayerGate:
             raise RuntimeError(f"layer {self.layer}: a pattern came without scores before it, so it cannot be gated")
         return pattern * gate.to(pattern.dtype)
 
-    def _without_drift(self, scores: Pattern) -> Pattern:
-        """The scores that every query would have as the last one: else gates would know how many tokens follow."""
-        if self.drift is None:
-            return scores
-        following = torch.arange(scores.shape[-2] - 1, -1, -1, device=scores.device)
-        return scores - self.drift.to(scores)[:, None, None] * following[:, None]
+    def surplus(self, n_queries: int, n_keys: int) -> Float[Tensor, "head query"] | None:
+        """What ALiBi biases add to all scores of a query for another reason than where its keys stand.
+
+        A softmax does not see it, but a gate would. MPT counts them from the last key, so tokens that follow move the
+        score; a HookedTransformer from the end of the longest prompt it has run, so what ran before does. Taken away,
+        each key has the bias of its distance (a query's own key has none).
+        """
+        if self.drift is not None:
+            return self.drift[:, None] * torch.arange(n_queries - 1, -1, -1, device=self.drift.device)
+        biases = getattr(self.attn, "alibi", None)
+        if not isinstance(biases, Tensor) or biases.shape[-1] == n_keys:
+            return None
+        return (biases[:, -1, 0] - biases[:, n_keys - 1, 0])[:, None].expand(-1, n_queries)
+
+    def _settled(self, scores: Pattern) -> Pattern:
+        surplus = self.surplus(*scores.shape[-2:])
+        return scores if surplus is None else scores - surplus.to(scores)[..., None]
 
     def _edit(self, name: str, value: Tensor) -> Tensor:
         return getattr(self.attn, name)(value)
@@ -151,10 +162,9 @@ def put_gate(
     return points
 
 
-def drift_of(attn: Any) -> Float[Tensor, " head"] | None:
-    """What every token that follows adds to the scores of a gated attention's heads; None where it adds nothing."""
-    gate = getattr(attn.hook_attn_scores, "gate", None)
-    return None if gate is None else gate.drift
+def gate_of(attn: Any) -> LayerGate | None:
+    """The gate of an attention; None in a dense model."""
+    return getattr(attn.hook_attn_scores, "gate", None)
 
 
 def take_gate(attn: Any) -> None:

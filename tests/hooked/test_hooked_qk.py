@@ -22,3 +22,16 @@ def test_pairs_add_up_to_the_score(kind: str, gate_bias: float | None):
         torch.testing.assert_close(total, cache["blocks.1.attn.hook_attn_scores"][:, 1, 5, 2], rtol=1e-5, atol=1e-6)
         assert bool(found.position_bias.any()) == (kind == "alibi")
         assert (found.is_open is not None) == sl.is_sparse(model)
+
+
+def test_a_longer_prompt_before_changes_no_explanation():
+    model, tokens = make_model("alibi", 0.1), make_pairs().clean
+    before = explain_edge(model, tokens, "a1.h1", 5, 2)
+    with torch.no_grad():
+        model(tokens.repeat(1, 2))
+        _, cache = model.run_with_cache(tokens)
+    after = explain_edge(model, tokens, "a1.h1", 5, 2)
+    assert torch.equal(after.is_open, before.is_open)
+    torch.testing.assert_close(after.score + after.gate_bias, before.score + before.gate_bias)
+    logits = cache["blocks.1.attn.hook_gate_logits"][:, 1, 5, 2]
+    torch.testing.assert_close(after.score + after.gate_bias, logits)

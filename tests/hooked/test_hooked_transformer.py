@@ -76,6 +76,22 @@ def test_pattern_is_softmax_times_gate_and_counts_agree(model: Any) -> None:
     torch.testing.assert_close(cache["blocks.0.attn.hook_pattern"], first)
 
 
+def test_gates_know_nothing_of_longer_prompts_before(model: Any) -> None:
+    """ALiBi biases are sliced from those of the longest prompt so far, which moves all scores of a query."""
+    sparsify(model, 0.0)
+    tokens = tiny_tokens()
+    with torch.no_grad(), record_gates(model) as before:
+        _, cache = model.run_with_cache(tokens)
+    run(model, tokens.repeat(1, 3))
+    with torch.no_grad(), record_gates(model) as after:
+        _, again = model.run_with_cache(tokens)
+    for layer in range(2):
+        for point in ("hook_gate_logits", "hook_gate", "hook_pattern"):
+            name = f"blocks.{layer}.attn.{point}"
+            torch.testing.assert_close(again[name], cache[name])
+    assert torch.equal(before.open, after.open)
+
+
 def test_closed_gates_silence_every_head(model: Any) -> None:
     sparsify(model, -1e4)
     with torch.no_grad():
