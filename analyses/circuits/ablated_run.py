@@ -11,9 +11,10 @@ Several circuits run at once, as rows of a batch.
    stream, and blocks that write nothing to it are skipped.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -21,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparselens.analyses.engine.edge_products import Writes, exact_dtype
+from sparselens.analyses.engine.gradients import frozen
 from sparselens.analyses.engine.norms import Norm
 from sparselens.analyses.engine.partial_runs import Activations, Hook, silent_projections, skipping
 from sparselens.analyses.engine.request import PerPrompt, Request
@@ -121,11 +123,44 @@ def run_circuits(
     Args:
         start: what the input writes in the clean run
     """
+    return _run(batch, kept.to(ablated.start), ablated, start)
+
+
+def edge_gradient(
+    batch: Request,
+    kept: Float[Tensor, "source destination"],
+    ablated: Ablated,
+    start: Float[Tensor, "batch pos d_model"],
+) -> Float[Tensor, "source destination"]:
+    """The derivative of the metric by the share to which every edge carries what the run makes, summed over prompts.
+
+    With every share one it is EAP of the clean run.
+
+    Args:
+        kept: the shares, from 0 to 1; where no edge of a source or a head has one, the derivative is left out
+
+    Raises:
+        ValueError: the metric has no gradient.
+    """
+    with frozen(batch.model), torch.enable_grad():
+        share = kept[None].to(ablated.start).requires_grad_()
+        values = _run(batch, share, ablated, start)
+        if not values.requires_grad:
+            raise ValueError("the metric has no gradient: pruning needs one that changes smoothly with the logits")
+        return torch.autograd.grad(values.sum(), share)[0][0]
+
+
+def _run(
+    batch: Request,
+    kept: Float[Tensor, "circuit source destination"],
+    ablated: Ablated,
+    start: Float[Tensor, "batch pos d_model"],
+) -> Float[Tensor, "circuit batch"]:
     reading, circuits = batch.reading, len(kept)
     copies = max(block.n_heads // (block.n_kv_heads or block.n_heads) for block in reading.graph.blocks)
     changes = ablated.start.new_zeros(len(reading.graph.sources), circuits, *ablated.start.shape)
     changes[0] = start.to(changes) - ablated.start
-    run = _CircuitsRun(reading, kept.to(changes), ablated, changes, copies)
+    run = _CircuitsRun(reading, kept, ablated, changes, copies)
     with skipping(batch.model, run.needless(), batch.opened.as_tuple), silent_projections(batch.model):
         found = batch.repeated(copies * circuits).measure(run.hooks())
     return found[: circuits * len(batch)].unflatten(0, (circuits, -1))
@@ -144,6 +179,7 @@ class _CircuitsRun:
     changes: Float[Tensor, "source circuit batch pos d_model"]
     copies: int
     read: dict[int, Float[Tensor, "reader row pos d_model"]] = field(default_factory=dict[int, Tensor])  # by heads
+    traced: list[tuple[slice, Tensor]] = field(default_factory=list[tuple[slice, Tensor]])  # writes, if gradients flow
 
     def hooks(self) -> list[Hook]:
         """The hooks that replace inputs and record writes."""
@@ -179,11 +215,17 @@ class _CircuitsRun:
         """The inputs of these destinations, circuit by circuit."""
         kept, changes = self.kept[:, :written, columns], self.changes[:written]
         sources = kept.any(2).any(0).nonzero()[:, 0]
-        if 2 * len(sources) < written:  # to copy some costs as much as to multiply all
+        if not kept.requires_grad and 2 * len(sources) < written:  # to copy some costs as much as to multiply all
             kept, changes = kept[:, sources], changes.index_select(0, sources)
         base = self.ablated.streams[stream]
         numbers = rearrange(changes, "source circuit batch pos d_model -> circuit source (batch pos d_model)")
-        read = (kept.mT @ numbers).unflatten(2, changes.shape[2:]).to(base) + base
+        if kept.requires_grad:
+            traced = [(places, write) for places, write in self.traced if places.stop <= written]
+            places, writes = zip(*traced, strict=True) if traced else ((), ())
+            mixed: Tensor = _Mixed.apply(kept, numbers, places, *writes)  # pyright: ignore
+        else:
+            mixed = kept.mT @ numbers
+        read = mixed.unflatten(2, changes.shape[2:]).to(base) + base
         return rearrange(read, "circuit reader batch pos d_model -> reader (circuit batch) pos d_model")
 
     def _into_heads(self, layer: Layer, number: int, activation: Tensor) -> Tensor:
@@ -245,12 +287,38 @@ class _CircuitsRun:
         ablated: Float[Tensor, "source batch pos d_model"],
     ) -> None:
         own = rearrange(writes, "source (circuit batch) ... -> source circuit batch ...", circuit=len(self.kept))
-        torch.sub(own.to(self.changes), ablated.to(self.changes)[:, None], out=self.changes[sources])
+        torch.sub(own.detach().to(self.changes), ablated.to(self.changes)[:, None], out=self.changes[sources])
+        if own.requires_grad:
+            self.traced.append((sources, own))
 
     def _into_logits(self, activation: Tensor) -> Tensor:
         last = torch.tensor([self.kept.shape[2] - 1], device=self.kept.device)
         stream = self._reads(self.reading.end, len(self.changes), last)[0]
         return stream.repeat(self.copies, 1, 1).to(activation.dtype)
+
+
+class _Mixed(torch.autograd.Function):
+    """`kept.mT @ numbers`, in whose rows the writes lie already: autograd would keep a copy of them for every read."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        kept: Float[Tensor, "circuit source reader"],
+        numbers: Float[Tensor, "circuit source number"],
+        places: Sequence[slice],
+        *writes: Float[Tensor, "_written circuit batch pos d_model"],
+    ) -> Float[Tensor, "circuit reader number"]:
+        ctx.kept, ctx.numbers, ctx.places, ctx.shapes = kept.detach(), numbers, places, [w.shape for w in writes]
+        return kept.mT @ numbers
+
+    @staticmethod
+    def backward(ctx: Any, *given: Any) -> Any:
+        (gradient,) = given
+        back: list[Tensor] = []
+        for places, shape in zip(ctx.places, ctx.shapes, strict=True):
+            own = rearrange(ctx.kept[:, places] @ gradient, "circuit source number -> source circuit number")
+            back.append(own.reshape(shape))
+        return ctx.numbers @ gradient.mT, None, None, *back
 
 
 def _through(

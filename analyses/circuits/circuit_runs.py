@@ -2,7 +2,9 @@
 
 1. What all circuits share on some prompts is run once: the clean run, and the one with every edge ablated.
 2. Several circuits run at once, as rows of a batch (`ablated_run`).
-3. Several processes share the prompts (`engine.processes`).
+3. What an edge adds within a circuit is its integrated gradient (Sundararajan et al. 2017), over the share to which the
+   circuit's edges act, from none to all of it.
+4. Several processes share the prompts (`engine.processes`).
 """
 
 from collections.abc import Sequence
@@ -13,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparselens.analyses.circuits.ablated_run import Ablated, ablated_by, run_circuits, writes_of
+from sparselens.analyses.circuits.ablated_run import Ablated, ablated_by, edge_gradient, run_circuits, writes_of
 from sparselens.analyses.engine.batching import in_batches, longest
 from sparselens.analyses.engine.budget import MEMORY
 from sparselens.analyses.engine.edge_products import Writes
@@ -28,6 +30,7 @@ from sparselens.prompts.intervals import Clusters, Interval, ratio_interval
 from sparselens.results import Result
 
 Ablation = Literal["corrupted", "mean", "zero"]
+STEPS = 3  # of integrated gradients: the midpoints of as many parts
 DELAY = 5.0  # seconds after which a bar shows
 
 
@@ -93,9 +96,13 @@ class _Baselines:
 
 
 class CircuitRunner:
-    """Runs circuits of one graph on an open request; the runs that all of them share are made once."""
+    """Runs circuits of one graph on an open request; the runs that all of them share are made once.
 
-    def __init__(self, request: Request, graph: Graph, ablation: str) -> None:
+    Args:
+        gradients: make room for `contributions`, too
+    """
+
+    def __init__(self, request: Request, graph: Graph, ablation: str, *, gradients: bool = False) -> None:
         if ablation not in get_args(Ablation):
             raise unknown("ablation", ablation, get_args(Ablation))
         reading = request.reading
@@ -105,7 +112,7 @@ class CircuitRunner:
         self._ablation = ablation
         self._post_norm = any(layer.post_norm is not None for layer in reading.layers)
         self._means = _mean_writes(request) if ablation == "mean" else None
-        self._rows, self._at_once, keep = self._plan()
+        self._rows, self._at_once, keep = self._plan(gradients)
         self._kept: list[_Baselines] = []
         self.clean, self.ablated = torch.zeros(2, len(request))
         with progress_bar(len(request), "baselines", "prompt", request.progress, DELAY) as bar:
@@ -118,12 +125,13 @@ class CircuitRunner:
         self.clean, self.ablated = summed(self.clean), summed(self.ablated)
         self._clean_prompt = request.pairs.clean_prompt
 
-    def _plan(self) -> tuple[list[Int[Tensor, " row"]], int, bool]:
+    def _plan(self, gradients: bool) -> tuple[list[Int[Tensor, " row"]], int, bool]:
         """The prompts that run together, the rows that may, and whether to keep what is shared."""
         request, graph = self._request, self._request.reading.graph
         whole, first = Circuit(graph, graph.exists), longest(request)
         one = request.batch(first)
-        (at_once,), measured = one.sizes(lambda _: [self._run(self._baselines(first), [whole])])
+        run = self._contributions if gradients else self._run
+        (at_once,), measured = one.sizes(lambda _: [run(self._baselines(first), [whole])])
         memory = request.budget.memory or MEMORY
         config = request.model.cfg
         size = sum(block.n_heads * config.d_head + (1 + 2 * block.mlp) * config.d_model for block in graph.blocks)
@@ -151,6 +159,28 @@ class CircuitRunner:
                     (own if bar is None else bar).update(len(some) * len(rows))
                 del found  # before the next are made
         return [Faithfulness(row, self.clean, self.ablated, self._clean_prompt) for row in summed(values)]
+
+    def contributions(self, circuit: Circuit) -> Float[Tensor, "source destination"]:
+        """What every edge of the circuit adds to the metric within it, on average over prompts; zero outside.
+
+        About as much in sum as the circuit adds to the run in which every edge is ablated.
+
+        Raises:
+            ValueError: the metric has no gradient.
+        """
+        total = torch.zeros(circuit.kept.shape)
+        for number, rows in enumerate(self._rows):
+            found = self._kept[number] if self._kept else self._baselines(rows)
+            total += self._contributions(found, [circuit]).float().cpu()
+            del found  # before the next are made
+        return summed(total) / len(self._request)
+
+    def _contributions(self, shared: _Baselines, circuits: Sequence[Circuit]) -> Float[Tensor, "source destination"]:
+        (circuit,) = circuits
+        kept = self.acting(circuit).kept.to(shared.start)
+        shares = [(number + 0.5) / STEPS for number in range(STEPS)]
+        gradients = [edge_gradient(shared.batch, share * kept, shared.ablated, shared.start) for share in shares]
+        return torch.stack(gradients).mean(0) * kept
 
     def _baselines(self, rows: Int[Tensor, " row"]) -> _Baselines:
         batch = self._request.batch(rows)

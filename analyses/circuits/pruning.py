@@ -1,12 +1,15 @@
-"""The pruned circuit: a faithful circuit without dispensable edges, chosen and evaluated on different prompts.
+"""The pruned circuit: as few edges as reach the goal by themselves, chosen and evaluated on different prompts.
 
 1. Split the clean prompts into two halves: the circuit is chosen on one and evaluated on the other.
-2. Start from the smallest prefix of the ranking that reaches the goal (`search`), without its dead ends.
-3. Run it without each of 16 groups of edges. Remove as many groups as still leave it faithful, the most harmless first,
-   verified by a run, and the dead ends that this makes. Repeat; where no group can go, halve the groups.
-4. End when no single edge can be removed, or after the given number of runs.
+2. Start from all edges, ordered by their scores: those that lower the metric first.
+3. Run the circuit without the first nine tenths of them, without three quarters, half, ..., and keep the largest cut
+   that leaves most of what it had above the goal. Order the rest anew, by what each edge adds within this circuit
+   (`CircuitRunner.contributions`), and repeat.
+4. Where none may go, run the circuit without each of 16 groups of edges. Remove as many groups as still leave it
+   faithful, the most harmless first, verified by a run. Repeat; where no group can go, halve the groups.
+5. End when no single edge can be removed, or after the given number of runs.
 ACDC (Conmy et al. 2023) also removes edges while a circuit does its task, one at a time from the logits down, each by
-its own effect; here the goal is set to the faithfulness of the whole circuit.
+its own effect; Edge Pruning (Bhaskar et al. 2024) trains the shares to which edges act, by the gradient used here.
 """
 
 import math
@@ -19,10 +22,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sparselens.analyses.attribution.edge_scores import EdgeScores
-from sparselens.analyses.circuits.circuit_runs import DELAY, Ablation, CircuitRunner, Faithfulness
+from sparselens.analyses.circuits.circuit_runs import DELAY, STEPS, Ablation, CircuitRunner, Faithfulness
 from sparselens.analyses.circuits.edges_for_goal import edges_for_goal
 from sparselens.analyses.circuits.faithfulness import FaithfulnessCurve
-from sparselens.analyses.circuits.search import refuse_goal, search
+from sparselens.analyses.circuits.search import refuse_goal
 from sparselens.analyses.engine.request import OpenModel, open_request
 from sparselens.bars import is_watched, progress_bar
 from sparselens.circuits.circuit import Circuit
@@ -33,8 +36,10 @@ from sparselens.prompts.metrics import Metric, logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.results import Result
 
+CUTS = (0.9, 0.75, 0.5, 0.3, 0.15, 0.07, 0.03)  # shares of the edges, of which the largest that may go is left out
+LEFT = 0.6  # of the faithfulness above the goal, that a cut has to leave
 GROUPS = 16  # into which the edges are divided at first
-SMALL, RUNS, FEWER_RUNS = 10_000, 400, 40  # circuits to run by default: up to so many edges, and beyond
+RUNS = 400
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -47,10 +52,10 @@ class PrunedCircuit(Result):
 
     circuit: Circuit
     held_out: Faithfulness  # on the other half
-    start: int  # edges of the prefix of the ranking that was pruned
+    start: int  # edges before
     untested: int  # edges that may be removable: the runs were used up before each was tried alone. 0: none is
     chosen_on: Int[Tensor, " chosen"]  # the numbers of the prompts that chose it
-    tried: FaithfulnessCurve  # on those: the prefixes, the circuits on the way, and a few smaller ones
+    tried: FaithfulnessCurve  # on those: the best circuit of every size that was run
 
     def _line(self) -> str:
         left = f", {self.untested} of which were not tried" if self.untested else ""
@@ -78,35 +83,35 @@ def pruned_circuit(
     goal: float = 0.8,
     ablation: Ablation | str = "corrupted",
     *,
-    runs: int | None = None,
+    runs: int = RUNS,
     seed: int = 0,
     memory: int | None = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> PrunedCircuit | None:
-    """Remove edges from the smallest faithful prefix of the ranking for as long as half of the prompts stay faithful.
+    """Remove edges for as long as what is left reaches the goal on half of the prompts.
 
-    None if not even all edges reach the goal.
+    None if not even all edges reach it.
 
     >>> found = pruned_circuit(model, pairs, attribute_edges(model, pairs), goal=0.8)
     >>> len(found.circuit), found.held_out.interval(), found.untested  # edges, on the other half, 0: no edge can go
 
-    Scope: no single edge can be removed on the prompts that it was chosen on; a smaller circuit of other edges may
-    exist. On the other prompts it may be less faithful than the goal.
+    Scope: a circuit that does the task, not all that the model does. Edges that lower the metric go first, so a circuit
+    may score higher than the model on the way; with `metric="kl_divergence"` it has to predict what the model predicts.
+    No single edge can be removed on the prompts that it was chosen on; a smaller circuit of other edges may exist. On
+    the other prompts it may be less faithful than the goal.
 
     Args:
-        scores: of these pairs; if they were kept per prompt, those of the choosing half are used
-        runs: circuits to run at most on the choosing half, not counting those of the search for the prefix. Default:
-            400, or 40 for a graph of more than 10,000 edges, whose runs take long
+        scores: of these pairs, for the first cut; if they were kept per prompt, those of the choosing half are used
+        runs: circuits to run at most on the choosing half, a run forward and back being one
         seed: for the two halves
 
     Raises:
-        ValueError: all pairs have the same clean prompt, `runs` is below 1, or as `faithful_circuit`.
+        ValueError: all pairs have the same clean prompt, `runs` is below 1, the metric has no gradient, or as
+            `faithfulness`.
     """
     refuse_goal(goal)
     refuse_other_pairs(pairs)
-    if runs is None:
-        runs = RUNS if scores.graph.n_edges <= SMALL else FEWER_RUNS
     if runs < 1:
         raise ValueError(f"runs = {runs}: want at least 1")
     opened = model if isinstance(model, OpenModel) else OpenModel(model)
@@ -115,20 +120,15 @@ def pruned_circuit(
     if scores.per_prompt is not None and len(scores.clean) == len(pairs):
         scores = scores.of_prompts(rows)
     with open_request(opened, pairs[rows], metric, **options) as request:
-        runner = CircuitRunner(request, scores.graph, ablation)
-        sizes = dict[int, Faithfulness]()
-        prefix, found = search(runner, scores, goal, progress, sizes)
-        if not found.mean >= goal:
-            return None
-        pruning = _Pruning(runner, prefix, found, goal, runs)
+        runner = CircuitRunner(request, scores.graph, ablation, gradients=True)
         with progress_bar(runs * len(rows), "pruning", "run", progress, DELAY) as bar:
-            pruning.run(bar)
+            pruning = _Pruning(runner, scores, goal, runs, bar)
+            pruning.run()
+    if not pruning.found.mean >= goal:
+        return None
     with open_request(opened, pairs[others], metric, **options) as request:
         (held_out,) = CircuitRunner(request, scores.graph, ablation).run([pruning.circuit])
-    sizes = {size: point for size, point in sizes.items() if size > len(prefix)} | pruning.tried
-    numbers = tuple(sorted(sizes))
-    tried = FaithfulnessCurve(numbers, scores.graph.n_edges, tuple(sizes[number] for number in numbers))
-    return PrunedCircuit(pruning.circuit, held_out, len(prefix), pruning.untested, rows, tried)
+    return PrunedCircuit(pruning.circuit, held_out, pruning.start, pruning.untested, rows, pruning.curve())
 
 
 def halves(pairs: TokenizedPairs, seed: int) -> tuple[Int[Tensor, " chosen"], Int[Tensor, " other"]]:
@@ -148,70 +148,106 @@ def halves(pairs: TokenizedPairs, seed: int) -> tuple[Int[Tensor, " chosen"], In
 
 
 class _Pruning:
-    """A circuit that loses edges. `tried` keeps what was found for each size on the way."""
+    """A circuit that loses edges."""
 
-    def __init__(self, runner: CircuitRunner, circuit: Circuit, found: Faithfulness, goal: float, runs: int) -> None:
-        self._runner, self._goal, self._left = runner, goal, runs
-        self._start, self.circuit = len(circuit), runner.acting(circuit)
-        self.tried = {len(self.circuit): found}
+    def __init__(self, runner: CircuitRunner, scores: EdgeScores, goal: float, runs: int, bar: Any) -> None:
+        self._runner, self._goal, self._left, self._bar = runner, goal, runs, bar
+        self._tried = dict[int, tuple[Circuit, Faithfulness]]()  # the best of every size
+        whole = scores.top(int(scores.measured.sum()))
+        self._helps = 1 if runner.clean.mean() > runner.ablated.mean() else -1  # the sign of an edge that does
+        self._values = self._helps * scores.mean
+        self.start, self.circuit = len(whole), runner.acting(whole)
         self.untested = len(self.circuit)
+        (self.found,) = self._run([self.circuit])
 
-    def run(self, bar: Any) -> None:
+    def run(self) -> None:
         """Remove edges until none can go, or the runs are used up."""
-        self._bar, size = bar, math.ceil(len(self.circuit) / GROUPS)
+        if self.found.mean >= self._goal:
+            while self._cut():
+                self._order_anew()
+            self._go_back_to_smallest()
+            self._remove_groups()
+            self._go_back_to_smallest()
+
+    def curve(self) -> FaithfulnessCurve:
+        """The best circuit of every size that was run."""
+        sizes = tuple(sorted(self._tried))
+        return FaithfulnessCurve(sizes, self.circuit.graph.n_edges, tuple(self._tried[size][1] for size in sizes))
+
+    def _cut(self) -> bool:
+        """Leave out the largest part of the edges that may go, if any."""
+        order, least = self._least_first(), self._goal + LEFT * (self.found.mean - self._goal)
+        groups = [order[: int(cut * len(order))] for cut in CUTS]
+        for some in (groups[: len(groups) // 2], groups[len(groups) // 2 :]):
+            circuits = [self._without([group]) for group in some]
+            for circuit, found in zip(circuits, self._run(circuits), strict=False):
+                if found.mean >= min(1.0, least) and len(circuit) < len(self.circuit):
+                    self._take(circuit, found)
+                    return True
+        return False
+
+    def _order_anew(self) -> None:
+        if self._left > STEPS:
+            self._left -= STEPS
+            self._values = self._helps * self._runner.contributions(self.circuit)
+            self._bar.update(STEPS * len(self.found.clean))
+
+    def _go_back_to_smallest(self) -> None:
+        """Go on from the smallest circuit so far that reaches the goal."""
+        smallest = min(size for size, (_, found) in self._tried.items() if found.mean >= self._goal)
+        if smallest < len(self.circuit):
+            self._take(*self._tried[smallest])
+
+    def _remove_groups(self) -> None:
+        """Remove harmless groups of edges, smaller and smaller ones, until no single edge can go."""
+        size = math.ceil(len(self.circuit) / GROUPS)
         while self._left:
-            self._bar.set_postfix_str(
-                f"{len(self.circuit)} of {self._start} edges, {size} at a time", refresh=is_watched()
-            )
-            groups = self._groups(size)
-            found = self._run([self._without([group]) for group in groups])
+            groups = list(self._least_first().split(size))
+            circuits = [self._without([group]) for group in groups]
+            found = self._run(circuits)
             harmless = sorted((-alone.mean, number) for number, alone in enumerate(found) if alone.mean >= self._goal)
-            order = [groups[number] for _, number in harmless]
-            if order:
-                self.untested = self._remove(order, found[harmless[0][1]])
+            if harmless:
+                self._remove([groups[number] for _, number in harmless])
             elif size > 1:
                 size = math.ceil(size / 2)
             else:
                 self.untested = len(groups) - len(found)
-                self._smaller([groups[number] for number in torch.tensor([-f.mean for f in found]).argsort().tolist()])
                 return
+
+    def _remove(self, order: Sequence[Tensor]) -> None:
+        """Remove the first of these groups, as many as leave the circuit faithful; without the first alone it is."""
+        before, enough, too_many = self.circuit, 0, len(order) + 1
+        while enough + 1 < too_many and self._left:
+            doubles = too_many > len(order)
+            number = min(max(1, 2 * enough), len(order)) if doubles else (enough + too_many) // 2
+            circuit = self._without(order[:number], before)
+            (found,) = self._run([circuit])
+            if found.mean >= self._goal:
+                enough = number
+                self._take(circuit, found)
+            else:
+                too_many = number
+
+    def _least_first(self) -> Int[Tensor, " edge"]:
+        kept = self.circuit.kept.flatten().nonzero()[:, 0]
+        return kept[self._values.flatten()[kept].argsort(stable=True)]
+
+    def _take(self, circuit: Circuit, found: Faithfulness) -> None:
+        self.circuit, self.found, self.untested = circuit, found, len(circuit)
+        self._bar.set_postfix_str(f"{len(circuit)} of {self.start} edges", refresh=is_watched())
+
+    def _without(self, groups: Sequence[Tensor], circuit: Circuit | None = None) -> Circuit:
+        circuit = self.circuit if circuit is None else circuit
+        kept = circuit.kept.flatten().index_fill(0, torch.cat(list(groups)), False)
+        return self._runner.acting(replace(circuit, kept=kept.view_as(circuit.kept)))
 
     def _run(self, circuits: Sequence[Circuit]) -> list[Faithfulness]:
         """As many of these as there are runs left for."""
         some = circuits[: self._left]
         self._left -= len(some)
-        return self._runner.run(some, self._bar)
-
-    def _groups(self, size: int) -> list[Tensor]:
-        """The edges, least score first, in groups of this size."""
-        kept = self.circuit.kept.flatten().nonzero()[:, 0]
-        return list(kept[self.circuit.scores.flatten()[kept].abs().argsort()].split(size))
-
-    def _without(self, groups: Sequence[Tensor]) -> Circuit:
-        kept = self.circuit.kept.flatten().index_fill(0, torch.cat(list(groups)), False)
-        return self._runner.acting(replace(self.circuit, kept=kept.view_as(self.circuit.kept)))
-
-    def _remove(self, order: Sequence[Tensor], without_first: Faithfulness) -> int:
-        """Remove the first groups, as many as leave the circuit faithful. Returns how many edges it has then."""
-        enough, too_many = 1, len(order) + 1
-        best = self._without(order[:1]), without_first
-        while enough + 1 < too_many and self._left:
-            doubles = too_many > len(order)
-            number = min(2 * enough, len(order)) if doubles else (enough + too_many) // 2
-            circuit = self._without(order[:number])
-            (found,) = self._run([circuit])
-            if found.mean >= self._goal:
-                enough, best = number, (circuit, found)
-            else:
-                too_many = number
-        self.circuit, found = best
-        self.tried[len(self.circuit)] = found
-        return len(self.circuit)
-
-    def _smaller(self, order: Sequence[Tensor]) -> None:
-        """Circuits below the goal, which resampled prompts may find faithful: without 1, 2, 4, ... of the edges."""
-        number = 1
-        while number < len(order) and self._left:
-            circuit = self._without(order[:number])
-            (self.tried[len(circuit)],) = self._run([circuit])
-            number *= 2
+        ran = self._runner.run(some, self._bar) if some else []
+        for circuit, found in zip(some, ran, strict=True):
+            before = self._tried.get(len(circuit))
+            if before is None or found.mean > before[1].mean:
+                self._tried[len(circuit)] = circuit, found
+        return ran

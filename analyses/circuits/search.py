@@ -5,7 +5,7 @@
 3. Several sizes run at once, as rows of a batch: four doublings, or both divisions of a gap. A model that runs a few
    prompts takes little longer for twice as many.
 Faithfulness need not rise with every edge, so a smaller faithful prefix may exist between the sizes that were tried.
-Nor is every edge of the prefix needed: `pruning` removes those that are not.
+Nor is every edge of the prefix needed: `pruning` finds circuits of fewer edges.
 """
 
 import math
@@ -41,7 +41,7 @@ def faithful_circuit(
 ) -> tuple[Circuit, Faithfulness]:
     """The fewest highest-scoring edges, among the sizes tried, whose faithfulness reaches the goal.
 
-    Not the smallest faithful circuit: `pruned_circuit` continues from here.
+    Not the smallest faithful circuit: `pruned_circuit` finds smaller ones.
 
     >>> circuit, found = faithful_circuit(model, pairs, attribute_edges(model, pairs), goal=0.8)
     >>> len(circuit), found.interval()
