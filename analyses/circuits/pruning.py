@@ -22,7 +22,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sparselens.analyses.attribution.edge_scores import EdgeScores
-from sparselens.analyses.circuits.circuit_runs import DELAY, STEPS, Ablation, CircuitRunner, Faithfulness
+from sparselens.analyses.circuits.circuit_runs import DELAY, Ablation, CircuitRunner, Faithfulness
 from sparselens.analyses.circuits.edges_for_goal import edges_for_goal
 from sparselens.analyses.circuits.faithfulness import FaithfulnessCurve
 from sparselens.analyses.circuits.search import refuse_goal
@@ -36,7 +36,7 @@ from sparselens.prompts.metrics import Metric, logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.results import Result
 
-CUTS = (0.9, 0.75, 0.5, 0.3, 0.15, 0.07, 0.03)  # shares of the edges, of which the largest that may go is left out
+CUTS = (0.9, 0.75, 0.5, 0.3, 0.15)  # shares of the edges, of which the largest that may go is left out
 LEFT = 0.6  # of the faithfulness above the goal, that a cut has to leave
 GROUPS = 16  # into which the edges are divided at first
 RUNS = 400
@@ -177,20 +177,18 @@ class _Pruning:
     def _cut(self) -> bool:
         """Leave out the largest part of the edges that may go, if any."""
         order, least = self._least_first(), self._goal + LEFT * (self.found.mean - self._goal)
-        groups = [order[: int(cut * len(order))] for cut in CUTS]
-        for some in (groups[: len(groups) // 2], groups[len(groups) // 2 :]):
-            circuits = [self._without([group]) for group in some]
-            for circuit, found in zip(circuits, self._run(circuits), strict=False):
-                if found.mean >= min(1.0, least) and len(circuit) < len(self.circuit):
-                    self._take(circuit, found)
-                    return True
+        circuits = [self._without([order[: int(cut * len(order))]]) for cut in CUTS if int(cut * len(order))]
+        for circuit, found in zip(circuits, self._run(circuits), strict=False):
+            if found.mean >= min(1.0, least):
+                self._take(circuit, found)
+                return True
         return False
 
     def _order_anew(self) -> None:
-        if self._left > STEPS:
-            self._left -= STEPS
+        if self._left > 1:
+            self._left -= 1
             self._values = self._helps * self._runner.contributions(self.circuit)
-            self._bar.update(STEPS * len(self.found.clean))
+            self._bar.update(len(self.found.clean))
 
     def _go_back_to_smallest(self) -> None:
         """Go on from the smallest circuit so far that reaches the goal."""
