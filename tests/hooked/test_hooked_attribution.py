@@ -15,7 +15,10 @@ from sparselens.analyses import (
     completeness,
     faithfulness,
     patch_edges,
+    pruned_circuit,
 )
+from sparselens.analyses.circuits.ablated_run import ablated_by, edge_gradient
+from sparselens.analyses.engine.request import open_request
 from sparselens.circuits.circuit import Circuit
 from sparselens.circuits.graph import Graph
 from sparselens.prompts.metrics import logit_difference
@@ -204,3 +207,16 @@ def test_a_stream_that_is_read_without_its_positions_is_refused():
             attribute_edges(make_model("shortformer"), make_pairs(), logit_difference, **QUIET)
     finally:
         del KINDS["shortformer"]
+
+
+@pytest.mark.parametrize("gate_bias", [None, 0.0])
+@pytest.mark.parametrize("kind", sorted({*KINDS} - {"gemma2"}))  # whose post-norms EAP holds fixed
+def test_with_all_edges_what_each_adds_is_eap(kind: str, gate_bias: float | None):
+    model, pairs = make_model(kind, gate_bias), make_pairs()
+    eap = attribute_edges(model, pairs, logit_difference, "eap", **QUIET).mean
+    with torch.no_grad(), open_request(model, pairs, logit_difference, **QUIET) as request:
+        graph, batch = request.reading.graph, request.batch(torch.arange(len(pairs)))
+        start = batch.record([name := request.reading.layers[0].at("hook_resid_pre")]).recorded[name]
+        found = edge_gradient(batch, graph.exists.to(start), ablated_by(batch), start) * graph.exists
+    torch.testing.assert_close((found / len(pairs)).to(eap), eap, rtol=1e-3, atol=1e-5)
+    assert pruned_circuit(model, pairs, attribute_edges(model, pairs, logit_difference, **QUIET), **QUIET)
