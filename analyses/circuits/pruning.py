@@ -36,10 +36,10 @@ from sparselens.prompts.metrics import Metric, logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.results import Result
 
-CUTS = (0.9, 0.75, 0.5, 0.3, 0.15)  # shares of the edges, of which the largest that may go is left out
+CUTS = ((0.9, 0.75, 0.5, 0.3), (0.15, 0.07, 0.03))  # shares of the edges; the later ones if none of the first may go
 LEFT = 0.6  # of the faithfulness above the goal, that a cut has to leave
 GROUPS = 16  # into which the edges are divided at first
-RUNS = 400
+SMALL, RUNS, FEWER_RUNS = 10_000, 400, 80  # circuits to run by default: up to so many edges, and beyond
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -83,7 +83,7 @@ def pruned_circuit(
     goal: float = 0.8,
     ablation: Ablation | str = "corrupted",
     *,
-    runs: int = RUNS,
+    runs: int | None = None,
     seed: int = 0,
     memory: int | None = None,
     batch_size: int | None = None,
@@ -103,7 +103,8 @@ def pruned_circuit(
 
     Args:
         scores: of these pairs, for the first cut; if they were kept per prompt, those of the choosing half are used
-        runs: circuits to run at most on the choosing half, a run forward and back being one
+        runs: circuits to run at most on the choosing half, a run forward and back being one. Default: 400, or 80 for a
+            graph of more than 10,000 edges, whose runs take long
         seed: for the two halves
 
     Raises:
@@ -112,6 +113,8 @@ def pruned_circuit(
     """
     refuse_goal(goal)
     refuse_other_pairs(pairs)
+    if runs is None:
+        runs = RUNS if scores.graph.n_edges <= SMALL else FEWER_RUNS
     if runs < 1:
         raise ValueError(f"runs = {runs}: want at least 1")
     opened = model if isinstance(model, OpenModel) else OpenModel(model)
@@ -165,9 +168,9 @@ class _Pruning:
         if self.found.mean >= self._goal:
             while self._cut():
                 self._order_anew()
-            self._go_back_to_smallest()
             self._remove_groups()
-            self._go_back_to_smallest()
+            while self._go_back_to_smallest():
+                self._remove_groups()
 
     def curve(self) -> FaithfulnessCurve:
         """The best circuit of every size that was run."""
@@ -177,11 +180,13 @@ class _Pruning:
     def _cut(self) -> bool:
         """Leave out the largest part of the edges that may go, if any."""
         order, least = self._least_first(), self._goal + LEFT * (self.found.mean - self._goal)
-        circuits = [self._without([order[: int(cut * len(order))]]) for cut in CUTS if int(cut * len(order))]
-        for circuit, found in zip(circuits, self._run(circuits), strict=False):
-            if found.mean >= min(1.0, least):
-                self._take(circuit, found)
-                return True
+        for cuts in CUTS:
+            numbers = [number for cut in cuts if (number := int(cut * len(order)))]
+            circuits = [self._without([order[:number]]) for number in numbers]
+            for circuit, found in zip(circuits, self._run(circuits), strict=False):
+                if found.mean >= least:
+                    self._take(circuit, found)
+                    return True
         return False
 
     def _order_anew(self) -> None:
@@ -190,11 +195,13 @@ class _Pruning:
             self._values = self._helps * self._runner.contributions(self.circuit)
             self._bar.update(len(self.found.clean))
 
-    def _go_back_to_smallest(self) -> None:
-        """Go on from the smallest circuit so far that reaches the goal."""
+    def _go_back_to_smallest(self) -> bool:
+        """Go on from the smallest circuit so far that reaches the goal, if it is smaller than this one."""
         smallest = min(size for size, (_, found) in self._tried.items() if found.mean >= self._goal)
         if smallest < len(self.circuit):
             self._take(*self._tried[smallest])
+            return True
+        return False
 
     def _remove_groups(self) -> None:
         """Remove harmless groups of edges, smaller and smaller ones, until no single edge can go."""

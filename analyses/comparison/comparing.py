@@ -19,7 +19,6 @@ from torch import Tensor
 
 from sparselens.analyses.attribution.integration import DEFAULT, Method, chosen
 from sparselens.analyses.circuits.circuit_runs import Ablation
-from sparselens.analyses.circuits.pruning import RUNS
 from sparselens.analyses.comparison.caveats import caveats, first_of_one_length, prompts_of, pruning_caveats
 from sparselens.analyses.comparison.files import Parts
 from sparselens.analyses.comparison.model_results import ModelResults
@@ -59,7 +58,7 @@ def compare(
     share: float = 0.9,
     goal: float = 0.8,
     ablation: Ablation | str = "corrupted",
-    prune_runs: int = RUNS,
+    prune_runs: int | None = None,
     all_pairs: bool = False,
     text: Int[Tensor, "_batch _pos"] | Sequence[Int[Tensor, "_batch _pos"]] | None = None,
     control: HookedModel | None = None,
@@ -161,7 +160,7 @@ def _refuse_settings(
     ablation: str,
     share: float,
     goal: float,
-    prune_runs: int,
+    prune_runs: int | None,
     names: tuple[str, str],
 ) -> None:
     for name, value, known in (("method", method, get_args(Method)), ("ablation", ablation, get_args(Ablation))):
@@ -172,7 +171,7 @@ def _refuse_settings(
             raise ValueError(f"{name} must be above 0 and at most 1, not {value}")
     if steps < 1:
         raise ValueError(f"steps = {steps}: want 1 or more")
-    if prune_runs < 0:
+    if prune_runs is not None and prune_runs < 0:
         raise ValueError(f"prune_runs = {prune_runs}: want 0 or more")
     if not all(names) or names[0] == names[1]:
         raise ValueError(f"names = {names}: want two different ones, neither empty")

@@ -43,7 +43,7 @@ class Settings:
     share: float
     goal: float
     ablation: str
-    prune_runs: int
+    prune_runs: int | None
     seed: int
     run: dict[str, Any]  # memory, batch_size, progress
 

@@ -42,7 +42,7 @@ def attribute(
     share: options.Share = 0.9,
     goal: options.Goal = 0.8,
     ablation: options.Ablation = "corrupted",
-    prune_runs: options.PruneRuns = 400,
+    prune_runs: options.PruneRuns = None,
     batch_size: options.BatchSize = None,
     memory: options.Memory = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run in --out.")] = False,
@@ -128,7 +128,7 @@ class _Settings(NamedTuple):
     share: float
     goal: float
     ablation: str
-    prune_runs: int
+    prune_runs: int | None
     seed: int
     budget: dict[str, Any]
 

@@ -48,7 +48,7 @@ def compare(
     share: options.Share = 0.9,
     goal: options.Goal = 0.8,
     ablation: options.Ablation = "corrupted",
-    prune_runs: options.PruneRuns = 400,
+    prune_runs: options.PruneRuns = None,
     batch_size: options.BatchSize = None,
     memory: options.Memory = None,
     form: options.Form = "pdf",

@@ -128,11 +128,11 @@ Goal = Annotated[
     typer.Option(help="Faithfulness that circuits are searched for and pruned to.", callback=share_of("goal")),
 ]
 PruneRuns = Annotated[
-    int,
+    int | None,
     typer.Option(
         "--prune-runs",
         min=0,
-        help="At most so many runs to prune a circuit; 0: no pruning.",
+        help="At most so many runs to prune a circuit. Default: 400, or 80 for large graphs; 0: no pruning.",
     ),
 ]
 Ablation = Annotated[
