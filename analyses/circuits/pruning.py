@@ -22,7 +22,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sparselens.analyses.attribution.edge_scores import EdgeScores
-from sparselens.analyses.circuits.circuit_runs import DELAY, Ablation, CircuitRunner, Faithfulness
+from sparselens.analyses.circuits.circuit_runs import DELAY, STEPS, Ablation, CircuitRunner, Faithfulness
 from sparselens.analyses.circuits.edges_for_goal import edges_for_goal
 from sparselens.analyses.circuits.faithfulness import FaithfulnessCurve
 from sparselens.analyses.circuits.search import refuse_goal
@@ -39,7 +39,7 @@ from sparselens.results import Result
 CUTS = ((0.9, 0.75, 0.5, 0.3), (0.15, 0.07, 0.03))  # shares of the edges; the later ones if none of the first may go
 LEFT = 0.6  # of the faithfulness above the goal, that a cut has to leave
 GROUPS = 16  # into which the edges are divided at first
-SMALL, RUNS, FEWER_RUNS = 10_000, 400, 80  # circuits to run by default: up to so many edges, and beyond
+SMALL, RUNS, FEWER_RUNS = 10_000, 400, 120  # circuits to run by default: up to so many edges, and beyond
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -103,7 +103,7 @@ def pruned_circuit(
 
     Args:
         scores: of these pairs, for the first cut; if they were kept per prompt, those of the choosing half are used
-        runs: circuits to run at most on the choosing half, a run forward and back being one. Default: 400, or 80 for a
+        runs: circuits to run at most on the choosing half, a run forward and back being one. Default: 400, or 120 for a
             graph of more than 10,000 edges, whose runs take long
         seed: for the two halves
 
@@ -190,10 +190,10 @@ class _Pruning:
         return False
 
     def _order_anew(self) -> None:
-        if self._left > 1:
-            self._left -= 1
+        if self._left > STEPS:
+            self._left -= STEPS
             self._values = self._helps * self._runner.contributions(self.circuit)
-            self._bar.update(len(self.found.clean))
+            self._bar.update(STEPS * len(self.found.clean))
 
     def _go_back_to_smallest(self) -> bool:
         """Go on from the smallest circuit so far that reaches the goal, if it is smaller than this one."""

@@ -132,7 +132,7 @@ PruneRuns = Annotated[
     typer.Option(
         "--prune-runs",
         min=0,
-        help="At most so many runs to prune a circuit. Default: 400, or 80 for large graphs; 0: no pruning.",
+        help="At most so many runs to prune a circuit. Default: 400, or 120 for large graphs; 0: no pruning.",
     ),
 ]
 Ablation = Annotated[

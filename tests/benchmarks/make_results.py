@@ -163,10 +163,20 @@ def heads(out: Path, smollm2: Path) -> str:
     return bench("bench_heads.py", *of_smollm2(smollm2), "--out", out, "-n", "16", "--tasks", *tasks)
 
 
+def pruned(out: Path, smollm2: Path) -> str:
+    return bench("bench_pruning.py", *of_smollm2(smollm2), "--out", out, "-n", "24", "--tasks", *PRUNED)
+
+
 def edges(out: Path, smollm2: Path) -> str:
     tasks = """ioi docstring greater_than gendered_pronoun subject_verb_agreement induction_text country_capital
         hypernymy opposites_quoted successor acronyms fact_retrieval"""
     return bench("bench_attention_edges.py", *of_smollm2(smollm2), "--out", out, "-n", "16", "--tasks", *tasks.split())
+
+
+PRUNED = (
+    *("greater_than", "gendered_pronoun", "country_capital", "subject_verb_agreement", "successor", "hypernymy"),
+    "ioi",
+)
 
 
 def of_smollm2(folder: Path) -> list[str | Path]:
@@ -189,10 +199,10 @@ PARTS: dict[str, Callable[[Path, Path], str]] = {
     part.__name__: part
     for part in (
         *(addition, addition_circuits, stories_circuits, stories_losses, ioi_stories, small_models),
-        *(robust_stories, robust_addition, study, heads, edges),
+        *(robust_stories, robust_addition, study, heads, pruned, edges),
     )
 }
-OF_SMOLLM2 = ("study", "heads", "edges")
+OF_SMOLLM2 = ("study", "heads", "pruned", "edges")
 
 
 def put_into(text: str, part: str, table: str) -> str:
