@@ -102,14 +102,14 @@ def pruned_circuit(
     the other prompts it may be less faithful than the goal.
 
     Args:
-        scores: of these pairs, for the first cut; if they were kept per prompt, those of the choosing half are used
+        scores: of these pairs, for the first order, which stays where the metric has no gradient; if they were kept per
+            prompt, those of the choosing half are used
         runs: circuits to run at most on the choosing half, a run forward and back being one. Default: 400, or 120 for a
             graph of more than 10,000 edges, whose runs take long
         seed: for the two halves
 
     Raises:
-        ValueError: all pairs have the same clean prompt, `runs` is below 1, the metric has no gradient, or as
-            `faithfulness`.
+        ValueError: all pairs have the same clean prompt, `runs` is below 1, or as `faithfulness`.
     """
     refuse_goal(goal)
     refuse_other_pairs(pairs)
@@ -123,9 +123,10 @@ def pruned_circuit(
     if scores.per_prompt is not None and len(scores.clean) == len(pairs):
         scores = scores.of_prompts(rows)
     with open_request(opened, pairs[rows], metric, **options) as request:
-        runner = CircuitRunner(request, scores.graph, ablation, gradients=True)
+        gradients = opened.has_gradient(request.metric, request.pairs)
+        runner = CircuitRunner(request, scores.graph, ablation, gradients=gradients)
         with progress_bar(runs * len(rows), "pruning", "run", progress, DELAY) as bar:
-            pruning = _Pruning(runner, scores, goal, runs, bar)
+            pruning = _Pruning(runner, scores, goal, runs, bar, gradients)
             pruning.run()
     if not pruning.found.mean >= goal:
         return None
@@ -153,8 +154,10 @@ def halves(pairs: TokenizedPairs, seed: int) -> tuple[Int[Tensor, " chosen"], In
 class _Pruning:
     """A circuit that loses edges."""
 
-    def __init__(self, runner: CircuitRunner, scores: EdgeScores, goal: float, runs: int, bar: Any) -> None:
-        self._runner, self._goal, self._left, self._bar = runner, goal, runs, bar
+    def __init__(
+        self, runner: CircuitRunner, scores: EdgeScores, goal: float, runs: int, bar: Any, gradients: bool
+    ) -> None:
+        self._runner, self._goal, self._left, self._bar, self._gradients = runner, goal, runs, bar, gradients
         self._tried = dict[int, tuple[Circuit, Faithfulness]]()  # the best of every size
         whole = scores.top(int(scores.measured.sum()))
         self._helps = 1 if runner.clean.mean() > runner.ablated.mean() else -1  # the sign of an edge that does
@@ -190,7 +193,7 @@ class _Pruning:
         return False
 
     def _order_anew(self) -> None:
-        if self._left > STEPS:
+        if self._gradients and self._left > STEPS:
             self._left -= STEPS
             self._values = self._helps * self._runner.contributions(self.circuit)
             self._bar.update(STEPS * len(self.found.clean))

@@ -199,9 +199,7 @@ def _refuse_metric(metric: Metric, method: str, pairs: TokenizedPairs, opened: O
     """Raise a ValueError if the metric lacks a reference in these pairs, or a gradient that the method needs."""
     if metric is kl_divergence and pairs.reference is None:
         raise ValueError("kl_divergence compares with a reference: pass sl.with_reference(model, pairs) as the task")
-    one = pairs[:1]._without_padding().to(opened.device)
-    size = (*one.clean.shape, opened.model.cfg.d_vocab)
-    if method != "exact" and not metric(torch.zeros(size, device=opened.device, requires_grad=True), one).requires_grad:
+    if method != "exact" and not opened.has_gradient(metric, pairs):
         raise ValueError(
             f"{name_of(metric)} has no gradient, which {method} attribution needs: choose another metric, or exact"
         )

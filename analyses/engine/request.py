@@ -60,6 +60,13 @@ class OpenModel:
         """Whether its blocks return tuples."""
         return returns_tuple(self.model, torch.zeros(1, 1, dtype=torch.long, device=self.device))
 
+    def has_gradient(self, metric: Metric, pairs: TokenizedPairs) -> bool:
+        """Does the metric change smoothly with the logits?"""
+        one = pairs[:1]._without_padding().to(self.device)
+        with torch.enable_grad():
+            size = (*one.clean.shape, self.model.cfg.d_vocab)
+            return metric(torch.zeros(size, device=self.device, requires_grad=True), one).requires_grad
+
     @cached_property
     def fingerprint(self) -> str:
         """A digest of weights and settings: hashing them takes seconds for a large model."""

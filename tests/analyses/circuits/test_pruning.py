@@ -123,6 +123,16 @@ def test_under_other_ablations(ablation: str):
         assert again.mean >= 0.5 - 1e-4
 
 
+def test_a_metric_without_a_gradient_keeps_the_order_of_the_scores():
+    model = shipped("addition")
+    pairs = TASKS["addition"].tokenize(model.tokenizer, 12)
+    scores = attribute_edges(model, pairs, logit_difference, "eap", progress=False)
+    found = pruned_circuit(model, pairs, scores, "accuracy", 0.8, progress=False)
+    assert found is not None and found.untested == 0 and len(found.circuit) < 60
+    again = faithfulness(model, found.circuit, pairs[found.chosen_on], "accuracy", progress=False)
+    assert again.mean >= 0.8
+
+
 def test_refusals():
     model, pairs = tiny_bridge("gpt2"), tiny_pairs(4)
     scores = attribute_edges(model, pairs, logit_difference, "eap", progress=False)
