@@ -100,6 +100,22 @@ class EdgeScores(Result):
         """From the logits upward, `n` times the edge of largest |mean score| into a node of the circuit (EAP-IG)."""
         return selection.greedy(self.graph, self._known(), n, self.measured)
 
+    def within(self, circuit: Circuit) -> "EdgeScores":
+        """The mean scores of a circuit's edges alone; all others count as not measured.
+
+        >>> pruned = pruned_circuit(model, pairs, scores)
+        >>> circuit_viewer(scores.within(pruned.circuit), share=1.0)  # draws these edges and no other
+
+        Raises:
+            ValueError: the circuit is one of another graph, or has edges without a score.
+        """
+        if circuit.graph != self.graph:
+            raise ValueError(f"the circuit is one of a model with {circuit.graph}, the scores of one with {self.graph}")
+        inside = circuit.kept.to(self.mean.device)
+        if unknown := int(self.mean[inside].isnan().sum()):
+            raise ValueError(f"{unknown} of the circuit's {len(circuit)} edges have no score here")
+        return replace(self, mean=self.mean.masked_fill(~inside, torch.nan), per_prompt=None, total=None)
+
     def stability(self, share: float = 0.9) -> "Stability":
         """How much the circuits of single prompts differ.
 

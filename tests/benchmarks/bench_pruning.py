@@ -11,16 +11,14 @@ prompts; of sizes and ratios over those that chose.
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
-import torch
 
-from sparselens.analyses import EdgeScores, attribute_edges, faithful_circuit, faithfulness, pruned_circuit
+from sparselens.analyses import attribute_edges, faithful_circuit, faithfulness, pruned_circuit
 from sparselens.analyses.circuits.edges_for_goal import edges_reached
 from sparselens.analyses.circuits.faithfulness import FaithfulnessCurve
 from sparselens.analyses.circuits.pruning import PrunedCircuit, halves
@@ -68,7 +66,7 @@ def found_in(models: Mapping[str, Any], name: str, n: int) -> Found:
                 "edges": list(pruned.circuit.edges),
             }
             curves[goal][side] = pruned.tried
-            scores = only(scores, pruned)
+            scores = scores.within(pruned.circuit)
         found[side] |= {"seconds": seconds, "whole": scores.graph.n_edges}
     for goal, both in curves.items():
         found[f"ratio, {goal}"] = ratio(both, goal) if len(both) == len(SIDES) else None
@@ -91,11 +89,6 @@ def timed() -> tuple[Callable[[str | None], None], dict[str, float]]:
 
 def told_of(edges: int, chosen: float, held_out: list[float | None]) -> Found:
     return {"size": edges, "chosen": chosen, "held out": held_out}
-
-
-def only(scores: EdgeScores, pruned: PrunedCircuit) -> EdgeScores:
-    """Those of the circuit's edges."""
-    return replace(scores, mean=torch.where(pruned.circuit.kept, scores.mean, torch.nan), per_prompt=None)
 
 
 def interval_of(pruned: PrunedCircuit, goal: float) -> list[float | None] | None:

@@ -20,7 +20,7 @@ from sparselens.analyses.patching.activation_patching import patch_heads
 from sparselens.prompts.metrics import logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.tasks import TASKS
-from tests.analyses.small_models import near_pairs, tiny_pairs, two_layer_pairs, two_layers
+from tests.analyses.small_models import near_pairs, shipped, tiny_pairs, two_layer_pairs, two_layers
 from tests.tiny_models import FAMILIES, bridge_of, tiny_bridge, tiny_model
 
 METHODS = ("eap", "eap-ig", "eap-ig-activations", "clean-corrupted", "exact")
@@ -439,6 +439,20 @@ def test_circuits_are_chosen_among_the_edges_that_were_measured():
     circuit, _ = faithful_circuit(model, pairs, some, logit_difference, 1.0, progress=False)
     assert set(circuit.edges) <= set(names)
     assert f"{some.graph.n_edges}" in circuit_viewer(some).html
+
+
+def test_scores_within_a_circuit_are_those_of_its_edges():
+    scores = attribute_edges(tiny_bridge("gpt2"), tiny_pairs(2), logit_difference, progress=False)
+    circuit = scores.top(7)
+    inside = scores.within(circuit)
+    assert torch.equal(inside.measured, circuit.kept) and inside.top(7).edges == circuit.edges
+    assert torch.equal(inside.mean[circuit.kept], scores.mean[circuit.kept])
+    assert inside.smallest(1.0).edges == circuit.edges
+    with pytest.raises(ValueError, match="3 of the circuit's 10 edges have no score here"):
+        inside.within(scores.top(10))
+    sums = TASKS["addition"].tokenize(shipped("addition").tokenizer, 2)
+    with pytest.raises(ValueError, match="the circuit is one of a model with 4 layers of 2 heads, the scores of one"):
+        scores.within(attribute_edges(shipped("addition"), sums, logit_difference, "eap", progress=False).top(1))
 
 
 def test_exact_scores_of_candidates_find_the_circuit_of_all_exact_scores():
