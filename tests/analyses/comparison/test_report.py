@@ -97,9 +97,9 @@ def test_the_finding_says_what_the_table_says(comparison: Comparison):
     fewer = rows["open edges, of visible pairs"][2]
     start = f"sparse is as accurate as dense (100.0 %), with {fewer} fewer open attention edges and "
     dense, sparse, _, ratio = rows["edges for 80 % faithfulness, pruned"]
-    assert ratio is not None and ratio.low < 1 < ratio.high  # on so few prompts
+    assert ratio is not None and ratio.low > 1
     end = f"edges in a circuit that is 80 % faithful ({sparse.split()[0]} against {dense.split()[0]})."
-    assert finding(comparison) == f"{start}no measurable difference in {end}"
+    assert finding(comparison) == f"{start}{ratio.mean:.2f}x fewer {end}"
 
 
 def test_no_difference_is_claimed_where_the_interval_allows_none(comparison: Comparison):
