@@ -11,16 +11,16 @@ Several circuits run at once, as rows of a batch.
    stream, and blocks that write nothing to it are skipped.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sparselens.analyses.circuits.mixing import Mixed
 from sparselens.analyses.engine.edge_products import Writes, exact_dtype
 from sparselens.analyses.engine.gradients import frozen
 from sparselens.analyses.engine.norms import Norm
@@ -114,16 +114,24 @@ def _streams(reading: Reading, writes: Writes, recorded: Activations) -> Activat
 
 def run_circuits(
     batch: Request,
-    kept: Bool[Tensor, "circuit source destination"],
+    kept: Bool[Tensor, "circuit source destination"] | Float[Tensor, "circuit source destination"],
     ablated: Ablated,
     start: Float[Tensor, "batch pos d_model"],
 ) -> Float[Tensor, "circuit batch"]:
     """The metric of the clean prompts when only a circuit's edges carry what the run makes, for several at once.
 
     Args:
+        kept: which edges are in the circuit, or the share of what the run makes that each carries
         start: what the input writes in the clean run
     """
-    return _run(batch, kept.to(ablated.start), ablated, start)
+    reading, circuits = batch.reading, len(kept)
+    copies = max(block.n_heads // (block.n_kv_heads or block.n_heads) for block in reading.graph.blocks)
+    changes = ablated.start.new_zeros(len(reading.graph.sources), circuits, *ablated.start.shape)
+    changes[0] = start.to(changes) - ablated.start
+    run = _CircuitsRun(reading, kept.to(changes), ablated, changes, copies)
+    with skipping(batch.model, run.needless(), batch.opened.as_tuple), silent_projections(batch.model):
+        found = batch.repeated(copies * circuits).measure(run.hooks())
+    return found[: circuits * len(batch)].unflatten(0, (circuits, -1))
 
 
 def edge_gradient(
@@ -144,26 +152,10 @@ def edge_gradient(
     """
     with frozen(batch.model), torch.enable_grad():
         share = kept[None].to(ablated.start).requires_grad_()
-        values = _run(batch, share, ablated, start)
+        values = run_circuits(batch, share, ablated, start)
         if not values.requires_grad:
             raise ValueError("the metric has no gradient: pruning needs one that changes smoothly with the logits")
         return torch.autograd.grad(values.sum(), share)[0][0]
-
-
-def _run(
-    batch: Request,
-    kept: Float[Tensor, "circuit source destination"],
-    ablated: Ablated,
-    start: Float[Tensor, "batch pos d_model"],
-) -> Float[Tensor, "circuit batch"]:
-    reading, circuits = batch.reading, len(kept)
-    copies = max(block.n_heads // (block.n_kv_heads or block.n_heads) for block in reading.graph.blocks)
-    changes = ablated.start.new_zeros(len(reading.graph.sources), circuits, *ablated.start.shape)
-    changes[0] = start.to(changes) - ablated.start
-    run = _CircuitsRun(reading, kept, ablated, changes, copies)
-    with skipping(batch.model, run.needless(), batch.opened.as_tuple), silent_projections(batch.model):
-        found = batch.repeated(copies * circuits).measure(run.hooks())
-    return found[: circuits * len(batch)].unflatten(0, (circuits, -1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,7 +214,7 @@ class _CircuitsRun:
         if kept.requires_grad:
             traced = [(places, write) for places, write in self.traced if places.stop <= written]
             places, writes = zip(*traced, strict=True) if traced else ((), ())
-            mixed: Tensor = _Mixed.apply(kept, numbers, places, *writes)  # pyright: ignore
+            mixed: Tensor = Mixed.apply(kept, numbers, places, *writes)  # pyright: ignore
         else:
             mixed = kept.mT @ numbers
         read = mixed.unflatten(2, changes.shape[2:]).to(base) + base
@@ -295,30 +287,6 @@ class _CircuitsRun:
         last = torch.tensor([self.kept.shape[2] - 1], device=self.kept.device)
         stream = self._reads(self.reading.end, len(self.changes), last)[0]
         return stream.repeat(self.copies, 1, 1).to(activation.dtype)
-
-
-class _Mixed(torch.autograd.Function):
-    """`kept.mT @ numbers`, in whose rows the writes lie already: autograd would keep a copy of them for every read."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        kept: Float[Tensor, "circuit source reader"],
-        numbers: Float[Tensor, "circuit source number"],
-        places: Sequence[slice],
-        *writes: Float[Tensor, "_written circuit batch pos d_model"],
-    ) -> Float[Tensor, "circuit reader number"]:
-        ctx.kept, ctx.numbers, ctx.places, ctx.shapes = kept.detach(), numbers, places, [w.shape for w in writes]
-        return kept.mT @ numbers
-
-    @staticmethod
-    def backward(ctx: Any, *given: Any) -> Any:
-        (gradient,) = given
-        back: list[Tensor] = []
-        for places, shape in zip(ctx.places, ctx.shapes, strict=True):
-            own = rearrange(ctx.kept[:, places] @ gradient, "circuit source number -> source circuit number")
-            back.append(own.reshape(shape))
-        return ctx.numbers @ gradient.mT, None, None, *back
 
 
 def _through(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import sparselens as sl
 from sparselens.analyses.attribution.edges import attribute_edges
-from sparselens.analyses.circuits.ablated_run import _run, ablated_by, edge_gradient
+from sparselens.analyses.circuits.ablated_run import ablated_by, edge_gradient, run_circuits
 from sparselens.analyses.circuits.circuit_runs import CircuitRunner
 from sparselens.analyses.engine.request import Request, open_request
 from sparselens.circuits.circuit import Circuit
@@ -42,7 +42,7 @@ def test_it_is_the_slope_of_the_metric(family: str, step: float):
         kept = 0.5 * half_of_the_edges(batch.reading.graph.exists)
 
         def metric(shares: Tensor) -> float:
-            return float(_run(batch, shares[None], ablated, start).sum())
+            return float(run_circuits(batch, shares[None], ablated, start).sum())
 
         found = edge_gradient(batch, kept, ablated, start)
         everywhere = (metric(kept * (1 + step)) - metric(kept * (1 - step))) / (2 * step)
