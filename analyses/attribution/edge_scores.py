@@ -103,8 +103,8 @@ class EdgeScores(Result):
     def within(self, circuit: Circuit) -> "EdgeScores":
         """The mean scores of a circuit's edges alone; all others count as not measured.
 
-        >>> pruned = pruned_circuit(model, pairs, scores)
-        >>> circuit_viewer(scores.within(pruned.circuit), share=1.0)  # draws these edges and no other
+        >>> first = pruned_circuit(model, pairs, scores, goal=0.95)
+        >>> pruned_circuit(model, pairs, scores.within(first.circuit), goal=0.8)  # goes on from there
 
         Raises:
             ValueError: the circuit is one of another graph, or has edges without a score.

@@ -1,7 +1,7 @@
 """The attribution of one model, from the folder that `sparselens attribute` writes: its figures and its report.
 
 No model is needed: `scores.safetensors` holds the scores of every prompt, `attribute.json` what was printed,
-`faithful.json` the circuit, and `circuit.html` the page about it.
+`faithful.json` and `pruned.json` the circuits, and `circuit.html` the page about them.
 """
 
 import html
@@ -25,7 +25,7 @@ from sparselens.files.reading import json_object
 from sparselens.files.records import checksum
 from sparselens.files.whole import write_file
 
-CARD, SCORES = "attribute.json", "scores.safetensors"
+CARD, SCORES, PRUNED = "attribute.json", "scores.safetensors", "pruned.json"
 SAVED = ("mean", "per_prompt", "clean", "corrupted")  # fields of the scores
 TOLD: dict[str, type] = {  # what the page needs of the card
     **dict.fromkeys(("model", "task", "metric", "method", "ablation"), str),
@@ -33,7 +33,7 @@ TOLD: dict[str, type] = {  # what the page needs of the card
     "circuits": dict,
 }
 CAPTIONS = {
-    "circuit": "The smallest circuit found that reaches the wanted faithfulness.",
+    "circuit": "The smallest circuit found that reaches the wanted faithfulness on the prompts that chose it.",
     "edges_needed": "Share of attribution in the largest edges; dotted: of the mean scores.",
 }
 READING = (
@@ -44,12 +44,13 @@ READING = (
 
 @dataclass(frozen=True)
 class Attributed:
-    """Edge scores of one model, and its circuit."""
+    """Edge scores of one model, and its circuits."""
 
     summary: dict[str, Any]  # what the command printed
     scores: EdgeScores
     faithful: Circuit
     page: str  # circuit.html
+    pruned: Circuit | None = None
 
     @property
     def name(self) -> str:
@@ -59,8 +60,14 @@ class Attributed:
     @cached_property
     def viewer(self) -> Viewer:
         """The circuit alone, without the patterns that the page has."""
-        ablation = self.summary["ablation"]
-        return circuit_viewer(self.scores, edges=len(self.faithful), ablation=ablation, names=[self.name])
+        how: dict[str, Any] = {"ablation": self.summary["ablation"], "names": [self.name]}
+        if self.pruned is None:
+            return circuit_viewer(self.scores, edges=len(self.faithful), **how)
+        return circuit_viewer(self.scores, pruned=[(self.pruned, self._pruned_told["faithfulness"])], **how)
+
+    @property
+    def _pruned_told(self) -> dict[str, Any]:
+        return _told_of_pruned(self.summary) or {}
 
     def drawings(self) -> dict[str, Draw]:
         """The function that draws each figure, by the name of its file."""
@@ -97,14 +104,20 @@ class Attributed:
         )
 
     def _finding(self) -> str:
-        """The faithful circuit, against random circuits of the same size."""
+        """The faithful circuit, against random circuits of the same size, and the pruned one."""
         told = self.summary
         circuits = list(told["circuits"].values())
         found = next((c for c in circuits if c["edges"] == len(self.faithful)), circuits[0])
         return (
             f"{found['edges']:,} of {told['edges']:,} edges do {percent(found['faithfulness'])} of what {self.name} "
-            f"does; as many random connected ones do {percent(circuits[-1]['faithfulness'])}."
+            f"does; as many random connected ones do {percent(circuits[-1]['faithfulness'])}." + self._pruned_finding()
         )
+
+    def _pruned_finding(self) -> str:
+        if self.pruned is None:
+            return ""
+        kept = percent(self._pruned_told["faithfulness"])
+        return f" Pruned to {len(self.pruned):,} edges it does {kept} on prompts that did not choose them."
 
 
 def is_attribution(folder: str | Path) -> bool:
@@ -124,13 +137,21 @@ def load_attribution(folder: str | Path) -> Attributed:
         for name, kind in TOLD.items():
             if not isinstance(summary.get(name), kind):
                 raise ValueError(f"{CARD} has {summary.get(name)!r:.60} as {name}, want a {kind.__name__}")
+        for name, told in summary["circuits"].items():
+            if not isinstance(told, dict) or not {"edges", "faithfulness", "interval"} <= told.keys():
+                raise ValueError(f"{CARD} has {told!r:.60} as the circuit {name!r}")
         faithful, tensors = Circuit.load(folder / "faithful.json"), _read_scores(folder / SCORES)
         if tensors["mean"].shape != faithful.graph.exists.shape:
             raise ValueError(f"{SCORES} and faithful.json are of different models")
         scores = EdgeScores(faithful.graph, summary["method"], **tensors)
-        return Attributed(summary, scores, faithful, (folder / "circuit.html").read_text(encoding="utf-8"))
+        pruned = None if _told_of_pruned(summary) is None else Circuit.load(folder / PRUNED)
+        return Attributed(summary, scores, faithful, (folder / "circuit.html").read_text(encoding="utf-8"), pruned)
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} does not hold a whole attribution: {error}") from error
+
+
+def _told_of_pruned(summary: dict[str, Any]) -> dict[str, Any] | None:
+    return next((told for told in summary["circuits"].values() if "untested" in told), None)
 
 
 def save_scores(scores: EdgeScores, path: Path) -> Path:

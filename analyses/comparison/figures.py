@@ -82,6 +82,7 @@ def view(comparison: Comparison) -> Viewer:
         comparison.sparse.edges,
         share=about.share,
         faithful=[_faithful(getattr(comparison, side).circuits) for side in SIDES],
+        pruned=[getattr(comparison, side).circuits.pruned for side in SIDES],
         ablation=about.ablation,
         names=about.names,
         title=f"{about.names[0]} and {about.names[1]}: {about.description}",

@@ -25,6 +25,7 @@ from sparselens.analyses.comparison.table import known
 from sparselens.analyses.figures.thinning import thinned
 from sparselens.analyses.figures.token_view import DRAWN
 from sparselens.analyses.figures.viewer import LISTED, TOKEN_EDGES
+from sparselens.analyses.figures.viewer_edges import scored
 from sparselens.analyses.figures.viewer_patterns import STEPS
 from sparselens.circuits.circuit import Circuit
 
@@ -51,7 +52,7 @@ def _slim(model: ModelResults, side: str, name: str, across: int) -> ModelResult
         model,
         attention=_as_seen(model.attention, across),
         edges=_largest(model.edges, min(largest, model.edges.graph.n_edges)),
-        circuits=_without_scores(model.circuits),
+        circuits=_without_scores(model.circuits, model.edges),
         summary=EdgeSummary(model.stability, curves),
     )
 
@@ -61,11 +62,11 @@ def _largest(scores: EdgeScores, n: int) -> EdgeScores:
     return replace(scores, mean=only.scores, per_prompt=None, total=only.total)
 
 
-def _without_scores(runs: CircuitRuns) -> CircuitRuns:
-    """The pruned circuit has scores of its own, those of the prompts that chose it."""
+def _without_scores(runs: CircuitRuns, scores: EdgeScores) -> CircuitRuns:
+    """The pruned circuit keeps the mean scores of its edges, which may not be among the largest."""
     if runs.pruned is None:
         return runs
-    return replace(runs, pruned=replace(runs.pruned, circuit=_only_kept(runs.pruned.circuit)))
+    return replace(runs, pruned=replace(runs.pruned, circuit=_only_kept(scored(runs.pruned.circuit, scores))))
 
 
 def _only_kept(circuit: Circuit) -> Circuit:

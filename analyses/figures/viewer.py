@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from sparselens.analyses.attribution.attention_edges import AttentionEdges
 from sparselens.analyses.attribution.edge_scores import EdgeScores
+from sparselens.analyses.circuits.pruning import PrunedCircuit
 from sparselens.analyses.engine.renamed import renamed_argument
 from sparselens.analyses.figures.circuit_layout import (
     COLUMN,
@@ -26,7 +27,7 @@ from sparselens.analyses.figures.notebook import Page, framed
 from sparselens.analyses.figures.paper import form_of
 from sparselens.analyses.figures.plot import Plot
 from sparselens.analyses.figures.token_view import token_view
-from sparselens.analyses.figures.viewer_edges import ranked_edges
+from sparselens.analyses.figures.viewer_edges import edges_of, ranked_edges, scored
 from sparselens.analyses.figures.viewer_page import graph_data, model_data, plot_data, viewer_page
 from sparselens.analyses.figures.viewer_patterns import patterns_data
 from sparselens.circuits.circuit import Circuit
@@ -91,6 +92,7 @@ def circuit_viewer(
     share: float = 0.9,
     edges: int | None = None,
     faithful: Sequence[tuple[int, float] | None] = (),
+    pruned: PrunedCircuit | Sequence[PrunedCircuit | tuple[Circuit, float] | None] = (),
     ablation: str = "corrupted",
     names: Sequence[str] | None = None,
     title: str = "Circuits",
@@ -113,6 +115,8 @@ def circuit_viewer(
         edges: begin with so many of the largest instead (`EdgeScores.top`).
         faithful: for each model, how many of the largest edges make the smallest faithful circuit, and how faithful it
             is; None where there is none. The page begins with these, and can return to them.
+        pruned: for each model, what `pruned_circuit` found, or a circuit and how faithful it is on prompts that did not
+            choose it. The page then begins with these.
         ablation: of what is outside a circuit. Dead ends, which do not act, are left out: edges on no path to the
             logits, and under "corrupted" also those on none from the input (`Circuit.pruned`).
         names: of the models; default: model, or dense and sparse
@@ -131,11 +135,10 @@ def circuit_viewer(
     chosen = tuple(names) if names else (ALONE if other is None else SIDES)
     known = [dict[str, str]() for _ in every] if labels is None else _each(labels, Mapping)
     _check_labels(scores.graph, known)
-    found = list(faithful) if faithful else [None] * len(every)
-    if len(found) != len(every):
-        raise ValueError(f"faithful circuits of {len(found)} models for scores of {len(every)}")
+    found, cut = _for_each("faithful", faithful, every), _scored(_for_each("pruned", pruned, every), every)
     circuits = tuple(
-        _circuit(one, share, edges, its).pruned(ablation == "corrupted") for one, its in zip(every, found, strict=True)
+        _circuit(one, share, edges, its, small).pruned(ablation == "corrupted")
+        for one, its, small in zip(every, found, cut, strict=True)
     )
     shown = None if other is None else lay_out_difference(circuits[0], circuits[1], chosen)
     data: dict[str, Any] = {
@@ -144,8 +147,8 @@ def circuit_viewer(
         "from_input": ablation == "corrupted",
         **graph_data(lay_out_circuits(circuits, chosen), shown),
         "models": [
-            model_data(ranked_edges(one, max_edges), name, of_nodes, its)
-            for one, name, of_nodes, its in zip(every, chosen, known, found, strict=True)
+            model_data(ranked_edges(one, max_edges), name, of_nodes, its, small and (edges_of(small[0]), small[1]))
+            for one, name, of_nodes, its, small in zip(every, chosen, known, found, cut, strict=True)
         ],
         "plots": [plot_data(plot) for plot in plots],
     }
@@ -161,11 +164,35 @@ def circuit_viewer(
     return Viewer(circuits, chosen, title, viewer_page(title, data))
 
 
-def _circuit(scores: EdgeScores, share: float, edges: int | None, faithful: tuple[int, float] | None) -> Circuit:
+def _circuit(
+    scores: EdgeScores,
+    share: float,
+    edges: int | None,
+    faithful: tuple[int, float] | None,
+    pruned: tuple[Circuit, float] | None,
+) -> Circuit:
     """What the page shows at first, dead ends included."""
     if edges is not None:
         return scores.top(edges)
+    if pruned is not None:
+        return pruned[0]
     return scores.smallest(share) if faithful is None else scores.top(faithful[0])
+
+
+def _for_each(name: str, given: Any, every: Sequence[EdgeScores]) -> Sequence[Any]:
+    given = _each(given, PrunedCircuit)
+    if given and len(given) != len(every):
+        raise ValueError(f"{name} circuits of {len(given)} models for scores of {len(every)}")
+    return given or [None] * len(every)
+
+
+def _scored(pruned: Sequence[Any], every: Sequence[EdgeScores]) -> list[tuple[Circuit, float] | None]:
+    """The pruned circuits, with the scores of everything else that is drawn."""
+    pairs = [(one.circuit, one.held_out.mean) if isinstance(one, PrunedCircuit) else one for one in pruned]
+    for found in pairs:
+        if found is not None and found[0].graph != every[0].graph:
+            raise ValueError(f"a pruned circuit of {found[0].graph}, but scores of {every[0].graph}")
+    return [found and (scored(found[0], one), found[1]) for found, one in zip(pairs, every, strict=True)]
 
 
 def _each(given: Any, kind: type) -> list[Any]:

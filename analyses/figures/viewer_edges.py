@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from sparselens.analyses.attribution.edge_scores import EdgeScores
+from sparselens.circuits.circuit import Circuit
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,19 +30,36 @@ class RankedEdges:
 
 def ranked_edges(scores: EdgeScores, max_edges: int) -> RankedEdges:
     """At most `max_edges` of those that were measured, the largest; mean scores are taken as they are."""
+    return _ranked(scores.mean, scores.measured, max_edges, scores.graph.n_edges, scores.total)
+
+
+def edges_of(circuit: Circuit) -> RankedEdges:
+    """Those of a circuit, by its own scores."""
+    return _ranked(circuit.scores, circuit.kept.cpu(), len(circuit), circuit.graph.n_edges, circuit.total)
+
+
+def scored(circuit: Circuit, scores: EdgeScores) -> Circuit:
+    """A circuit with these scores; its own for edges that have none here."""
     mean = scores.mean.detach().cpu()
-    source, destination = (axis.numpy() for axis in scores.measured.nonzero(as_tuple=True))
-    flat = mean[scores.measured]
+    own = circuit.scores.detach().cpu().to(mean.dtype)
+    return Circuit(circuit.graph, circuit.kept.cpu(), torch.where(scores.measured, mean, own), scores.total)
+
+
+def _ranked(
+    scores: Float[torch.Tensor, "source destination"],
+    among: Bool[torch.Tensor, "source destination"],
+    most: int,
+    n_edges: int,
+    total: float | None,
+) -> RankedEdges:
+    mean = scores.detach().cpu()
+    source, destination = (axis.numpy() for axis in among.nonzero(as_tuple=True))
+    flat = mean[among]
     sizes, order = flat.double().abs().sort(descending=True, stable=True)
-    kept = order[:max_edges].numpy()
+    kept = order[:most].numpy()
     exact = torch.float64 if mean.dtype == torch.float64 else torch.float32
-    return RankedEdges(
-        source[kept],
-        destination[kept],
-        flat.to(exact).numpy()[kept],
-        n_edges=scores.graph.n_edges,
-        total=_sum(sizes) if scores.total is None else scores.total,
-    )
+    values = flat.to(exact).numpy()[kept]
+    return RankedEdges(source[kept], destination[kept], values, n_edges, _sum(sizes) if total is None else total)
 
 
 def _sum(sizes: Float[torch.Tensor, " edge"]) -> float:

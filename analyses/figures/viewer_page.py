@@ -6,6 +6,7 @@
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -67,22 +68,41 @@ def graph_data(circuits: CircuitLayout, difference: CircuitLayout | None) -> dic
     }
 
 
-def model_data(edges: RankedEdges, name: str, labels: Mapping[str, str], faithful: Any) -> dict[str, Any]:
+def model_data(
+    edges: RankedEdges,
+    name: str,
+    labels: Mapping[str, str],
+    faithful: tuple[int, float] | None,
+    pruned: tuple[RankedEdges, float] | None,
+) -> dict[str, Any]:
     """The edges of one model.
 
     Args:
         faithful: number of edges of its faithful circuit, and how faithful; None: there is none
+        pruned: its pruned circuit, and how faithful; None: there is none
     """
     return {
         "name": layout.shortened(name),
         "edges": edges.n_edges,
         "total": edges.total,
+        **_columns(edges),
+        "labels": dict(labels),
+        "faithful": None if faithful is None else {"edges": faithful[0], "mean": round(float(faithful[1]), 4)},
+        "pruned": None if pruned is None else {**_columns(pruned[0]), "mean": _known(pruned[1])},
+    }
+
+
+def _known(faithfulness: float) -> float | None:
+    """None where clean and ablated runs score the same."""
+    return round(float(faithfulness), 4) if isfinite(faithfulness) else None
+
+
+def _columns(edges: RankedEdges) -> dict[str, Any]:
+    return {
         "source": in_base64(edges.source.astype(np.uint16)),
         "destination": in_base64(edges.destination.astype(np.uint16)),
         "score": in_base64(edges.score),
         "double": edges.score.dtype == np.float64,
-        "labels": dict(labels),
-        "faithful": None if faithful is None else {"edges": faithful[0], "mean": round(float(faithful[1]), 4)},
     }
 
 

@@ -52,7 +52,7 @@ def attribute(
 
     Example: `sparselens attribute --model addition-sparse --task addition --out circuit`
 
-    Writes `circuit.html` (the faithful circuit and the model's attention, to explore offline) and three circuits as
+    Writes `circuit.html` (the circuits and the model's attention, to explore offline) and three circuits as
     EAP-IG reads them, with all mean scores: `faithful.json` (the fewest of the highest-scoring edges that reach
     --goal), `pruned.json` (without dispensable ones, chosen on half of the pairs) and `share.json`; also
     `scores.safetensors` (every prompt's) and `attribute.json` (what is printed). `sparselens figures` and `sparselens
@@ -102,8 +102,8 @@ def attribute(
     }
     title, name = f"{model}: {known.description}", Path(model).name
     files = _write(circuits, scores, out)
-    files.append(_view(opened, pairs, scores, circuits.reached, ablation, title, name).save_html(out / "circuit.html"))
-    _print(summary, scores, circuits.faithful)
+    files.append(_view(opened, pairs, scores, circuits, ablation, title, name).save_html(out / "circuit.html"))
+    _print(summary, scores, circuits)
     print_table("Written; open circuit.html in a browser", ("where",), [(file,) for file in files])
     finish(summary, json, out / CARD)
 
@@ -174,12 +174,13 @@ def _find_circuits(model: Any, pairs: Any, metric: Any, scores: "EdgeScores", se
 
 def _write(circuits: _Circuits, scores: "EdgeScores", out: Path) -> list[Path]:
     """Write the scores and the circuits, and remove the finished batches."""
-    from sparselens.analyses.comparison.attributed import SCORES, save_scores
+    from sparselens.analyses.comparison.attributed import PRUNED, SCORES, save_scores
 
     files = [circuits.by_share.save(out / "share.json"), circuits.faithful.save(out / "faithful.json")]
     files.append(save_scores(scores, out / SCORES))
+    (out / PRUNED).unlink(missing_ok=True)  # an earlier run's
     if circuits.pruned is not None:
-        files.append(circuits.pruned.circuit.save(out / "pruned.json"))
+        files.append(circuits.pruned.circuit.save(out / PRUNED))
     for file in out.glob(f"{UNFINISHED}*"):  # absent when one batch was enough
         file.unlink()
     return files
@@ -189,12 +190,12 @@ def _view(
     model: Any,
     pairs: Any,
     scores: "EdgeScores",
-    faithful: tuple[int, float] | None,
+    circuits: _Circuits,
     ablation: str,
     title: str,
     name: str,
 ) -> Any:
-    """The page about the circuit, with the model's attention on the first prompts."""
+    """The page about the circuits, with the model's attention on the first prompts."""
     from sparselens.analyses import attention_edges, circuit_viewer, label_heads
     from sparselens.analyses.comparison.caveats import first_of_one_length, prompts_of
     from sparselens.analyses.comparison.plots import edges_needed_of_one
@@ -203,7 +204,8 @@ def _view(
     prompts = prompts_of(shown)
     return circuit_viewer(
         scores,
-        faithful=[faithful],
+        faithful=[circuits.reached],
+        pruned=[circuits.pruned],
         ablation=ablation,
         names=[name],
         title=title,
@@ -227,7 +229,8 @@ def _spread(circuit: "Circuit", drawn: "Sequence[Faithfulness]") -> dict[str, An
     return {"edges": len(circuit), "faithfulness": sum(means) / len(means), "interval": [min(means), max(means)]}
 
 
-def _print(summary: dict[str, Any], scores: "EdgeScores", found: "Circuit") -> None:
+def _print(summary: dict[str, Any], scores: "EdgeScores", circuits: _Circuits) -> None:
+    from sparselens.analyses.comparison.attributed import PRUNED
     from sparselens.prompts.intervals import FEW
 
     print_table(
@@ -247,11 +250,15 @@ def _print(summary: dict[str, Any], scores: "EdgeScores", found: "Circuit") -> N
     left = [(name, c["untested"], c["edges"]) for name, c in summary["circuits"].items() if c.get("untested")]
     for name, untested, edges in left:
         warn(f"{name}: {untested} of {edges} edges were not tested one by one (--prune-runs)")
+    pruned = circuits.pruned
+    found, name, file = (
+        (circuits.faithful, "faithful", "faithful.json") if pruned is None else (pruned.circuit, "pruned", PRUNED)
+    )
     largest = sorted(found, key=lambda edge: -abs(scores[edge]))
     intervals = [(edge, scores.interval(edge)) for edge in largest[:SHOWN]]
     shown = [(edge, _around(i.mean, (i.low, i.high), 4)) for edge, i in intervals]
-    shown += [(f"and {len(largest) - SHOWN} more", "in faithful.json")] if largest[SHOWN:] else []
-    print_table("The faithful circuit; positive: corrupting the edge lowers the metric", ("edge", "score"), shown)
+    shown += [(f"and {len(largest) - SHOWN} more", f"in {file}")] if largest[SHOWN:] else []
+    print_table(f"The {name} circuit; positive: corrupting the edge lowers the metric", ("edge", "score"), shown)
 
 
 def _around(mean: float, ends: Sequence[float | None], digits: int) -> str:

@@ -69,7 +69,7 @@ function scoreOf(model, { code }) {
   const known = model.of.get(code);
   if (!known) return "not among the edges that this page holds";
   const share = model.total ? `, ${percent(Math.abs(known.score) / model.total)} of |score|` : "";
-  return `score ${number(known.score)}, rank ${thousands(known.rank + 1)}${share}${signed(model).includes(known) ? "" : ": not kept"}`;
+  return `score ${number(known.score)}, ${Number.isFinite(known.rank) ? `rank ${thousands(known.rank + 1)}` : `not among the ${thousands(model.list.length)} largest`}${share}${signed(model).includes(known) ? "" : ": not kept"}`;
 }
 
 /** A head's patterns in all models, and on which prompt: another has other edges. */

@@ -102,7 +102,7 @@ function circuitsJson() {  // each in the format of EAP-IG and MIB
     all[name] = {
       cfg: data.cfg,
       nodes: Object.fromEntries(nodes.map(node => [node.name, { in_graph: used.has(node.index) }])),
-      edges: Object.fromEntries(model.list.map(edge => [edgeName(edge), { score: edge.score, in_graph: kept.has(edge) }])),
+      edges: Object.fromEntries(model.every.map(edge => [edgeName(edge), { score: edge.score, in_graph: kept.has(edge) }])),
     };
   });
   return { state: stateText(), circuits: all };

@@ -155,8 +155,9 @@ export function aboutModel(model, edges) {
   return { text, note: [faithfulness(model), deadEnds(model), held(model)].filter(Boolean).join("; ") };
 }
 
-function faithfulness({ faithful }) {
-  if (state.mode !== "faithful") return "";
+function faithfulness({ faithful, pruned }) {
+  if (state.mode !== "faithful" && state.mode !== "pruned") return "";
+  if (pruned && state.mode === "pruned") return pruned.mean === null ? "" : `does ${percent(pruned.mean)} of what the whole model does, on prompts that did not choose it`;
   return faithful ? `does ${percent(faithful.mean)} of what the whole model does` : `no circuit of this model was found to be faithful: here ${percent(state.share)} of |score|`;
 }
 
@@ -166,7 +167,7 @@ function deadEnds(model) {
 }
 
 function held(model) {
-  if (model.list.length === model.edges) return "";
+  if (model.list.length === model.edges || (state.mode === "pruned" && model.pruned)) return "";
   const said = `this page holds the ${thousands(model.list.length)} largest, ${percent(model.total ? model.held / model.total : 0)} of |score|`;
   return runsOut(model) ? `the threshold asks for more: ${said}` : said;
 }

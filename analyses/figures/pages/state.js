@@ -3,19 +3,19 @@
 import { byId, pageData } from "./dom.js";
 
 export const data = pageData();
-const MODES = { faithful: data.models.some(model => model.faithful), share: true, score: true, top: true };
+const MODES = { pruned: data.models.some(model => model.pruned), faithful: data.models.some(model => model.faithful), share: true, score: true, top: true };
+export const modes = Object.keys(MODES).filter(mode => MODES[mode]);
 const START = {
-  tab: "circuit", mode: data.begin !== null ? "top" : MODES.faithful ? "faithful" : "share", share: data.share, score: 0, top: data.begin ?? 20, sign: "both",
+  tab: "circuit", mode: data.begin !== null ? "top" : modes[0], share: data.share, score: 0, top: data.begin ?? 20, sign: "both",
   dead: false, hide: false, chosen: "", find: "", pins: "", zoom: 1, x: 0, y: 0, head: "", prompt: 0,
 };
-export const modes = Object.keys(MODES).filter(mode => MODES[mode]);
 export const state = { ...START };
 export const nodes = data.nodes.map(([name, kind, text, x, y, width, height], index) => ({ name, kind, text, x, y, width, height, index }));
 export const nodeOf = new Map(nodes.map(node => [node.name, node]));
 const owners = data.destinations.map(name => nodeOf.get(name.split("<")[0]).index);  // sources stand as the nodes do
 export const models = data.models.map(ranked);
 export const largest = Math.max(...models.map(model => model.largest)) || 1;
-for (const model of models) for (const edge of model.list) edge.size = Math.abs(edge.score) / largest;
+for (const model of models) for (const edge of model.every) edge.size = Math.abs(edge.score) / largest;
 
 export function bytes(text) {
   const raw = atob(text), found = new Uint8Array(raw.length);  // Uint8Array.from with a function takes ten times as long
@@ -24,16 +24,23 @@ export function bytes(text) {
 }
 
 function ranked(model) {
-  const scores = new (model.double ? Float64Array : Float32Array)(bytes(model.score).buffer);
-  const sources = new Uint16Array(bytes(model.source).buffer), destinations = new Uint16Array(bytes(model.destination).buffer);
+  const list = decoded(model), of = new Map(list.map(edge => [edge.code, edge]));
+  const pruned = model.pruned && decoded(model.pruned).map(edge => of.get(edge.code) ?? { ...edge, rank: Infinity });
+  const every = pruned ? list.concat(pruned.filter(edge => !of.has(edge.code))) : list;  // it may have weak edges, too
+  for (const edge of pruned ?? []) of.set(edge.code, edge);
+  const upward = inOrder(every, "source"), downward = inOrder(every, "owner").reverse();
+  return { ...model, pruned: pruned && { list: pruned, mean: model.pruned.mean }, list, every, upward, downward, held: list.at(-1)?.reached ?? 0, largest: list.length ? Math.abs(list[0].score) : 0, of };
+}
+
+function decoded(edges) {
+  const scores = new (edges.double ? Float64Array : Float32Array)(bytes(edges.score).buffer);
+  const sources = new Uint16Array(bytes(edges.source).buffer), destinations = new Uint16Array(bytes(edges.destination).buffer);
   let sum = 0;
-  const list = Array.from(scores, (score, rank) => {
+  return Array.from(scores, (score, rank) => {
     const source = sources[rank], destination = destinations[rank];
     sum += Math.abs(score);
     return { source, destination, owner: owners[destination], score, rank, reached: sum, style: score < 0 ? 1 : 0, code: source * owners.length + destination };
   });
-  const upward = inOrder(list, "source"), downward = inOrder(list, "owner").reverse();
-  return { ...model, list, upward, downward, held: sum, largest: list.length ? Math.abs(list[0].score) : 0, of: new Map(list.map(edge => [edge.code, edge])) };
 }
 
 function inOrder(list, end) {  // of the nodes at one end; sorting takes longer
@@ -61,9 +68,12 @@ function countAtLeast(list, keeps) {  // the list is in order, so that what is k
   return low;
 }
 
+const asPruned = model => state.mode === "pruned" && model.pruned;
+const asFaithful = model => (state.mode === "pruned" || state.mode === "faithful") && model.faithful;
+
 function cut(model) {  // how many of the largest edges the threshold keeps: the rules of EdgeScores.smallest and .top
   const { list, total } = model;
-  if (state.mode === "faithful" && model.faithful) return Math.min(list.length, model.faithful.edges);
+  if (asFaithful(model)) return Math.min(list.length, model.faithful.edges);
   if (state.mode === "top") return Math.min(list.length, state.top);
   if (state.mode === "score") return countAtLeast(list, edge => Math.abs(edge.score) >= state.score);
   const goal = state.share * total * (1 - 1e-12);
@@ -71,8 +81,8 @@ function cut(model) {  // how many of the largest edges the threshold keeps: the
 }
 
 export function runsOut(model) {  // is more wanted than the page holds?
-  if (model.list.length === model.edges) return false;
-  if (state.mode === "faithful" && model.faithful) return model.faithful.edges > model.list.length;
+  if (model.list.length === model.edges || asPruned(model)) return false;
+  if (asFaithful(model)) return model.faithful.edges > model.list.length;
   if (state.mode === "top") return state.top > model.list.length;
   if (state.mode === "score") return cut(model) === model.list.length;
   return model.held < state.share * model.total * (1 - 1e-12);
@@ -80,9 +90,11 @@ export function runsOut(model) {  // is more wanted than the page holds?
 
 /** The edges that are drawn of a model, and how many that were chosen are not, since they are dead ends. */
 export function drawn(model) {
-  const key = `${cut(model)} ${state.sign} ${state.dead}`;
+  const pruned = asPruned(model), n = pruned ? "pruned" : cut(model), key = `${n} ${state.sign} ${state.dead}`;
   if (model.drawn?.key !== key) {
-    const first = model.list.slice(0, cut(model)), alive = state.dead ? first : first.filter(livelyIn(model, first.length));
+    const first = pruned ? pruned.list : model.list.slice(0, n), inside = pruned && new Set(first);
+    const keeps = inside ? edge => inside.has(edge) : edge => edge.rank < n;
+    const alive = state.dead ? first : first.filter(livelyIn(model, keeps));
     model.drawn = { key, list: state.sign === "both" ? alive : alive.filter(edge => (edge.score < 0) === (state.sign === "negative")), dead: first.length - alive.length };
   }
   return model.drawn;
@@ -90,11 +102,11 @@ export function drawn(model) {
 
 export const signed = model => drawn(model).list;
 
-function livelyIn(model, n) {  // on a path from the input to the logits, as in Circuit.pruned; sources come before who reads them
+function livelyIn(model, keeps) {  // on a path from the input to the logits, as in Circuit.pruned; sources come before who reads them
   const from = new Uint8Array(nodes.length), to = new Uint8Array(nodes.length);
   from[0] = to[nodes.length - 1] = 1;
-  for (const edge of model.upward) if (edge.rank < n && from[edge.source]) from[edge.owner] = 1;
-  for (const edge of model.downward) if (edge.rank < n && to[edge.owner]) to[edge.source] = 1;
+  for (const edge of model.upward) if (from[edge.source] && keeps(edge)) from[edge.owner] = 1;
+  for (const edge of model.downward) if (to[edge.owner] && keeps(edge)) to[edge.source] = 1;
   return edge => to[edge.owner] && (from[edge.source] || !data.from_input);
 }
 

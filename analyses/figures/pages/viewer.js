@@ -9,7 +9,7 @@ import { updatePatterns } from "./grids.js";
 import { addPlot } from "./plots.js";
 import { DRAWINGS, TABLES, asText } from "./files.js";
 
-const CUTS = { faithful: "the faithful circuit", share: "% of all |score|", score: "|score| at least", top: "largest edges" };
+const CUTS = { pruned: "the pruned circuit", faithful: "the faithful circuit", share: "% of all |score|", score: "|score| at least", top: "largest edges" };
 const TABS = { circuit: "Circuit", difference: "Difference", tokens: "Tokens", patterns: "Patterns", curves: "Curves" };
 const present = Object.keys(TABS).filter(tab => !{ difference: models.length < 2, tokens: !data.tokens, patterns: !data.patterns, curves: !data.plots.length }[tab]);
 
@@ -54,6 +54,7 @@ const most = Math.max(1, ...models.map(model => model.list.length));
 const weakest = models.map(model => model.list.findLast(edge => edge.score !== 0)).filter(Boolean);  // they are in order
 const least = Math.min(largest, ...weakest.map(edge => Math.abs(edge.score)));
 const SLIDERS = {
+  pruned: null,
   faithful: null,
   share: { most: 100, text: () => +(100 * state.share).toPrecision(12), read: value => value / 100, at: () => 1000 * state.share, from: place => place / 1000 },
   score: { most: largest, text: () => +state.score.toPrecision(4), read: value => value, at: () => along(state.score || least, least, largest), from: place => +between(place, least, largest).toPrecision(4) },
@@ -121,7 +122,7 @@ function listen() {
   byId("slider").addEventListener("input", inTurn(() => { state[state.mode] = SLIDERS[state.mode].from(+byId("slider").value); }));
   set("number", "input", field => { if (field.value !== "" && field.validity.valid) state[state.mode] = SLIDERS[state.mode].read(+field.value); });
   byId("number").addEventListener("change", ({ target }) => { if (!target.reportValidity() || target.value === "") target.value = SLIDERS[state.mode].text(); });
-  set("address", "change", ({ value }) => applyState(value));
+  byId("address").addEventListener("change", ({ target }) => goToState(target.value));
   byId("copy").onclick = copyState;
   byId("svg").onclick = () => offer(new Blob([asText(DRAWINGS[state.tab]())], { type: "image/svg+xml" }), `${state.tab}.svg`);
   byId("png").onclick = () => {
@@ -138,8 +139,14 @@ function listen() {
     point(null);
   });
   window.addEventListener("beforeprint", toPaper);
-  window.addEventListener("hashchange", () => { applyState(location.hash); refresh(); });
+  window.addEventListener("hashchange", () => goToState(location.hash));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", refresh);
+}
+
+function goToState(text) {
+  applyState(text);
+  refresh();
+  point(null);
 }
 
 function inTurn(act) {  // at most once a frame

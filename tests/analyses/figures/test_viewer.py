@@ -6,6 +6,7 @@ Where Chromium is at hand the page is used as a person would, with the network o
 import base64
 import json
 import re
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,8 @@ def test_models_without_any_score(tmp_path: Path):
             "attention edges of 3 layers of 3 heads for",
         ),
         ({"attention": (attention_of((1, 2, 2, 4), 1), attention_of((1, 2, 2, 5), 1))}, "attention edges differ"),
+        ({"pruned": [None]}, "pruned circuits of 1 models for scores of 2"),
+        ({"pruned": [None, (scores_of(2, 3, 0).top(1), 0.9)]}, "a pruned circuit of 2 layers of 3 heads, but scores"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(change: dict[str, Any], message: str):
@@ -522,6 +525,49 @@ def test_the_page_begins_with_the_faithful_circuits_and_is_used_by_keyboard_alon
             and page.complaints == []
             and page.requests == [request for request in page.requests if request.startswith(("file:", "data:"))]
         )
+
+
+def test_a_pruned_circuit_has_its_own_scores_where_the_viewer_has_none():
+    scores = scores_of(2, 2, 0)
+    known = scores.top(5)
+    few = replace(scores, mean=scores.mean.masked_fill(~known.kept & scores.exists, torch.nan), total=9.0)
+    weak = next(edge for edge in scores.top(8).edges if edge not in known)
+    circuit = Circuit(scores.graph, [known.edges[0], weak], scores.mean * 2)
+    (shown,) = circuit_viewer(few, pruned=[(circuit, float("nan"))], ablation="mean").circuits
+    assert shown[known.edges[0]] == scores[known.edges[0]] and shown[weak] == 2 * scores[weak]
+    (model,) = data_of(circuit_viewer(few, pruned=[(circuit, float("nan"))]).html)["models"]
+    assert model["pruned"]["mean"] is None and len(base64.b64decode(model["pruned"]["score"])) == 2 * 4
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_the_page_begins_with_the_pruned_circuits(tmp_path: Path):
+    dense = scores_of(4, 4, 0, digits=3)
+    weakest = dense.top(300) - dense.top(260).edges
+    pruned = replace(dense.top(60), kept=dense.top(60).kept | weakest.kept)
+    viewer = demo_viewer(pruned=[(pruned, 0.7123), None], faithful=[(50, 0.9), (7, 0.8)], max_edges=100)
+    shown = set(pruned.pruned().edges)
+    beyond = shown - set(dense.top(100).edges)
+    assert beyond and shown - beyond and set(viewer.circuits[0].edges) == shown
+    with browser(tmp_path) as page:
+        page.open(viewer.save_html(tmp_path / "page.html").as_uri())
+        heads = page.get("[...document.querySelectorAll('#circuit h2')].map(h => h.textContent)")
+        assert heads == [panel.header.text for panel in viewer.layout().panels]
+        notes = page.get("[...document.querySelectorAll('#circuit .panel .note')].map(note => note.textContent)")
+        assert notes[0].startswith("does 71.2 % of what the whole model does, on prompts that did not choose it; ")
+        assert notes[1].startswith("does 80.0 % of what the whole model does")
+        weak = next(edge for edge in viewer.circuits[0].edges if edge in beyond)
+        page.get(f"location.hash = 'chosen={quote(weak)}'")
+        page.wait(f"document.querySelector('#card h2').textContent === {json.dumps(weak)}")
+        (said, *_) = page.get("[...document.querySelectorAll('#card h3 + div')].map(line => line.textContent)")
+        assert "not among the 100 largest" in said and not said.endswith("not kept")
+        page.get("location.hash = 'tab=difference'")
+        page.wait("document.querySelectorAll('#difference h2').length === 1")
+        assert page.get("document.querySelector('#difference h2').textContent").endswith(" edges")
+        page.get("location.hash = 'mode=faithful'")
+        first = f"dense: {len(dense.top(50).pruned())} of "
+        page.wait(f"document.querySelector('#circuit h2').textContent.startsWith({json.dumps(first)})")
+        assert page.complaints == []
 
 
 @pytest.mark.slow

@@ -84,6 +84,9 @@ def figures_and_report(folder: Path):
     assert "<h1>addition-sparse: sums of two numbers, character by character</h1>" in text
     assert "80% faithful" in text and text.count("<figure") == 2 and "The circuit, to explore" in text
     assert re.search(r'class="finding">\d+ of 175 edges do [\d.]+ % of what addition-sparse does; as many random', text)
+    pruned = load_attribution(folder).pruned
+    assert pruned is not None and f"Pruned to {len(pruned)} edges it does" in text
+    assert load_attribution(folder).viewer.circuits[0].edges == pruned.pruned().edges
     (folder / "faithful.json").unlink()
     with pytest.raises(ValueError, match=r"does not hold a whole attribution: .*faithful\.json"):
         CliRunner().invoke(cli.build_app(), report, catch_exceptions=False)
@@ -92,8 +95,13 @@ def figures_and_report(folder: Path):
 def test_the_circuit_is_printed(tmp_path: Path):
     asked = ["attribute", "--model", "addition-sparse", "--task", "addition", "-n", "8", "--out", str(tmp_path)]
     shown = CliRunner().invoke(cli.build_app(), asked).output
-    edges = Circuit.load(tmp_path / "faithful.json").edges
+    edges = Circuit.load(tmp_path / "pruned.json").edges
     assert edges and all(f" {edge} " in shown for edge in edges) and "circuit.html" in shown
+    assert "The pruned circuit; positive" in shown
+    shown = CliRunner().invoke(cli.build_app(), [*asked, "--prune-runs", "0"]).output
+    edges = Circuit.load(tmp_path / "faithful.json").edges
+    assert all(f" {edge} " in shown for edge in edges) and "The faithful circuit; positive" in shown
+    assert not (tmp_path / "pruned.json").exists() and load_attribution(tmp_path).pruned is None
 
 
 def killed(*arguments: str) -> None:
@@ -168,12 +176,13 @@ def test_a_folder_of_another_task_is_refused_and_a_damaged_one_said_to_be(tmp_pa
     flipped = bytearray(before["scores.safetensors"])
     flipped[-5] ^= 1
     card = json.loads(before["attribute.json"])
-    damage = {
-        "scores.safetensors": (bytes(flipped), "checksum"),
-        "attribute.json": (json.dumps(card | {"circuits": "all"}).encode(), "'all' as circuits, want a dict"),
-        "faithful.json": (b"[" * 10**5, "holds no circuit"),
-    }
-    for name, (content, message) in damage.items():
+    damage = [
+        ("scores.safetensors", bytes(flipped), "checksum"),
+        ("attribute.json", json.dumps(card | {"circuits": "all"}).encode(), "'all' as circuits, want a dict"),
+        ("attribute.json", json.dumps(card | {"circuits": {"mine": [1]}}).encode(), "as the circuit 'mine'"),
+        ("faithful.json", b"[" * 10**5, "holds no circuit"),
+    ]
+    for name, content, message in damage:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=message):
             load_attribution(tmp_path)
