@@ -68,6 +68,7 @@ def chosen(patterns: Patterns, heads: Sequence[tuple[int, int]], names: tuple[st
 def draw_bands(bands: Sequence[Band], tokens: Sequence[str], width: float) -> Any:
     """The matplotlib Figure of bands, `width` inches wide."""
     figure = measured_figure(width, 1.0)
+    figure.suppressComposite = True  # matplotlib copies each square onto one of the page's size: 10 s for 540 squares
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     sheet = _Sheet(axes, [_short(token) for token in tokens], bands, 72 * width)

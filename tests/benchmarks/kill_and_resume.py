@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-OPTIONS = {"steps": 500, "checkpoint_every": 3, "evaluate_every": 10}
+OPTIONS = {"steps": 1500, "checkpoint_every": 3, "evaluate_every": 10}
 
 
 def start(out: Path) -> subprocess.Popen[bytes]:
