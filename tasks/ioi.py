@@ -71,7 +71,10 @@ def draw(templates: Sequence[str], random: Draw, words: Lists, corruption: str) 
         "random_names": dict(zip(("IO", "S1", "S2"), others, strict=False)),
     }
     if len(changed[corruption]) < len(CORRUPTIONS[corruption]):
-        raise ValueError(f"corruption {corruption!r} needs more names than {len(words['name'])}: use s2_io")
+        raise ValueError(
+            f"corruption {corruption!r} needs more names than {len(words['name'])}, as many as are one token of this "
+            "tokenizer: use s2_io"
+        )
     place, thing = (random.choice(words[name]) for name in ("place", "object"))
     slots = {"IO": io, "S1": s, "S2": s, "place": place, "object": thing}
     return pair(random.choice(templates), slots, changed[corruption], f" {io}", f" {s}", after=("S1",))

@@ -199,6 +199,8 @@ def _layer_edges(cache: Any, layer: int, attn: Any) -> dict[str, np.ndarray]:
     from sparselens.gates.points import leaves_it_to_inner  # with torch, which figures of edges can do without
 
     pattern = cache[f"blocks.{layer}.{PATTERN}"].detach().float()
+    if not pattern.isfinite().all():
+        raise ValueError(f"the attention of layer {layer} is not finite: look for NaN in the weights")
     if f"blocks.{layer}.{GATE}" in cache:
         is_edge = cache[f"blocks.{layer}.{GATE}"] > 0
     elif leaves_it_to_inner(attn):  # its `hook_attn_scores` shows the softmax, too

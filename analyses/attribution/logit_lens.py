@@ -90,11 +90,15 @@ class LogitLens(Result):
         if not self.positions:
             return self._figure("line", self.to_frame(), x="stream", y=self.what, markers=True)
         if not self.tokens:
-            return heat_map(self.mean, self.what, rows=self.streams, columns=self.positions, value_label=self.what)
+            return heat_map(
+                self.mean, self.what, rows=self.streams, upward=True, columns=self.positions, value_label=self.what
+            )
         if not 0 <= prompt < len(self.values):
             raise ValueError(f"prompt = {prompt}: want 0 to {len(self.values) - 1}")
         options: dict[str, Any] = {"columns": self.positions, "value_label": "probability", "limit": 1.0}
-        figure = heat_map(self.values[prompt], "Likeliest token after each layer", rows=self.streams, **options)
+        figure = heat_map(
+            self.values[prompt], "Likeliest token after each layer", rows=self.streams, upward=True, **options
+        )
         return written_on(figure, self.tokens[prompt])
 
     @property

@@ -7,6 +7,7 @@
 4. Several processes share the prompts (`engine.processes`).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -32,6 +33,7 @@ from sparselens.results import Result
 Ablation = Literal["corrupted", "mean", "zero"]
 STEPS = 3  # of the midpoint rule. One orders SmolLM2's edges far worse
 DELAY = 5.0  # seconds after which a bar shows
+ROUNDING = 5e-6  # of a metric: what float32 may make of runs that are the same
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -51,7 +53,7 @@ class Faithfulness(Result):
 
     def _line(self) -> str:
         whole, nothing, n = float(self.clean.mean()), float(self.ablated.mean()), len(self.clean)
-        sure = f"{self.interval()}" if whole != nothing else "not known"
+        sure = f"{self.interval()}" if self._differs else "not known"
         return f"{sure}, {n} prompts: metric {float(self.circuit.mean()):.3g}, {whole:.3g} whole, {nothing:.3g} ablated"
 
     def _columns(self) -> dict[str, list[Any]]:
@@ -69,8 +71,16 @@ class Faithfulness(Result):
 
     @property
     def mean(self) -> float:
-        """Ratio of the means over prompts."""
+        """Ratio of the means over prompts; NaN where clean and ablated runs score the same on average."""
+        if not self._differs:
+            return math.nan
         return float((self.circuit - self.ablated).mean() / (self.clean - self.ablated).mean())
+
+    @property
+    def _differs(self) -> bool:
+        """Do clean and ablated runs differ by more than float32 rounds?"""
+        gap, size = (self.clean - self.ablated).mean().abs(), torch.stack([self.clean, self.ablated]).abs().mean()
+        return bool(gap > ROUNDING * size)
 
     def interval(self, level: float = 0.95, clusters: Clusters = None) -> Interval:
         """Ratio of the means, with its bootstrap confidence interval over clean prompts.
@@ -81,6 +91,8 @@ class Faithfulness(Result):
         Raises:
             ValueError: on average clean and ablated runs score the same.
         """
+        if not self._differs:
+            raise ValueError("clean and ablated runs score the same, so there is no faithfulness: nothing differs")
         alike = self.clean_prompt if clusters is None else clusters
         return ratio_interval(self.circuit - self.ablated, self.clean - self.ablated, level, clusters=alike)
 
@@ -163,7 +175,8 @@ class CircuitRunner:
     def contributions(self, circuit: Circuit) -> Float[Tensor, "source destination"]:
         """What every edge of the circuit adds to the metric within it, on average over prompts; zero outside.
 
-        About as much in sum as the circuit adds to the run in which every edge is ablated.
+        About as much in sum as the circuit adds to the run in which every edge is ablated. Not under zero ablation in a
+        model with RMS norms, which do not see a share that all edges have in common: there it is their order alone.
 
         Raises:
             ValueError: the metric has no gradient.

@@ -26,7 +26,7 @@ from sparselens.files.records import checksum
 from sparselens.files.whole import write_file
 
 CARD, SCORES, PRUNED = "attribute.json", "scores.safetensors", "pruned.json"
-SAVED = ("mean", "per_prompt", "clean", "corrupted")  # fields of the scores
+SAVED = ("mean", "per_prompt", "clean", "corrupted", "clean_prompt")  # fields of the scores
 TOLD: dict[str, type] = {  # what the page needs of the card
     **dict.fromkeys(("model", "task", "metric", "method", "ablation"), str),
     **dict.fromkeys(("drawn", "pairs", "edges"), int),
@@ -156,7 +156,7 @@ def _told_of_pruned(summary: dict[str, Any]) -> dict[str, Any] | None:
 
 def save_scores(scores: EdgeScores, path: Path) -> Path:
     """Write every prompt's scores, with the names of their axes and a checksum; equal scores give equal bytes."""
-    tensors = {name: getattr(scores, name).contiguous() for name in SAVED}
+    tensors = {name: value.contiguous() for name in SAVED if (value := getattr(scores, name)) is not None}
     axes: dict[str, Any] = {"sources": scores.sources, "destinations": scores.destinations}
     # one entry: safetensors writes several in any order
     return write_file(path, save(tensors, {"axes": json.dumps(axes | {"checksum": checksum(axes, tensors)})}))
@@ -170,7 +170,10 @@ def _read_scores(path: Path) -> dict[str, Any]:
     """
     try:
         with safe_open(path, "pt") as file:
-            tensors, axes = {name: file.get_tensor(name) for name in SAVED}, json.loads(file.metadata()["axes"])
+            tensors = {name: file.get_tensor(name) for name in file.keys() if name in SAVED}  # noqa: SIM118
+            axes = json.loads(file.metadata()["axes"])
+        if missing := {*SAVED[:4]} - tensors.keys():
+            raise ValueError(f"it has no {min(missing)}")
         if axes.pop("checksum") != checksum(axes, tensors):
             raise ValueError("its checksum is that of other content, so the file is damaged")
     except (SafetensorError, LookupError, TypeError, AttributeError, RecursionError, ValueError) as error:

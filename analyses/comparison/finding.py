@@ -7,7 +7,7 @@ import torch
 
 from sparselens.analyses.comparison.results import Comparison, Solved
 from sparselens.analyses.comparison.rows import Row, Value, cells, percent, said, times
-from sparselens.analyses.comparison.table import rows_of
+from sparselens.analyses.comparison.table import HELD_OUT, rows_of
 from sparselens.prompts.intervals import Interval
 
 
@@ -23,8 +23,9 @@ class Fact(NamedTuple):
 def facts(comparison: Comparison) -> list[Fact]:
     """Of the whole table: how well both do, and how much smaller the sparse model and its circuit are."""
     rows = {row.name: row for row in rows_of(comparison)}
-    chosen = [rows[name] for name in (*_model(comparison), _circuit(comparison, rows)) if name in rows]
-    return [Fact(row.name, *cells(row)) for row in chosen]
+    circuit = _circuit(comparison, rows)
+    names = (*_model(comparison), circuit, *([HELD_OUT] if circuit.endswith(", pruned") else []))
+    return [Fact(name, *cells(rows[name])) for name in names if name in rows]
 
 
 def _model(comparison: Comparison) -> tuple[str, str, str]:
@@ -46,13 +47,23 @@ def finding(comparison: Comparison) -> str:
     accuracy, _, open_edges = (rows[name] for name in _model(comparison))
     circuit = _fewer(rows[_circuit(comparison, rows)], _what(comparison, rows))
     alike = _accuracy(accuracy, names[0], comparison.solved)
-    return f"{names[1]} {alike}, with {_fewer(open_edges, 'open attention edges')} and {circuit}."
+    return (
+        f"{names[1]} {alike}, with {_fewer(open_edges, 'open attention edges')} and {circuit}"
+        f"{_held_out(comparison, rows)}."
+    )
+
+
+def _held_out(comparison: Comparison, rows: dict[str, Row]) -> str:
+    """What the circuits do on prompts that did not choose them: it may be much less."""
+    numbers = _numbers(rows[HELD_OUT]) if _circuit(comparison, rows).endswith(", pruned") else None
+    return "" if numbers is None else f"; on other prompts these do {percent(numbers[1])} and {percent(numbers[0])}"
 
 
 def _what(comparison: Comparison, rows: dict[str, Row]) -> str:
     name = _circuit(comparison, rows)
     if "faithfulness" in name:
-        return f"edges in a circuit that is {percent(comparison.about.goal)} faithful"
+        chosen = " on the prompts that chose it" if name.endswith(", pruned") else ""
+        return f"edges in a circuit that is {percent(comparison.about.goal)} faithful{chosen}"
     return f"edges that hold {percent(comparison.about.share)} of the attribution"
 
 

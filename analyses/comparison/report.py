@@ -31,8 +31,8 @@ CAPTIONS = {
     "fig3_kept": "Share of the metric kept when only the top heads act.",
     "fig3_kept_with_mlps": "The same for heads and MLPs in one ranking.",
     "fig4a_edges_needed": "Share of attribution in the largest edges; dotted: of the mean scores.",
-    "fig4b_circuits": "The fewest edges found that reach the wanted faithfulness on the prompts that chose them (pruned "
-    "circuits, if there are), or else hold the given share of attribution; dead ends are left out.",
+    "fig4b_circuits": "The fewest edges found that reach the wanted faithfulness on the prompts that chose them "
+    "(pruned circuits, if there are), or else hold the given share of attribution; dead ends are left out.",
     "fig4b_difference": "Edges in one of these circuits only, and in both.",
 }
 READING = (

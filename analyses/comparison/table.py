@@ -20,6 +20,7 @@ from sparselens.prompts.intervals import Interval, mean_interval, proportion_int
 
 GOAL = 0.9  # of the metric, for the number of components that keep it
 LABELLED = 0.4  # the score from which on a head is counted as, say, an induction head
+HELD_OUT = "its faithfulness on held-out prompts"  # of the pruned circuit, above it in the table
 
 
 def rows_of(comparison: Comparison) -> list[Row]:
@@ -136,7 +137,7 @@ def _pruned(comparison: Comparison) -> list[Row]:
             known(comparison.fewer_edges_pruned),
             count=True,
         ),
-        Row("Circuit", "its faithfulness on held-out prompts", (judged[0], judged[1])),
+        Row("Circuit", HELD_OUT, (judged[0], judged[1])),
     ]
 
 

@@ -33,7 +33,7 @@ from sparselens.analyses.engine.residual_stream import Reading, read_model
 from sparselens.gates.hooked import refuse_other_model
 from sparselens.models.hooked_model import HookedModel
 from sparselens.prompts.checks import refuse_misfits, refuse_other_pairs
-from sparselens.prompts.metrics import METRICS, Metric, find_metric
+from sparselens.prompts.metrics import METRICS, Metric, find_metric, measured
 from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.training.evaluation import evaluating
 
@@ -128,8 +128,9 @@ class Request:
         if not worth:
             return self
         found = replace(self, starts={length: start for length, (start, _) in worth.items()})
-        row = max(worth.values())[1]
-        return found if agrees(self._along_positions(row), partial(found._along_positions, row)) else self
+        rows = [row for _, row in worth.values()]  # of every length: rotary encodings may depend on it
+        alike = all(agrees(self._along_positions(row), partial(found._along_positions, row)) for row in rows)
+        return found if alike else self
 
     def _along_positions(self, row: int) -> Activations:
         """What analyses record of a clean prompt."""
@@ -176,11 +177,7 @@ class Request:
                 logits = run(self.model, tokens, hooks, **options).expand(-1, tokens.shape[1], -1)
         else:
             logits = run(self.model, tokens, hooks, **options)
-        values = self.metric(logits, self.pairs)
-        if values.shape != self.prompts.shape:
-            raise ValueError(
-                f"the metric gave shape {list(values.shape)} for {len(self)} prompts: want one value for each prompt"
-            )
+        values = measured(self.metric, logits, self.pairs)
         refuse_unless_finite("the metric", values, self.prompts)
         return values
 

@@ -1,4 +1,4 @@
-"""A number for every head, every position or every pair of names, as a plotly heat map: first row on top, zero white.
+"""A number for every head, every position or every pair of names, as a plotly heat map: zero is white.
 
 As a page it is one file without a network request if written with `figure.write_html(path, include_plotlyjs=True)`.
 """
@@ -23,6 +23,7 @@ def heat_map(
     *,
     columns: str | Sequence[str] = "head",
     rows: Sequence[str] | None = None,
+    upward: bool | None = None,
     value_label: str = "change of the metric",
     limit: float | None = None,
 ) -> Any:
@@ -35,6 +36,7 @@ def heat_map(
         columns: what a layer's numbers belong to, "head" or "pos" (the second axis of `PatchingResult.mean`); or a
             different name for every column, such as `TokenizedPairs.labels`
         rows: a different name for every row; default: numbers of layers
+        upward: the first row at the bottom, as layers are drawn everywhere; default: of numbers of layers
         limit: the value of full colour, for maps that are to be compared; the largest |value| unless given.
 
     Raises:
@@ -52,7 +54,7 @@ def heat_map(
     top = float(np.abs(numbers[np.isfinite(numbers)]).max()) or 1.0 if limit is None else limit
     if not top > 0:
         raise ValueError(f"limit = {limit}: want a value above zero")
-    upward = True if rows is None else "reversed"  # layers, as everywhere; queries of a pattern go downward
+    upward = rows is None if upward is None else upward  # queries of a pattern go downward
     layers, places = (
         list(range(n)) if names is None or isinstance(names, str) else [escaped(name) for name in names]
         for n, names in zip(numbers.shape, (rows, columns), strict=True)
@@ -75,7 +77,12 @@ def heat_map(
         **look(title),
         xaxis=axis(label) | {"dtick": 1 if len(places) <= 16 else None, "showgrid": False, "constrain": "domain"},
         yaxis=axis(row_label)
-        | {"dtick": 1 if len(layers) <= 16 else None, "showgrid": False, "autorange": upward, "scaleanchor": "x"},
+        | {
+            "dtick": 1 if len(layers) <= 16 else None,
+            "showgrid": False,
+            "autorange": True if upward else "reversed",
+            "scaleanchor": "x",
+        },
     )
     return figure
 

@@ -89,7 +89,7 @@ class PatchingResult(Result):
         n_layers, n_heads = self._heads
         rows = [f"a{layer}.h{number}" for layer in range(n_layers) for number in range(n_heads)]
         by_head = effects.movedim(self.axes.index("head") - 1, 1).flatten(0, 1)
-        return heat_map(by_head, title, rows=rows, columns=columns)
+        return heat_map(by_head, title, rows=rows, upward=True, columns=columns)
 
     @property
     def _heads(self) -> tuple[int, int]:

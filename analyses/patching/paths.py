@@ -112,7 +112,30 @@ def _destinations(graph: Graph, names: Sequence[str]) -> Int[Tensor, " destinati
             f"{shared[-1]} is shared with other heads, so all of these must be in one layer, and no receiver in an "
             f"earlier one: not in {', '.join(layers)}"
         )
+    if shared:
+        _refuse_mixed(graph, layers[0], {graph.destinations[column] for column in found})
     return torch.tensor(found)
+
+
+def _refuse_mixed(graph: Graph, layer: str, names: set[str]) -> None:
+    """Raise a ValueError if a head that is to receive something would see a key or value patched for another one.
+
+    `exact.patched` keeps the outputs of heads that receive something, and of one head of every group, since a norm
+    over all keys may couple the groups.
+    """
+    block = graph.blocks[int(layer[1:])]
+    shared = block.n_heads // block.n_kv_heads
+    for part in ("k", "v"):
+        patched = [head for head in range(block.n_heads) if f"{layer}.h{head}<{part}>" in names]
+        places = {h % shared for h in range(block.n_heads) for p in "kv" if f"{layer}.h{h}<{p}>" in names}
+        for head in range(block.n_heads):
+            seen = head % shared in places or f"{layer}.h{head}<q>" in names
+            other = next((one for one in patched if one // shared == head // shared and head not in patched), None)
+            if seen and other is not None:
+                raise ValueError(
+                    f"heads {other} and {head} of {layer} share keys and values, so {layer}.h{other}<{part}> cannot be "
+                    f"patched alone beside the other receivers: ask in separate calls, or add {layer}.h{head}<{part}>"
+                )
 
 
 def _is_shared(graph: Graph, name: str) -> bool:

@@ -192,7 +192,10 @@ def _patterns(model: Any, tokens: Int[Tensor, "1 pos"]) -> Float[Tensor, "layer 
     missing = [name for name in names if name not in cache]
     if missing:
         raise ValueError(f"{type(model).__name__} shows no {missing[0]}: load it with eager attention")
-    return torch.stack([cache[name][0].float().cpu() for name in names])
+    patterns = torch.stack([cache[name][0].float().cpu() for name in names])
+    if not patterns.isfinite().all():
+        raise ValueError("attention patterns are not finite: look for NaN in the weights")
+    return patterns
 
 
 def _scores(

@@ -155,7 +155,10 @@ def _links(pairs: TokenizedPairs) -> list[tuple[str, str]]:
     at = {**pairs.positions, "END": pairs.end}
     links = [(query, key) for query in at for key in at if bool((at[query] > at[key]).all())]
     if not links:
-        raise ValueError(f"these pairs name the positions {', '.join(at)}: want one before another, as those of tasks")
+        raise ValueError(
+            f"these pairs name the positions {', '.join(at)}: want one before another, as those of tasks; of your "
+            "own pairs PromptPair(positions=...) names them, as spans of characters"
+        )
     return links
 
 

@@ -143,7 +143,9 @@ Ablation = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Random seed for drawing prompts.")]
-BatchSize = Annotated[int | None, typer.Option(help="Prompts per run. Default: 64 for small models, else by --memory.")]
+BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="Prompts per run. Default: 64 for small models, else by --memory.")
+]
 Memory = Annotated[
     float | None, typer.Option(help="GiB of memory to use beside the model, by measuring one prompt. Default: 1.")
 ]

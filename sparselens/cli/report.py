@@ -12,16 +12,25 @@ from sparselens.cli.table import finish, print_table
 
 def report(
     folder: options.Written,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The page.")] = Path("report.html"),
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The page. Default: report.html in the folder.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write the report of a comparison, or of one model's circuit, as one file that needs no network.
 
     Example: `sparselens report stories260k/gendered_pronoun --out pronoun.html`
     """
-    page = opened(folder).save_html(out)
+    page = opened(folder).save_html(out or _inside(folder))
     print_table("Open this in a browser", ("where",), [(page,)])
     finish({"report": page}, json)
+
+
+def _inside(folder: Path) -> Path:
+    """Beside what the page is about, and never over a file elsewhere."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder.name} is no folder that a report could be written to: give --out FILE")
+    return (folder.parent if folder.name == "numbers" else folder) / "report.html"
 
 
 def opened(folder: Path) -> Any:

@@ -64,6 +64,9 @@ class GateSettings:
     recorders: list[Any] = field(default_factory=list[Any])  # open `record_gates` contexts
     implementation: str = "auto"  # of `fused.IMPLEMENTATIONS`; TransformerLens models are always "eager"
     eager_because: str = ""  # why the last call that was to be fused was not
+    real: Bool[Tensor, "batch pos"] | None = (
+        None  # of a TransformerLens pass that is counted: which tokens are no padding
+    )
 
     def record(
         self,

@@ -34,6 +34,26 @@ def refuse_other_model(model: object) -> None:
             f"want a TransformerBridge or HookedTransformer, not {kind}: sl.load(FOLDER_OR_ID) opens one, and "
             "TransformerBridge.boot_transformers(..., hf_model=model) wraps a transformers model"
         )
+    refuse_lost_gates(model)
+
+
+def refuse_lost_gates(model: object) -> None:
+    """Raise a ValueError if a model was saved with gates and opened, by other means than `sl.load`, without them."""
+    from sparselens.gates.surgery import is_sparse  # knows both kinds of gates
+
+    network: Any = model
+    gate_bias = getattr(_config(network), "gate_bias", None)
+    if gate_bias is not None and not is_sparse(network):
+        raise ValueError(
+            f"this {type(model).__name__} was saved with gates (gate_bias = {gate_bias:g} in its config) and runs "
+            "without: sl.load(FOLDER_OR_ID) opens it with them, sl.sparsify(model) puts them in, and "
+            "sl.load(..., sparse=False) leaves them out on purpose"
+        )
+
+
+def _config(model: Any) -> Any:
+    """The transformers configuration of a model, or of what it wraps."""
+    return getattr(getattr(model, "original_model", model), "config", None)
 
 
 def hooked_settings(model: nn.Module) -> GateSettings | None:
@@ -77,6 +97,7 @@ def ungate_hooked(model: Any) -> None:
     from sparselens.gates.points import GATE_POINTS, take_gate
 
     del model.__dict__[_SETTINGS]
+    getattr(_config(model), "__dict__", {}).pop("gate_bias", None)  # of a folder that was not opened by `sl.load`
     for layer, block in enumerate(model.blocks):
         if "hook_gate" in block.attn._modules:
             take_gate(block.attn)

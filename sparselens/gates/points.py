@@ -38,12 +38,19 @@ class LayerGate:
         noise = None
         if self.attn.training:
             noise = self.settings.noise(self.layer, scores.shape, scores.device)
-        settled = self._settled(scores)
+        settled = self._without_padding(self._settled(scores))
         gates = attention_gates(settled, self.settings.gate_bias, noise, self._edit, self.settings.temperature)
         if self.settings.recording:
             expected = gates.probs.sum((-2, -1))
-            self.settings.record(self.layer, expected, count_open(gates.gate), is_visible(scores))
+            self.settings.record(self.layer, expected, count_open(gates.gate), is_visible(settled))
         self._waiting = gates.gate
+
+    def _without_padding(self, scores: Pattern) -> Pattern:
+        """While edges are counted, padding sees nothing: on the right of a prompt it would see all of it."""
+        real = self.settings.real
+        if real is None or real.shape[1] < scores.shape[-2]:
+            return scores
+        return scores.masked_fill(~real[:, None, -scores.shape[-2] :, None], -torch.inf)
 
     def apply(self, pattern: Pattern) -> Pattern:
         """Close the closed edges: the pattern that reaches the values. Not renormalised.

@@ -86,7 +86,7 @@ class GateStatistics:
 
     @property
     def all_pairs(self) -> Float[Tensor, "layer head"]:
-        """All (query, key) pairs per example, visible or not."""
+        """All (query, key) pairs per example, visible or not, padding not counted."""
         return self._per_example(3)
 
     @property
@@ -122,18 +122,19 @@ class GateStatistics:
 
 
 def _count_pairs(mask: Mask) -> Float[Tensor, "count heads"]:
-    """Visible pairs, queries that see a key, and all pairs."""
+    """Visible pairs, queries that see a key, and all pairs of such queries and of keys that are seen."""
     visible = mask if mask.dtype == torch.bool else is_visible(mask)
     keys = visible.sum(-1)
-    every = torch.full_like(keys, mask.shape[-1])
-    return torch.stack([keys, keys > 0, every]).sum((1, 3)).double()
+    seen = visible.any(-2).sum(-1, keepdim=True)
+    return torch.stack([keys, keys > 0, (keys > 0) * seen]).sum((1, 3)).double()
 
 
 def _count_spans(spans: Spans) -> Float[Tensor, "count 1"]:
     """The same of spans."""
     keys = spans.last - spans.first
-    every = torch.full_like(keys, spans.keys)
-    return torch.stack([keys, keys > 0, every]).sum((1, 2)).double()[:, None]
+    first = spans.first.masked_fill(keys == 0, spans.keys).amin(-1, keepdim=True)
+    seen = (spans.last.masked_fill(keys == 0, 0).amax(-1, keepdim=True) - first).clamp_min(0)
+    return torch.stack([keys, keys > 0, (keys > 0) * seen]).sum((1, 2)).double()[:, None]
 
 
 @contextmanager
@@ -152,29 +153,38 @@ def record_gates(model: nn.Module) -> Iterator[GateStatistics]:
     statistics = GateStatistics(settings)
     settings.recorders.append(statistics)
     try:
-        with _refusing_padding(model):
+        with _heeding_padding(model, settings):
             yield statistics
     finally:
         settings.recorders.remove(statistics)
 
 
 @contextmanager
-def _refusing_padding(model: Any) -> Iterator[None]:
-    """Inside, a TransformerBridge refuses rows of tokens that hold padding without a mask."""
+def _heeding_padding(model: Any, settings: GateSettings) -> Iterator[None]:
+    """Inside, a TransformerLens model tells its gates which tokens are padding.
+
+    A TransformerBridge refuses rows of tokens that hold padding without a mask. In transformers models masks are ours
+    (`attention.register_attention`), and hide everything from padding.
+    """
+    from sparselens.gates.hooked import is_hooked
     from sparselens.prompts.checks import refuse_unreadable
 
-    inner = getattr(model, "original_model", None)
-    if inner is None or getattr(model, "tokenizer", None) is None:  # then padding is not known
+    inner = getattr(model, "original_model", model)
+    known = inner is not model and getattr(model, "tokenizer", None) is not None
+
+    def heed(_: nn.Module, args: Any, kwargs: Any) -> None:
+        tokens, mask = args[0] if args else kwargs.get("input_ids"), kwargs.get("attention_mask")
+        if known and mask is None and isinstance(tokens, Tensor) and not tokens.is_floating_point():
+            refuse_unreadable(model, tokens, packed=True)
+        plain = isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask.all())
+        settings.real = mask.bool() if mask is not None and plain else None
+
+    if not is_hooked(model):
         yield
         return
-
-    def check(_: nn.Module, args: Any, kwargs: Any) -> None:
-        tokens = args[0] if args else kwargs.get("input_ids")
-        if isinstance(tokens, Tensor) and not tokens.is_floating_point() and kwargs.get("attention_mask") is None:
-            refuse_unreadable(model, tokens, packed=True)
-
-    handle = inner.register_forward_pre_hook(check, with_kwargs=True, prepend=True)  # before a mask is put in
+    handle = inner.register_forward_pre_hook(heed, with_kwargs=True, prepend=True)  # before a mask is put in
     try:
         yield
     finally:
         handle.remove()
+        settings.real = None

@@ -180,6 +180,14 @@ def load(
         ValueError: no such model, it is not whole (a weight is missing, a file cut short), it would need a pickle or
             code from its repository, or its architecture cannot be opened by TransformerLens.
     """
+    given: Any = name
+    if not isinstance(given, (str, Path)):
+        raise ValueError(
+            f"load opens a folder or a hub id, not a {type(given).__name__}: "
+            "TransformerBridge.boot_transformers(..., hf_model=model) wraps a transformers model"
+        )
+    if "device" in options:
+        raise ValueError(f"device={options['device']!r} is none of from_pretrained's: sl.load(...).to(device)")
     model, tokenizer, gate_bias = load_transformers(name, base=base, gguf_file=gguf_file, **options)
     bridge = to_bridge(model, tokenizer)
     return sparsify(bridge, gate_bias) if sparse and gate_bias is not None else bridge
@@ -199,14 +207,29 @@ def load_transformers(
     if base is not None:
         raise ValueError(f"{name} holds no adapters (no {adapters.CONFIG}), so there is no base={str(base)!r} to it")
     if file is None and not (path / "config.json").exists():
-        raise ValueError(f"{path} is not a model folder: it holds no config.json")
+        inside = path / "model" / "config.json"
+        hint = f"; {inside.parent} is one" if inside.exists() else ""
+        raise ValueError(f"{path} is not a model folder: it holds no config.json{hint}")
     model = open_weights(path, str(name), file, options)
+    if file is None:
+        _refuse_lost_bias(path)
     gate_bias = getattr(model.config, "gate_bias", None)
     for attribute in ("gate_bias", "sparselens_dense_implementation"):
         model.config.__dict__.pop(attribute, None)
     model.config._name_or_path = place if file is None else f"{place}/{file}"  # not the path of somebody's cache
     attend_both_ways(model)
     return model.eval(), _tokenizer(path, file), None if gate_bias is None else finite_bias(gate_bias)
+
+
+def _refuse_lost_bias(path: Path) -> None:
+    """Raise a ValueError if the folder is marked as that of a gated model, and its config does not say which gates."""
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    record = json.loads((path / RECORD).read_text(encoding="utf-8")) if (path / RECORD).exists() else {}
+    gated = str(config.get("attn_implementation")).startswith(IMPLEMENTATION) or record.get("gate_bias") is not None
+    if gated and config.get("gate_bias") is None:
+        raise ValueError(
+            f"{path} was saved with gates, and its config.json has no gate_bias: write the one of {RECORD} into it"
+        )
 
 
 def _load_adapter(

@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from sparselens.gates.hooked import refuse_lost_gates
 from sparselens.prompts.intervals import Interval, mean_interval, proportion_interval
-from sparselens.prompts.metrics import Metric, accuracy, find_metric, kl_divergence, logit_difference, name_of
+from sparselens.prompts.metrics import Metric, accuracy, find_metric, kl_divergence, logit_difference, measured, name_of
 from sparselens.prompts.pairs import PromptPair
-from sparselens.prompts.runs import answer_logits
+from sparselens.prompts.runs import runs
 from sparselens.prompts.tokenized import CLUSTER_BY, NO_ANSWER, TokenizedPairs
 from sparselens.results import Result
 
@@ -112,6 +114,7 @@ def evaluate(
         raise ValueError(f"cluster_by={cluster_by!r}: want {' or '.join(CLUSTER_BY)}")
     if not isinstance(task, TokenizedPairs) and not hasattr(task, "tokenize"):
         raise ValueError(f"want a Task, such as TASKS['ioi'], or TokenizedPairs, not {task!r:.80}")
+    refuse_lost_gates(model)
     measure = find_metric(metric or getattr(task, "metric", logit_difference))
     if measure is kl_divergence:
         raise ValueError("kl_divergence compares two runs, and only clean prompts are run here: take another metric")
@@ -122,11 +125,13 @@ def evaluate(
         if tokenizer is None:
             raise ValueError(f"this {type(model).__name__} has no tokenizer: pass tokenizer=...")
         name, pairs = task.name, task.tokenize(tokenizer, n, seed, corruption, bos)
-    at_end = answer_logits(model, pairs, batch_size=batch_size, progress=name if progress else None).cpu()
-    answer, wrong_answer = pairs.answer.cpu(), pairs.wrong_answer.cpu()
-    only_end = TokenizedPairs(pairs.clean[:, -1:].cpu(), pairs.corrupted[:, -1:].cpu(), answer, wrong_answer)
-    correct, values = (score(at_end[:, None], only_end) for score in (accuracy, measure))
-    return Capability(name, name_of(measure), pairs, correct.bool(), values, chance_of(pairs), cluster_by)
+    found = [
+        (run.rows, accuracy(run.logits, run.pairs).bool().cpu(), measured(measure, run.logits, run.pairs).cpu())
+        for run in runs(model, pairs, batch_size=batch_size, progress=name if progress else None)
+    ]
+    rows, correct, values = (torch.cat(parts) for parts in zip(*found, strict=True))
+    place = rows.argsort()
+    return Capability(name, name_of(measure), pairs, correct[place], values[place], chance_of(pairs), cluster_by)
 
 
 def chance_of(pairs: TokenizedPairs) -> float:

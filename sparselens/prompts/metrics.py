@@ -9,6 +9,8 @@
 """
 
 from collections.abc import Callable, Mapping
+from inspect import signature
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -76,13 +78,41 @@ def find_metric(metric: Metric | str) -> Metric:
     """The metric of that name; a function is returned as it is.
 
     Raises:
-        ValueError: there is no metric of that name.
+        ValueError: there is no metric of that name, or the function does not take (logits, pairs).
     """
     if not isinstance(metric, str):
+        try:
+            signature(metric).bind(None, None)
+        except TypeError as error:
+            raise ValueError(
+                f"{metric!r:.80} is no metric ({error}): want a function of (logits, pairs) that returns one number "
+                "for each prompt, such as sl.metrics.logit_difference, or its name"
+            ) from error
         return metric
     if metric not in METRICS:
         raise unknown("metric", metric, (*METRICS, "or a function"))
     return METRICS[metric]
+
+
+def measured(metric: Metric, logits: Logits, pairs: TokenizedPairs) -> Float[Tensor, " batch"]:
+    """The metric of every prompt.
+
+    Raises:
+        ValueError: it does not return one number for each prompt, or a prompt's depends on what else is in the batch.
+    """
+    values: Any = metric(logits, pairs)
+    if not isinstance(values, Tensor) or values.shape != logits.shape[:1]:
+        said = f"shape {list(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        raise ValueError(f"the metric gave {said} for {len(logits)} prompts: want a tensor, one value for each prompt")
+    if metric not in METRICS.values() and len(logits) > 1:
+        with torch.no_grad():
+            alone, beside = metric(logits[:1], pairs[:1]).flatten(), values[:1].detach()
+        if len(alone) != 1 or not torch.allclose(alone, beside.to(alone), rtol=1e-3, atol=1e-4, equal_nan=True):
+            raise ValueError(
+                f"the metric gives a prompt {float(beside):.4g} beside others and {alone.tolist()} alone, so that "
+                "results would depend on batch_size: want one that looks at each prompt by itself"
+            )
+    return values
 
 
 def name_of(metric: Metric | str) -> str:

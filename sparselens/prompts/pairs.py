@@ -42,6 +42,8 @@ class PromptPair:
         for name, strings in (("answers", self.answers), ("wrong_answers", self.wrong_answers)):
             if type(strings) is not tuple or {*map(type, strings)} != {str}:
                 raise ValueError(f"{name} of {self.clean!r} must be a tuple of strings, not {strings!r}")
+            if len(set(strings)) < len(strings):
+                raise ValueError(f"{name} of {self.clean!r} has a string twice: {strings!r}")
         if "" in self.answers + self.wrong_answers:
             raise ValueError(f"an answer to {self.clean!r} is empty")
         if self.clean == self.corrupted:

@@ -1,9 +1,11 @@
 """The logits of a model, dense or sparse, at the answer's position of prompt pairs, in evaluation mode."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sparselens.bars import progress_bar
@@ -27,24 +29,39 @@ def answer_logits(
     Raises:
         ValueError: a logit is not finite. Says in which prompt.
     """
-    refuse_misfits(model, pairs)
-    device = next(model.parameters()).device
     found: Tensor | None = None
-    with evaluating(model), torch.no_grad():
-        bar = progress_bar(len(pairs), progress, "prompt", progress is not None)
-        for rows, batch in pairs.batches(batch_size):
-            bar.update(len(rows))
-            moved = batch.to(device)
-            logits = end_logits(logits_of(model, moved.inputs(corrupted)), moved)
-            if not logits.isfinite().all():
-                row = int(rows[int((~logits.isfinite()).any(-1).nonzero()[0])])
-                raise ValueError(f"the model's logits are not finite in prompt {row}")
-            if found is None:
-                found = logits.new_empty(len(pairs), logits.shape[-1])
-            found[rows.to(device)] = logits
-        bar.close()
+    for run in runs(model, pairs, corrupted, batch_size, progress):
+        at_end = end_logits(run.logits, run.pairs)
+        if found is None:
+            found = at_end.new_empty(len(pairs), at_end.shape[-1])
+        found[run.rows.to(at_end.device)] = at_end
     assert found is not None
     return found
+
+
+class Run(NamedTuple):
+    """A forward pass of some prompts."""
+
+    rows: Int[Tensor, " row"]  # their numbers among all pairs
+    pairs: TokenizedPairs  # on the model's device
+    logits: Float[Tensor, "row pos d_vocab"]
+
+
+def runs(
+    model: nn.Module, pairs: TokenizedPairs, corrupted: bool = False, batch_size: int = 32, progress: str | None = None
+) -> Iterator[Run]:
+    """All clean (or corrupted) prompts, in evaluation mode and without gradients; see `answer_logits`."""
+    refuse_misfits(model, pairs)
+    device = next(model.parameters()).device
+    with evaluating(model), torch.no_grad(), progress_bar(len(pairs), progress, "prompt", progress is not None) as bar:
+        for rows, batch in pairs.batches(batch_size):
+            moved = batch.to(device)
+            logits = logits_of(model, moved.inputs(corrupted))
+            broken = (~end_logits(logits, moved).isfinite()).any(-1).nonzero()
+            if len(broken):
+                raise ValueError(f"the model's logits are not finite in prompt {int(rows[int(broken[0])])}")
+            bar.update(len(rows))
+            yield Run(rows, moved, logits)
 
 
 def with_reference(model: nn.Module, pairs: TokenizedPairs, batch_size: int = 32) -> TokenizedPairs:

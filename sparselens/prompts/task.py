@@ -162,7 +162,8 @@ class Task:
         """A task whose pairs are given: PromptPairs, or mappings with `clean`, `corrupted`, `answer`, `wrong_answer`.
 
         Answers may be strings or lists of them. Positions, if any, map names to character spans. A `template`, if any,
-        is what `TokenizedPairs.groups` groups pairs by.
+        is what `TokenizedPairs.groups` groups pairs by. Like any task it draws at random: `tokenize` of all records
+        has them in another order, that of `TokenizedPairs.prompts` (`sl.tokenize_pairs(pairs, tokenizer)` keeps yours).
 
         Args:
             options: other fields of `Task`

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparselens.prompts.intervals import first_alike
@@ -288,12 +288,25 @@ def _refuse_wrong_answers(right: Tensor, wrong: Tensor) -> None:
         missing = (ids == NO_ANSWER).all(-1).nonzero()
         if len(missing):
             raise ValueError(f"prompt {int(missing[0])} has no {name}")
+        twice = _repeated(ids).nonzero()
+        if len(twice):
+            row = int(twice[0])
+            raise ValueError(
+                f"prompt {row} has the same token twice among its {name}s {ids[row].tolist()} ({len(twice)} of "
+                f"{len(ids)} prompts do), and probabilities are summed over them: name each once"
+            )
     both = ((right[:, :, None] == wrong[:, None, :]) & (right[:, :, None] != NO_ANSWER)).flatten(1).any(-1).nonzero()
     if len(both):
         raise ValueError(
             f"prompt {int(both[0])} has the same token as answer and wrong answer, so every metric would be zero "
             f"({len(both)} of {len(right)} prompts do)"
         )
+
+
+def _repeated(ids: Int[Tensor, "batch k"]) -> Bool[Tensor, " batch"]:
+    """Which rows have a token more than once."""
+    ordered = ids.sort(-1).values
+    return ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != NO_ANSWER)).any(-1)
 
 
 def _shape(values: Tensor) -> str:

@@ -12,6 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sparselens.models.adapters import without_peft
+
 Batch = Int[Tensor, "_batch _pos"] | Mapping[str, Tensor]  # underscores: two batches may differ in size
 Logits = Float[Tensor, "batch pos d_vocab"]
 Loss = Callable[[Logits, Any], Float[Tensor, ""]]
@@ -60,10 +62,16 @@ class TokenLoss:
     def _labels(self, batch: Batch) -> Int[Tensor, "batch pos"]:
         """What the output at each position is about."""
         labels = tokens_of(batch)
-        if not isinstance(batch, Tensor):
-            labels = batch.get("labels", labels) if self.ahead else batch["labels"]
-            if "attention_mask" in batch:
-                labels = labels.masked_fill(batch["attention_mask"] == 0, IGNORED)
+        if isinstance(batch, Tensor):
+            return self._shifted(labels)
+        labels = batch.get("labels", labels) if self.ahead else batch["labels"]
+        if "attention_mask" not in batch:
+            return self._shifted(labels)
+        padding = batch["attention_mask"] == 0
+        labels = self._shifted(labels.masked_fill(padding, IGNORED))
+        return labels.masked_fill(padding, IGNORED)  # nor does padding predict: on the left it has seen nothing
+
+    def _shifted(self, labels: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
         return nn.functional.pad(labels[:, self.ahead :], (0, self.ahead), value=IGNORED)
 
 
@@ -120,5 +128,16 @@ def _summed(function: Callable[..., Float[Tensor, ""]], *by_token: Tensor) -> Fl
 def logits_of(model: nn.Module, batch: Batch, **options: Any) -> Logits:
     """Run a TransformerLens or transformers model on a batch; `options` go to its forward."""
     extra = {} if isinstance(batch, Tensor) else {k: v for k, v in batch.items() if k not in ("input_ids", "labels")}
+    if "attention_mask" in extra and "position_ids" not in extra and _numbers_columns(model):
+        extra["position_ids"] = (extra["attention_mask"].long().cumsum(-1) - 1).clamp_min(0)
     output: Any = model(tokens_of(batch), **extra, **options)
     return output if isinstance(output, Tensor) else output.logits
+
+
+def _numbers_columns(model: nn.Module) -> bool:
+    """Does it take the number of a column for a token's position, so that padding on the left moves the prompt?
+
+    GPT-2, GPT-Neo and their like in transformers do, unless they are given positions. A TransformerBridge gives them.
+    """
+    network = without_peft(getattr(model, "module", model))  # of what trains on several devices
+    return hasattr(getattr(network, "base_model", None), "wpe") and not hasattr(network, "original_model")

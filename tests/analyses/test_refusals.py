@@ -23,6 +23,12 @@ def _empty(n_layers: int) -> sl.Circuit:
     return sl.Circuit(sl.Graph.of_shape(n_layers, 1), [])
 
 
+def _broken() -> Any:
+    model = tiny_bridge("gpt2")
+    next(model.original_model.transformer.h[0].attn.parameters()).data[0] = torch.nan
+    return model
+
+
 WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "a task as pairs": (lambda: analyses.attribute_edges(MODEL, TASKS["ioi"]), r"not Task\('ioi': .*task\.tokenize"),
     "a string as pairs": (lambda: analyses.patch_heads(MODEL, "Hello"), r"want TokenizedPairs, not 'Hello'"),
@@ -108,6 +114,16 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: analyses.attribute_edges(MODEL, PAIRS, method="exakt"),
         r"'exakt', did you mean 'exact'\? \(want eap, eap-ig, .*, exact, auto\)",
     ),
+    "a metric of logits alone": (
+        lambda: analyses.patch_heads(MODEL, PAIRS, lambda logits: logits[:, -1, 0]),
+        r"is no metric .*want a function of \(logits, pairs\)",
+    ),
+    "an evaluation by such a metric": (
+        lambda: sl.evaluate(MODEL, PAIRS, metric=lambda logits, _: logits[:, -1, 0] - logits[:, -1, 0].mean()),
+        "results would depend on batch_size",
+    ),
+    "weights that are not numbers": (lambda: analyses.attention_edges(_broken(), PAIRS), "layer 0 is not finite"),
+    "labels of such weights": (lambda: analyses.label_heads(_broken(), n=1), "patterns are not finite"),
     "a mistyped metric": (
         lambda: analyses.patch_heads(MODEL, PAIRS, "logit_diference"),
         "did you mean 'logit_difference'",
@@ -143,3 +159,18 @@ def test_what_would_do_is_said(case: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(request, "run", lambda *_: pytest.fail("the model was run"))
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (lambda logits, _: logits[:, -1, 0].numpy(), "the metric gave a ndarray for .* want a tensor"),
+        (lambda logits, _: logits[:, -1, 0] - logits[:, -1, 0].mean(), "results would depend on batch_size"),
+    ],
+)
+def test_metrics_that_are_none_are_refused_by_their_first_run(
+    metric: Any, message: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=message):
+        analyses.patch_heads(MODEL, PAIRS, metric, progress=False)

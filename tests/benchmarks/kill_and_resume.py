@@ -42,7 +42,7 @@ def main() -> None:
         while kills < arguments.kills:
             program = start(killed)
             try:
-                program.wait(draw.uniform(0.05, 0.18) * seconds)
+                program.wait(draw.uniform(0.03, 0.14) * seconds)
             except subprocess.TimeoutExpired:
                 program.kill()
                 program.wait()

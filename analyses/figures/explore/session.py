@@ -20,7 +20,7 @@ from sparselens.analyses.figures.token_layout import printable
 from sparselens.analyses.patching.cuts import read_cut
 from sparselens.files.reading import strict_json
 from sparselens.files.whole import write_file, write_json
-from sparselens.gates.hooked import is_hooked
+from sparselens.gates.hooked import is_hooked, refuse_lost_gates
 from sparselens.gates.surgery import is_sparse
 from sparselens.models.hooked_model import HookedModel
 from sparselens.models.provenance import origin, without_path
@@ -244,9 +244,11 @@ def explore(model: HookedModel, dense: HookedModel | None = None, prompt: str = 
     """
     for given in (model,) if dense is None else (dense, model):
         _refuse_foreign(given)
-    network: Any = model
+    network, other = cast(tuple[Any, Any], (model, dense))
+    if other is not None and is_sparse(other) and not is_sparse(network):
+        raise ValueError("the dense model has gates and the other one has none: swap them, explore(sparse, dense)")
     kind = "sparse" if is_sparse(network) else "model"
-    models = {kind: network} if dense is None else {"dense": dense, kind: network}
+    models = {kind: network} if other is None else {"dense": other, kind: network}
     found = Exploration(models, title or without_path(origin(network)) or kind)
     if prompt:
         found.ask(prompt)
@@ -261,5 +263,6 @@ def _refuse_foreign(model: Any) -> None:
             f"explore wants a TransformerBridge or HookedTransformer, not a {type(model).__name__}: pass "
             "sparselens.load(folder), or TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=tokenizer)"
         )
+    refuse_lost_gates(model)
     if getattr(model, "tokenizer", None) is None:
         raise ValueError("this model has no tokenizer to read prompts with: set model.tokenizer")

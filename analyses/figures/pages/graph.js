@@ -152,13 +152,19 @@ export function percent(value) {
 export function aboutModel(model, edges) {
   const share = model.total ? edges.reduce((sum, edge) => sum + Math.abs(edge.score), 0) / model.total : 0;
   const text = `${model.name}: ${thousands(edges.length)} of ${thousands(model.edges)} edges, ${percent(share)} of |score|`;
-  return { text, note: [faithfulness(model), deadEnds(model), held(model)].filter(Boolean).join("; ") };
+  return { text, note: [faithfulness(model, edges), deadEnds(model), held(model)].filter(Boolean).join("; ") };
 }
 
-function faithfulness({ faithful, pruned }) {
+/** What the chosen circuit does, where all of it is drawn; else of what the drawing is a part. */
+function faithfulness(model, edges) {
+  const { faithful, pruned } = model;
   if (state.mode !== "faithful" && state.mode !== "pruned") return "";
-  if (pruned && state.mode === "pruned") return pruned.mean === null ? "" : `does ${percent(pruned.mean)} of what the whole model does, on prompts that did not choose it`;
-  return faithful ? `does ${percent(faithful.mean)} of what the whole model does` : `no circuit of this model was found to be faithful: here ${percent(state.share)} of |score|`;
+  const own = state.mode === "pruned" && pruned;
+  if (!own && !faithful) return `no circuit of this model was found to be faithful: here ${percent(state.share)} of |score|`;
+  const n = own ? pruned.list.length : faithful.edges, { mean } = own || faithful;
+  if (mean === null) return "";
+  const does = `does ${percent(mean)} of what the whole model does${own ? ", on prompts that did not choose it" : ""}`;
+  return edges.length + drawn(model).dead === n ? does : `part of a circuit of ${thousands(n)} edges, which ${does}`;
 }
 
 function deadEnds(model) {

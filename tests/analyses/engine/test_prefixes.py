@@ -116,3 +116,22 @@ def test_a_model_that_forgets_its_cache_runs_whole_prompts(monkeypatch: pytest.M
     model, pairs = tiny_bridge("gpt2"), pairs_from(6, 4, 7)
     with open_request(model, pairs, "logit_difference") as request:
         assert request.sharing() is request
+
+
+def test_encodings_that_depend_on_the_length_are_not_shared():
+    """Phi-3's long rotary factors begin at 16 tokens: a prefix of 6 tokens has the short ones."""
+    factors = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.0], "long_factor": [3.0, 9.0]}
+    scaling = factors | {"original_max_position_embeddings": 16}
+    model = tiny_bridge("phi3", rope_parameters=scaling, original_max_position_embeddings=16)
+    tokens, mask = tiny_tokens(4, 24), torch.ones(4, 24, dtype=torch.long)
+    mask[:2, :12] = (
+        0  # the first two prompts have 12 tokens, and differ from the ninth on; the others from the sixth on
+    )
+    corrupted = tokens.clone()
+    corrupted[:2, 21:], corrupted[2:, 6:] = tokens[:2, 21:] % 30 + 1, tokens[2:, 6:] % 30 + 1
+    answers = torch.arange(1, 5)
+    pairs = TokenizedPairs(tokens * mask, corrupted * mask, answers, answers + 10, attention_mask=mask)
+    both, alone = (analyses.attribute_edges(model, some, **QUIET) for some in (pairs, pairs[2:]))
+    torch.testing.assert_close(both.clean[2:], sl.evaluate(model, pairs, **QUIET).values[2:], atol=1e-5, rtol=1e-5)
+    assert both.per_prompt is not None and alone.per_prompt is not None
+    torch.testing.assert_close(both.per_prompt[2:], alone.per_prompt, atol=1e-5, rtol=1e-4)

@@ -143,8 +143,33 @@ def test_a_path_that_was_killed_goes_on(tmp_path: Any):
             None,
             r"a1\.h0<k> is shared with other heads, so all of these must be in one layer",
         ),
+        (["a1.h0<k>", "a1.h1<v>"], None, r"heads 0 and 1 of a1 share keys and values, .* add a1\.h1<k>"),
+        (["a1.h0<k>", "a1.h1<q>"], None, r"a1\.h0<k> cannot be patched alone beside the other receivers"),
+        (["a1.h0<k>", "a1.h3<k>"], None, r"heads 0 and 1 of a1 share keys and values"),
     ],
 )
 def test_what_is_no_path_is_refused(receivers: Any, senders: Any, message: str):
     with pytest.raises(ValueError, match=message):
         patch_paths(tiny_bridge("llama"), tiny_pairs(), receivers, senders, **QUIET)
+
+
+@pytest.mark.parametrize("receivers", [["a1.h0<k>", "a1.h2<k>"], ["a1.h0<k>", "a1.h0<q>"], ["a1.h0<v>", "a1.h1<v>"]])
+def test_receivers_of_one_group_as_in_a_model_without_groups(receivers: list[str]):
+    """The same model with every head's keys and values written out."""
+    grouped, pairs = tiny_bridge("llama"), tiny_pairs()
+    state = grouped.original_model.state_dict()
+    n_heads, n_kv = grouped.cfg.n_heads, grouped.cfg.n_key_value_heads
+    alone = tiny_bridge("llama", num_key_value_heads=n_heads)
+    wanted = alone.original_model.state_dict()
+    copied = {
+        name: value if value.shape == wanted[name].shape else _per_head(value, n_kv, n_heads // n_kv)
+        for name, value in state.items()
+    }
+    alone.original_model.load_state_dict(copied)
+    torch.testing.assert_close(alone(pairs.clean), grouped(pairs.clean), atol=1e-5, rtol=1e-5)
+    found, expected = (patch_paths(model, pairs, receivers, **QUIET).per_prompt for model in (grouped, alone))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def _per_head(weight: Tensor, groups: int, times: int) -> Tensor:
+    return weight.unflatten(0, (groups, -1)).repeat_interleave(times, 0).flatten(0, 1)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from sparselens import cli
 from sparselens.analyses.attribution.edge_scores import EdgeScores
-from sparselens.analyses.comparison.attributed import load_attribution, save_scores
+from sparselens.analyses.comparison.attributed import _read_scores, load_attribution, save_scores
 from sparselens.analyses.engine.resume import BatchLog
 from sparselens.circuits.circuit import Circuit
 from sparselens.circuits.graph import Graph
@@ -84,6 +84,10 @@ def figures_and_report(folder: Path):
     assert "<h1>addition-sparse: sums of two numbers, character by character</h1>" in text
     assert "80% faithful" in text and text.count("<figure") == 2 and "The circuit, to explore" in text
     assert re.search(r'class="finding">\d+ of 175 edges do [\d.]+ % of what addition-sparse does; as many random', text)
+    assert CliRunner().invoke(cli.build_app(), report[:2]).exit_code == 0  # beside what it is about by default
+    assert (folder / "report.html").read_text() == text
+    shipped = CliRunner().invoke(cli.build_app(), ["report", "stories260k/gendered_pronoun"])
+    assert isinstance(shipped.exception, ValueError) and "give --out FILE" in str(shipped.exception)
     pruned = load_attribution(folder).pruned
     assert pruned is not None and f"Pruned to {len(pruned)} edges it does" in text
     assert load_attribution(folder).viewer.circuits[0].edges == pruned.pruned().edges
@@ -187,3 +191,14 @@ def test_a_folder_of_another_task_is_refused_and_a_damaged_one_said_to_be(tmp_pa
         with pytest.raises(ValueError, match=message):
             load_attribution(tmp_path)
         (tmp_path / name).write_bytes(before[name])
+
+
+def test_prompts_that_are_alike_stay_one_observation(tmp_path: Path):
+    graph = Graph.of_shape(1, 1)
+    each = torch.randn(4, *graph.exists.shape, generator=torch.Generator().manual_seed(0)) * graph.exists
+    alike = torch.tensor([0, 0, 2, 2])
+    for number in (alike, None):
+        scores = EdgeScores(graph, "eap", each.mean(0), each, torch.ones(4), torch.zeros(4), clean_prompt=number)
+        read = EdgeScores(graph, "eap", **_read_scores(save_scores(scores, tmp_path / "scores")))
+        assert read.interval("a0.h0->m0") == scores.interval("a0.h0->m0")
+        assert (read.clean_prompt is None) == (number is None)

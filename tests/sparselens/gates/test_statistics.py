@@ -1,12 +1,16 @@
 """Counting edges, by hand."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch.nn.functional import pad
 
 import sparselens as sl
 from sparselens.gates.gate import GateSettings
 from sparselens.gates.statistics import GateStatistics
-from tests.tiny_models import tiny_model, tiny_tokens
+from sparselens.training.evaluation import evaluate
+from tests.tiny_models import tiny_bridge, tiny_model, tiny_tokens
 
 
 def two_layers() -> GateStatistics:
@@ -39,7 +43,7 @@ def test_masks_are_counted_in_every_form() -> None:
         counts.add(layer, torch.zeros(2, 4), torch.zeros(2, 4), mask)
     assert counts.visible_pairs.tolist() == [[6.0] * 4, [4.5] * 4, [6.0] * 4]
     assert counts.queries.tolist() == [[3.0] * 4, [2.5] * 4, [3.0] * 4]
-    assert counts.all_pairs.tolist() == [[9.0] * 4] * 3
+    assert counts.all_pairs.tolist() == [[9.0] * 4, [6.5] * 4, [9.0] * 4]  # padding is not counted
 
 
 def test_later_layers_may_count_for_more() -> None:
@@ -81,3 +85,43 @@ def test_padding_without_a_mask_is_refused() -> None:
         with torch.no_grad(), sl.record_gates(model), pytest.raises(ValueError, match="holds the padding token"):
             run(padded)
     model(padded)  # not outside the block
+
+
+def counted(model: Any, batch: Any) -> list[float]:
+    """Everything that is counted, of one row or of the same row padded."""
+    with torch.no_grad(), sl.record_gates(model) as gates:
+        model(**batch) if isinstance(batch, dict) else model(batch)
+    names = ("visible_pairs", "open", "queries", "all_pairs", "expected")
+    return [float(getattr(gates, name).sum()) for name in names]
+
+
+@pytest.mark.parametrize("sides", [(0, 4), (4, 0), (1, 3)], ids=["right", "left", "both"])
+@pytest.mark.parametrize("kind", ["llama eager", "llama triton", "bert eager", "llama bridge", "mpt bridge"])
+def test_padding_is_not_counted_on_either_side(kind: str, sides: tuple[int, int]) -> None:
+    family, way = kind.split()
+    model = tiny_bridge(family) if way == "bridge" else tiny_model(family)
+    sl.sparsify(model, 0.0, **({} if way == "bridge" else {"implementation": way}))
+    tokens = tiny_tokens(1, 6)
+    name = "input" if way == "bridge" else "input_ids"
+    padded = {name: pad(tokens, sides), "attention_mask": pad(torch.ones_like(tokens), sides)}
+    if family == "bert":  # positions are numbers of columns there
+        padded["position_ids"] = pad(torch.arange(6)[None], sides)
+    assert counted(model, padded) == pytest.approx(counted(model, tokens), rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "neo", "opt", "bloom"])
+@pytest.mark.parametrize("sides", [(0, 4), (4, 0)], ids=["right", "left"])
+def test_a_row_has_its_loss_and_edges_however_it_is_padded(family: str, sides: tuple[int, int]) -> None:
+    """Also where transformers counts positions from the first column (GPT-2, GPT-Neo), padding or not."""
+    model = tiny_model(family)
+    try:
+        sl.sparsify(model, 0.0)
+    except ValueError:  # attention code of its own, so it is gated in TransformerLens alone
+        model = sl.sparsify(tiny_bridge(family), 0.0)
+    tokens = tiny_tokens(1, 6)
+    alone = evaluate(model, [tokens])
+    found = evaluate(model, [{"input_ids": pad(tokens, sides), "attention_mask": pad(torch.ones_like(tokens), sides)}])
+    assert found.loss == pytest.approx(alone.loss, abs=1e-5)
+    assert found.open_edges == alone.open_edges
+    assert found.share_of_visible_pairs == pytest.approx(alone.share_of_visible_pairs, abs=1e-9)
+    assert found.share_of_all_pairs == pytest.approx(alone.share_of_all_pairs, abs=1e-9)

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 import transformers as tr
 from huggingface_hub import ModelCard
 
 import sparselens as sl
+from sparselens.circuits.graph import Graph
 from sparselens.gates.surgery import find_settings
 from sparselens.models import folder as folder_module
 from sparselens.models.adapters import add_lora
@@ -23,6 +25,7 @@ from sparselens.models.folder import load_record, load_transformers
 from sparselens.training.checkpoint import save_checkpoint
 from sparselens.training.evaluation import evaluate, evaluating
 from sparselens.training.losses import next_token_loss
+from tests.analyses.small_models import tiny_pairs
 from tests.tiny_models import bridge_of, logits, tiny_bridge, tiny_model, tiny_tokenizer, tiny_tokens
 from tests.tiny_runs import HELD_OUT, gated, run
 
@@ -85,6 +88,37 @@ def test_transformers_refuses_a_sparse_folder_it_would_run_without_gates(
         monkeypatch.delitem(interface._global_mapping, "sparselens", raising=False)
     with pytest.raises(ValueError, match='attn_implementation="sparselens"'):
         tr.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+
+
+def test_a_sparse_folder_that_lost_its_gates_is_refused_by_every_analysis(tmp_path: Path):
+    saved = sl.sparsify(tiny_bridge("llama"), GATE_BIAS)
+    expected = logits(saved)
+    sl.save(saved, tmp_path / "model")
+    plain = tr.AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation="eager")
+    lost = bridge_of(plain)
+    assert not sl.is_sparse(lost)
+    for asked in (lambda: Graph.of_model(lost), lambda: sl.evaluate(lost, tiny_pairs(), progress=False)):
+        with pytest.raises(ValueError, match=r"saved with gates \(gate_bias = 0.5 .*\) and runs without: sl.load"):
+            asked()
+    sl.sparsify(lost, GATE_BIAS)
+    torch.testing.assert_close(logits(lost), expected)
+    Graph.of_model(sl.densify(lost))  # on purpose
+
+
+def test_a_folder_marked_sparse_without_a_gate_bias_is_refused(tmp_path: Path):
+    sl.save(gated(), tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "gate_bias"}))
+    with pytest.raises(ValueError, match=r"was saved with gates, and its config.json has no gate_bias"):
+        sl.load(tmp_path / "model")
+
+
+def test_what_is_no_name_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users run without type checks
+    with pytest.raises(ValueError, match=r"load opens a folder or a hub id, not a GPT2LMHeadModel: .*hf_model=model"):
+        sl.load(tiny_model("gpt2"))
+    with pytest.raises(ValueError, match=r"device='cuda' is none of from_pretrained's: sl.load\(...\).to\(device\)"):
+        sl.load("addition", device="cuda")
 
 
 def test_dense_models_are_saved_without_gates(tmp_path: Path):

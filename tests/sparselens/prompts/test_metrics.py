@@ -100,3 +100,18 @@ def test_a_logit_that_is_not_finite_is_named():
     tokens = tiny_tokens(2, 4)
     with pytest.raises(ValueError, match="not finite in prompt 0"):
         sl.answer_logits(model, sl.TokenizedPairs(tokens, tokens, torch.tensor([1, 2]), torch.tensor([3, 4])))
+
+
+def test_a_metric_of_your_own_sees_all_logits_and_its_pairs():
+    model, tokens = tiny_bridge("llama"), tiny_tokens(5)
+    given = sl.TokenizedPairs(tokens, tokens % 30 + 1, torch.arange(5) + 1, torch.arange(5) + 11)
+    with torch.no_grad():
+        logits = model(tokens)
+    metrics = {
+        "at the first position": lambda logits, _: logits[:, 0, 1],
+        "of the prompt's own token": lambda logits, pairs: logits[:, -1].gather(-1, pairs.clean[:, :1])[:, 0],
+        "over positions": lambda logits, _: logits[..., 3].mean(1),
+    }
+    for metric in metrics.values():
+        found = sl.evaluate(model, given, metric=metric, batch_size=2, progress=False)
+        torch.testing.assert_close(found.values, metric(logits, given))

@@ -42,6 +42,13 @@ def test_padding_and_ignored_labels_do_not_count():
         assert float(next_token_loss(half, batch)) == pytest.approx(-math.log(0.75))
 
 
+def test_padding_on_the_left_predicts_nothing():
+    batch = {"input_ids": TOKENS, "attention_mask": torch.tensor([[0, 1, 1]])}
+    assert next_token_loss.count(batch) == 1 and next_token_loss.counted(batch).tolist() == [[False, True, False]]
+    wrong_at_first = sure_of(torch.tensor([[0, 1, 0]]))
+    assert float(next_token_loss(wrong_at_first, batch)) == pytest.approx(-math.log(0.75))
+
+
 def test_same_position_loss_does_not_shift():
     batch = {"input_ids": TOKENS, "labels": torch.tensor([[IGNORED, 0, 1]])}
     assert float(same_position_loss(sure_of(torch.tensor([[1, 0, 1]])), batch)) == pytest.approx(-math.log(0.75))

@@ -307,3 +307,8 @@ def test_why_of_two_models(sparse: Any, dense: Any):
 )
 def test_there_is_no_why(found: Any, name: Any, said: str):
     assert said in found.obey({"do": "why", "name": name})["error"]
+
+
+def test_models_in_the_wrong_order_are_refused(sparse: Any, dense: Any):
+    with pytest.raises(ValueError, match=r"swap them, explore\(sparse, dense\)"):
+        analyses.explore(dense, sparse)
