@@ -23,9 +23,8 @@ class Fact(NamedTuple):
 def facts(comparison: Comparison) -> list[Fact]:
     """Of the whole table: how well both do, and how much smaller the sparse model and its circuit are."""
     rows = {row.name: row for row in rows_of(comparison)}
-    circuit = _circuit(comparison, rows)
-    names = (*_model(comparison), circuit, *([HELD_OUT] if circuit.endswith(", pruned") else []))
-    return [Fact(name, *cells(rows[name])) for name in names if name in rows]
+    chosen = [rows[name] for name in (*_model(comparison), _circuit(comparison, rows)) if name in rows]
+    return [Fact(row.name, *cells(row)) for row in chosen]
 
 
 def _model(comparison: Comparison) -> tuple[str, str, str]:

@@ -47,6 +47,17 @@ def share_of(name: str) -> Callable[[Any], Any]:
     return check
 
 
+def at_least(name: str, least: int) -> Callable[[Any], Any]:
+    """A check that a number, where one is given, is not below this."""
+
+    def check(value: Any) -> Any:
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, not {value}")
+        return value
+
+    return check
+
+
 def known_model(name: Any) -> Any:
     """Refuse a missing folder, and what looks like a misspelt shipped model; other names may be hub ids."""
     if name is None or Path(name).exists():
@@ -144,7 +155,10 @@ Ablation = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Random seed for drawing prompts.")]
 BatchSize = Annotated[
-    int | None, typer.Option(min=1, help="Prompts per run. Default: 64 for small models, else by --memory.")
+    int | None,
+    typer.Option(
+        help="Prompts per run. Default: 64 for small models, else by --memory.", callback=at_least("--batch-size", 1)
+    ),
 ]
 Memory = Annotated[
     float | None, typer.Option(help="GiB of memory to use beside the model, by measuring one prompt. Default: 1.")

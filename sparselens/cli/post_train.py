@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 import typer
 
 from sparselens.cli.models import bases
-from sparselens.cli.options import PARTS, Base, Json, Model, alone_in_out, known_model, one_of
+from sparselens.cli.options import PARTS, Base, Json, Model, alone_in_out, at_least, known_model, one_of
 from sparselens.cli.table import finish, print_table, warn
 
 Settings = TypeVar("Settings")
@@ -42,7 +42,11 @@ def post_train(
     gguf_file: Annotated[str | None, typer.Option(help="Read this GGUF file of --model, dequantised.")] = None,
     lora: Annotated[
         int | None,
-        typer.Option(min=1, metavar="RANK", help="Train adapters of this rank on q, k, v, o; all else is frozen."),
+        typer.Option(
+            metavar="RANK",
+            help="Train adapters of this rank on q, k, v, o; all else is frozen.",
+            callback=at_least("--lora", 1),
+        ),
     ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="With --lora: save the whole model, not adapters.")] = False,
     train: Annotated[
@@ -57,7 +61,7 @@ def post_train(
         bool,
         typer.Option("--stream", help="Hold out the first documents, and read only as many more as the run needs."),
     ] = False,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 3000,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.", callback=at_least("--steps", 1))] = 3000,
     target: Annotated[
         float | None, typer.Option(help="Loss not to exceed, in nats per token; replaces --margin.")
     ] = None,
@@ -66,9 +70,13 @@ def post_train(
         float | None,
         typer.Option(help="Added to the scores in the gate. Default: the model's, else 0; 3e4 is a dense control."),
     ] = None,
-    seq_len: Annotated[int, typer.Option(min=2, help="Tokens per row.")] = 64,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows per batch, over all processes.")] = 32,
-    accumulation: Annotated[int, typer.Option(min=1, help="Batches per optimiser step.")] = 1,
+    seq_len: Annotated[int, typer.Option(help="Tokens per row.", callback=at_least("--seq-len", 2))] = 64,
+    batch_size: Annotated[
+        int, typer.Option(help="Rows per batch, over all processes.", callback=at_least("--batch-size", 1))
+    ] = 32,
+    accumulation: Annotated[
+        int, typer.Option(help="Batches per optimiser step.", callback=at_least("--accumulation", 1))
+    ] = 1,
     batch_tokens: Annotated[
         int | None,
         typer.Option(
@@ -87,13 +95,14 @@ def post_train(
         int, typer.Option(help="Steps at the start that match the dense model's attention layer by layer: cheap.")
     ] = 0,
     multiplier: Annotated[float, typer.Option(help="GECO's multiplier at the start.")] = 10.0,
-    distillation: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the dense model's distribution in the labels.")
-    ] = 0.5,
-    sampled: Annotated[int, typer.Option(min=0, help="Tokens to sample from the dense model; half of each batch.")] = 0,
-    held_out: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the documents held out of training, at most.")
-    ] = 0.1,
+    distillation: Annotated[float, typer.Option(help="Share of the dense model's distribution in the labels.")] = 0.5,
+    sampled: Annotated[
+        int,
+        typer.Option(
+            help="Tokens to sample from the dense model; half of each batch.", callback=at_least("--sampled", 0)
+        ),
+    ] = 0,
+    held_out: Annotated[float, typer.Option(help="Share of the documents held out of training, at most.")] = 0.1,
     held_out_rows: Annotated[
         int,
         typer.Option(help="Rows for validation, and as many for the test; no more text is held out than needed."),
@@ -101,7 +110,9 @@ def post_train(
     mixed_precision: Annotated[
         str, typer.Option(help="no, bf16 or fp16.", callback=one_of("mixed precision", ("no", "bf16", "fp16")))
     ] = "no",
-    evaluate_every: Annotated[int, typer.Option(min=1, help="Steps between evaluations on held-out text.")] = 50,
+    evaluate_every: Annotated[
+        int, typer.Option(help="Steps between evaluations on held-out text.", callback=at_least("--evaluate-every", 1))
+    ] = 50,
     seed: Annotated[int, typer.Option(help="Random seed of data order and noise.")] = 0,
     wandb: Annotated[str | None, typer.Option(help="Log to this wandb project.")] = None,
     checkpoint_minutes: Annotated[float, typer.Option(help="Longest time between two checkpoints.")] = 10.0,

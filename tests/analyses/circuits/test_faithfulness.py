@@ -281,7 +281,7 @@ def test_a_circuit_from_another_model():
     [
         ({"ablation": "noise"}, "no such ablation: 'noise'"),
         ({"memory": 10}, "memory = 10 bytes is too small"),
-        ({"metric": lambda logits, pairs: logits.mean()}, "want one value for each prompt"),
+        ({"metric": lambda logits, pairs: logits.mean()}, "want a tensor, one value for each prompt"),
     ],
 )
 def test_bad_input(options: dict[str, Any], message: str):

@@ -196,7 +196,7 @@ def test_a_run_that_missed_its_target_can_be_ended_by_another(inputs: Path, tmp_
 def test_a_run_that_came_to_nothing_says_so(inputs: Path, tmp_path: Path):
     done = invoke(inputs, tmp_path, "--learning-rate", "100", "--target", "0.1", "--evaluate-every", "2", "--json")
     assert done.exit_code == 0
-    assert "the target was NOT met" in done.stdout
+    assert "the target of 0.1000 was NOT met" in " ".join(done.stdout.split())
     notes = json.loads(done.stdout.splitlines()[-1])["notes"]
     warnings = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
     assert warnings == [f"warning: {note}" for note in notes]
@@ -226,12 +226,12 @@ def test_gradient_checkpointing_changes_memory_alone(inputs: Path, tmp_path: Pat
         (("--held-out-rows", "0"), "--held-out-rows must be at least 1, not 0"),
         (("--stream",), "the stream ends before two times 32768 characters are held out"),
         (("--mixed-precision", "fp8"), "no such mixed precision: 'fp8' (want no, bf16, fp16)"),
-        (("--batch-size", "0"), "want one row or more"),
+        (("--batch-size", "0"), "--batch-size must be at least 1, not 0"),
         (("--batch-size", "1", "--sampled", "99"), "want one row or more"),
         (("--data", "nowhere.txt"), "no such file"),
         (("--model", "nowhere"), "is not a folder, not a shipped model"),
-        (("--steps", "0"), "steps must be at least 1"),
-        (("--lora", "0"), "rank of LoRA must be at least 1"),
+        (("--steps", "0"), "--steps must be at least 1, not 0"),
+        (("--lora", "0"), "--lora must be at least 1, not 0"),
         (("--train", "mlp"), "no such part: 'mlp' (want attention, qk, all)"),
         (("--merge", "--json"), "--merge is for adapters"),
         (("--lora=2", "--train=qk"), "--lora trains adapters alone"),
