@@ -10,9 +10,9 @@ import typer
 from sparselens.cli import options
 from sparselens.cli.models import bases
 from sparselens.cli.options import Json, alone_in_out, over_launched_processes
+from sparselens.cli.own_tasks import task_named
 from sparselens.cli.table import finish, print_table, warn
 from sparselens.files.reading import json_object
-from sparselens.tasks import find_task
 
 if TYPE_CHECKING:
     from sparselens.analyses.attribution.edge_scores import EdgeScores
@@ -60,7 +60,7 @@ def attribute(
     which the same command resumes with `--resume`. Several processes share the pairs: `accelerate launch -m sparselens
     attribute ...` gives the result of one.
     """
-    known = find_task(task)
+    known = task_named(task)
     known.find_corruption(corruption)  # before torch is loaded
     from sparselens.analyses import attribute_edges
     from sparselens.analyses.engine.processes import place, rank

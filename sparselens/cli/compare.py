@@ -10,8 +10,8 @@ import typer
 from sparselens.cli import options
 from sparselens.cli.models import bases, load_beside
 from sparselens.cli.options import Json, alone_in_out
+from sparselens.cli.own_tasks import task_named
 from sparselens.cli.table import finish, print_table
-from sparselens.tasks import find_task
 
 if TYPE_CHECKING:
     from sparselens.training.text import Source
@@ -63,7 +63,7 @@ def compare(
     interrupted run resumes with the same command. Adapters, such as smollm2-135m-sparse, are put on the dense model if
     it has the weights that they were trained on; `--base` names another base.
     """
-    known = find_task(task)
+    known = task_named(task)
     known.find_corruption(corruption)  # before torch is loaded
     from sparselens.analyses import compare as compare_models
     from sparselens.models.folder import load

@@ -79,10 +79,24 @@ def written(folder: Any) -> Any:
     return find(folder.as_posix())
 
 
-_check_task, _check_form = one_of("task", TASKS), one_of("form of a figure", FORMS)
-Task = Annotated[str, typer.Option(help="As `sparselens tasks` lists it.", callback=_check_task)]
+def known_task(value: Any) -> Any:
+    """Refuse what is neither a task of the library nor a file."""
+    for name in value if isinstance(value, (list, tuple)) else [value]:
+        if name is not None and name not in TASKS and not Path(name).is_file():
+            raise unknown("task", name, (*TASKS, "a file of pairs"))
+    return value
+
+
+_check_form = one_of("form of a figure", FORMS)
+Task = Annotated[
+    str,
+    typer.Option(
+        help="As `sparselens tasks` lists it, or a file of pairs (.jsonl, .json, .parquet).", callback=known_task
+    ),
+]
 Tasks = Annotated[
-    list[str] | None, typer.Option(help="Only this task; repeatable. Default: all.", callback=_check_task)
+    list[str] | None,
+    typer.Option(help="Only this task, or file of pairs; repeatable. Default: all.", callback=known_task),
 ]
 Model = Annotated[
     str, typer.Option(help="A folder, a shipped name (stories260k-sparse) or a hub id.", callback=known_model)

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from sparselens.cli.models import bases
 from sparselens.cli.options import CLUSTERS, Base, Json, Model, Out, Tasks, known_model, one_of
+from sparselens.cli.own_tasks import task_named
 from sparselens.cli.table import finish, print_table
 from sparselens.prompts.formats import SUFFIXES
 from sparselens.prompts.pairs import some
@@ -152,7 +153,7 @@ def evaluate(
 
     Example: `sparselens tasks evaluate --model stories260k --task ioi`
     """
-    chosen = [find_task(name) for name in task or TASKS]
+    chosen = [task_named(name) for name in task or TASKS]
     if n < 1 or batch_size < 1:
         raise ValueError(f"-n {n}, --batch-size {batch_size}: want at least 1")
     from sparselens.models.folder import load

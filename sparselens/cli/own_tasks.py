@@ -1,0 +1,49 @@
+"""What `--task` takes: a task of the library, or a file of pairs."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparselens.tasks import TASKS, find_task
+
+if TYPE_CHECKING:
+    from sparselens.prompts.task import Task
+
+FORMATS = {".parquet": "parquet", ".json": "auto-circuit", ".jsonl": "mib"}
+
+
+def task_named(name: str) -> "Task":
+    """The task of that name, or one whose pairs stand in a file.
+
+    A .jsonl file holds a pair in each line, with `clean`, `corrupted`, `answer` and `wrong_answer`, or is MIB's.
+
+    Raises:
+        ValueError: there is neither, or the file is not of a known kind or broken.
+    """
+    path = Path(name)
+    if name in TASKS or not path.is_file():
+        return find_task(name)
+    if path.suffix not in FORMATS:
+        raise ValueError(
+            f"{path} is no file of pairs by its name (want {', '.join(FORMATS)}); sl.read_pairs reads EAP-IG's .csv, "
+            "with the tokenizer that its answers are ids of, and sl.write_pairs writes .parquet"
+        )
+    from sparselens.prompts.formats import read_pairs
+    from sparselens.prompts.task import Task
+
+    rows = _rows(path) if path.suffix == ".jsonl" else []
+    plain = bool(rows) and "clean" in rows[0]
+    return Task.from_records(path.stem, rows if plain else read_pairs(path, FORMATS[path.suffix]))
+
+
+def _rows(path: Path) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"{path}: line {number} is not JSON: {error}") from error
+        if row is not None and not isinstance(row, dict):
+            raise ValueError(f"{path}: line {number} holds {row!r:.40}, want an object")
+        rows += [] if row is None else [row]
+    return rows
