@@ -6,6 +6,7 @@ const data = pageData();
 const svg = byId("drawing");
 const state = { column: -1, threshold: data.threshold, heads: new Set(), layers: new Set(), pinned: null };
 const edges = [], tokens = [], edgeOf = new Map(), tokenOf = new Map();
+const LEGIBLE = 1.3;  // pixels of a point: a drawing that is taller than the screen scrolls instead of shrinking further
 const HINT = "Point at an edge or a token, or move to one with the Tab key. A click keeps the choice, Escape drops it.";
 
 function write(parent, label) {
@@ -138,7 +139,9 @@ function showColumn() {  // all prompts: models above each other; one prompt: mo
   });
   [...byId("rulers").children].forEach((ruler, i) => ruler.classList.toggle("off", alone && i >= data.layers));
   byId("legend").classList.toggle("off", alone);
-  svg.setAttribute("viewBox", alone ? `0 0 ${data.left + data.rows.length * step} ${data.rowEnd}` : `0 0 ${data.width} ${data.height}`);
+  const [width, height] = alone ? [data.left + data.rows.length * step, data.rowEnd] : [data.width, data.height];
+  svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  svg.style.minHeight = `max(28rem, min(${(height / width).toFixed(4)} * (100vw - 2.5rem), ${Math.ceil(LEGIBLE * height)}px))`;
 }
 
 function toggles(id, count, chosen, label, colour) {
