@@ -18,8 +18,14 @@ HEAVY = {"torch", "numpy", "transformers", "transformer_lens", "datasets"}
 TOKENIZERS = {"gpt2": "tokenizers/gpt2", "stories3m": "models/stories3m", "stories260k": "models/stories260k"}
 # Tasks that a tokenizer cannot do, with what the refusal has to say.
 REFUSED: dict[tuple[str, str], str] = {
-    ("ioi", "stories260k"): "corruption 'abc' needs more names than 2, as many as are one token of this tokenizer: use s2_io",
-    ("ioi_stories", "stories260k"): "corruption 'abc' needs more names than 2, as many as are one token of this tokenizer: use s2_io",
+    (
+        "ioi",
+        "stories260k",
+    ): "corruption 'abc' needs more names than 2, as many as are one token of this tokenizer: use s2_io",
+    (
+        "ioi_stories",
+        "stories260k",
+    ): "corruption 'abc' needs more names than 2, as many as are one token of this tokenizer: use s2_io",
     ("addition", "gpt2"): "position 'A1' lies inside a longer token",
     ("addition_causal", "gpt2"): "position 'A1' lies inside a longer token",
     ("subject_verb_agreement", "stories260k"): "needs 2 entries of its list 'noun' .* has 0 of 39",
