@@ -12,8 +12,8 @@ from .gates.surgery import densify as densify
 from .gates.surgery import is_sparse as is_sparse
 from .gates.surgery import sparsify as sparsify
 from .models.folder import load as load
-from .models.folder import push_to_hub as push_to_hub
 from .models.folder import save as save
+from .models.hub import push_to_hub as push_to_hub
 from .models.nanogpt import load_nanogpt as load_nanogpt
 from .prompts import metrics as metrics
 from .prompts.capability import Capability as Capability

@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sparselens.prompts.answers import NO_ANSWER
 from sparselens.prompts.metrics import end_logits
-from sparselens.prompts.tokenized import NO_ANSWER, TokenizedPairs
+from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.training.losses import Batch, Logits, TokenLoss, next_token_loss, tokens_of
 
 Rows = Batch | Sequence[Batch] | TokenizedPairs

@@ -1,9 +1,9 @@
 """What `--task` takes: a task of the library, or a file of pairs."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparselens.files.reading import strict_json
 from sparselens.tasks import TASKS, find_task
 
 if TYPE_CHECKING:
@@ -38,12 +38,14 @@ def task_named(name: str) -> "Task":
 
 def _rows(path: Path) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
         try:
-            row = json.loads(line) if line.strip() else None
-        except (json.JSONDecodeError, RecursionError) as error:
+            row = strict_json(line)
+        except ValueError as error:
             raise ValueError(f"{path}: line {number} is not JSON: {error}") from error
-        if row is not None and not isinstance(row, dict):
+        if not isinstance(row, dict):
             raise ValueError(f"{path}: line {number} holds {row!r:.40}, want an object")
-        rows += [] if row is None else [row]
+        rows.append(row)
     return rows

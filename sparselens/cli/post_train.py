@@ -11,20 +11,13 @@ import typer
 
 from sparselens.cli.models import bases
 from sparselens.cli.options import PARTS, Base, Json, Model, alone_in_out, at_least, known_model, one_of
-from sparselens.cli.table import finish, print_table, warn
+from sparselens.cli.table import warn
+from sparselens.cli.trained import print_result
 
 Settings = TypeVar("Settings")
 
 if TYPE_CHECKING:
-    from sparselens.training.evaluation import Evaluation
     from sparselens.training.result import PostTrainResult
-
-COLUMNS = {
-    "loss": ("loss, nats per token", "{:.4f}"),
-    "share_of_visible_pairs": ("open, share of visible pairs", "{:.3%}"),
-    "share_of_all_pairs": ("open, share of all pairs", "{:.3%}"),
-    "edges_per_query_per_head": ("open edges per query and head", "{:.3f}"),
-}
 
 
 @alone_in_out
@@ -222,7 +215,7 @@ def post_train(
             data=text.record,
             figures=_draw(result, out),
         )
-        _report(before, after, folder, result, json, out)
+        print_result(before, after, folder, result, json, out)
 
 
 def _refuse_contradiction(lora: int | None, train: str, merge: bool) -> None:
@@ -286,28 +279,3 @@ def _batches_per_step(
     if accumulation != 1:
         raise ValueError("give --batch-tokens or --accumulation, not both")
     return batches_per_step(batch_tokens, seq_len, batch_size, processes)
-
-
-def _report(
-    dense: "Evaluation", sparse: "Evaluation", folder: Path, result: "PostTrainResult", json: bool, out: Path
-) -> None:
-    table = {name: {key: getattr(e, key) for key in COLUMNS} for name, e in (("dense", dense), ("sparse", sparse))}
-    print_table(
-        "On text that neither training nor the choice of the state saw"
-        + ("" if result.feasible else f" (on the text that chose it the target of {result.target:.4f} was NOT met)"),
-        ("", "dense", "sparse"),
-        [
-            (label, form.format(table["dense"][key]), form.format(table["sparse"][key]))
-            for key, (label, form) in COLUMNS.items()
-        ],
-    )
-    print_table(
-        "Saved", ("what", "where"), [("model", folder), ("log", out / "log.jsonl"), ("figure", out / "run.pdf")]
-    )
-    for note in result.notes:
-        warn(f"warning: {note}")
-    finish(
-        {**table, "feasible": result.feasible, "notes": result.notes, "model": str(folder)},
-        json,
-        out / "post-train.json",
-    )

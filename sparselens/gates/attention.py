@@ -29,7 +29,7 @@ from sparselens.gates.gate import (
 )
 from sparselens.gates.modes import evaluating
 from sparselens.gates.noise import words_of
-from sparselens.gates.spans import Spans, all_visible, spans_mask
+from sparselens.gates.spans import Spans, all_visible, blind_padding, spans_mask
 
 IMPLEMENTATION = "sparselens"
 NAMES = {which: IMPLEMENTATION if which == "auto" else f"{IMPLEMENTATION}_{which}" for which in IMPLEMENTATIONS}
@@ -51,21 +51,7 @@ def _mask_for(implementation: str, *sizes: Any, **options: Any) -> Spans | Tenso
     """The mask in the form that an implementation takes, on the device of the call."""
     device = torch.device(options.get("device", "cpu"))
     made = (eager_mask if resolve(implementation, device) == "eager" else spans_mask)(*sizes, **options)
-    return _blind_padding(made, options.get("attention_mask"), int(options.get("q_offset", 0)))
-
-
-def _blind_padding(mask: Spans | Tensor | None, real: Tensor | None, start: int) -> Spans | Tensor | None:
-    """A mask under which padding sees nothing, so that none of its edges is counted; nobody reads what it writes."""
-    if mask is None or real is None:
-        return mask
-    n_queries = mask.first.shape[-1] if isinstance(mask, Spans) else mask.shape[-2]
-    reads = real[:, start : start + n_queries].bool()
-    if reads.shape[1] < n_queries or bool(reads.all()):
-        return mask
-    if isinstance(mask, Spans):
-        return mask._replace(last=torch.where(reads, mask.last, mask.first))
-    hidden = ~reads[:, None, :, None]
-    return mask & ~hidden if mask.dtype == torch.bool else mask.masked_fill(hidden, torch.finfo(mask.dtype).min)
+    return blind_padding(made, options.get("attention_mask"), int(options.get("q_offset", 0)))
 
 
 def gated_attention(

@@ -66,3 +66,17 @@ def _runs(visible: Any) -> Int[Tensor, "3 batch query_pos"]:
     last = (visible * numbers).amax(-1)
     first = torch.where(seen > 0, visible.int().argmax(-1).int(), last)
     return torch.stack([first, last, seen])
+
+
+def blind_padding(mask: Spans | Tensor | None, real: Tensor | None, start: int) -> Spans | Tensor | None:
+    """A mask under which padding sees nothing, so that none of its edges is counted; nobody reads what it writes."""
+    if mask is None or real is None:
+        return mask
+    n_queries = mask.first.shape[-1] if isinstance(mask, Spans) else mask.shape[-2]
+    reads = real[:, start : start + n_queries].bool()
+    if reads.shape[1] < n_queries or bool(reads.all()):
+        return mask
+    if isinstance(mask, Spans):
+        return mask._replace(last=torch.where(reads, mask.last, mask.first))
+    hidden = ~reads[:, None, :, None]
+    return mask & ~hidden if mask.dtype == torch.bool else mask.masked_fill(hidden, torch.finfo(mask.dtype).min)

@@ -25,7 +25,7 @@ from sparselens.models import adapters
 from sparselens.models.card import model_card
 from sparselens.models.character_model import attend_both_ways
 from sparselens.models.export import to_transformers
-from sparselens.models.places import WEIGHTS_AND_WORDS, WORDS, find, is_local, split_gguf
+from sparselens.models.places import WEIGHTS_AND_WORDS, WORDS, find, split_gguf
 from sparselens.models.provenance import origin, record_of
 from sparselens.models.weights import gguf_reader, open_weights, without_bar
 from sparselens.training.evaluation import Evaluation
@@ -291,29 +291,3 @@ def _tokenizer(path: Path, gguf_file: str | None = None) -> Any:
     if gguf_file is not None and "tokenizer.ggml.tokens" in gguf_reader(path / gguf_file).fields:
         return AutoTokenizer.from_pretrained(path, gguf_file=gguf_file, trust_remote_code=False)
     return None
-
-
-def push_to_hub(
-    model: nn.Module, repo_id: str, *, private: bool = True, token: str | None = None, **record: Any
-) -> str:
-    """Save the model, with the keyword arguments of `save`, and upload the folder. Returns its address.
-
-    The only function that sends anything anywhere; it needs a token of the hub that may write to `repo_id`.
-
-    >>> sl.push_to_hub(model, "me/gpt2-sparse", result=result)
-
-    Raises:
-        ValueError: the model is adapters of a folder on this machine, which nobody else could open.
-    """
-    from huggingface_hub import HfApi
-
-    api = HfApi(token=token)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = save(model, Path(temporary) / "model", **record)
-        if (folder / adapters.CONFIG).exists() and is_local(base := adapters.base_of(folder)):
-            raise ValueError(
-                f"the base of these adapters is {base}, a folder of this machine: pass base_model=HUB_ID, or merge=True"
-            )
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Sparse-attention model")
-    return f"https://huggingface.co/{repo_id}"

@@ -9,11 +9,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sparselens.gates.hooked import refuse_lost_gates
+from sparselens.prompts.answers import NO_ANSWER
 from sparselens.prompts.intervals import Interval, mean_interval, proportion_interval
 from sparselens.prompts.metrics import Metric, accuracy, find_metric, kl_divergence, logit_difference, measured, name_of
 from sparselens.prompts.pairs import PromptPair
 from sparselens.prompts.runs import runs
-from sparselens.prompts.tokenized import CLUSTER_BY, NO_ANSWER, TokenizedPairs
+from sparselens.prompts.tokenized import CLUSTER_BY, TokenizedPairs
 from sparselens.results import Result
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparselens.names import unknown
-from sparselens.prompts.tokenized import NO_ANSWER, TokenizedPairs
+from sparselens.prompts.answers import NO_ANSWER
+from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.training.losses import Logits
 
 PerPrompt = Float[Tensor, " batch"]

@@ -10,16 +10,16 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from sparselens.prompts.answers import NO_ANSWER, refuse_wrong_answers
 from sparselens.prompts.intervals import first_alike
 from sparselens.prompts.pairs import PromptPair
 from sparselens.results import Result
 from sparselens.training.losses import Batch
 
 CLUSTER_BY = ("prompt", "answer")
-NO_ANSWER = -1  # fills the rows of prompts with fewer answers than others
 
 
 @dataclass(frozen=True, repr=False)
@@ -72,7 +72,7 @@ class TokenizedPairs(Result):
         for name, where in self.positions.items():
             if where.shape != (batch,) or int(where.min()) < 0 or int(where.max()) >= pos:
                 raise ValueError(f"position {name!r} must be one index below {pos} for each of {batch} prompts")
-        _refuse_wrong_answers(self.answers, self.wrong_answers)
+        refuse_wrong_answers(self.answers, self.wrong_answers)
 
     # -- what a metric reads
 
@@ -281,32 +281,6 @@ def _lengths(batch: Batch) -> Int[Tensor, " batch"]:
     if isinstance(batch, Tensor):
         return torch.full_like(batch[:, 0], batch.shape[1])
     return batch["attention_mask"].sum(-1)
-
-
-def _refuse_wrong_answers(right: Tensor, wrong: Tensor) -> None:
-    for name, ids in (("answer", right), ("wrong answer", wrong)):
-        missing = (ids == NO_ANSWER).all(-1).nonzero()
-        if len(missing):
-            raise ValueError(f"prompt {int(missing[0])} has no {name}")
-        twice = _repeated(ids).nonzero()
-        if len(twice):
-            row = int(twice[0])
-            raise ValueError(
-                f"prompt {row} has the same token twice among its {name}s {ids[row].tolist()} ({len(twice)} of "
-                f"{len(ids)} prompts do), and probabilities are summed over them: name each once"
-            )
-    both = ((right[:, :, None] == wrong[:, None, :]) & (right[:, :, None] != NO_ANSWER)).flatten(1).any(-1).nonzero()
-    if len(both):
-        raise ValueError(
-            f"prompt {int(both[0])} has the same token as answer and wrong answer, so every metric would be zero "
-            f"({len(both)} of {len(right)} prompts do)"
-        )
-
-
-def _repeated(ids: Int[Tensor, "batch k"]) -> Bool[Tensor, " batch"]:
-    """Which rows have a token more than once."""
-    ordered = ids.sort(-1).values
-    return ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != NO_ANSWER)).any(-1)
 
 
 def _shape(values: Tensor) -> str:

@@ -8,9 +8,10 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from sparselens.prompts.answers import NO_ANSWER
 from sparselens.prompts.fitting import Encoded, Fit
 from sparselens.prompts.pairs import PromptPair
-from sparselens.prompts.tokenized import NO_ANSWER, TokenizedPairs
+from sparselens.prompts.tokenized import TokenizedPairs
 
 
 def tokenize_pairs(

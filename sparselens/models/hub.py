@@ -1,0 +1,37 @@
+"""Uploads a model to the hub, as `folder.save` writes it."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sparselens.models import adapters
+from sparselens.models.folder import save
+from sparselens.models.places import is_local
+
+
+def push_to_hub(
+    model: nn.Module, repo_id: str, *, private: bool = True, token: str | None = None, **record: Any
+) -> str:
+    """Save the model, with the keyword arguments of `save`, and upload the folder. Returns its address.
+
+    The only function that sends anything anywhere; it needs a token of the hub that may write to `repo_id`.
+
+    >>> sl.push_to_hub(model, "me/gpt2-sparse", result=result)
+
+    Raises:
+        ValueError: the model is adapters of a folder on this machine, which nobody else could open.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = save(model, Path(temporary) / "model", **record)
+        if (folder / adapters.CONFIG).exists() and is_local(base := adapters.base_of(folder)):
+            raise ValueError(
+                f"the base of these adapters is {base}, a folder of this machine: pass base_model=HUB_ID, or merge=True"
+            )
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Sparse-attention model")
+    return f"https://huggingface.co/{repo_id}"
