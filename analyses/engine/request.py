@@ -47,6 +47,7 @@ class OpenModel:
     def __init__(self, model: HookedModel) -> None:
         refuse_other_model(model)
         self.model: Any = model  # analyses look into TransformerLens' modules, which carry no types
+        self.begins_behind = dict[tuple[int, int], bool]()  # a prompt of that length, behind its first so many tokens
         parameter = next(self.model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
 
@@ -128,9 +129,13 @@ class Request:
         if not worth:
             return self
         found = replace(self, starts={length: start for length, (start, _) in worth.items()})
-        rows = [row for _, row in worth.values()]  # of every length: rotary encodings may depend on it
-        alike = all(agrees(self._along_positions(row), partial(found._along_positions, row)) for row in rows)
-        return found if alike else self
+        known = self.opened.begins_behind
+        for length, (start, row) in worth.items():  # of every length: rotary encodings may depend on it
+            if (length, start) not in known:
+                known[length, start] = agrees(self._along_positions(row), partial(found._along_positions, row))
+            if not known[length, start]:
+                return self
+        return found
 
     def _along_positions(self, row: int) -> Activations:
         """What analyses record of a clean prompt."""

@@ -30,7 +30,7 @@ def _inside(folder: Path) -> Path:
     """Beside what the page is about, and never over a file elsewhere."""
     if not folder.is_dir():
         raise ValueError(f"{folder.name} is no folder that a report could be written to: give --out FILE")
-    return (folder.parent if folder.name == "numbers" else folder) / "report.html"
+    return folder / "report.html"
 
 
 def opened(folder: Path) -> Any:

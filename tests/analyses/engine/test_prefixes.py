@@ -8,7 +8,7 @@ import torch
 
 import sparselens as sl
 from sparselens import analyses
-from sparselens.analyses.engine.request import Request, open_request
+from sparselens.analyses.engine.request import OpenModel, Request, open_request
 from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.tasks import TASKS
 from tests.analyses.small_models import shipped
@@ -101,6 +101,20 @@ def test_prompts_begin_where_any_of_their_length_differs():
         assert request.sharing().starts == {}  # one token is not worth it
     with open_request(model, replace(pairs, positions={"END": torch.tensor([8, 8, 3, 8])}), "accuracy") as request:
         assert request.sharing().starts == {9: 3}  # the answer stands before the first difference
+
+
+def test_a_model_is_tried_once_for_each_length_and_beginning(monkeypatch: pytest.MonkeyPatch):
+    tried, alike = list[bool](), [True]
+    monkeypatch.setattr(f"{Request.__module__}.agrees", lambda *_: tried.append(alike[0]) or alike[0])
+    opened = OpenModel(tiny_bridge("gpt2"))
+
+    def starts(*differ: int) -> dict[int, int]:
+        with open_request(opened, pairs_from(*differ), "logit_difference") as request:
+            return dict(request.sharing().starts)
+
+    assert starts(4, 7) == starts(7, 4) == {9: 4} and tried == [True]
+    alike[0] = False
+    assert starts(7) == starts(7) == {} and starts(4) == {9: 4} and tried == [True, False]
 
 
 def test_metrics_of_your_own_see_every_position():

@@ -133,6 +133,16 @@ def test_a_shipped_comparison_and_a_slim_file_are_reported_by_name(tmp_path: Pat
     assert Path(again).read_bytes() == Path(shipped).read_bytes() and "addition-sparse" in Path(shipped).read_text()
 
 
+def test_a_report_stands_in_the_folder_that_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whatever it is called: beside it may be other work."""
+    draw_nothing(monkeypatch)
+    (tmp_path / "report.html").write_text("mine")
+    folder = load_comparison("addition/addition").save(tmp_path / "numbers")
+    assert run("report", folder)["report"] == str(folder / "report.html")
+    assert (tmp_path / "report.html").read_text() == "mine"
+    assert run("report", folder)["report"] == str(folder / "report.html"), "again, from the same folder"
+
+
 # the text that the loss is measured on
 
 
