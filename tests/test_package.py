@@ -70,6 +70,12 @@ def test_an_import_loads_nothing_heavy(module: str):
     assert loaded.split() == []
 
 
+def test_stored_results_open_without_what_models_need():
+    opened = "import sparselens as sl; found = sl.load_comparison('addition/addition'); found.viewer()"
+    models = {"transformer_lens", "transformers", "datasets", "accelerate", "peft"}
+    assert run_python(f"import sys; {opened}; print(*(m for m in {models} if m in sys.modules))").split() == []
+
+
 def test_nothing_generic_is_installed_at_the_top():
     names = {name for name, owners in packages_distributions().items() if "sparselens" in owners}
     assert {name for name in names if not name.startswith("__editable__")} <= {"sparselens"}

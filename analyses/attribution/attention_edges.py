@@ -196,7 +196,7 @@ def _read(model: Any, cache: Any) -> tuple[int, dict[str, np.ndarray]]:
 
 def _layer_edges(cache: Any, layer: int, attn: Any) -> dict[str, np.ndarray]:
     from sparselens.gates.gate import is_visible
-    from sparselens.gates.points import leaves_it_to_inner  # with torch, which figures of edges can do without
+    from sparselens.gates.hooked import leaves_it_to_inner  # with torch, which figures of edges can do without
 
     pattern = cache[f"blocks.{layer}.{PATTERN}"].detach().float()
     if not pattern.isfinite().all():

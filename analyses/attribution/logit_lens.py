@@ -20,6 +20,7 @@ from sparselens.analyses.engine.batching import in_batches
 from sparselens.analyses.engine.partial_runs import Activations, recording, run, starting_at
 from sparselens.analyses.engine.request import OpenModel, Request, open_request, refuse_several_lengths
 from sparselens.analyses.engine.residual_stream import Reading
+from sparselens.gates.modes import evaluating
 from sparselens.models.hooked_model import HookedModel
 from sparselens.names import unknown
 from sparselens.prompts.checks import refuse_other_pairs, refuse_unreadable
@@ -28,7 +29,6 @@ from sparselens.prompts.intervals import Interval, mean_interval
 from sparselens.prompts.metrics import Metric, logit_difference, name_of
 from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.results import Result
-from sparselens.training.evaluation import evaluating
 
 PROBABILITY = "probability of the likeliest token"
 

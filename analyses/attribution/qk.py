@@ -23,6 +23,7 @@ from sparselens.analyses.engine.residual_stream import TOLERANCE, Reading
 from sparselens.analyses.engine.written import written_at, written_names
 from sparselens.circuits.graph import head_of
 from sparselens.gates.gate import is_visible
+from sparselens.gates.modes import evaluating
 from sparselens.gates.points import LayerGate, gate_of
 from sparselens.gates.surgery import find_settings
 from sparselens.models.hooked_model import HookedModel
@@ -30,7 +31,6 @@ from sparselens.names import unknown
 from sparselens.prompts.checks import refuse_misfits
 from sparselens.prompts.fitting import text_of
 from sparselens.prompts.tokenized import TokenizedPairs
-from sparselens.training.evaluation import evaluating
 
 AT_ONCE = 16  # prompts of a run
 

@@ -25,10 +25,10 @@ from sparselens.analyses.engine.partial_runs import Activations, Hook, recording
 from sparselens.analyses.engine.request import Request, open_request
 from sparselens.analyses.engine.residual_stream import Layer
 from sparselens.analyses.patching.patch_sites import SITES, shows_only_copies
+from sparselens.gates.modes import open_gates
 from sparselens.models.hooked_model import HookedModel
 from sparselens.prompts.metrics import Metric, logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
-from sparselens.training.evaluation import open_gates
 
 Ranks = Int[Tensor, "batch layer head query_pos key_pos"]
 

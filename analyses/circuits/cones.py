@@ -25,13 +25,13 @@ from sparselens.analyses.engine.partial_runs import Activations, Hook, recording
 from sparselens.analyses.engine.renamed import renamed_argument, warn
 from sparselens.analyses.patching.patch_sites import SITES, shows_only_copies
 from sparselens.bars import progress_bar
+from sparselens.gates.modes import evaluating
 from sparselens.models.hooked_model import HookedModel
 from sparselens.prompts.checks import refuse_other_pairs
 from sparselens.prompts.intervals import Interval, first_alike, proportion_interval
 from sparselens.prompts.metrics import logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.results import Result
-from sparselens.training.evaluation import evaluating
 
 SIGMAS = 30.0  # standard deviations of the noise, in those of the states
 

@@ -25,9 +25,9 @@ from sparselens.analyses.patching.activation_patching import patch_activations
 from sparselens.analyses.patching.patching_result import PatchingResult
 from sparselens.analyses.patching.top_components import ComponentCurve, keep_top
 from sparselens.analyses.sparsity.head_labels import label_heads
+from sparselens.gates.modes import evaluating
 from sparselens.prompts.metrics import Metric
 from sparselens.prompts.tokenized import TokenizedPairs
-from sparselens.training.evaluation import evaluating
 
 COUNTS = 40  # numbers of components that are tried at most
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from sparselens.analyses.engine.gradients import frozen
 from sparselens.analyses.engine.partial_runs import Hook, run, skipping
 from sparselens.analyses.engine.request import OpenModel
-from sparselens.gates.points import leaves_it_to_inner
+from sparselens.gates.hooked import leaves_it_to_inner
 from sparselens.gates.surgery import densify, is_sparse, sparsify
 
 ALL_OPEN = 1e4  # a gate bias

@@ -31,11 +31,11 @@ from sparselens.analyses.engine.partial_runs import (
 from sparselens.analyses.engine.prefixes import LEAST, Prefix, agrees, behind, common_length, run_prefix
 from sparselens.analyses.engine.residual_stream import Reading, read_model
 from sparselens.gates.hooked import refuse_other_model
+from sparselens.gates.modes import evaluating
 from sparselens.models.hooked_model import HookedModel
 from sparselens.prompts.checks import refuse_misfits, refuse_other_pairs
 from sparselens.prompts.metrics import METRICS, Metric, find_metric, measured
 from sparselens.prompts.tokenized import TokenizedPairs
-from sparselens.training.evaluation import evaluating
 
 PerPrompt = Float[Tensor, " batch"]
 _ALONG_POSITIONS = ("hook_resid_pre", "hook_resid_post", "hook_q", "hook_k", "hook_v", "hook_z", "hook_mlp_out")

@@ -21,11 +21,11 @@ from sparselens.analyses.features.feature_paths import (
 )
 from sparselens.analyses.features.frozen_run import FrozenRun, freeze
 from sparselens.analyses.features.transcoders import Transcoders
+from sparselens.gates.modes import evaluating
 from sparselens.models.hooked_model import HookedModel
 from sparselens.names import unknown
 from sparselens.prompts.fitting import text_of
 from sparselens.results import Result
-from sparselens.training.evaluation import evaluating
 
 LOGITS = "logits"
 

@@ -24,12 +24,12 @@ from sparselens.analyses.features.feature_paths import (
 from sparselens.analyses.features.frozen_run import FrozenRun, freeze
 from sparselens.analyses.features.transcoders import Transcoders
 from sparselens.bars import progress_bar
+from sparselens.gates.modes import evaluating
 from sparselens.models.hooked_model import HookedModel
 from sparselens.prompts.checks import refuse_misfits
 from sparselens.prompts.intervals import Interval, first_alike, mean_interval
 from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.results import Result
-from sparselens.training.evaluation import evaluating
 
 
 @dataclass(frozen=True, eq=False, repr=False)

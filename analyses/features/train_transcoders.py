@@ -16,9 +16,9 @@ from sparselens.analyses.engine.partial_runs import recording, run
 from sparselens.analyses.engine.request import OpenModel
 from sparselens.analyses.features.transcoders import READS, Transcoders
 from sparselens.bars import progress_bar
+from sparselens.gates.modes import evaluating
 from sparselens.models.hooked_model import HookedModel
 from sparselens.prompts.checks import refuse_unreadable
-from sparselens.training.evaluation import evaluating
 
 IDLE = 100  # steps without activity after which a feature is to be revived
 REVIVING = 1 / 32  # weight of that in the loss

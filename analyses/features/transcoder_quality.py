@@ -14,10 +14,10 @@ from sparselens.analyses.engine.request import OpenModel
 from sparselens.analyses.engine.residual_stream import Layer
 from sparselens.analyses.features.transcoders import Transcoders
 from sparselens.bars import progress_bar
+from sparselens.gates.modes import evaluating
 from sparselens.models.hooked_model import HookedModel
 from sparselens.prompts.checks import refuse_unreadable
 from sparselens.results import Result
-from sparselens.training.evaluation import evaluating
 from sparselens.training.losses import next_token_loss
 
 AT_ONCE = 32  # rows of a run

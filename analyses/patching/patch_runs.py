@@ -16,8 +16,8 @@ from torch import Tensor
 from sparselens.analyses.engine.partial_runs import Activations, Hook, Projections, keeping_projections
 from sparselens.analyses.engine.request import Request, refuse_several_lengths
 from sparselens.analyses.patching.patch_sites import Site, shows_only_copies
+from sparselens.gates.modes import open_gates
 from sparselens.names import unknown
-from sparselens.training.evaluation import open_gates
 
 BASES = ("clean", "corrupted")
 ABLATIONS = ("corrupted", "clean", "mean", "zero")

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sparselens.gates.points import leaves_it_to_inner
+from sparselens.gates.hooked import leaves_it_to_inner
 from sparselens.gates.surgery import is_sparse
 from sparselens.names import unknown
 

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from sparselens.circuits.graph import head_of
 from sparselens.gates.hooked import refuse_other_model
+from sparselens.gates.modes import evaluating
 from sparselens.models.hooked_model import HookedModel
 from sparselens.names import unknown
 from sparselens.prompts.checks import refuse_misfits, refuse_unreadable
 from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.results import Result
-from sparselens.training.evaluation import evaluating
 
 KINDS = ("previous token", "duplicate token", "induction")
 

@@ -29,13 +29,13 @@ from sparselens.analyses.sparsity.row_losses import (
 )
 from sparselens.analyses.sparsity.top_k import top_k_attention
 from sparselens.bars import progress_bar
+from sparselens.gates.modes import evaluating, open_gates
 from sparselens.gates.statistics import record_gates
 from sparselens.gates.surgery import is_sparse
 from sparselens.prompts.checks import refuse_misfits, refuse_other_pairs, refuse_unreadable
 from sparselens.prompts.intervals import Interval, ratio_interval
 from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.results import Result
-from sparselens.training.evaluation import evaluating, open_gates
 from sparselens.training.losses import logits_of, tokens_of
 
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from sparselens.gates.gate import is_visible
 from sparselens.gates.hooked import refuse_other_model
+from sparselens.gates.modes import OPEN_BIAS, open_gates
 from sparselens.gates.surgery import is_sparse
 from sparselens.models.hooked_model import HookedModel
-from sparselens.training.evaluation import OPEN_BIAS, open_gates
 
 CLOSED = -3.2e4  # above what counts as masked in any dtype, and more below zero than open gates are above it
 assert torch.finfo(torch.float16).min / 2 < CLOSED < -OPEN_BIAS

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import trange
 
+from sparselens.gates.modes import open_gates
 from sparselens.gates.noise import seed_from
 from sparselens.gates.statistics import record_gates
 from sparselens.gates.surgery import is_sparse, sparsify
@@ -17,7 +18,6 @@ from sparselens.models.character_model import character_model, character_tokeniz
 from sparselens.models.folder import load_transformers, save
 from sparselens.tasks.addition import ALPHABET, KINDS, Addition, ids
 from sparselens.training.checkpoint import goes_on
-from sparselens.training.evaluation import open_gates
 from sparselens.training.loop import PostTrainConfig, post_train
 from sparselens.training.losses import IGNORED, logits_of, same_position_loss
 from sparselens.training.result import PostTrainResult

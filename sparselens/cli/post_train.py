@@ -137,10 +137,11 @@ def post_train(
 
     from sparselens.cli.training_text import TrainingText
     from sparselens.gates.attention import recompute_activations
+    from sparselens.gates.modes import open_gates
     from sparselens.gates.surgery import sparsify
     from sparselens.models.folder import load_transformers, save
     from sparselens.training.checkpoint import goes_on
-    from sparselens.training.evaluation import evaluate, open_gates
+    from sparselens.training.evaluation import evaluate
     from sparselens.training.loop import PostTrainConfig
     from sparselens.training.loop import post_train as run
     from sparselens.training.processes import accelerator_for

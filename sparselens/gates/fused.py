@@ -17,7 +17,6 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers.utils import output_capturing
 
 from sparselens.gates.noise import Words
 from sparselens.gates.spans import Spans
@@ -89,6 +88,8 @@ def why_eager(
     output_attentions: bool = False,
 ) -> str:
     """Why a call has to run eagerly though another implementation was chosen; empty if it need not."""
+    from transformers.utils import output_capturing
+
     collected = getattr(output_capturing, "_active_collector", None)  # where transformers notes what is wanted
     if output_attentions or "attentions" in ((collected and collected.get()) or ()):
         return "attention weights are wanted"

@@ -148,7 +148,7 @@ def _unfit(model: Any, block: nn.Module, attn: nn.Module | None) -> str | None:
     """Why this attention cannot take a gate; None if it can."""
     from transformer_lens.hook_points import HookPoint
 
-    from sparselens.gates.points import GATE_POINTS, leaves_it_to_inner
+    from sparselens.gates.points import GATE_POINTS
 
     if attn is None:
         found = ", ".join(name for name in block._modules if not name.startswith(("hook_", "_"))) or "nothing"
@@ -219,3 +219,12 @@ def _bias(attn: Any, name: str) -> Any:
         return getattr(attn, name)
     except (AttributeError, ValueError, RuntimeError):
         return None
+
+
+def leaves_it_to_inner(attn: Any) -> bool:
+    """Does this bridge call the attention module it wraps, and show scores and pattern only afterwards?"""
+    if not type(attn).__module__.startswith("transformer_lens.model_bridge"):
+        return False
+    from transformer_lens.model_bridge.generalized_components import AttentionBridge
+
+    return isinstance(attn, AttentionBridge) and type(attn).forward is AttentionBridge.forward

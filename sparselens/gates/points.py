@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from transformer_lens.hook_points import HookPoint
 
 from sparselens.gates.gate import GateSettings, attention_gates, count_open, is_visible
+from sparselens.gates.hooked import leaves_it_to_inner
 
 GATE_POINTS = ("hook_gate_logits", "hook_gate_probs", "hook_gate")
 
@@ -188,12 +189,3 @@ def take_gate(attn: Any) -> None:
     for name in GATE_POINTS:
         delattr(attn, name)
         getattr(attn, "_hook_registry", {}).pop(name, None)
-
-
-def leaves_it_to_inner(attn: Any) -> bool:
-    """Does this bridge call the attention module it wraps, and show scores and pattern only afterwards?"""
-    if not type(attn).__module__.startswith("transformer_lens.model_bridge"):
-        return False
-    from transformer_lens.model_bridge.generalized_components import AttentionBridge
-
-    return isinstance(attn, AttentionBridge) and type(attn).forward is AttentionBridge.forward

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from transformers.masking_utils import causal_mask_function, eager_mask, sdpa_mask
 
 _AT_ONCE = 2**24  # pairs; of a longer mask a part of the queries at a time
 
@@ -40,6 +39,8 @@ def all_visible(queries: int, keys: int, device: torch.device) -> Spans:
 
 def spans_mask(batch_size: int, q_length: int, kv_length: int, **options: Any) -> Spans | Tensor:
     """A mask function for transformers: spans, or the eager mask of one that has holes."""
+    from transformers.masking_utils import causal_mask_function, eager_mask, sdpa_mask
+
     device = torch.device(options.get("device", "cpu"))
     offset, behind = options.get("q_offset", 0), options.get("kv_offset", 0)
     unpadded = options.get("attention_mask") is None

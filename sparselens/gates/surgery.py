@@ -1,14 +1,13 @@
 """Gates a dense model in place, and removes the gates again: one entry point for TransformerLens and transformers."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
-from transformers import PreTrainedModel
 
-from sparselens.gates import attention, hooked
+from sparselens.gates import hooked
 from sparselens.gates.fused import Implementation
 from sparselens.gates.gate import GateSettings, finite_bias
-from sparselens.models.adapters import without_peft
+from sparselens.models.unwrapped import without_peft
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -44,13 +43,13 @@ def sparsify(model: Model, gate_bias: float | None = None, *, implementation: Im
         settings.gate_bias = settings.gate_bias if gate_bias is None else finite_bias(gate_bias)
         _tell_config(model, settings.gate_bias)
         return model
-    network = without_peft(model)
+    network = _of_transformers(model)
     if gate_bias is None:
-        gate_bias = getattr(getattr(network, "config", None), "gate_bias", None)
+        gate_bias = getattr(getattr(network or model, "config", None), "gate_bias", None)
     settings = GateSettings(finite_bias(DEFAULT_GATE_BIAS if gate_bias is None else gate_bias))
-    if isinstance(network, PreTrainedModel):
+    if network is not None:
         settings.implementation = implementation or "auto"
-        attention.gate_transformers(network, settings)
+        _attention().gate_transformers(network, settings)
     elif hooked.is_hooked(model):
         _choose(model, settings, implementation or "auto")
         hooked.gate_hooked(model, settings)
@@ -70,9 +69,9 @@ def densify(model: Model) -> Model:
         ValueError: the model carries no gates.
     """
     gate_settings(model)
-    network = without_peft(model)
-    if isinstance(network, PreTrainedModel):
-        attention.ungate_transformers(network)
+    network = _of_transformers(model)
+    if network is not None:
+        _attention().ungate_transformers(network)
     else:
         hooked.ungate_hooked(model)
     return model
@@ -108,21 +107,22 @@ def find_settings(model: nn.Module) -> GateSettings | None:
     """The settings with which the model runs, to read; None for a dense model. Changes nothing."""
     if hooked.is_hooked(model):
         return hooked.hooked_settings(model)
+    attention = _attention()
     return attention.transformers_settings(model) or attention.settings_in_config(without_peft(model))
 
 
 def _installed(model: nn.Module) -> GateSettings | None:
     """As `find_settings`, but a model that only asks for gates is given them."""
-    settings, network = find_settings(model), without_peft(model)
-    if settings is not None and isinstance(network, PreTrainedModel) and not settings.n_layers:
-        attention.gate_transformers(network, settings)
+    settings, network = find_settings(model), _of_transformers(model)
+    if settings is not None and network is not None and not settings.n_layers:
+        _attention().gate_transformers(network, settings)
     return settings
 
 
 def _choose(model: nn.Module, settings: GateSettings, implementation: Implementation) -> None:
-    network = without_peft(model)
-    if isinstance(network, PreTrainedModel):
-        attention.choose_implementation(network, settings, implementation)
+    network = _of_transformers(model)
+    if network is not None:
+        _attention().choose_implementation(network, settings, implementation)
     elif implementation not in ("auto", "eager"):
         raise ValueError(
             f"a {type(model).__name__} shows its gates to hooks, so it runs eagerly: implementation={implementation!r} "
@@ -133,6 +133,23 @@ def _choose(model: nn.Module, settings: GateSettings, implementation: Implementa
 
 
 def _tell_config(model: nn.Module, gate_bias: float) -> None:
-    network = without_peft(model)
-    if isinstance(network, PreTrainedModel):
+    network = _of_transformers(model)
+    if network is not None:
         network.config.gate_bias = network.config.get_text_config().gate_bias = gate_bias
+
+
+def _of_transformers(model: nn.Module) -> Any:
+    """The transformers model that this is, or that peft has wrapped; None of TransformerLens' models and others."""
+    if hooked.is_hooked(model):
+        return None
+    from transformers import PreTrainedModel
+
+    network = without_peft(model)
+    return network if isinstance(network, PreTrainedModel) else None
+
+
+def _attention() -> Any:
+    """The gates of transformers models. Loading transformers takes seconds, which results can do without."""
+    from sparselens.gates import attention
+
+    return attention

@@ -20,6 +20,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from sparselens.models.unwrapped import without_peft
+
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _SAMPLED = 256  # numbers
@@ -29,12 +31,6 @@ _PREFIX = "base_model.model."  # peft writes the names that its own wrapping giv
 
 class OtherBaseWarning(UserWarning):
     """Adapters were put on other weights than those that they were trained on."""
-
-
-def without_peft(model: nn.Module) -> nn.Module:
-    """The transformers model inside a PeftModel; any other model as it is."""
-    wrapped = any(kind.__name__ == "PeftModel" and kind.__module__.startswith("peft") for kind in type(model).__mro__)
-    return model.get_base_model() if wrapped else model  # type: ignore[operator]
 
 
 def has_adapters(model: nn.Module) -> bool:

@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 
 from sparselens.gates.hooked import is_hooked
 from sparselens.gates.surgery import densify, is_sparse
-from sparselens.models.adapters import has_adapters, merged, without_peft
+from sparselens.models.adapters import has_adapters, merged
 from sparselens.models.character_model import attend_both_ways
+from sparselens.models.unwrapped import without_peft
 
 _WRAPPING = "_original_component."
 

@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from sparselens.gates.surgery import find_settings
-from sparselens.models.adapters import without_peft
 from sparselens.models.places import is_local
+from sparselens.models.unwrapped import without_peft
 from sparselens.training.evaluation import Evaluation
 from sparselens.training.result import PostTrainResult
 

@@ -9,10 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sparselens.bars import progress_bar
+from sparselens.gates.modes import evaluating
 from sparselens.prompts.checks import refuse_misfits
 from sparselens.prompts.metrics import end_logits
 from sparselens.prompts.tokenized import TokenizedPairs
-from sparselens.training.evaluation import evaluating
 from sparselens.training.losses import logits_of
 
 

@@ -1,8 +1,7 @@
 """Measures a model on held-out batches in evaluation mode: task loss and attention edges."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
@@ -12,11 +11,9 @@ from torch import Tensor, nn
 
 from sparselens.gates.modes import evaluating
 from sparselens.gates.statistics import record_gates
-from sparselens.gates.surgery import densify, gate_settings, is_sparse, sparsify
+from sparselens.gates.surgery import gate_settings
 from sparselens.training.batches import to_device
 from sparselens.training.losses import Batch, Loss, logits_of, next_token_loss, tokens_of, weight_of
-
-OPEN_BIAS = 3e4  # opens every gate but those that a mask hides, also a mask of half precision (-65504)
 
 
 @dataclass(frozen=True)
@@ -100,24 +97,3 @@ def _sums(model: nn.Module, batch: Batch, loss: Loss, device: torch.device) -> T
     told = torch.stack([weight, weight * nats.double() if tokens else weight, examples])
     counts = [rows * x.sum(-1) for x in (gates.open, gates.visible_pairs, gates.all_pairs, gates.queries)]
     return torch.cat([told, *(count.to(device) for count in counts)])
-
-
-@contextmanager
-def open_gates(model: nn.Module) -> Iterator[None]:
-    """Inside the block a model computes what the dense model with its weights computes, and its edges can be counted.
-
-    A model without gates gets them for the block only.
-    """
-    if not is_sparse(model):
-        sparsify(model, OPEN_BIAS)
-        try:
-            yield
-        finally:
-            densify(model)
-        return
-    settings = gate_settings(model)
-    gate_bias, settings.gate_bias = settings.gate_bias, OPEN_BIAS
-    try:
-        yield
-    finally:
-        settings.gate_bias = gate_bias

@@ -24,13 +24,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from sparselens.files.locks import locked
+from sparselens.gates.modes import open_gates
 from sparselens.models.adapters import adapters_off
 from sparselens.training.batches import Batches, refuse_text, stream
 from sparselens.training.best import Best
 from sparselens.training.checkpoint import goes_on, load_checkpoint, save_checkpoint
 from sparselens.training.config import PostTrainConfig
 from sparselens.training.control import Control, choose_learning_rate, control, gain_of
-from sparselens.training.evaluation import Evaluation, evaluate, open_gates
+from sparselens.training.evaluation import Evaluation, evaluate
 from sparselens.training.geco import Geco
 from sparselens.training.layerwise import layerwise_fit
 from sparselens.training.losses import Batch, Loss, next_token_loss

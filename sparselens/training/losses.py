@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sparselens.models.adapters import without_peft
+from sparselens.models.unwrapped import without_peft
 
 Batch = Int[Tensor, "_batch _pos"] | Mapping[str, Tensor]  # underscores: two batches may differ in size
 Logits = Float[Tensor, "batch pos d_vocab"]

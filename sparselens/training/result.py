@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sparselens.gates.modes import OPEN_BIAS
 from sparselens.results import Result
 from sparselens.training.control import Control, gain_of
-from sparselens.training.evaluation import OPEN_BIAS, Evaluation
+from sparselens.training.evaluation import Evaluation
 
 _LOST = 2.0  # nats above the dense model: sparsity never costs that much
 _NEAR = 0.1  # nats above the target: near enough that somebody may want the state

@@ -8,10 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sparselens.gates.modes import evaluating
+from sparselens.gates.modes import OPEN_BIAS, evaluating, open_gates
 from sparselens.gates.surgery import densify, find_settings, is_sparse, sparsify
 from sparselens.models.adapters import adapters_off, has_adapters, trained_besides_adapters
-from sparselens.training.evaluation import OPEN_BIAS, open_gates
 from sparselens.training.losses import Batch, Logits, Loss, distillation_loss, distilled, logits_of
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sparselens.gates.hooked import is_hooked
 from sparselens.gates.surgery import gate_settings, sparsify
-from sparselens.models.adapters import without_peft
+from sparselens.models.unwrapped import without_peft
 from sparselens.training.processes import is_sharded, sharded_like, whole
 
 PARTS = ("attention", "qk", "all")

@@ -16,8 +16,8 @@ from sparselens.analyses.engine.partial_runs import peak_bytes
 from sparselens.analyses.engine.request import open_request
 from sparselens.analyses.patching.patch_runs import Patching, patching, record, with_means
 from sparselens.analyses.patching.patch_sites import find_site
+from sparselens.gates.modes import open_gates
 from sparselens.prompts.metrics import logit_difference
-from sparselens.training.evaluation import open_gates
 from tests.analyses.hand_model import hand_model, hand_pairs
 from tests.tiny_models import FAMILIES, KINDS_OF_BLOCKS, tiny_bridge, tiny_tokens
 

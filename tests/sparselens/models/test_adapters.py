@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import sparselens as sl
+from sparselens.gates.modes import open_gates
 from sparselens.models import adapters, places
 from sparselens.models.adapters import adapters_off, add_lora, has_adapters, merged
 from sparselens.models.export import to_transformers
 from sparselens.models.folder import load_transformers
-from sparselens.training.evaluation import evaluate, open_gates
+from sparselens.training.evaluation import evaluate
 from sparselens.training.losses import next_token_loss
 from sparselens.training.teacher import Teacher
 from tests.tiny_models import FAMILIES, bridge_of, logits, tiny_model, tiny_tokenizer, tiny_tokens

@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard
 
 import sparselens as sl
 from sparselens.circuits.graph import Graph
+from sparselens.gates.modes import evaluating
 from sparselens.gates.surgery import find_settings
 from sparselens.models import folder as folder_module
 from sparselens.models.adapters import add_lora
@@ -23,7 +24,7 @@ from sparselens.models.character_model import character_model
 from sparselens.models.export import to_transformers
 from sparselens.models.folder import load_record, load_transformers
 from sparselens.training.checkpoint import save_checkpoint
-from sparselens.training.evaluation import evaluate, evaluating
+from sparselens.training.evaluation import evaluate
 from sparselens.training.losses import next_token_loss
 from tests.analyses.small_models import tiny_pairs
 from tests.tiny_models import bridge_of, logits, tiny_bridge, tiny_model, tiny_tokenizer, tiny_tokens

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import sparselens as sl
+from sparselens.gates.modes import OPEN_BIAS
 from sparselens.gates.statistics import record_gates
 from sparselens.models.adapters import add_lora
 from sparselens.models.folder import load_transformers
-from sparselens.training.evaluation import OPEN_BIAS
 from sparselens.training.layerwise import layerwise_fit
 from sparselens.training.losses import next_token_loss
 from sparselens.training.teacher import Teacher

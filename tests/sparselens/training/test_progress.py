@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 import sparselens as sl
-from sparselens.training.evaluation import OPEN_BIAS, evaluate
+from sparselens.gates.modes import OPEN_BIAS
+from sparselens.training.evaluation import evaluate
 from sparselens.training.loop import post_train
 from sparselens.training.progress import Journal
 from sparselens.training.result import notes_on

@@ -12,11 +12,12 @@ from torch.utils.checkpoint import checkpoint
 
 import sparselens as sl
 from sparselens.analyses.engine.partial_runs import peak_bytes
+from sparselens.gates.modes import open_gates
 from sparselens.gates.noise import RowNoise
 from sparselens.gates.statistics import GateStatistics, record_gates
 from sparselens.gates.surgery import gate_settings
 from sparselens.training.control import GAIN, RATES, TOLERANCE, Control, gain_of
-from sparselens.training.evaluation import Evaluation, evaluate, open_gates
+from sparselens.training.evaluation import Evaluation, evaluate
 from sparselens.training.losses import next_token_loss
 from tests.tiny_models import checkpoint_activations, tiny_tokens
 from tests.tiny_runs import HELD_OUT, assert_histories_close, counting_rows, gated, ragged_rows, run, trained
