@@ -168,7 +168,7 @@ class QKAttribution(Result):
         many = f" in {len(self)} prompts" if len(self) > 1 else ""
         capped = "" if self.soft_cap is None else f" ({float(self._uncapped().mean()):.2f} before the soft-cap)"
         value = f"{'mean ' if many else ''}score {float(self.score.mean()):.2f}{capped}"
-        return f"{self.head} reads {self.key} from {self.query}{many}: {value}{self._gate()}"
+        return f"{self.head} at {self.query} reads {self.key}{many}: {value}{self._gate()}"
 
     def _gate(self) -> str:
         if self.is_open is None or self.gate_bias is None:
@@ -209,7 +209,7 @@ class QKAttribution(Result):
         from sparselens.analyses.figures.heat_maps import heat_map
 
         rows, columns, values = self.folded(most)
-        title = f"{self.head} reads {self.key} from {self.query}: score {float(self.score.mean()):.2f}"
+        title = f"{self.head} at {self.query} reads {self.key}: score {float(self.score.mean()):.2f}"
         figure = heat_map(values, title, rows=rows, columns=columns, value_label="part of the score")
         figure.update_traces(texttemplate="%{z:+.2f}")
         figure.update_xaxes(title_text="wrote the key")

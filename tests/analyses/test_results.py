@@ -71,7 +71,7 @@ MADE: dict[str, Callable[[], Any]] = {  # with what its line says
     ),
     "90% of |score|, 12 prompts: ": lambda: addition.scores.stability(),
     "12 prompts, 175 edges: ": lambda: analyses.share_curves(addition.scores),
-    "a1.h0 reads '?' (8) from '?' (9) in 12 prompts: mean score ": lambda: analyses.explain_edge(
+    "a1.h0 at '?' (9) reads '?' (8) in 12 prompts: mean score ": lambda: analyses.explain_edge(
         addition.model, addition.pairs, "a1.h0", 9, 8
     ),
     "2 circuits of ": lambda: analyses.robustness(

@@ -59,7 +59,7 @@ def test_pairs_worked_out_by_hand():
         ("a0.h0", "token", pytest.approx(0.5**0.5)),
     ]
     assert found.sentence(1) == (
-        "a1.h0 reads position 0 from position 1: score 2.12, weight 0.20 (no gate); mostly a0.h0 (query) with a0.h0 "
+        "a1.h0 at position 1 reads position 0: score 2.12, weight 0.20 (no gate); mostly a0.h0 (query) with a0.h0 "
         "(key) +1.41, 8 other pairs +0.71"
     )
     assert "hook_gate" not in "".join(worked_out().hook_dict)
@@ -219,7 +219,7 @@ def test_the_mean_over_pairs_is_taken_at_named_positions():
         torch.testing.assert_close(found.of_prompt(row).score, alone.score, rtol=1e-4, atol=1e-5)
     assert found.is_open is not None
     said = (
-        f"a3.h0 reads NAME from END in 6 prompts: mean score {float(found.score.mean()):.2f}, above 0 and so open in "
+        f"a3.h0 at END reads NAME in 6 prompts: mean score {float(found.score.mean()):.2f}, above 0 and so open in "
     )
     assert str(found).startswith(f"{said}{int(found.is_open.sum())}; ")
 
@@ -228,9 +228,9 @@ def test_a_text_is_read_as_tasks_read_it():
     model, text = shipped("stories260k-sparse"), "Lily saw a big dog. She was"
     found = analyses.explain_edge(model, text, "a2.h3", 3, 2)
     assert str(found).startswith(
-        "a2.h3 reads ' saw' (2) from ' a' (3): score 1.51 > 0, open; mostly m0 (query) with a1.h0 (key) +0.57, "
+        "a2.h3 at ' a' (3) reads ' saw' (2): score 1.51 > 0, open; mostly m0 (query) with a1.h0 (key) +0.57, "
     )
-    assert repr(found).startswith("QKAttribution(a2.h3 reads ' saw' (2) from ' a' (3)") and len(repr(found)) < 200
+    assert repr(found).startswith("QKAttribution(a2.h3 at ' a' (3) reads ' saw' (2)") and len(repr(found)) < 200
     assert found.closing()[0] == found.top(1)[0] and "m0 with a1.h0 +0.566" in repr(found.top(1))
     frame = found.to_frame()
     assert list(frame.columns) == ["query_source", "key_source", "score"]
