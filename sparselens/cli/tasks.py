@@ -92,21 +92,32 @@ def export(
     name: Name,
     n: Annotated[int, typer.Option("-n", help="How many pairs; fewer where a task has fewer.")] = 1000,
     format: Annotated[  # noqa: A002
-        str, typer.Option(help="parquet, eap-ig, mib or auto-circuit.", callback=one_of("format", SUFFIXES))
-    ] = "parquet",
+        str | None,
+        typer.Option(
+            help="parquet, eap-ig, mib or auto-circuit. Default: that of the file's ending, else parquet.",
+            callback=one_of("format", SUFFIXES),
+        ),
+    ] = None,
     tokenizer: Tokenizer = None,
     seed: Seed = 0,
     corruption: Corruption = None,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the file.")] = Path(),
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="PATH", help="A folder, or a file: .parquet, .csv, .jsonl or .json."),
+    ] = Path(),
     json: Json = False,
 ) -> None:
     """Write pairs of a task to a file for other tools.
 
-    Example: `sparselens tasks export ioi -n 1000 --format eap-ig --tokenizer openai-community/gpt2`
+    Example: `sparselens tasks export ioi -n 1000 --out ioi.csv --tokenizer openai-community/gpt2` (EAP-IG's format)
     """
     from sparselens.models.folder import load_tokenizer
     from sparselens.prompts.formats import write_pairs
 
+    named = None if out.is_dir() else {f".{ending}": kind for kind, ending in SUFFIXES.items()}.get(out.suffix)
+    format = format or named or "parquet"  # noqa: A001
+    if named not in (None, format):
+        raise ValueError(f"--out {out} is a file's name in format {named}, not {format}: leave out --format")
     task, reader = find_task(name), None if tokenizer is None else load_tokenizer(tokenizer)
     task = task if reader is None else task.fitted(reader)
     chosen = task.find_corruption(corruption)
@@ -116,7 +127,7 @@ def export(
     hard = _hard(task, pairs, seed, chosen) if format == "eap-ig" else None
     fingerprint = task.fingerprint(len(pairs), seed, chosen)
     title = chosen if format == "mib" else fingerprint
-    file = out / f"{fingerprint}.{SUFFIXES.get(format, 'txt')}"
+    file = out if named else out / f"{fingerprint}.{SUFFIXES[format]}"
     write_pairs(pairs, file, format, tokenizer=reader, hard=hard, name=title)
     rows: list[tuple[object, ...]] = [(f"{len(pairs)} pairs of {name}, {chosen}", file)]
     rows += [(f"{n} requested", "no more found")] if len(pairs) < n else []

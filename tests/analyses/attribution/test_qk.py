@@ -218,9 +218,7 @@ def test_the_mean_over_pairs_is_taken_at_named_positions():
         torch.testing.assert_close(found.of_prompt(row).per_prompt, alone.per_prompt, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found.of_prompt(row).score, alone.score, rtol=1e-4, atol=1e-5)
     assert found.is_open is not None
-    said = (
-        f"a3.h0 at END reads NAME in 6 prompts: mean score {float(found.score.mean()):.2f}, above 0 and so open in "
-    )
+    said = f"a3.h0 at END reads NAME in 6 prompts: mean score {float(found.score.mean()):.2f}, above 0 and so open in "
     assert str(found).startswith(f"{said}{int(found.is_open.sum())}; ")
 
 

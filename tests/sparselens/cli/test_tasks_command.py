@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from sparselens import cli, read_pairs
 from sparselens.cli import tasks as cli_tasks
+from sparselens.cli.own_tasks import task_named
 from sparselens.models.folder import load_tokenizer
 from sparselens.prompts.task import Task
 from sparselens.tasks import TASKS
@@ -70,6 +71,23 @@ def test_export(kind: str, tmp_path: Path):
     assert found["pairs"] == 25 and found["corruption"] == "abc"
     pairs = read_pairs(found["file"], kind)
     assert [pair.key for pair in pairs] == [pair.key for pair in TASKS["ioi"].pairs(25, seed=3)]
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl", "json"])
+def test_a_file_is_exported_by_its_name_and_read_as_a_task(ending: str, tmp_path: Path):
+    file = tmp_path / "new" / f"names.{ending}"
+    found = last_line(invoke("export", "ioi", "-n", 6, "--out", file, "--json"))
+    assert found["file"] == str(file) and [*file.parent.iterdir()] == [file]
+    read, written = ({pair.clean for pair in task.pairs(6)} for task in (task_named(str(file)), TASKS["ioi"]))
+    assert read == written
+
+
+def test_a_files_name_and_another_format_are_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"ioi\.jsonl is a file's name in format mib, not eap-ig"):
+        invoke("export", "ioi", "--format", "eap-ig", "--out", tmp_path / "ioi.jsonl")
+    (tmp_path / "folder.json").mkdir()
+    found = last_line(invoke("export", "ioi", "-n", 2, "--out", tmp_path / "folder.json", "--json"))
+    assert Path(found["file"]).parent == tmp_path / "folder.json" and found["file"].endswith(".parquet")
 
 
 def test_export_for_a_tokenizer(tmp_path: Path):
