@@ -29,8 +29,9 @@ class RankedEdges:
 
 
 def ranked_edges(scores: EdgeScores, max_edges: int) -> RankedEdges:
-    """At most `max_edges` of those that were measured, the largest; mean scores are taken as they are."""
-    return _ranked(scores.mean, scores.measured, max_edges, scores.graph.n_edges, scores.total)
+    """At most `max_edges` of those with a score that is not zero, the largest; mean scores are taken as they are."""
+    scored = scores.measured & (scores.mean.detach().cpu() != 0)
+    return _ranked(scores.mean, scored, max_edges, scores.graph.n_edges, scores.total)
 
 
 def edges_of(circuit: Circuit) -> RankedEdges:

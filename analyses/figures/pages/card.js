@@ -1,7 +1,7 @@
 // What is known of the node or edge that was pointed at: labels, scores, its strongest edges, its head's patterns.
 
 import { byId, make, thousands } from "./dom.js";
-import { data, edgeName, models, nodeOf, pins, signed, state } from "./state.js";
+import { data, edgeName, holdsAll, models, nodeOf, pins, signed, state } from "./state.js";
 import { choose, nameOf, number, panels, percent, pin, point, touches } from "./graph.js";
 import { headNumber, patternsOf } from "./grids.js";
 import { patternOf } from "./patterns.js";
@@ -67,7 +67,7 @@ function aboutEdge(edge) {
 
 function scoreOf(model, { code }) {
   const known = model.of.get(code);
-  if (!known) return "not among the edges that this page holds";
+  if (!known) return holdsAll(model) ? "score 0, or not measured" : "not among the edges that this page holds";
   const share = model.total ? `, ${percent(Math.abs(known.score) / model.total)} of |score|` : "";
   return `score ${number(known.score)}, ${Number.isFinite(known.rank) ? `rank ${thousands(known.rank + 1)}` : `not among the ${thousands(model.list.length)} largest`}${share}${signed(model).includes(known) ? "" : ": not kept"}`;
 }

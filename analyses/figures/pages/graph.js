@@ -1,7 +1,7 @@
 // The layer x head panels: edges on a canvas, nodes and what is pointed at in SVG above it. All panels show one part.
 
 import { draw, grouped, make, shorter, thousands } from "./dom.js";
-import { data, drawn, edgeName, edgeNamed, models, nodeOf, nodes, pins, runsOut, setPins, state } from "./state.js";
+import { data, drawn, edgeName, edgeNamed, holdsAll, models, nodeOf, nodes, pins, runsOut, setPins, state } from "./state.js";
 import { distanceTo, pathOf, placesOf, trace } from "./paths.js";
 import { describe } from "./card.js";
 import { refresh } from "./viewer.js";
@@ -173,7 +173,7 @@ function deadEnds(model) {
 }
 
 function held(model) {
-  if (model.list.length === model.edges || (state.mode === "pruned" && model.pruned)) return "";
+  if (holdsAll(model) || (state.mode === "pruned" && model.pruned)) return "";
   const said = `this page holds the ${thousands(model.list.length)} largest, ${percent(model.total ? model.held / model.total : 0)} of |score|`;
   return runsOut(model) ? `the threshold asks for more: ${said}` : said;
 }

@@ -71,7 +71,7 @@ function countAtLeast(list, keeps) {  // the list is in order, so that what is k
 const asPruned = model => state.mode === "pruned" && model.pruned;
 const asFaithful = model => (state.mode === "pruned" || state.mode === "faithful") && model.faithful;
 
-function cut(model) {  // how many of the largest edges the threshold keeps: the rules of EdgeScores.smallest and .top
+function cut(model) {  // how many of the largest edges the threshold keeps: the rules of EdgeScores.smallest and .top, but none without a score
   const { list, total } = model;
   if (asFaithful(model)) return Math.min(list.length, model.faithful.edges);
   if (state.mode === "top") return Math.min(list.length, state.top);
@@ -80,8 +80,11 @@ function cut(model) {  // how many of the largest edges the threshold keeps: the
   return total > 0 && state.share > 0 ? Math.min(list.length, countAtLeast(list, edge => edge.reached < goal) + 1) : 0;
 }
 
+/** Does the page hold every edge that has a score? */
+export const holdsAll = model => model.list.length === model.edges || model.held >= model.total * (1 - 1e-12);
+
 export function runsOut(model) {  // is more wanted than the page holds?
-  if (model.list.length === model.edges || asPruned(model)) return false;
+  if (holdsAll(model) || asPruned(model)) return false;
   if (asFaithful(model)) return model.faithful.edges > model.list.length;
   if (state.mode === "top") return state.top > model.list.length;
   if (state.mode === "score") return cut(model) === model.list.length;

@@ -51,7 +51,7 @@ function showTab() {
 // -- the threshold: the number says what holds, the slider moves it
 
 const most = Math.max(1, ...models.map(model => model.list.length));
-const weakest = models.map(model => model.list.findLast(edge => edge.score !== 0)).filter(Boolean);  // they are in order
+const weakest = models.map(model => model.list.at(-1)).filter(Boolean);
 const least = Math.min(largest, ...weakest.map(edge => Math.abs(edge.score)));
 const SLIDERS = {
   pruned: null,
