@@ -111,14 +111,13 @@ def export(
 
     Example: `sparselens tasks export ioi -n 1000 --out ioi.csv --tokenizer openai-community/gpt2` (EAP-IG's format)
     """
-    from sparselens.models.folder import load_tokenizer
     from sparselens.prompts.formats import write_pairs
 
     named = None if out.is_dir() else {f".{ending}": kind for kind, ending in SUFFIXES.items()}.get(out.suffix)
     format = format or named or "parquet"  # noqa: A001
     if named not in (None, format):
         raise ValueError(f"--out {out} is a file's name in format {named}, not {format}: leave out --format")
-    task, reader = find_task(name), None if tokenizer is None else load_tokenizer(tokenizer)
+    task, reader = find_task(name), _reader(tokenizer)
     task = task if reader is None else task.fitted(reader)
     chosen = task.find_corruption(corruption)
     pairs = task.at_most(n, seed, chosen)
@@ -192,11 +191,16 @@ def evaluate(
 
 
 def _fitted(task: "Task", tokenizer: str | None) -> "Task":
-    if tokenizer is None:
-        return task
-    from sparselens.models.folder import load_tokenizer
+    reader = _reader(tokenizer)
+    return task if reader is None else task.fitted(reader)
 
-    return task.fitted(load_tokenizer(tokenizer))
+
+def _reader(tokenizer: str | None) -> Any:
+    if tokenizer is None:
+        return None
+    from sparselens.models.folder import load_tokenizer  # takes seconds
+
+    return load_tokenizer(tokenizer)
 
 
 def _words_left(whole: "Task", fitted: "Task") -> list[tuple[str, str]]:
