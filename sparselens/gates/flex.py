@@ -13,7 +13,6 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import logsigmoid
@@ -23,7 +22,6 @@ from sparselens.gates.noise import uniform_at
 from sparselens.gates.spans import Spans
 
 _BLOCK = 128
-PerHead = Float[Tensor, "batch head"]
 
 
 def flex_attend(query: Queries, key: Keys, value: Keys, call: Call) -> Attended:
