@@ -9,6 +9,7 @@ import pytest
 
 import sparselens as sl
 from sparselens import analyses
+from sparselens.models.provenance import origin
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -33,7 +34,7 @@ def run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
 
 def compare_once(dense: Any, sparse: Any, task: sl.Task, **options: Any) -> analyses.Comparison:
     """`compare`; pages that ask for the same share the answer."""
-    asked = (dense.cfg.n_layers, task.name, str(options | {"progress": False}))
+    asked = (origin(dense), origin(sparse), task.name, str(options | {"progress": False}))
     if asked not in COMPARED:
         COMPARED[asked] = compare(dense, sparse, task, **options)
     return COMPARED[asked]

@@ -5,6 +5,7 @@ same files.
 """
 
 import json
+import shutil
 import sys
 import tempfile
 import zlib
@@ -61,6 +62,7 @@ INSIDE = (
 OF_A_MODEL = [f.name for f in fields(ModelResults) if f.name in KINDS]
 OPTIONAL = ("mlps", "summary", "both")
 CARD = "comparison.json"
+UNFINISHED = ".unfinished"
 LARGEST = 2**30  # bytes that a .zip may unpack to
 
 Part = TypeVar("Part")
@@ -89,7 +91,7 @@ class Parts:
             path = self._folder / f"{name}.safetensors"
             if not path.exists():
                 save_record(path, compute())
-            for log in self._folder.glob(f"{name}*.unfinished"):
+            for log in self._folder.glob(f"{name}*{UNFINISHED}"):
                 log.unlink()
             part = load_record(path, KINDS[name.rpartition(".")[2]], INSIDE)
         self._bar.update()
@@ -97,7 +99,7 @@ class Parts:
 
     def log(self, name: str) -> Path | None:
         """The file of a part's finished batches until it is whole; its name begins with the part's."""
-        return None if self._folder is None else self._folder / f"{name}.unfinished"
+        return None if self._folder is None else self._folder / f"{name}{UNFINISHED}"
 
     def finish(self, about: About, request: dict[str, Any]) -> None:
         """Mark the comparison as complete."""
@@ -108,7 +110,9 @@ class Parts:
 
 
 def save_comparison(comparison: Comparison, folder: str | Path) -> Path:
-    """Write a comparison into a folder, completely or not at all. An existing comparison is replaced.
+    """Write a comparison into a folder, completely or not at all.
+
+    An existing comparison is replaced; what else is there stays, such as a report.
 
     Raises:
         ValueError: the folder holds something else.
@@ -122,6 +126,8 @@ def save_comparison(comparison: Comparison, folder: str | Path) -> Path:
         for name, part in _parts(comparison).items():
             save_record(new / f"{name}.safetensors", part)
         write_json(new / CARD, {"request": None, "about": asdict(comparison.about)})
+        for other in _others(folder) if folder.exists() else []:
+            (shutil.copytree if other.is_dir() else shutil.copy2)(other, new / other.name)
         if folder.exists():
             folder.rename(old)
         try:
@@ -131,6 +137,11 @@ def save_comparison(comparison: Comparison, folder: str | Path) -> Path:
                 old.rename(folder)  # the temporary folder is about to be deleted, with all that is in it
             raise
     return folder
+
+
+def _others(folder: Path) -> list[Path]:
+    """What is no part of a comparison."""
+    return [path for path in folder.iterdir() if path.name != CARD and path.suffix not in (".safetensors", UNFINISHED)]
 
 
 def save_slim(comparison: Comparison, path: str | Path) -> Path:

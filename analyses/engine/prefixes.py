@@ -88,6 +88,8 @@ def agrees(whole: Activations, behind: Callable[[], Activations]) -> bool:
     """
     try:
         found = behind()
+    except torch.OutOfMemoryError:
+        raise  # which says nothing about the model
     except Exception:
         return False
     return found.keys() == whole.keys() and all(_alike(found[name], whole[name]) for name in whole)

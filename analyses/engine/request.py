@@ -47,7 +47,7 @@ class OpenModel:
     def __init__(self, model: HookedModel) -> None:
         refuse_other_model(model)
         self.model: Any = model  # analyses look into TransformerLens' modules, which carry no types
-        self.begins_behind = dict[tuple[int, int], bool]()  # a prompt of that length, behind its first so many tokens
+        self.begins_behind = dict[tuple[int, int], bool]()  # (length, start): do such runs agree?
         parameter = next(self.model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
 

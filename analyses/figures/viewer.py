@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -112,7 +112,7 @@ def circuit_viewer(
     Args:
         other: scores of a second model, beside the first
         share: of the sum of |mean score| that each circuit holds (`EdgeScores.smallest`), where nothing else is given.
-        edges: begin with so many of the largest instead (`EdgeScores.top`).
+        edges: begin with so many of the largest instead (`EdgeScores.top`; none without a score is drawn).
         faithful: for each model, how many of the largest edges make the smallest faithful circuit, and how faithful it
             is; None where there is none. The page begins with these, and can return to them.
         pruned: for each model, what `pruned_circuit` found, or a circuit and how faithful it is on prompts that did not
@@ -172,11 +172,13 @@ def _circuit(
     pruned: tuple[Circuit, float] | None,
 ) -> Circuit:
     """What the page shows at first, dead ends included."""
-    if edges is not None:
-        return scores.top(edges)
-    if pruned is not None:
+    if edges is None and pruned is not None:
         return pruned[0]
-    return scores.smallest(share) if faithful is None else scores.top(faithful[0])
+    n = faithful[0] if edges is None and faithful is not None else edges
+    if n is None:
+        return scores.smallest(share)
+    found = scores.top(n)
+    return replace(found, kept=found.kept & (found.scores != 0))  # as the page, which holds no edge without a score
 
 
 def _for_each(name: str, given: Any, every: Sequence[EdgeScores]) -> Sequence[Any]:

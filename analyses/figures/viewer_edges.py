@@ -1,7 +1,8 @@
 """The edges of a model from the largest |score| down, as columns: the order in which any threshold takes them.
 
-The smallest circuit of a share, the top n and all |score| >= t are then the first edges of the list, as many as the
-running sum, n or t say. Equal scores stand in the order of the graph, as in `selection.smallest` and `selection.top`.
+The smallest circuit of a share, the top n (without those of score zero) and all |score| >= t are then the first edges
+of the list, as many as the running sum, n or t say. Equal scores stand in the order of the graph, as in
+`selection.smallest` and `selection.top`.
 """
 
 from dataclasses import dataclass

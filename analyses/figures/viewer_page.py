@@ -2,7 +2,8 @@
 
 1. The page gets the place of every node once, the edges in order with their scores as columns of bytes, and patterns as
    `viewer_patterns` packs them.
-2. Scores are exact, so that the page's thresholds cut where `EdgeScores.smallest` and `.top` do.
+2. Scores are exact, so that the page's thresholds cut where `EdgeScores.smallest` and `.top` do; of edges without a
+   score it holds none.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

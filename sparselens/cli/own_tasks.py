@@ -23,7 +23,7 @@ def task_named(name: str) -> "Task":
     path = Path(name)
     if name in TASKS or not path.is_file():
         return find_task(name)
-    if path.suffix not in FORMATS:
+    if path.suffix.lower() not in FORMATS:
         raise ValueError(
             f"{path} is no file of pairs by its name (want {', '.join(FORMATS)}); sl.read_pairs reads EAP-IG's .csv, "
             "with the tokenizer that its answers are ids of, and sl.write_pairs writes .parquet"
@@ -31,9 +31,10 @@ def task_named(name: str) -> "Task":
     from sparselens.prompts.formats import read_pairs
     from sparselens.prompts.task import Task
 
-    rows = _rows(path) if path.suffix == ".jsonl" else []
+    ending = path.suffix.lower()
+    rows = _rows(path) if ending == ".jsonl" else []
     plain = bool(rows) and "clean" in rows[0]
-    return Task.from_records(path.stem, rows if plain else read_pairs(path, FORMATS[path.suffix]))
+    return Task.from_records(path.stem, rows if plain else read_pairs(path, FORMATS[ending]))
 
 
 def _rows(path: Path) -> list[dict[str, object]]:

@@ -27,7 +27,7 @@ def report(
 
 
 def _inside(folder: Path) -> Path:
-    """Beside what the page is about, and never over a file elsewhere."""
+    """In the folder that the page is about, and never over a file elsewhere."""
     if not folder.is_dir():
         raise ValueError(f"{folder.name} is no folder that a report could be written to: give --out FILE")
     return folder / "report.html"

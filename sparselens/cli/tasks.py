@@ -113,10 +113,12 @@ def export(
     """
     from sparselens.prompts.formats import write_pairs
 
-    named = None if out.is_dir() else {f".{ending}": kind for kind, ending in SUFFIXES.items()}.get(out.suffix)
+    named = None if out.is_dir() else {f".{ending}": kind for kind, ending in SUFFIXES.items()}.get(out.suffix.lower())
     format = format or named or "parquet"  # noqa: A001
     if named not in (None, format):
         raise ValueError(f"--out {out} is a file's name in format {named}, not {format}: leave out --format")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} exists, and is no folder: choose another name, or delete it first")
     task, reader = find_task(name), _reader(tokenizer)
     task = task if reader is None else task.fitted(reader)
     chosen = task.find_corruption(corruption)

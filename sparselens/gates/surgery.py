@@ -45,7 +45,7 @@ def sparsify(model: Model, gate_bias: float | None = None, *, implementation: Im
         return model
     network = _of_transformers(model)
     if gate_bias is None:
-        gate_bias = getattr(getattr(network or model, "config", None), "gate_bias", None)
+        gate_bias = getattr(getattr(model if network is None else network, "config", None), "gate_bias", None)
     settings = GateSettings(finite_bias(DEFAULT_GATE_BIAS if gate_bias is None else gate_bias))
     if network is not None:
         settings.implementation = implementation or "auto"

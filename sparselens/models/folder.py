@@ -27,6 +27,7 @@ from sparselens.models.character_model import attend_both_ways
 from sparselens.models.export import to_transformers
 from sparselens.models.places import WEIGHTS_AND_WORDS, WORDS, find, split_gguf
 from sparselens.models.provenance import origin, record_of
+from sparselens.models.unwrapped import without_peft
 from sparselens.models.weights import gguf_reader, open_weights, without_bar
 from sparselens.training.evaluation import Evaluation
 from sparselens.training.result import PostTrainResult
@@ -136,7 +137,7 @@ def _write_rest(
     for figure in figures:
         shutil.copyfile(figure, folder / figure.name)
     shown = [figure.name for figure in figures if figure.suffix == ".png"]
-    network: Any = adapters.without_peft(model)
+    network: Any = without_peft(model)
     architecture = type(getattr(network, "original_model", network)).__name__
     card = model_card(record, architecture, adapter=(folder / adapters.CONFIG).exists(), pictures=shown)
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -86,6 +86,16 @@ def test_the_ranking_is_that_of_the_circuits(digits: int | None, dtype: torch.dt
         assert n == len(scores.smallest(share))
 
 
+def test_no_edge_without_a_score_is_drawn_in_the_picture_either():
+    scores = scores_of(3, 3, 0, digits=1)
+    scored = int((scores.mean != 0).sum())
+    asked = {"edges": scores.graph.n_edges}, {"faithful": [(scores.graph.n_edges, 1.0)]}
+    for one in asked:
+        viewer = circuit_viewer(scores, ablation="mean", **one)
+        assert len(viewer.circuits[0]) <= scored < scores.graph.n_edges
+        assert not (viewer.circuits[0].kept & (scores.mean == 0)).any()
+
+
 def test_the_largest_edges_are_embedded():
     scores = scores_of(3, 3, 0)
     ranked = ranked_edges(scores, 10)

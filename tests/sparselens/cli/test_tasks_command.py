@@ -73,13 +73,16 @@ def test_export(kind: str, tmp_path: Path):
     assert [pair.key for pair in pairs] == [pair.key for pair in TASKS["ioi"].pairs(25, seed=3)]
 
 
-@pytest.mark.parametrize("ending", ["parquet", "jsonl", "json"])
+@pytest.mark.parametrize("ending", ["parquet", "jsonl", "json", "JSON"])
 def test_a_file_is_exported_by_its_name_and_read_as_a_task(ending: str, tmp_path: Path):
     file = tmp_path / "new" / f"names.{ending}"
     found = last_line(invoke("export", "ioi", "-n", 6, "--out", file, "--json"))
     assert found["file"] == str(file) and [*file.parent.iterdir()] == [file]
-    read, written = ({pair.clean for pair in task.pairs(6)} for task in (task_named(str(file)), TASKS["ioi"]))
+    both = task_named(str(file)), TASKS["ioi"]
+    read, written = ({(p.clean, p.corrupted, p.answers, p.wrong_answers) for p in task.pairs(6)} for task in both)
     assert read == written
+    with pytest.raises(ValueError, match="exists, and is no folder"):
+        invoke("export", "ioi", "-n", 6, "--out", file)
 
 
 def test_a_files_name_and_another_format_are_refused(tmp_path: Path):
