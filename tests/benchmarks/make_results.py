@@ -173,7 +173,7 @@ def edges(out: Path, smollm2: Path) -> str:
     return bench("bench_attention_edges.py", *of_smollm2(smollm2), "--out", out, "-n", "16", "--tasks", *tasks.split())
 
 
-PRUNED = ("greater_than", "gendered_pronoun", "subject_verb_agreement", "successor", "country_capital")
+PRUNED = ("greater_than", "gendered_pronoun", "subject_verb_agreement", "successor", "country_capital", "hypernymy")
 
 
 def of_smollm2(folder: Path) -> list[str | Path]:
