@@ -12,7 +12,7 @@ from sparselens.cli.models import bases
 from sparselens.cli.options import CLUSTERS, Base, Json, Model, Out, Tasks, known_model, one_of
 from sparselens.cli.own_tasks import task_named
 from sparselens.cli.table import finish, print_table
-from sparselens.prompts.formats import SUFFIXES
+from sparselens.prompts.formats import ENDINGS, SUFFIXES
 from sparselens.prompts.pairs import some
 from sparselens.prompts.words import Words
 from sparselens.tasks import TASKS, find_task
@@ -113,7 +113,7 @@ def export(
     """
     from sparselens.prompts.formats import write_pairs
 
-    named = None if out.is_dir() else {f".{ending}": kind for kind, ending in SUFFIXES.items()}.get(out.suffix.lower())
+    named = None if out.is_dir() else ENDINGS.get(out.suffix.lower())
     format = format or named or "parquet"  # noqa: A001
     if named not in (None, format):
         raise ValueError(f"--out {out} is a file's name in format {named}, not {format}: leave out --format")

@@ -26,6 +26,15 @@ def is_hooked(model: object) -> bool:
     )
 
 
+def leaves_it_to_inner(attn: Any) -> bool:
+    """Does this bridge call the attention module it wraps, and show scores and pattern only afterwards?"""
+    if not type(attn).__module__.startswith("transformer_lens.model_bridge"):
+        return False
+    from transformer_lens.model_bridge.generalized_components import AttentionBridge
+
+    return isinstance(attn, AttentionBridge) and type(attn).forward is AttentionBridge.forward
+
+
 def refuse_other_model(model: object) -> None:
     """Raise a ValueError unless this is a model that shows its activations to hooks."""
     if not is_hooked(model):
@@ -219,12 +228,3 @@ def _bias(attn: Any, name: str) -> Any:
         return getattr(attn, name)
     except (AttributeError, ValueError, RuntimeError):
         return None
-
-
-def leaves_it_to_inner(attn: Any) -> bool:
-    """Does this bridge call the attention module it wraps, and show scores and pattern only afterwards?"""
-    if not type(attn).__module__.startswith("transformer_lens.model_bridge"):
-        return False
-    from transformer_lens.model_bridge.generalized_components import AttentionBridge
-
-    return isinstance(attn, AttentionBridge) and type(attn).forward is AttentionBridge.forward

@@ -15,6 +15,7 @@ from sparselens.prompts.formats import auto_circuit, eap_ig, mib, parquet
 from sparselens.prompts.pairs import PromptPair
 
 SUFFIXES = {"parquet": "parquet", "eap-ig": "csv", "mib": "jsonl", "auto-circuit": "json"}  # of each format
+ENDINGS = {f".{suffix}": name for name, suffix in SUFFIXES.items()}
 _OTHERS: dict[str, Any] = {"parquet": parquet, "mib": mib, "auto-circuit": auto_circuit}
 
 
