@@ -3,14 +3,14 @@
 #
 #   recipes/gpt2.sh [OUT] [more options of post-train, such as --resume]
 #
-# Data       OpenWebText, read as it arrives; the first documents are held out, half to steer by, half to report on.
+# Data       OpenWebText, streamed; the first documents are held out, half to steer the run, half for the final report.
 # Tokens     5,000 steps of 131,072: 0.66 billion; 8 x 124 million operations a token, 0.65e18 in all. GPT-2 trains with
-#            attention dropout, which the kernel leaves to eager attention, so that more time goes into moving T x T
-#            tensors: expect four hours on an A100. Computed, not run.
-# Memory     weights, moments, gradients and the dense copy, 2.5 GB; a row of 1,024 tokens keeps about 50 MB a layer in
-#            eager attention, so that 8 rows take 5 GB.
-# What to see OUT/run.pdf: the open share falls to a few per cent in the first tenth of the run, the loss rises by less
-#            than 0.1 and comes back to the target as the learning rate falls. Then
+#            attention dropout, which the kernel does not support, so attention is eager and much of the time goes into
+#            moving T x T tensors: expect four hours on an A100. Computed, not run.
+# Memory     2.5 GB for weights, moments, gradients and the dense copy; in eager attention a row of 1,024 tokens keeps
+#            about 50 MB a layer, so 8 rows take 5 GB.
+# Expect     OUT/run.pdf: the open share falls to a few per cent in the first tenth of the run; the loss rises by less
+#            than 0.1 and returns to the target as the learning rate falls. Then run
 #            sparselens compare --dense openai-community/gpt2 --sparse OUT/model --tasks ioi --out ioi
 set -euo pipefail
 out=${1:-runs/gpt2}

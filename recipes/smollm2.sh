@@ -3,12 +3,13 @@
 #
 #   recipes/smollm2.sh [OUT] [more options of post-train, such as --resume]
 #
-# Data       FineWeb-Edu, read as it arrives; the first documents are held out, half to steer by, half to report on.
+# Data       FineWeb-Edu, streamed; the first documents are held out, half to steer the run, half for the final report.
 # Tokens     800 steps of 32,768: 26 million. Adapters (LoRA) learn from the dense model's own distribution.
-# Time       seven minutes on an H100, 67,600 tokens/s, measured, on other text and on the 4-bit weights of the instruct model.
-# Memory     16 GiB of the GPU's, measured. On a smaller one: --batch-size 32, the steps stay as large.
-# What to see OUT/run.pdf: 3.5 % of the pairs open after the 80 steps that go layer by layer, half a percent from step 300 on, at a loss 0.07
-#            above the dense model's, which comes back to 0.01 as the learning rate falls. RESULTS.md has the run, and what the model does.
+# Time       seven minutes on an H100, 67,600 tokens/s; measured with other text and the instruct model's 4-bit weights.
+# Memory     16 GiB on the GPU, measured. On a smaller GPU use --batch-size 32; the steps stay as large.
+# Expect     OUT/run.pdf: 3.5 % of the pairs open after the 80 layer-by-layer steps, half a percent from step 300 on at a
+#            loss 0.07 above the dense model's, and 0.01 above it at the end, as the learning rate falls. RESULTS.md has
+#            this run and what the model can do.
 set -euo pipefail
 out=${1:-runs/smollm2}
 shift || true
