@@ -32,15 +32,15 @@ MANY = 1000  # clean prompts, to which they are counted
 CHECKED = ("gpt2", "model")  # the other tokenizers are told by rule
 HEAD = """# Tasks
 
-All tasks that ship, listed by [`table_of_tasks.py`](../tests/benchmarks/table_of_tasks.py). The column of a tokenizer shows how
-many different clean prompts a task has (counted up to {many:,}), or "no" if the task does not fit; the reasons are below the
-table. GPT-2 and {name} are checked pair by pair. **Llama 3, Gemma and Qwen are predicted by rule**: GPT-2's words,
-with digits split as these tokenizers split them (up to three per token; one per token), and "yes" where the task then fits.
-Their vocabularies are larger, so more words may fit than with GPT-2.
+All tasks that ship, listed by [`table_of_tasks.py`](../tests/benchmarks/table_of_tasks.py). The column of a
+tokenizer shows how many different clean prompts a task has (counted up to {many:,}), or "no" if the task does not
+fit; the reasons are below the table. GPT-2 and {name} are checked pair by pair. **Llama 3, Gemma and Qwen are
+predicted by rule**: GPT-2's words, with digits split as these tokenizers split them (up to three per token; one per
+token), and "yes" where the task then fits. Their vocabularies are larger, so more words may fit than with GPT-2.
 
-Accuracy: the right answer against the wrong ones, on {n} pairs (seed 0), in %, with Wilson's 95 % interval over clean
-prompts; bold where the interval is above chance, that is, above guessing among the answers. {above} of the {asked} tasks
-that fit {name} are above chance.
+Accuracy: the right answer against the wrong ones, on {n} pairs (seed 0), in %, with Wilson's 95 % interval over
+clean prompts; bold where the interval is above chance, that is, above guessing among the answers. {above} of the
+{asked} tasks that fit {name} are above chance.
 
 | task | asks | GPT-2 | {name} | Llama 3 | Gemma, Qwen | chance | accuracy of {name} | metric |
 |---|---|---|---|---|---|---|---|---|
