@@ -1,1 +1,1 @@
-"""A hard 0/1 gate on every attention edge of a model: the maths, both ways into a model, and what the gates did."""
+"""Hard 0/1 gates on every attention edge: the maths, how gates enter a model, and statistics of what they did."""

@@ -1,8 +1,8 @@
 """The gate as a transformers attention function: `attn_implementation="sparselens"`.
 
-For training at size: PEFT, accelerate, FSDP and gradient checkpointing see an ordinary transformers model. Works for
-every architecture that calls transformers' attention interface; `sparselens.sparsify` refuses the others by name.
-`attn_implementation` also says how (`fused.IMPLEMENTATIONS`): "sparselens_flex" and so on; "sparselens" is "auto".
+For training at scale: PEFT, accelerate, FSDP and gradient checkpointing see an ordinary transformers model. Works for
+every architecture that calls transformers' attention interface; `sparselens.sparsify` raises an error for the others.
+A suffix chooses the implementation (`fused.IMPLEMENTATIONS`), as in "sparselens_flex"; "sparselens" means "auto".
 """
 
 import warnings
@@ -37,7 +37,7 @@ _SETTINGS = "_sparselens_gate"  # attribute of a transformers attention module
 
 
 def register_attention() -> None:
-    """Make `attn_implementation="sparselens"` known to transformers. Harmless when repeated.
+    """Register `attn_implementation="sparselens"` with transformers. Safe to call more than once.
 
     >>> sl.register_attention()
     >>> model = AutoModelForCausalLM.from_pretrained(folder)  # a folder that `sl.save` wrote
@@ -48,7 +48,7 @@ def register_attention() -> None:
 
 
 def _mask_for(implementation: str, *sizes: Any, **options: Any) -> Spans | Tensor | None:
-    """The mask in the form that an implementation takes, on the device of the call."""
+    """The mask in the form that the implementation takes on this device."""
     device = torch.device(options.get("device", "cpu"))
     made = (eager_mask if resolve(implementation, device) == "eager" else spans_mask)(*sizes, **options)
     return blind_padding(made, options.get("attention_mask"), int(options.get("q_offset", 0)))
@@ -66,30 +66,30 @@ def gated_attention(
     s_aux: Float[Tensor, " head"] | None = None,
     **options: Any,
 ) -> tuple[Float[Tensor, "batch query_pos head d_value"], Float[Tensor, "batch head query_pos key_pos"] | None]:
-    """Attention with a hard gate on every edge; the signature is that of transformers' attention interface.
+    """Attention with a hard gate on every edge, with the signature of transformers' attention interface.
 
-    The pattern is returned where attention is eager; elsewhere there is none.
+    Also returns the pattern if attention is eager, else None.
 
     Raises:
-        ValueError: a causal call arrived without a mask (transformers gives one unless the mask function was replaced),
-            or the model's config has no `gate_bias`.
+        ValueError: a causal layer was called without a mask (transformers passes one unless its mask function was
+            replaced), or the model's config has no `gate_bias`.
     """
     settings, keys = _settings_of(module), key.shape[2]
     if attention_mask is None and getattr(module, "is_causal", False) and query.shape[2] > 1:
-        raise ValueError(f"{type(module).__name__} wants causal attention without a mask: call register_attention()")
+        raise ValueError(f"{type(module).__name__} is causal but was called without a mask: call register_attention()")
     mask = attention_mask.cut(keys) if isinstance(attention_mask, Spans) else attention_mask
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     implementation = resolve(settings.implementation, query.device)
     if implementation != "eager":
-        asked = bool(options.get("output_attentions"))
+        wanted = bool(options.get("output_attentions"))
         reason = why_eager(
-            implementation, module, query, value, mask, sinks=s_aux, dropout=dropout, output_attentions=asked
+            implementation, module, query, value, mask, sinks=s_aux, dropout=dropout, output_attentions=wanted
         )
         if not reason:
             spans = mask if isinstance(mask, Spans) else all_visible(query.shape[2], keys, query.device)
             call = Call(spans, scale, settings.gate_bias, settings.temperature, softcap, sinks=s_aux)
             return _fused(implementation, settings, module, query, key, value, call), None
-        _tell(settings, implementation, reason)
+        _note_eager(settings, implementation, reason)
     groups = query.shape[1] // key.shape[1]
     scores = query @ _per_query_head(key, groups).mT * scale
     if softcap is not None:
@@ -123,7 +123,7 @@ def _fused(
     if module.training:
         shape = torch.Size([*query.shape[:3], key.shape[2]])
         call = call._replace(words=words_of(settings.noise, layer, shape, query.device))
-    mixed = torch.is_autocast_enabled(kind)  # matrix products would be cast then, one by one
+    mixed = torch.is_autocast_enabled(kind)  # which would cast eager matrix products one by one: cast here
     dtype, values = torch.get_autocast_dtype(kind) if mixed else query.dtype, value.dtype
     query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
     attended: Attended = fused(implementation)(query, key, value, call._replace(recorded=recording))
@@ -133,8 +133,8 @@ def _fused(
     return output if mixed else output.to(values)
 
 
-def _tell(settings: GateSettings, implementation: str, reason: str) -> None:
-    """Keep why a call ran eagerly, and warn once if another implementation was chosen."""
+def _note_eager(settings: GateSettings, implementation: str, reason: str) -> None:
+    """Remember why a call ran eagerly, and warn once per reason if the user chose another implementation."""
     if settings.implementation != "auto" and reason != settings.eager_because:
         warnings.warn(f"implementation={implementation!r} runs eagerly here: {reason}", stacklevel=3)
     settings.eager_because = reason
@@ -147,12 +147,12 @@ def _per_query_head(
 
 
 def _masked(scores: Tensor, mask: Tensor) -> Tensor:
-    """Masks are boolean (True: visible) or additive, as transformers makes both."""
+    """Masked scores; transformers makes both boolean masks (True: visible) and additive ones."""
     return scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
 
 
 def _mask_of(scores: Tensor, mask: Tensor | None) -> Mask:
-    """What hides pairs of these scores: wherever it can be the mask itself, which is counted once for all layers."""
+    """The mask to record. If possible the same object for all layers, so that its pairs are counted only once."""
     if mask is None:
         return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=scores.device).expand(1, 1, *scores.shape[2:])
     return mask if mask.shape[-1] == scores.shape[-1] else mask[..., : scores.shape[-1]]
@@ -164,7 +164,7 @@ def _gate(settings: GateSettings, module: nn.Module, scores: Tensor, sinks: Tens
         noise = settings.noise(getattr(module, "layer_idx", 0), scores.shape, scores.device)
     if sinks is None:
         return gated_softmax(scores, settings.gate_bias, noise, settings.temperature)
-    # gpt-oss: each head has one more score that takes weight and writes nothing
+    # gpt-oss: each head has an extra score, an attention sink, that takes weight and writes nothing
     gates = attention_gates(scores, settings.gate_bias, noise, temperature=settings.temperature)
     sink = sinks.reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
     softmax = torch.softmax(torch.cat([scores, sink], dim=-1).to(gates.gate.dtype), dim=-1)[..., :-1]
@@ -183,7 +183,7 @@ def _settings_of(module: nn.Module) -> GateSettings:
 
 
 def _implementation_of(config: Any) -> str | None:
-    """How the gates of a model with this config run; None if it has none."""
+    """The gate implementation that a config names; None if its attention is not gated."""
     name = getattr(config, "_attn_implementation", None)
     return next((which for which, known in NAMES.items() if known == name), None)
 
@@ -192,8 +192,8 @@ def gate_transformers(model: PreTrainedModel, settings: GateSettings) -> None:
     """Switch a transformers model to gated attention, in place.
 
     Raises:
-        ValueError: some layer does not call transformers' attention interface, or the implementation that the settings
-            name cannot run on the model's device. The model is left as it was.
+        ValueError: a layer does not call transformers' attention interface, or `settings.implementation` cannot run on
+            the model's device. The model is left unchanged.
     """
     register_attention()
     resolve(settings.implementation, model.device)
@@ -215,33 +215,33 @@ def gate_transformers(model: PreTrainedModel, settings: GateSettings) -> None:
 
 
 def _adopt(model: PreTrainedModel, settings: GateSettings) -> None:
-    """Give every attention module the shared settings, and prove by one small forward pass that all of them use it."""
+    """Give every attention module the shared settings, and check by a small forward pass that every layer uses them."""
     candidates = [m for m in model.modules() if hasattr(m, "layer_idx") and "Attention" in type(m).__name__]
     for module in candidates:
         setattr(module, _SETTINGS, settings)
     seen: set[int] = set()
-    noted = SimpleNamespace(add=lambda layer, *_: seen.add(layer))  # a recorder of which layers were called
-    settings.recorders.append(noted)
-    implementation, settings.implementation = settings.implementation, "eager"  # nothing is compiled for a proof
+    recorder = SimpleNamespace(add=lambda layer, *_: seen.add(layer))
+    settings.recorders.append(recorder)
+    implementation, settings.implementation = settings.implementation, "eager"  # compile nothing for this check
     try:
         with torch.no_grad(), evaluating(model):
             model(torch.zeros(1, 2, dtype=torch.long, device=model.device))
     finally:
-        settings.recorders.remove(noted)
+        settings.recorders.remove(recorder)
         settings.implementation = implementation
     missing = sorted(set(range(settings.n_layers)) - seen)
     if missing:
         raise ValueError(
-            f"{type(model).__name__}: layers {missing} have no gated attention (they do not call transformers' "
-            "attention interface, or hold none); gate it through TransformerLens: sparsify(TransformerBridge...)"
+            f"{type(model).__name__}: layers {missing} cannot be gated (they have no attention, or do not call "
+            "transformers' attention interface); gate the model through TransformerLens: sparsify(TransformerBridge...)"
         )
 
 
 def choose_implementation(model: PreTrainedModel, settings: GateSettings, implementation: str) -> None:
-    """Let a gated model run otherwise from now on.
+    """Switch a gated model to another implementation.
 
     Raises:
-        ValueError: it cannot run there; nothing has changed.
+        ValueError: it cannot run on the model's device. The model is left unchanged.
     """
     resolve(implementation, model.device)
     model.set_attn_implementation(NAMES[implementation])
@@ -260,9 +260,9 @@ def ungate_transformers(model: PreTrainedModel, implementation: str | None = Non
 
 
 def recompute_activations(model: PreTrainedModel) -> None:
-    """Gradient checkpointing: keep no activations of a layer for the backward pass, but compute them once more there.
+    """Turn on gradient checkpointing: activations within a layer are recomputed in the backward pass, not stored.
 
-    A forward pass more, for memory that hardly grows with depth. Gates meet the same noise again, and are counted once.
+    Costs one more forward pass; memory hardly grows with depth. Gates get the same noise again, and are counted once.
     """
     # transformers renamed the method between 5.20 and 5.23
     enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -270,7 +270,7 @@ def recompute_activations(model: PreTrainedModel) -> None:
 
 
 def transformers_settings(model: nn.Module) -> GateSettings | None:
-    """The settings that the attention layers of a gated transformers model share; None if it was not sparsified."""
+    """The settings shared by the layers of a gated transformers model; None if it was not sparsified."""
     for module in model.modules():
         settings = module.__dict__.get(_SETTINGS)
         if settings is not None and settings.n_layers:
@@ -282,7 +282,7 @@ def settings_in_config(model: nn.Module) -> GateSettings | None:
     """The settings of a model that was loaded with `attn_implementation="sparselens"`; else None.
 
     Raises:
-        ValueError: its config has no `gate_bias`, or none that can be used.
+        ValueError: its config has no valid `gate_bias`.
     """
     config: Any = getattr(model, "config", None)
     implementation = _implementation_of(config)

@@ -1,12 +1,13 @@
-"""Gated attention by PyTorch's FlexAttention, exactly, without a tensor of all pairs.
+"""Exact gated attention with PyTorch's FlexAttention, without a tensor of all query-key pairs.
 
-FlexAttention edits scores before the softmax; a gate acts after it. So the keys are laid out twice, and the values once
-with zeros behind them: a pair's weight goes to the first copy where its gate is open, to the second where it is closed.
+FlexAttention edits scores before the softmax; a gate acts after it. So the keys appear twice, and the values once,
+followed by zeros: a pair's weight goes to the first copy if its gate is open, to the second if it is closed.
     output      first copy: s where open               second copy: s where closed
     gradient    first: s + log sigmoid(z)              second: s + log sigmoid(-z), with s and the values held fixed
     counts      first: log sigmoid(gate_logit / t)     second: 0 where open; and one spare key of score 0
-with z = gate_logit / t + noise. The two copies always add up to the softmax over all visible pairs. So no log-sum-exp
-is needed, which compiled FlexAttention does not give on a CPU, and rows without an open gate need no care.
+with z = gate_logit / t + noise. For output and gradient the two copies add up to the softmax over all visible pairs.
+So rows without an open gate are no special case, and no log-sum-exp is needed, which compiled FlexAttention does not
+return on a CPU.
 """
 
 from functools import cache
@@ -27,12 +28,12 @@ _BLOCK = 128
 def flex_attend(query: Queries, key: Keys, value: Keys, call: Call) -> Attended:
     """Output and counts; with noise also the straight-through gradient, as in `gate.gated_softmax`."""
     n = key.shape[2]
-    stride = -(-(n + 1) // _BLOCK) * _BLOCK  # of the copies: whole blocks, and a place to spare
+    stride = -(-(n + 1) // _BLOCK) * _BLOCK  # between the copies: whole blocks, with room for the spare key
     scores = _Scores.of(call, n, stride)
     keys, with_sinks = _laid_out(key, key, stride), call.sinks is not None
 
     def attend(query: Tensor, value: Tensor, score: Any, spare: bool) -> Tensor:
-        """Softmax over both copies of the visible keys and, where wanted, over the spare one."""
+        """Softmax over both copies of the visible keys and, if `spare`, over the spare key."""
         blocks, grouped = _blocks(call.spans, query, n, stride, spare), query.shape[1] != key.shape[1]
         options: dict[str, Any] = {"block_mask": blocks, "scale": call.scale, "enable_gqa": grouped}
         return _compiled()(query, keys.to(query.dtype), value, score_mod=score, **options)
@@ -45,7 +46,7 @@ def flex_attend(query: Queries, key: Keys, value: Keys, call: Call) -> Attended:
     if not call.recorded:
         zeros = query.new_zeros(query.shape[:2], dtype=torch.float32)
         return Attended(output, zeros, zeros)
-    exact = torch.promote_types(query.dtype, torch.float32)  # ratios of less would be rough
+    exact = torch.promote_types(query.dtype, torch.float32)  # half precision is too coarse for these ratios
     shares = attend(query.to(exact), _marks(keys, n, stride, exact), scores.counted, True)
     expected, opened, one = shares[..., :3].unbind(-1)
     return Attended(output, (expected / one).sum(-1), (opened / one).detach().round().sum(-1))
@@ -57,8 +58,8 @@ def _laid_out(first: Tensor, second: Tensor, stride: int) -> Tensor:
 
 
 def _marks(keys: Tensor, n: int, stride: int, dtype: torch.dtype) -> Tensor:
-    """Values that tell from which keys weight came: the first copy, the second, the spare one."""
-    marks = torch.zeros(*keys.shape[:3], 16, dtype=dtype, device=keys.device)  # 16: the least width of a tile
+    """Values that show where the weight came from: the first copy, the second copy or the spare key."""
+    marks = torch.zeros(*keys.shape[:3], 16, dtype=dtype, device=keys.device)  # 16: the minimum width of a tile
     marks[:, :, :n, 0] = 1
     marks[:, :, stride : stride + n, 1] = 1
     marks[:, :, stride + n, 2] = 1
@@ -66,7 +67,7 @@ def _marks(keys: Tensor, n: int, stride: int, dtype: torch.dtype) -> Tensor:
 
 
 class _Scores(NamedTuple):
-    """What is done to the scores of the three softmaxes; FlexAttention compiles these functions into its kernel."""
+    """How the scores of the three softmaxes are edited; FlexAttention compiles these functions into its kernel."""
 
     hard: Any
     soft: Any
@@ -112,7 +113,7 @@ class _Scores(NamedTuple):
 
 
 def _blocks(spans: Spans, query: Queries, n: int, stride: int, spare: bool) -> BlockMask:
-    """Which blocks of keys hold a visible one; what of a block is visible is left to the kernel."""
+    """Which blocks hold a visible key; within a block, the kernel evaluates `visible`."""
     first, last = (t.expand(len(query), -1).contiguous() for t in spans[:2])
     one_more = stride + n if spare else -1
 
@@ -121,7 +122,7 @@ def _blocks(spans: Spans, query: Queries, n: int, stride: int, spare: bool) -> B
         return ((place >= first[b, q]) & (place < last[b, q])) | (kv == one_more)
 
     tail = (0, -query.shape[2] % _BLOCK)
-    start = torch.where(first < last, first, n)  # of queries that see something
+    start = torch.where(first < last, first, n)  # queries that see nothing do not count
     start = nn.functional.pad(start, tail, value=n).unflatten(1, (-1, _BLOCK)).amin(-1, keepdim=True)
     end = nn.functional.pad(last, tail).unflatten(1, (-1, _BLOCK)).amax(-1, keepdim=True)
     block = torch.arange(stride // _BLOCK, device=query.device) * _BLOCK

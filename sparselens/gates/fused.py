@@ -1,12 +1,12 @@
-"""Gated attention without a tensor of all pairs: which implementation runs, and what it is given.
+"""Implementations of gated attention: which one runs, and the interface of the fused ones.
 
-    "eager"    every pair as a tensor, which hooks can see and edit; the reference
-    "flex"     PyTorch's FlexAttention: long evaluation, on a CPU too, where it has no backward pass
-    "triton"   our kernel, in training and evaluation; on an NVIDIA GPU
+    "eager"    the reference: a tensor of all query-key pairs, which hooks can see and edit
+    "flex"     PyTorch's FlexAttention, for evaluation on long texts; also on a CPU, where it has no backward pass
+    "triton"   our kernel, for training and evaluation on an NVIDIA GPU
     "auto"     "triton" where it can run, else "eager"
-On a GPU "auto" does not evaluate with "flex", which takes four passes for what the kernel does in one, and compiles
-anew for new lengths; so one code decides in training and in evaluation whether a gate is open. On a CPU it is "eager":
-short texts, which are what a CPU trains on, are fastest so, and nothing has to be compiled.
+"auto" never evaluates with "flex" on a GPU: flex takes four passes where the kernel takes one, it recompiles for new
+lengths, and this way the same code decides in training and in evaluation whether a gate is open. On a CPU "auto" is
+"eager", which needs no compilation and is fastest on short texts, which are what a CPU trains on.
 """
 
 import os
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sparselens.gates.noise import Words
 from sparselens.gates.spans import Spans
+from sparselens.names import unknown
 
 Implementation = Literal["auto", "eager", "flex", "triton"]
 IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
@@ -29,24 +30,24 @@ Keys = Float[Tensor, "batch kv_head key_pos d_head"]
 
 
 class Call(NamedTuple):
-    """One attention call, but for queries, keys and values."""
+    """One attention call, apart from queries, keys and values."""
 
     spans: Spans
     scale: float
     gate_bias: float
     temperature: float = 1.0
     softcap: float | None = None
-    words: Words | None = None  # the training noise, see `noise.row_words`; None in evaluation
-    sinks: Float[Tensor, " head"] | None = None  # a score more for each head, which takes weight and writes nothing
-    recorded: bool = True  # are `expected` and `opened` needed?
+    words: Words | None = None  # seeds of the training noise (`noise.row_words`); None in evaluation
+    sinks: Float[Tensor, " head"] | None = None  # an extra score per head that takes weight and writes nothing
+    recorded: bool = True  # whether `expected` and `opened` are needed
 
 
 class Attended(NamedTuple):
-    """What a fused call returns."""
+    """Result of one fused attention call."""
 
     output: Queries
-    expected: Float[Tensor, "batch head"]  # edges; carries the gradient
-    opened: Float[Tensor, "batch head"]  # edges
+    expected: Float[Tensor, "batch head"]  # expected number of open edges; differentiable
+    opened: Float[Tensor, "batch head"]  # number of open edges
 
 
 Fused = Callable[[Queries, Keys, Keys, Call], Attended]
@@ -56,23 +57,23 @@ def why_no_triton(device: torch.device) -> str:
     """Why the kernel cannot run on this device; empty if it can."""
     if find_spec("triton") is None:
         return "the triton package is missing: pip install 'sparselens[gpu]'"
-    if device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1":  # Triton's own word for a trial on a CPU
+    if device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1":  # Triton's own switch for trying it on a CPU
         return ""
     return f"the kernel runs on an NVIDIA GPU, not on {device.type}: move the model there first"
 
 
 def resolve(implementation: str, device: torch.device) -> str:
-    """What "auto" means on this device.
+    """The implementation to run on this device: decides what "auto" means, and checks the others.
 
     Raises:
-        ValueError: no such implementation, or it cannot run there.
+        ValueError: no such implementation, or it cannot run on this device.
     """
     if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"no such implementation: {implementation!r} (want {', '.join(IMPLEMENTATIONS)})")
+        raise unknown("implementation", implementation, IMPLEMENTATIONS)
     if implementation == "auto":
         return "triton" if device.type == "cuda" and not why_no_triton(device) else "eager"
     if implementation == "triton" and (reason := why_no_triton(device)):
-        raise ValueError(f"implementation='triton': {reason}; or leave it at 'auto'")
+        raise ValueError(f"implementation='triton': {reason}; or use 'auto'")
     return implementation
 
 
@@ -87,33 +88,36 @@ def why_eager(
     dropout: float = 0.0,
     output_attentions: bool = False,
 ) -> str:
-    """Why a call has to run eagerly though another implementation was chosen; empty if it need not."""
+    """Why a call has to run eagerly although a fused implementation was chosen; empty if it can be fused."""
     from transformers.utils import output_capturing
 
-    collected = getattr(output_capturing, "_active_collector", None)  # where transformers notes what is wanted
+    collected = getattr(output_capturing, "_active_collector", None)  # where transformers keeps the requested outputs
     if output_attentions or "attentions" in ((collected and collected.get()) or ()):
-        return "attention weights are wanted"
+        return "attention weights were requested"
     if not isinstance(mask, Spans | None):
-        return "the mask is not one run of keys per query"
+        return "the mask is not one contiguous run of keys per query"
     if module.training and dropout:
         return f"attention dropout is {dropout:g}: set it to 0 in the model's config"
     if implementation == "triton":
         if query.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            return f"the kernel does not know {query.dtype}"
+            return f"the kernel does not support {query.dtype}"
         if query.shape[-1] > 256 or query.shape[-1] != value.shape[-1]:
-            return f"the kernel wants heads of one size up to 256, not {query.shape[-1]} and {value.shape[-1]}"
+            return (
+                "the kernel needs queries and values of one size, at most 256, "
+                f"not {query.shape[-1]} and {value.shape[-1]}"
+            )
     if implementation == "flex":
         if query.dtype == torch.float64:
-            return "compiled FlexAttention does not know torch.float64"
+            return "compiled FlexAttention does not support torch.float64"
         if torch.is_grad_enabled() and query.device.type == "cpu" and (query.requires_grad or value.requires_grad):
             return "FlexAttention has no backward pass on a CPU"
         if torch.is_grad_enabled() and sinks is not None and sinks.requires_grad:
-            return "FlexAttention gives no gradient to attention sinks"
+            return "FlexAttention gives attention sinks no gradient"
     return ""
 
 
 def fused(implementation: str) -> Fused:
-    """The function of an implementation; its libraries are loaded when it is first used."""
+    """The function of an implementation, imported when it is first used."""
     if implementation == "flex":
         from sparselens.gates.flex import flex_attend
 

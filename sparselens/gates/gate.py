@@ -1,11 +1,11 @@
-"""The gate of one attention call: scores in, gated pattern, expected edges and hard gates out.
+"""The gates of one attention call: from scores to gated pattern, expected edges and hard gates.
 
-    gate_logit = scores + gate_bias                  the scores that feed the softmax, after encodings, caps and biases
+    gate_logit = scores + gate_bias                  scores as the softmax gets them: after encodings, caps and biases
     gate       = 1[gate_logit + t * noise > 0]       noise: standard logistic in training, none in evaluation
     pattern    = softmax(scores) * gate              not renormalised: a query with no open gate writes zero
     expected   = sum over visible pairs of sigmoid(gate_logit / t)
-In training the gate's gradient is that of sigmoid(gate_logit / t + noise) (straight through); in evaluation it has
-none. The temperature t of the noise is 1 in the paper; `post_train` lowers it (`PostTrainConfig.noise_temperature`).
+In training the gate's gradient is that of sigmoid(gate_logit / t + noise) (straight-through estimator); in evaluation
+it has none. The paper's noise temperature t is 1; `post_train` lowers it (`PostTrainConfig.noise_temperature`).
 """
 
 import math
@@ -22,7 +22,7 @@ from sparselens.gates.noise import Noise, uniform_noise
 from sparselens.gates.spans import Spans
 
 Scores = Float[Tensor, "batch head query_pos key_pos"]
-Mask = Shaped[Tensor, "_batch _heads query_pos key_pos"]  # boolean (True: visible) or additive; batch, heads may be one
+Mask = Shaped[Tensor, "_batch _heads query_pos key_pos"]  # boolean (True: visible) or additive; batch, heads may be 1
 EditPoint = Callable[[str, Tensor], Tensor]
 
 
@@ -30,16 +30,16 @@ class Gates(NamedTuple):
     """The gates of one attention call, in float32 (float64 if the scores are)."""
 
     logits: Scores  # -inf where the key is not visible
-    probs: Scores  # probability that the edge is open under the training noise; its sum is the expected edges
+    probs: Scores  # probability that the edge is open under the training noise; the sum is the expected edges
     gate: Scores  # 0 or 1
 
 
 class GatedPattern(NamedTuple):
-    """What a fused attention call returns."""
+    """The gated pattern of one attention call and its edge counts."""
 
     pattern: Scores
-    expected: Float[Tensor, "batch head"]  # edges; carries the gradient
-    opened: Float[Tensor, "batch head"]  # edges; how many gates are open
+    expected: Float[Tensor, "batch head"]  # expected number of open edges; differentiable
+    opened: Float[Tensor, "batch head"]  # number of open edges
 
 
 def finite_bias(value: Any) -> float:
@@ -55,18 +55,17 @@ def finite_bias(value: Any) -> float:
 
 @dataclass
 class GateSettings:
-    """What all attention layers of one gated model share. Not a module: it adds no parameter and no state_dict key."""
+    """State shared by the attention layers of a gated model. Not a module: adds no parameter and no state_dict key."""
 
-    gate_bias: float  # added to the scores in the gate only; large: every gate open, the dense model
+    gate_bias: float  # added to the scores in the gate only; if large, every gate is open, as in the dense model
     n_layers: int = 0
     noise: Noise = uniform_noise
     temperature: float = 1.0  # of the training noise, in units of the scores
-    recorders: list[Any] = field(default_factory=list[Any])  # open `record_gates` contexts
-    implementation: str = "auto"  # of `fused.IMPLEMENTATIONS`; TransformerLens models are always "eager"
-    eager_because: str = ""  # why the last call that was to be fused was not
-    real: Bool[Tensor, "batch pos"] | None = (
-        None  # of a TransformerLens pass that is counted: which tokens are no padding
-    )
+    recorders: list[Any] = field(default_factory=list[Any])  # active `record_gates` contexts
+    implementation: str = "auto"  # one of `fused.IMPLEMENTATIONS`; TransformerLens models are always "eager"
+    eager_because: str = ""  # why the last call ran eagerly although a fused implementation was chosen
+    # which tokens are not padding; set only while the gates of a TransformerLens model are recorded
+    real: Bool[Tensor, "batch pos"] | None = None
 
     def record(
         self,
@@ -75,31 +74,31 @@ class GateSettings:
         opened: Float[Tensor, "batch head"],
         mask: Mask | Spans,
     ) -> None:
-        """Tell every open `record_gates` block of one attention call."""
+        """Report one attention call to every active `record_gates` block."""
         for recorder in self.recorders:
             recorder.add(layer, expected, opened, mask)
 
     @property
     def recording(self) -> bool:
-        """Is anybody counting this pass?
+        """Whether this forward pass is to be recorded.
 
-        Gradient checkpointing runs a layer once more in the backward pass. That pass has been counted already, and who
-        held on to its results would keep alive the activations that checkpointing is there to free.
+        A layer recomputed by gradient checkpointing in the backward pass has been recorded already; recording it again
+        would also keep alive the activations that checkpointing frees.
         """
-        recomputed = torch._C._current_graph_task_id() != -1  # as torch.utils.checkpoint tells a backward pass
+        recomputed = torch._C._current_graph_task_id() != -1  # torch.utils.checkpoint detects a backward pass this way
         return bool(self.recorders) and not recomputed
 
 
 def is_visible(scores: Scores) -> Bool[Tensor, "batch head query_pos key_pos"]:
-    """Which pairs the masks left: frameworks mark the others with -inf or the dtype's smallest number.
+    """Which pairs are not masked; frameworks mask with -inf or the dtype's most negative number.
 
-    The bound is half precision's in every dtype: GPT-J and others add a mask made in half precision to float32 scores.
+    The bound is half precision's for every dtype, since GPT-J and others add a half-precision mask to float32 scores.
     """
     return scores > torch.finfo(torch.float16).min / 2
 
 
 def count_open(gate: Scores) -> Float[Tensor, "batch head"]:
-    """How many gates are open."""
+    """Number of open gates."""
     return (gate > 0.5).sum((-2, -1)).to(gate.dtype)
 
 
@@ -114,9 +113,11 @@ def attention_gates(
     edit: EditPoint = _unedited,
     temperature: float = 1.0,
 ) -> Gates:
-    """The gates for masked scores, each intermediate value passed through `edit(name, value)`: the reference.
+    """The gates for masked scores: the reference implementation.
 
-    `noise` holds uniform numbers in (0, 1); None means evaluation.
+    Args:
+        noise: uniform numbers in (0, 1); None in evaluation
+        edit: called as `edit(name, value)` on each intermediate value, returns the value to use
     """
     exact = scores if scores.dtype == torch.float64 else scores.float()
     logits = edit("hook_gate_logits", (exact + gate_bias).masked_fill(~is_visible(scores), -torch.inf))
@@ -133,23 +134,23 @@ def attention_gates(
 def gated_softmax(
     scores: Scores, gate_bias: float, noise: Scores | None = None, temperature: float = 1.0
 ) -> GatedPattern:
-    """Softmax and gate of one attention call in one differentiable step. Writes over `noise`.
+    """Softmax and gate of one attention call in one differentiable step. Overwrites `noise`.
 
-    Equals `softmax(scores) * attention_gates(scores, ...).gate` in value and gradient, with a third of the passes over
-    memory and four fresh tensors, those that the gradient needs.
+    Equals `softmax(scores) * attention_gates(scores, ...).gate` in value and gradient, with a third of the memory
+    traffic. It allocates only four tensors, those that the gradient needs.
     """
     exact = scores if scores.dtype == torch.float64 else scores.float()
     return GatedPattern(*_GatedSoftmax.apply(exact, gate_bias, noise, temperature))  # pyright: ignore
 
 
 class _GatedSoftmax(torch.autograd.Function):
-    """The gradient by formula instead of by nine saved tensors.
+    """The gradient in closed form, where autograd would save nine tensors.
 
     With G = dLoss/dPattern, p the softmax, m the hard gate, t the temperature, z = gate_logit / t, s = z + noise and
     o_i = sum_k p_ik m_ik G_ik:
     dScore_ij = p_ij ((sigmoid'(s_ij) / t + m_ij) G_ij - o_i) + dExpected sigmoid'(z_ij) / t
 
-    Written in place wherever it can be: on a CPU a fresh tensor of this size costs more than the arithmetic on it.
+    In place wherever possible: on a CPU, allocating a tensor of this size costs more than the arithmetic on it.
     """
 
     @staticmethod
@@ -166,7 +167,7 @@ class _GatedSoftmax(torch.autograd.Function):
         else:
             prob = logits.sigmoid_()
             soft, spare = _noisy(prob, noise.to(prob))
-            is_open = torch.round(soft, out=spare)  # a half rounds to 0; booleans are slow to multiply with
+            is_open = torch.round(soft, out=spare)  # 0.5 rounds to 0; multiplying by a boolean tensor is slow
             opened = is_open.sum((-2, -1))
             pattern = is_open.mul_(softmax)
             slope = _slope(soft)
@@ -191,9 +192,9 @@ class _GatedSoftmax(torch.autograd.Function):
 
 
 def _noisy(prob: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """sigmoid(logit + log u - log(1 - u)) without a logarithm: u p / (u p + (1 - u)(1 - p)), and a buffer to spare.
+    """sigmoid(logit + log u - log(1 - u)) without logarithms, as u p / (u p + (1 - u)(1 - p)), and a spare buffer.
 
-    Writes over `uniform`.
+    Overwrites `uniform`.
     """
     complement = 1 - uniform
     either = torch.lerp(complement, uniform, prob, out=complement)
@@ -201,5 +202,5 @@ def _noisy(prob: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _slope(sigmoid: Tensor) -> Tensor:
-    """The derivative of a sigmoid from its value, in place."""
+    """The derivative of a sigmoid, computed in place from its value."""
     return sigmoid.addcmul_(sigmoid, sigmoid, value=-1)

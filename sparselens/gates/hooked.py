@@ -1,9 +1,9 @@
 """Gates in TransformerLens models: TransformerBridge, and HookedTransformer where it still exists.
 
-1. Find the attention of every block, or say why there is none to gate.
-2. Put a gate into each (`gate_points`) and enter the new hook points into the model's registry.
-3. Guard the weight processing that is wrong for gates.
-4. Prove by small forward passes that every gate acts (`gate_probe`); if one does not, take all out again.
+1. Find the attention of every block; raise an error that says why if there is none that can be gated.
+2. Put a gate into each (`gates.points`) and add the new hook points to the model's registry.
+3. Block the weight processing that would be wrong for gates.
+4. Check by small forward passes that every gate acts (`gates.probe`); if one does not, remove them all.
 """
 
 import inspect
@@ -19,7 +19,7 @@ _FOLDING = ("enable_compatibility_mode", "process_weights", "load_and_process_st
 
 
 def is_hooked(model: object) -> bool:
-    """Is this a TransformerBridge or a HookedTransformer? Does not import TransformerLens."""
+    """Whether this is a TransformerBridge or a HookedTransformer. Does not import TransformerLens."""
     return any(
         kind.__name__ in ("TransformerBridge", "HookedTransformer") and kind.__module__.startswith("transformer_lens")
         for kind in type(model).__mro__
@@ -27,7 +27,7 @@ def is_hooked(model: object) -> bool:
 
 
 def leaves_it_to_inner(attn: Any) -> bool:
-    """Does this bridge call the attention module it wraps, and show scores and pattern only afterwards?"""
+    """Whether this bridge runs the attention module that it wraps, and calls its score and pattern hooks afterwards."""
     if not type(attn).__module__.startswith("transformer_lens.model_bridge"):
         return False
     from transformer_lens.model_bridge.generalized_components import AttentionBridge
@@ -36,7 +36,7 @@ def leaves_it_to_inner(attn: Any) -> bool:
 
 
 def refuse_other_model(model: object) -> None:
-    """Raise a ValueError unless this is a model that shows its activations to hooks."""
+    """Raise a ValueError unless this is a TransformerLens model, which shows its activations to hooks."""
     if not is_hooked(model):
         kind = model if isinstance(model, str) else f"a {type(model).__name__}"
         raise ValueError(
@@ -47,26 +47,26 @@ def refuse_other_model(model: object) -> None:
 
 
 def refuse_lost_gates(model: object) -> None:
-    """Raise a ValueError if a model was saved with gates and opened, by other means than `sl.load`, without them."""
+    """Raise a ValueError if a model that was saved with gates has been opened without them (not by `sl.load`)."""
     from sparselens.gates.surgery import is_sparse  # knows both kinds of gates
 
     network: Any = model
     gate_bias = getattr(_config(network), "gate_bias", None)
     if gate_bias is not None and not is_sparse(network):
         raise ValueError(
-            f"this {type(model).__name__} was saved with gates (gate_bias = {gate_bias:g} in its config) and runs "
-            "without: sl.load(FOLDER_OR_ID) opens it with them, sl.sparsify(model) puts them in, and "
-            "sl.load(..., sparse=False) leaves them out on purpose"
+            f"this {type(model).__name__} was saved with gates (gate_bias = {gate_bias:g} in its config) but runs "
+            "without them: open it with sl.load(FOLDER_OR_ID), or add them with sl.sparsify(model); to leave them out "
+            "on purpose, use sl.load(..., sparse=False)"
         )
 
 
 def _config(model: Any) -> Any:
-    """The transformers configuration of a model, or of what it wraps."""
+    """The transformers config of a model, or of the model that it wraps."""
     return getattr(getattr(model, "original_model", model), "config", None)
 
 
 def hooked_settings(model: nn.Module) -> GateSettings | None:
-    """What all gates of the model share; None for a dense model."""
+    """The settings shared by all gates of the model; None for a dense model."""
     return model.__dict__.get(_SETTINGS)
 
 
@@ -75,11 +75,11 @@ def gate_hooked(model: Any, settings: GateSettings) -> None:
 
     Adds the hook points `hook_gate_logits`, `hook_gate_probs` and `hook_gate` to every attention and sets
     `settings.n_layers`. While the model is gated, weight processing that folds value biases into the output bias
-    raises: it takes every row of the pattern to sum to one.
+    raises an error, since it assumes that every row of the pattern sums to one.
 
     Raises:
-        ValueError: a layer cannot be gated, or value biases are folded already. The model is left as it was. A fold
-            can only be recognised by all value biases being exactly zero in a processed model with output biases.
+        ValueError: a layer cannot be gated, or value biases have been folded already. The model is left unchanged.
+            Folding can only be inferred: a processed model has output biases, and all its value biases are exactly 0.
     """
     from sparselens.gates.points import put_gate
     from sparselens.gates.probe import drifts, prove_gates
@@ -102,11 +102,11 @@ def gate_hooked(model: Any, settings: GateSettings) -> None:
 
 
 def ungate_hooked(model: Any) -> None:
-    """The exact inverse of `gate_hooked`, bit for bit."""
+    """Undo `gate_hooked` exactly."""
     from sparselens.gates.points import GATE_POINTS, take_gate
 
     del model.__dict__[_SETTINGS]
-    getattr(_config(model), "__dict__", {}).pop("gate_bias", None)  # of a folder that was not opened by `sl.load`
+    getattr(_config(model), "__dict__", {}).pop("gate_bias", None)  # left if the folder was not opened by `sl.load`
     for layer, block in enumerate(model.blocks):
         if "hook_gate" in block.attn._modules:
             take_gate(block.attn)
@@ -128,12 +128,12 @@ def _forget(model: Any, name: str) -> None:
 
 
 def _registries(model: Any) -> list[dict[str, Any]]:
-    """Where the model keeps its hook points: a bridge in one dictionary, a HookedTransformer in two."""
+    """The dictionaries of the model's hook points: a bridge has one, a HookedTransformer two."""
     return [model.__dict__[name] for name in ("_hook_registry", "hook_dict", "mod_dict") if name in model.__dict__]
 
 
 def _attentions(model: Any) -> Iterator[nn.Module]:
-    """The attention of every block, in order, each found fit for a gate."""
+    """The attention of every block, in order; raises a ValueError if one of them cannot be gated."""
     blocks = model._modules.get("blocks")
     if blocks is None or len(blocks) == 0:
         raise ValueError(
@@ -150,7 +150,7 @@ def _attentions(model: Any) -> Iterator[nn.Module]:
         yield attn
     for name, module in model.named_modules():
         if name.split(".")[-1] == "hook_pattern" and id(module) not in points:
-            raise ValueError(f"cannot gate this {_kind(model)}: {name} belongs to an attention outside blocks.*.attn")
+            raise ValueError(f"cannot gate this {_kind(model)}: {name} is part of an attention outside blocks.*.attn")
 
 
 def _unfit(model: Any, block: nn.Module, attn: nn.Module | None) -> str | None:
@@ -161,32 +161,32 @@ def _unfit(model: Any, block: nn.Module, attn: nn.Module | None) -> str | None:
 
     if attn is None:
         found = ", ".join(name for name in block._modules if not name.startswith(("hook_", "_"))) or "nothing"
-        return f"it has no attention (state-space, recurrent or linear layer?), only {found}"
+        return f"it has no attention, only {found} (is it a state-space, recurrent or linear layer?)"
     for name in ("hook_attn_scores", "hook_pattern"):
         if type(attn._modules.get(name)) is not HookPoint:
-            return f"its {type(attn).__name__} has no hook point {name}, so it shows no attention pattern to gate"
+            return f"its {type(attn).__name__} has no hook point {name}, and thus no attention pattern to gate"
     taken = [name for name in GATE_POINTS if name in attn._modules]
     if taken:
-        return f"its {type(attn).__name__} already has a {taken[0]} of its own"
+        return f"its {type(attn).__name__} already has a hook point {taken[0]}"
     config = getattr(getattr(model, "original_model", None), "config", None)
     implementation = getattr(config, "_attn_implementation", None)
     if leaves_it_to_inner(attn) and implementation not in (None, "eager"):
         return (
-            f"it leaves attention to transformers' {implementation!r} implementation, which shows no pattern: "
-            'load the model with attn_implementation="eager"'
+            f"it runs transformers' {implementation!r} attention, which does not return the pattern: load the model "
+            'with attn_implementation="eager"'
         )
     return None
 
 
 def _kind(model: Any) -> str:
-    """What the model is called in a message: its architecture where it has one."""
+    """The model's architecture, if it has one, or class: its name in error messages."""
     return str(getattr(model.cfg, "architecture", None) or type(model).__name__)
 
 
 class _FoldGuard:
-    """A method of the model that may fold value biases, and refuses to on a gated model.
+    """Replaces a method of a gated model that can fold value biases: calls that would do so raise an error.
 
-    An object rather than a function, so that a deep copy of the model guards the copy.
+    An object rather than a closure, so that a deep copy of the model guards the copy.
     """
 
     def __init__(self, model: Any, name: str) -> None:
@@ -196,10 +196,9 @@ class _FoldGuard:
         method = getattr(type(self._model), self._name).__get__(self._model)
         call = inspect.signature(method).bind(*args, **kwargs)
         call.apply_defaults()
-        asked = call.arguments
-        if not asked.get("no_processing"):
+        if not call.arguments.get("no_processing"):
             for option in ("fold_value_biases", "refactor_factored_attn_matrices"):
-                if asked.get(option):
+                if call.arguments.get(option):
                     raise ValueError(
                         f"{self._name}({option}=True) is wrong for a gated model, whose pattern rows do not sum to "
                         f"one: call {self._name}({option}=False)"
@@ -216,14 +215,14 @@ def _refuse_folded(model: Any) -> None:
     have_values = all(bias is not None for bias in value)
     if have_values and not any(bias.any() for bias in value) and any(b is not None and b.any() for b in output):
         raise ValueError(
-            "cannot gate a model whose value biases are folded into the output bias: a closed gate must silence a "
-            "head's value bias too. Load it again with fold_value_biases=False (a bridge: call sparsify first, then "
+            "cannot gate a model whose value biases are folded into the output bias, since a closed gate must also "
+            "remove the value bias. Load it again with fold_value_biases=False (a bridge: call sparsify first, then "
             "enable_compatibility_mode(fold_value_biases=False); a HookedTransformer: from_pretrained_no_processing)"
         )
 
 
 def _bias(attn: Any, name: str) -> Any:
-    """A bias of the attention; None where there is none or it cannot be read, as in quantised models."""
+    """A bias of the attention; None if there is none or it cannot be read, as in quantised models."""
     try:
         return getattr(attn, name)
     except (AttributeError, ValueError, RuntimeError):

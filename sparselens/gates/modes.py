@@ -1,4 +1,4 @@
-"""What holds of a model for a while: evaluation mode, all gates open."""
+"""Context managers that put a model into evaluation mode or open all its gates."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,12 +7,12 @@ from torch import nn
 
 from sparselens.gates.surgery import densify, gate_settings, is_sparse, sparsify
 
-OPEN_BIAS = 3e4  # opens every gate but those that a mask hides, also a mask of half precision (-65504)
+OPEN_BIAS = 3e4  # opens every gate, except on masked pairs, even if the mask is half precision's minimum (-65504)
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside the block the model is in evaluation mode; afterwards every module is in the mode it was in before."""
+    """Put the model in evaluation mode inside the block; restore every module's own mode afterwards."""
     training = [module for module in model.modules() if module.training]
     _set(training, False)
     try:
@@ -23,14 +23,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def _set(modules: list[nn.Module], training: bool) -> None:
     for module in modules:
-        vars(module)["training"] = training  # as an attribute it would take as long as a small layer takes to run
+        vars(module)["training"] = training  # nn.Module's attribute setter costs as much as running a small layer
 
 
 @contextmanager
 def open_gates(model: nn.Module) -> Iterator[None]:
-    """Inside the block a model computes what the dense model with its weights computes, and its edges can be counted.
+    """Inside the block the model computes what its weights compute with dense attention, and edges can be counted.
 
-    A model without gates gets them for the block only.
+    A dense model gets gates inside the block only.
     """
     if not is_sparse(model):
         sparsify(model, OPEN_BIAS)

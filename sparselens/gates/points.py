@@ -1,11 +1,11 @@
-"""The gate inside one TransformerLens attention, without any attention code copied.
+"""The gate inside one TransformerLens attention, without copying any attention code.
 
 Every attention of TransformerLens runs
     scores  = attn.hook_attn_scores(scores)           # after scale, soft-cap, position biases and masks
     pattern = attn.hook_pattern(softmax(scores))      # then pattern @ v
-so the two hook point objects are retyped in place: the first makes the gate, the second multiplies with it. Their
-identity, names, hooks and places in every registry stay. An attention that leaves this to the module it wraps gets its
-softmax caught (`TappedForward`).
+so the class of these two hook points is changed in place: the first now computes the gate, the second multiplies by it.
+Their identity, names, hooks and registry entries stay. If an attention runs the module that it wraps instead, the
+softmax of that module is intercepted (`TappedForward`).
 """
 
 from typing import Any
@@ -25,17 +25,17 @@ Pattern = Float[Tensor, "batch head query_pos key_pos"]
 
 
 class LayerGate:
-    """What the hook points of one attention share: it carries the gate from the scores to the pattern."""
+    """The gate of one attention, shared by its hook points: carries the gate from the scores to the pattern."""
 
     def __init__(
         self, attn: Any, layer: int, settings: GateSettings, tapped: bool, drift: Float[Tensor, " head"] | None
     ) -> None:
         self.attn, self.layer, self.settings, self.tapped, self.drift = attn, layer, settings, tapped, drift
-        self.listening = not tapped  # a tapped attention calls its points once more afterwards, with nothing to edit
+        self.listening = not tapped  # a tapped attention calls its points again afterwards, too late to edit anything
         self._waiting: Tensor | None = None
 
     def read(self, scores: Pattern) -> None:
-        """Make the gate for these scores, through the three hook points."""
+        """Compute the gate for these scores, passing it through the three hook points."""
         noise = None
         if self.attn.training:
             noise = self.settings.noise(self.layer, scores.shape, scores.device)
@@ -47,29 +47,29 @@ class LayerGate:
         self._waiting = gates.gate
 
     def _without_padding(self, scores: Pattern) -> Pattern:
-        """While edges are counted, padding sees nothing: on the right of a prompt it would see all of it."""
+        """While edges are counted, mask all keys of padding queries, which on the right would see the whole prompt."""
         real = self.settings.real
         if real is None or real.shape[1] < scores.shape[-2]:
             return scores
         return scores.masked_fill(~real[:, None, -scores.shape[-2] :, None], -torch.inf)
 
     def apply(self, pattern: Pattern) -> Pattern:
-        """Close the closed edges: the pattern that reaches the values. Not renormalised.
+        """The gated pattern, which multiplies the values. Not renormalised.
 
         Raises:
-            RuntimeError: no scores came before, so there is no gate; to go on would be a dense model in disguise.
+            RuntimeError: there is no gate because no scores came first; without one the model would run as dense.
         """
         gate, self._waiting = self._waiting, None
         if gate is None:
-            raise RuntimeError(f"layer {self.layer}: a pattern came without scores before it, so it cannot be gated")
+            raise RuntimeError(f"layer {self.layer}: hook_pattern was called before hook_attn_scores: nothing to gate")
         return pattern * gate.to(pattern.dtype)
 
     def surplus(self, n_queries: int, n_keys: int) -> Float[Tensor, "head query"] | None:
-        """What ALiBi biases add to all scores of a query for another reason than where its keys stand.
+        """The constant that ALiBi biases add to all scores of a query, beyond what depends on the distance to the key.
 
-        A softmax does not see it, but a gate would. MPT counts them from the last key, so tokens that follow move the
-        score; a HookedTransformer from the end of the longest prompt it has run, so what ran before does. Taken away,
-        each key has the bias of its distance (a query's own key has none).
+        A softmax ignores it, but a gate would not. MPT counts positions from the last key, so later tokens shift the
+        scores; a HookedTransformer counts from the end of the longest prompt it has run, so earlier prompts do. With
+        the constant subtracted, a key's bias depends on its distance only (and is 0 for the query's own position).
         """
         if self.drift is not None:
             return self.drift[:, None] * torch.arange(n_queries - 1, -1, -1, device=self.drift.device)
@@ -87,12 +87,12 @@ class LayerGate:
 
 
 class GatedScores(HookPoint):
-    """`hook_attn_scores` of a gated attention: hooks first, so that a patched score moves its gate too."""
+    """`hook_attn_scores` of a gated attention: hooks run first, so that a patched score changes its gate too."""
 
     gate: LayerGate
 
     def __call__(self, scores: Tensor) -> Tensor:
-        """Run the hooks, then make the gate from what they left."""
+        """Run the hooks, then compute the gate from the scores that they return."""
         if not self.gate.listening:
             return scores
         scores = super().__call__(scores)
@@ -101,12 +101,12 @@ class GatedScores(HookPoint):
 
 
 class GatedPattern(HookPoint):
-    """`hook_pattern` of a gated attention: hooks last, so that they see and edit the pattern that acts."""
+    """`hook_pattern` of a gated attention: hooks run last, so that they see and edit the pattern that is used."""
 
     gate: LayerGate
 
     def __call__(self, pattern: Tensor) -> Tensor:
-        """Close the closed edges, then run the hooks."""
+        """Apply the gate, then run the hooks."""
         return super().__call__(self.gate.apply(pattern)) if self.gate.listening else pattern
 
 
@@ -115,11 +115,11 @@ class TappedForward:
 
     def __init__(self, inner: Any, gate: LayerGate) -> None:
         self._inner, self._gate = inner, gate
-        self.replaced = inner.__dict__.get("forward")  # accelerate, for one, puts its own there
+        self.replaced = inner.__dict__.get("forward")  # accelerate, for example, puts its own there
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the forward that was there before, with its softmax caught."""
-        kwargs.pop("pattern_fn", None)  # another way to the pattern point, which the tap makes needless
+        """Run the original forward with its softmax intercepted."""
+        kwargs.pop("pattern_fn", None)  # would call the pattern point too, which the tap already does
         self._gate.listening = True
         try:
             with _SoftmaxTap(self._gate):
@@ -131,7 +131,7 @@ class TappedForward:
 
 
 class _SoftmaxTap(TorchFunctionMode):
-    """Hands every softmax over four axes to the hook points of one attention."""
+    """Passes input and output of every 4-dimensional softmax through the hook points of one attention."""
 
     _SOFTMAX = frozenset({torch.softmax, torch.special.softmax, Tensor.softmax, nn.functional.softmax})
 
@@ -153,12 +153,12 @@ def put_gate(
     """Gate one attention. Returns its new hook points by name.
 
     Args:
-        drift: what every token that follows adds to the scores of a head (`probe.drifts`)
+        drift: what each later token adds to all scores of a head (`probe.drifts`)
     """
     gate = LayerGate(attn, layer, settings, leaves_it_to_inner(attn), drift)
     points = {name: HookPoint().train(attn.training) for name in GATE_POINTS}
     for name, point in points.items():
-        point.pos_dim = -2  # query positions, for `pos_slice`
+        point.pos_dim = -2  # the axis of query positions, for `pos_slice`
         setattr(attn, name, point)
     for name, gated in (("hook_attn_scores", GatedScores), ("hook_pattern", GatedPattern)):
         point = attn._modules[name]
@@ -176,7 +176,7 @@ def gate_of(attn: Any) -> LayerGate | None:
 
 
 def take_gate(attn: Any) -> None:
-    """The exact inverse of `put_gate`."""
+    """Undo `put_gate` exactly."""
     for name in ("hook_attn_scores", "hook_pattern"):
         point = attn._modules[name]
         point.__class__ = HookPoint

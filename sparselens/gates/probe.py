@@ -1,8 +1,8 @@
-"""Proof that every gate of a TransformerLens model acts, by two small forward passes that leave no trace.
+"""Checks that every gate of a TransformerLens model acts, by two small forward passes without side effects.
 
 1. Hide the first key in the scores: the pattern must be the softmax of the edited scores.
-2. Set every gate to NaN: whatever the attention writes must be NaN.
-An attention that only shows its scores or its pattern, computed elsewhere, fails one of the two.
+2. Set every gate to NaN: everything that the attention writes must be NaN.
+An attention whose scores or pattern are mere copies of values that it computes elsewhere fails one of the two.
 """
 
 from collections import OrderedDict
@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sparselens.gates.modes import evaluating
@@ -21,14 +21,13 @@ _LENGTH = 4  # tokens
 
 
 def prove_gates(model: Any, attentions: list[nn.Module]) -> None:
-    """Raise ValueError, naming the layer, unless every gate acts. A model on the meta device is taken on trust.
+    """Raise a ValueError that names the layer unless every gate acts. A model on the meta device is not checked.
 
-    User hooks do not fire; modes and hooks are as before afterwards.
+    User hooks do not run; hooks and training modes are restored afterwards.
     """
     if next(model.parameters()).is_meta:
         return
-    n_tokens = min(_LENGTH, getattr(model.cfg, "n_ctx", None) or _LENGTH)
-    tokens = (torch.arange(n_tokens) % model.cfg.d_vocab)[None].to(next(model.parameters()).device)
+    tokens = _short_prompt(model)
     with torch.no_grad(), _untouched(model):
         for watch in (_watch_pattern, _watch_output):
             faults = {layer: f"its {type(attn).__name__} was not called" for layer, attn in enumerate(attentions)}
@@ -47,21 +46,20 @@ def prove_gates(model: Any, attentions: list[nn.Module]) -> None:
 
 
 def drifts(model: Any, attentions: list[nn.Module]) -> list[Float[Tensor, " head"] | None]:
-    """What every token that follows adds to all scores of a dense model's heads; None where it adds nothing.
+    """What each later token adds to all scores of each head of a dense model; None if nothing.
 
-    A softmax does not see it: MPT counts its ALiBi biases from the last key. A gate would, and what comes later would
-    decide which edges of earlier queries are open.
+    MPT counts its ALiBi biases from the last key, so later tokens shift the scores of earlier queries. A softmax
+    ignores such a shift, but it would open or close gates.
     """
     nothing: list[Tensor | None] = [None] * len(attentions)
-    # a HookedTransformer counts its biases from the longest prompt so far: what one run says holds for no other
+    # bridges only: a HookedTransformer counts from the longest prompt so far, so one run does not predict the next
     has_biases = hasattr(model, "original_model") and getattr(model.cfg, "positional_embedding_type", None) == "alibi"
     if not has_biases or next(model.parameters()).is_meta:
         return nothing
-    n_tokens = min(_LENGTH, getattr(model.cfg, "n_ctx", None) or _LENGTH)
-    tokens = (torch.arange(n_tokens) % model.cfg.d_vocab)[None].to(next(model.parameters()).device)
+    tokens = _short_prompt(model)
     runs: list[list[Tensor]] = []
     with torch.no_grad(), _untouched(model):
-        for length in (n_tokens - 1, n_tokens):
+        for length in (tokens.shape[1] - 1, tokens.shape[1]):
             seen: list[Tensor] = []
             keep = partial(_keep, seen)
             handles = [attn.hook_attn_scores.register_forward_hook(keep) for attn in attentions]  # pyright: ignore
@@ -72,6 +70,11 @@ def drifts(model: Any, attentions: list[nn.Module]) -> list[Float[Tensor, " head
                     handle.remove()
             runs.append(seen)
     return [_drift(shorter, longer) for shorter, longer in zip(*runs, strict=True)]
+
+
+def _short_prompt(model: Any) -> Int[Tensor, "1 pos"]:
+    n_tokens = min(_LENGTH, getattr(model.cfg, "n_ctx", None) or _LENGTH)
+    return (torch.arange(n_tokens) % model.cfg.d_vocab)[None].to(next(model.parameters()).device)
 
 
 def _keep(seen: list[Tensor], _module: Any, _args: Any, scores: Tensor) -> None:
@@ -86,17 +89,15 @@ def _drift(shorter: Float[Tensor, "head pos pos"], longer: Float[Tensor, "head p
 
 
 def refuse_broken_weights(model: nn.Module) -> None:
-    """Raise a ValueError if a weight of the model is NaN or infinite, which would be blamed on something else."""
+    """Raise a ValueError if a weight is NaN or infinite; otherwise another error would hide the cause."""
     for name, values in model.named_parameters():
         broken = int((~values.isfinite()).sum())
         if broken:
-            raise ValueError(
-                f"the weights of this model are not finite: {broken} numbers of {name} are NaN or infinite"
-            )
+            raise ValueError(f"the weights of this model are not finite: {broken} values of {name} are NaN or infinite")
 
 
 def _watch_pattern(attn: Any, layer: int, faults: dict[int, str]) -> list[Any]:
-    """Hooks that hide the first key and take the layer from `faults` if the pattern follows."""
+    """Hooks that hide the first key and remove the layer from `faults` if its pattern changes accordingly."""
     seen: dict[str, Tensor] = {}
 
     def hide_first_key(_: nn.Module, __: Any, scores: Tensor) -> Tensor:
@@ -109,14 +110,14 @@ def _watch_pattern(attn: Any, layer: int, faults: dict[int, str]) -> list[Any]:
         return torch.ones_like(gate)
 
     def compare(_: nn.Module, __: Any, pattern: Tensor) -> None:
-        wanted, weights = seen["softmax"][..., 1:, :], pattern[..., 1:, :].float()  # the first query sees nothing now
-        shares = weights / weights.sum(-1, keepdim=True)  # an attention sink takes its part of every row
+        wanted, weights = seen["softmax"][..., 1:, :], pattern[..., 1:, :].float()  # the first query sees no key now
+        shares = weights / weights.sum(-1, keepdim=True)  # an attention sink takes a share of every row
         if torch.allclose(shares, wanted, atol=2e-2):
             faults.pop(layer, None)
         else:
             faults[layer] = f"the pattern of its {type(attn).__name__} is not the softmax of hook_attn_scores"
 
-    faults[layer] = f"its {type(attn).__name__} shows no scores and pattern while it computes"
+    faults[layer] = f"its {type(attn).__name__} does not pass scores and pattern through its hook points"
     return [
         attn.hook_attn_scores.register_forward_hook(hide_first_key),
         attn.hook_gate.register_forward_hook(open_all),
@@ -125,7 +126,7 @@ def _watch_pattern(attn: Any, layer: int, faults: dict[int, str]) -> list[Any]:
 
 
 def _watch_output(attn: Any, layer: int, faults: dict[int, str]) -> list[Any]:
-    """Hooks that poison the gate and take the layer from `faults` if the poison comes through."""
+    """Hooks that set the gate to NaN and remove the layer from `faults` if its whole output becomes NaN."""
 
     def poison(_: nn.Module, __: Any, gate: Tensor) -> Tensor:
         return torch.full_like(gate, torch.nan)
@@ -135,8 +136,8 @@ def _watch_output(attn: Any, layer: int, faults: dict[int, str]) -> list[Any]:
         if written.isnan().all():
             faults.pop(layer, None)
         else:
-            faults[layer] = f"what its {type(attn).__name__} writes does not depend on hook_pattern"
-        clean = torch.zeros_like(written)  # so that the next layer is judged by its own gate
+            faults[layer] = f"the output of its {type(attn).__name__} does not depend on hook_pattern"
+        clean = torch.zeros_like(written)  # so that this NaN does not reach the next layer
         return (clean, *output[1:]) if isinstance(output, tuple) else clean
 
     return [attn.hook_gate.register_forward_hook(poison), attn.register_forward_hook(check)]
@@ -144,7 +145,7 @@ def _watch_output(attn: Any, layer: int, faults: dict[int, str]) -> list[Any]:
 
 @contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and silent hook points inside; everything as it was afterwards."""
+    """Evaluation mode and no hooks on hook points inside the block; restores both afterwards."""
     from transformer_lens.hook_points import HookPoint
 
     hooks: dict[Any, Any] = {}

@@ -1,8 +1,7 @@
-"""What each query sees, as one run of keys: two numbers per query instead of a mask of all pairs.
+"""Attention masks as one contiguous run of visible keys per query: two numbers instead of a row of the mask.
 
-Causal attention, sliding windows, chunks, padding at either end, packed documents and images within text are all of
-this form. Masks come from transformers as functions of positions; a mask with holes stays the tensor that eager
-attention takes.
+Causal attention, sliding windows, chunks, padding at either end, packed documents and images within text all have this
+form. Masks come from transformers as functions of positions; a mask with holes becomes a tensor for eager attention.
 """
 
 from typing import Any, NamedTuple
@@ -11,23 +10,23 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-_AT_ONCE = 2**24  # pairs; of a longer mask a part of the queries at a time
+_AT_ONCE = 2**24  # pairs; a larger mask is processed a part of the queries at a time
 
 
 class Spans(NamedTuple):
-    """The keys that each query sees: from `first` on, up to and without `last`."""
+    """The keys that each query sees: from `first` up to, but not including, `last`."""
 
-    first: Int[Tensor, "batch query_pos"]  # batch may be one
+    first: Int[Tensor, "batch query_pos"]  # batch may be 1
     last: Int[Tensor, "batch query_pos"]  # equal to `first` where a query sees nothing
     keys: int
 
     def mask(self) -> Bool[Tensor, "batch 1 query_pos key_pos"]:
-        """As the tensor of all pairs that eager attention takes; True: visible."""
+        """The mask of all pairs that eager attention takes; True: visible."""
         key = torch.arange(self.keys, device=self.first.device)
         return ((key >= self.first[..., None]) & (key < self.last[..., None]))[:, None]
 
     def cut(self, keys: int) -> "Spans":
-        """Only the first of the keys: a cache may be longer than what is in it."""
+        """The first `keys` keys only: a key-value cache may be longer than its content."""
         return self if keys == self.keys else Spans(self.first.clamp(max=keys), self.last.clamp(max=keys), keys)
 
 
@@ -38,13 +37,13 @@ def all_visible(queries: int, keys: int, device: torch.device) -> Spans:
 
 
 def spans_mask(batch_size: int, q_length: int, kv_length: int, **options: Any) -> Spans | Tensor:
-    """A mask function for transformers: spans, or the eager mask of one that has holes."""
+    """A mask function for transformers: returns spans, or an eager mask if the mask has holes."""
     from transformers.masking_utils import causal_mask_function, eager_mask, sdpa_mask
 
     device = torch.device(options.get("device", "cpu"))
     offset, behind = options.get("q_offset", 0), options.get("kv_offset", 0)
     unpadded = options.get("attention_mask") is None
-    if unpadded and options.get("mask_function") is causal_mask_function:  # without a look at any pair
+    if unpadded and options.get("mask_function") is causal_mask_function:  # known without evaluating any pair
         last = (torch.arange(1, q_length + 1, dtype=torch.int32, device=device) + (offset - behind)).clamp(0, kv_length)
         return Spans(torch.zeros_like(last)[None], last[None], kv_length)
     rows = max(1, _AT_ONCE // (batch_size * kv_length))
@@ -60,7 +59,7 @@ def spans_mask(batch_size: int, q_length: int, kv_length: int, **options: Any) -
 
 
 def _runs(visible: Any) -> Int[Tensor, "3 batch query_pos"]:
-    """First visible key, the one after the last, and how many are visible."""
+    """First visible key, one past the last, and the number of visible keys."""
     visible = visible[:, 0]
     numbers = torch.arange(1, visible.shape[-1] + 1, dtype=torch.int32, device=visible.device)
     seen = visible.sum(-1, dtype=torch.int32)
@@ -70,7 +69,7 @@ def _runs(visible: Any) -> Int[Tensor, "3 batch query_pos"]:
 
 
 def blind_padding(mask: Spans | Tensor | None, real: Tensor | None, start: int) -> Spans | Tensor | None:
-    """A mask under which padding sees nothing, so that none of its edges is counted; nobody reads what it writes."""
+    """A mask under which padding sees no keys, so that its edges are not counted. Its output is not used anyway."""
     if mask is None or real is None:
         return mask
     n_queries = mask.first.shape[-1] if isinstance(mask, Spans) else mask.shape[-2]

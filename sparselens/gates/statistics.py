@@ -1,4 +1,4 @@
-"""Counts attention edges while a gated model runs: expected (with gradient), open, visible, per layer and head."""
+"""Counts attention edges while a gated model runs, per layer and head: expected (differentiable), open and visible."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +14,11 @@ from sparselens.gates.surgery import gate_settings
 
 
 class GateStatistics:
-    """Means per example over everything that ran inside one `record_gates` block.
+    """Means per example over all forward passes inside one `record_gates` block.
 
-    An attention edge is one open (layer, head, query position, key position). Two normalisations are in use and differ
-    by about two on causal models: the share of *visible* pairs, our default, and the share of *all* query-key pairs
-    (T squared), which the paper's Fig. 2 uses.
+    An attention edge is one open (layer, head, query position, key position). Two normalisations are in use, which
+    differ by a factor of about two on causal models: the share of *visible* pairs, our default, and the share of *all*
+    query-key pairs (T squared), which the paper's Fig. 2 uses.
 
     >>> with sl.record_gates(model) as gates:
     ...     model(tokens)
@@ -30,7 +30,7 @@ class GateStatistics:
         self.clear()
 
     def clear(self) -> None:
-        """Start again from nothing, inside the same block."""
+        """Discard all counts and start again inside the same block."""
         self._expected: dict[int, Tensor] = {}
         self._counts: dict[int, Tensor] = {}
         self._examples: dict[int, int] = {}
@@ -43,9 +43,9 @@ class GateStatistics:
         opened: Float[Tensor, "batch head"],
         mask: Mask | Spans,
     ) -> None:
-        """One attention call."""
+        """Add the counts of one attention call."""
         batch, heads = opened.shape
-        if mask is not self._mask:  # layers share it as a rule
+        if mask is not self._mask:  # layers usually share one mask: count its pairs once
             self._mask, self._pairs = mask, _count_spans(mask) if isinstance(mask, Spans) else _count_pairs(mask)
         rows = len(mask.first if isinstance(mask, Spans) else mask)
         pairs = (self._pairs * (batch // rows)).expand(-1, heads)
@@ -61,7 +61,7 @@ class GateStatistics:
     def _need_all_layers(self) -> None:
         missing = [i for i in range(self._n_layers) if i not in self._counts]
         if missing:
-            raise ValueError(f"layers {missing} have recorded nothing: run the model inside `with record_gates(model)`")
+            raise ValueError(f"layers {missing} recorded nothing: run the model inside `with record_gates(model)`")
 
     @property
     def expected(self) -> Float[Tensor, "layer head"]:
@@ -76,7 +76,7 @@ class GateStatistics:
 
     @property
     def visible_pairs(self) -> Float[Tensor, "layer head"]:
-        """Visible (query, key) pairs per example: what the masks leave, padding not counted."""
+        """Visible (query, key) pairs per example: those not masked, without padding."""
         return self._per_example(1)
 
     @property
@@ -86,7 +86,7 @@ class GateStatistics:
 
     @property
     def all_pairs(self) -> Float[Tensor, "layer head"]:
-        """All (query, key) pairs per example, visible or not, padding not counted."""
+        """All (query, key) pairs per example, visible or not, without padding."""
         return self._per_example(3)
 
     @property
@@ -96,12 +96,12 @@ class GateStatistics:
 
     @property
     def share_of_visible_pairs(self) -> float:
-        """Over all layers and heads."""
+        """Share of the visible pairs whose gate is open, over all layers and heads."""
         return float(self.open.sum() / self.visible_pairs.sum())
 
     @property
     def share_of_all_pairs(self) -> float:
-        """Over all layers and heads; the normalisation of the paper's Fig. 2."""
+        """Share of all pairs whose gate is open, over all layers and heads; the normalisation of the paper's Fig. 2."""
         return float(self.open.sum() / self.all_pairs.sum())
 
     @property
@@ -110,19 +110,19 @@ class GateStatistics:
         return float(self.open.sum() / self.queries.sum())
 
     def expected_share(self, layer_cost: float = 1.0) -> Float[Tensor, ""]:
-        """Expected share of the visible pairs over all layers and heads; differentiable.
+        """Expected share of open edges among visible pairs, over all layers and heads; differentiable.
 
-        What post-training minimises. An edge in layer l counts as layer_cost**l edges.
+        Post-training minimises this. An edge in layer l counts as layer_cost**l edges.
         """
         return (self.layer_weights(layer_cost) * self.expected.sum(-1)).sum() / self.visible_pairs.sum()
 
     def layer_weights(self, layer_cost: float) -> Float[Tensor, " layer"]:
-        """What an edge counts in each layer: 1, layer_cost, layer_cost squared, ..."""
+        """Weight of an edge in each layer: 1, layer_cost, layer_cost squared, ..."""
         return layer_cost ** torch.arange(self._n_layers, device=self.expected.device)
 
 
 def _count_pairs(mask: Mask) -> Float[Tensor, "count heads"]:
-    """Visible pairs, queries that see a key, and all pairs of such queries and of keys that are seen."""
+    """Visible pairs, queries that see a key, and all pairs of such queries with keys that some query sees."""
     visible = mask if mask.dtype == torch.bool else is_visible(mask)
     keys = visible.sum(-1)
     seen = visible.any(-2).sum(-1, keepdim=True)
@@ -130,7 +130,7 @@ def _count_pairs(mask: Mask) -> Float[Tensor, "count heads"]:
 
 
 def _count_spans(spans: Spans) -> Float[Tensor, "count 1"]:
-    """The same of spans."""
+    """As `_count_pairs`, for spans."""
     keys = spans.last - spans.first
     first = spans.first.masked_fill(keys == 0, spans.keys).amin(-1, keepdim=True)
     seen = (spans.last.masked_fill(keys == 0, 0).amax(-1, keepdim=True) - first).clamp_min(0)
@@ -146,25 +146,25 @@ def record_gates(model: nn.Module) -> Iterator[GateStatistics]:
     >>> gates.open_fraction  # Float["layer head"]
 
     Raises:
-        ValueError: the model carries no gates; or, in a forward pass, tokens hold padding without an `attention_mask`,
-            which would be counted as text.
+        ValueError: the model has no gates; or, in a forward pass, tokens contain padding without an `attention_mask`,
+            so that it would be counted as text.
     """
     settings = gate_settings(model)
     statistics = GateStatistics(settings)
     settings.recorders.append(statistics)
     try:
-        with _heeding_padding(model, settings):
+        with _padding_noted(model, settings):
             yield statistics
     finally:
         settings.recorders.remove(statistics)
 
 
 @contextmanager
-def _heeding_padding(model: Any, settings: GateSettings) -> Iterator[None]:
-    """Inside, a TransformerLens model tells its gates which tokens are padding.
+def _padding_noted(model: Any, settings: GateSettings) -> Iterator[None]:
+    """Inside the block, a TransformerLens model tells its gates which tokens are padding (`GateSettings.real`).
 
-    A TransformerBridge refuses rows of tokens that hold padding without a mask. In transformers models masks are ours
-    (`attention.register_attention`), and hide everything from padding.
+    A TransformerBridge rejects tokens that contain padding without a mask. Transformers models need no hook: their
+    masks are made by us (`attention.register_attention`) and hide all keys from padding.
     """
     from sparselens.gates.hooked import is_hooked
     from sparselens.prompts.checks import refuse_unreadable
@@ -172,7 +172,7 @@ def _heeding_padding(model: Any, settings: GateSettings) -> Iterator[None]:
     inner = getattr(model, "original_model", model)
     known = inner is not model and getattr(model, "tokenizer", None) is not None
 
-    def heed(_: nn.Module, args: Any, kwargs: Any) -> None:
+    def note_padding(_: nn.Module, args: Any, kwargs: Any) -> None:
         tokens, mask = args[0] if args else kwargs.get("input_ids"), kwargs.get("attention_mask")
         if known and mask is None and isinstance(tokens, Tensor) and not tokens.is_floating_point():
             refuse_unreadable(model, tokens, packed=True)
@@ -182,7 +182,8 @@ def _heeding_padding(model: Any, settings: GateSettings) -> Iterator[None]:
     if not is_hooked(model):
         yield
         return
-    handle = inner.register_forward_pre_hook(heed, with_kwargs=True, prepend=True)  # before a mask is put in
+    # prepended, to run before a hook that adds a mask
+    handle = inner.register_forward_pre_hook(note_padding, with_kwargs=True, prepend=True)
     try:
         yield
     finally:

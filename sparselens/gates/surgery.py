@@ -1,4 +1,4 @@
-"""Gates a dense model in place, and removes the gates again: one entry point for TransformerLens and transformers."""
+"""Adds gates to a dense model in place and removes them again, for TransformerLens and transformers models alike."""
 
 from typing import Any, TypeVar
 
@@ -11,30 +11,30 @@ from sparselens.models.unwrapped import without_peft
 
 Model = TypeVar("Model", bound=nn.Module)
 
-DEFAULT_GATE_BIAS = 0.0  # the rule of the authors' released kernel: an edge is open where its score is positive
+DEFAULT_GATE_BIAS = 0.0  # as in the authors' released kernel: an edge is open if its score is positive
 
 
 def sparsify(model: Model, gate_bias: float | None = None, *, implementation: Implementation | None = None) -> Model:
     """Put a hard 0/1 gate on every attention edge of `model`, in place, and return it.
 
-    No parameter is added. With a large `gate_bias` all gates are open and the model computes what it computed before;
-    post-training (`post_train`) then closes them. On a model that already carries gates only what is given is changed.
-    A TransformerLens model (TransformerBridge, HookedTransformer) gets the hook points `hook_gate_logits`,
-    `hook_gate_probs` and `hook_gate` in every attention; a transformers model gets `attn_implementation="sparselens"`,
-    also inside a PeftModel.
+    No parameter is added. With a large `gate_bias` all gates are open and the model's output is unchanged;
+    post-training (`post_train`) then closes gates. On a model that already has gates, only the arguments that are given
+    take effect. A TransformerLens model (TransformerBridge, HookedTransformer) gets the hook points `hook_gate_logits`,
+    `hook_gate_probs` and `hook_gate` in every attention; a transformers model, also inside a PeftModel, gets
+    `attn_implementation="sparselens"`.
 
-    >>> model = sl.sparsify(sl.load("gpt2"), gate_bias=3e4)  # every gate open: GPT-2 as it was
+    >>> model = sl.sparsify(sl.load("gpt2"), gate_bias=3e4)  # every gate open: computes the same as GPT-2
 
     Args:
-        gate_bias: added to the attention scores in the gate only. Default: the model's own (`config.gate_bias`, as
-            `save` writes it), else 0.
-        implementation: how the gates of a transformers model run: "eager" makes a tensor of all query-key pairs, in
-            which TransformerLens models show them to hooks; "flex" (FlexAttention, long evaluation) and "triton" (our
-            kernel, training and evaluation on an NVIDIA GPU) need memory only in proportion to the length. Default:
-            "auto", which is "triton" where it can run, else "eager".
+        gate_bias: added to the attention scores in the gate only. Default: the model's own (`config.gate_bias`, written
+            by `save`), else 0.
+        implementation: how the gates of a transformers model run. "eager" makes a tensor of all query-key pairs (always
+            used by TransformerLens models, whose hooks need it); "flex" (FlexAttention, for evaluation on long texts)
+            and "triton" (our kernel, for training and evaluation on an NVIDIA GPU) need memory in proportion to the
+            length only. Default: "auto", which is "triton" where it can run, else "eager".
 
     Raises:
-        ValueError: a layer cannot be gated. The message says which and why, and the model is left as it was.
+        ValueError: a layer cannot be gated. The message says which and why; the model is left unchanged.
     """
     settings = _installed(model)
     if settings is not None:
@@ -61,12 +61,12 @@ def sparsify(model: Model, gate_bias: float | None = None, *, implementation: Im
 
 
 def densify(model: Model) -> Model:
-    """Take the gates out again, in place: the exact inverse of `sparsify`.
+    """Remove the gates, in place: the exact inverse of `sparsify`.
 
-    >>> sl.densify(sl.load("addition-sparse"))  # the weights of the sparse model with dense attention
+    >>> sl.densify(sl.load("addition-sparse"))  # the sparse model's weights with dense attention
 
     Raises:
-        ValueError: the model carries no gates.
+        ValueError: the model has no gates.
     """
     gate_settings(model)
     network = _of_transformers(model)
@@ -78,7 +78,7 @@ def densify(model: Model) -> Model:
 
 
 def is_sparse(model: nn.Module) -> bool:
-    """Does the model carry gates? Changes nothing.
+    """Whether the model has gates. Does not change the model.
 
     >>> sl.is_sparse(sl.load("addition-sparse"))
     True
@@ -87,24 +87,22 @@ def is_sparse(model: nn.Module) -> bool:
 
 
 def gate_settings(model: nn.Module) -> GateSettings:
-    """The settings that all gates of the model share, through which gates can be changed and recorded.
+    """The settings shared by all gates of the model; use them to change or record the gates.
 
-    A transformers model loaded with `attn_implementation="sparselens"` is gated first: until then its layers share
-    nothing.
+    A transformers model loaded with `attn_implementation="sparselens"` is gated first, since its layers do not share
+    their settings until then.
 
     Raises:
-        ValueError: the model carries no gates.
+        ValueError: the model has no gates.
     """
     settings = _installed(model)
     if settings is None:
-        raise ValueError(
-            f"this {type(model).__name__} carries no gates: call sparselens.sparsify(model, gate_bias=...)"
-        )
+        raise ValueError(f"this {type(model).__name__} has no gates: call sparselens.sparsify(model, gate_bias=...)")
     return settings
 
 
 def find_settings(model: nn.Module) -> GateSettings | None:
-    """The settings with which the model runs, to read; None for a dense model. Changes nothing."""
+    """The model's gate settings, for reading; None for a dense model. Does not change the model."""
     if hooked.is_hooked(model):
         return hooked.hooked_settings(model)
     attention = _attention()
@@ -112,7 +110,7 @@ def find_settings(model: nn.Module) -> GateSettings | None:
 
 
 def _installed(model: nn.Module) -> GateSettings | None:
-    """As `find_settings`, but a model that only asks for gates is given them."""
+    """As `find_settings`, but gates a model whose config asks for gates and that has not been gated yet."""
     settings, network = find_settings(model), _of_transformers(model)
     if settings is not None and network is not None and not settings.n_layers:
         _attention().gate_transformers(network, settings)
@@ -125,8 +123,8 @@ def _choose(model: nn.Module, settings: GateSettings, implementation: Implementa
         _attention().choose_implementation(network, settings, implementation)
     elif implementation not in ("auto", "eager"):
         raise ValueError(
-            f"a {type(model).__name__} shows its gates to hooks, so it runs eagerly: implementation={implementation!r} "
-            "is for transformers models (want 'auto' or 'eager')"
+            f"implementation={implementation!r} is for transformers models: a {type(model).__name__} shows its gates "
+            "to hooks, so it runs eagerly (want 'auto' or 'eager')"
         )
     else:
         settings.implementation = "eager"
@@ -139,7 +137,7 @@ def _tell_config(model: nn.Module, gate_bias: float) -> None:
 
 
 def _of_transformers(model: nn.Module) -> Any:
-    """The transformers model that this is, or that peft has wrapped; None of TransformerLens' models and others."""
+    """The transformers model itself, or inside a PeftModel; None for any other model (such as TransformerLens')."""
     if hooked.is_hooked(model):
         return None
     from transformers import PreTrainedModel
@@ -149,7 +147,7 @@ def _of_transformers(model: nn.Module) -> Any:
 
 
 def _attention() -> Any:
-    """The gates of transformers models. Loading transformers takes seconds, which results can do without."""
+    """The module that gates transformers models, imported late because transformers takes seconds to load."""
     from sparselens.gates import attention
 
     return attention

@@ -130,7 +130,7 @@ def test_what_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="no such implementation: 'fast'"):
         fused.resolve("fast", CPU)
     monkeypatch.setattr(fused, "why_no_triton", lambda device: "no triton")
-    with pytest.raises(ValueError, match="implementation='triton': no triton; or leave it at 'auto'"):
+    with pytest.raises(ValueError, match="implementation='triton': no triton; or use 'auto'"):
         sparsify(model, 0.3, implementation="triton")
     assert not sl.is_sparse(model)
     assert model.config._attn_implementation == "eager"
@@ -148,15 +148,15 @@ def test_what_cannot_be_fused_runs_eagerly_and_says_so() -> None:
     with pytest.warns(UserWarning, match="runs eagerly here: attention dropout is 0.5"):
         model.train()(tokens)
     model.eval()
-    with pytest.warns(UserWarning, match="attention weights are wanted"):
+    with pytest.warns(UserWarning, match="attention weights were requested"):
         patterns = model(tokens, output_attentions=True).attentions
     sparsify(model, implementation="eager")
     wanted = model(tokens, output_attentions=True).attentions
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(patterns, wanted, strict=True))
     model = sparsify(tiny_model("llama"), 0.3, implementation="triton").double()
-    with pytest.warns(UserWarning, match=r"does not know torch\.float64"):
+    with pytest.warns(UserWarning, match=r"does not support torch\.float64"):
         model(tokens)
-    with pytest.warns(UserWarning, match="not one run of keys"):
+    with pytest.warns(UserWarning, match="not one contiguous run of keys"):
         sparsify(tiny_model("llama"), 0.3, implementation="triton")(tokens, attention_mask=torch.tensor([[1, 0, 1, 1]]))
     model = sparsify(tiny_model("llama"), 0.3, implementation="flex").train()
     with pytest.warns(UserWarning, match="no backward pass on a CPU"):

@@ -67,7 +67,7 @@ def test_means_are_per_example_however_they_came() -> None:
 def test_what_has_not_run_is_named() -> None:
     with sl.record_gates(sl.sparsify(tiny_model("gpt2"))) as gates:
         pass
-    with pytest.raises(ValueError, match=r"layers \[0, 1\] have recorded nothing"):
+    with pytest.raises(ValueError, match=r"layers \[0, 1\] recorded nothing"):
         _ = gates.open
 
 

@@ -348,7 +348,7 @@ def test_senseless_settings_are_refused(options: dict[str, Any], message: str):
 
 
 def test_dense_models_are_refused():
-    with pytest.raises(ValueError, match="carries no gates"):
+    with pytest.raises(ValueError, match="has no gates"):
         run(sl.densify(gated()))
 
 
