@@ -1,4 +1,4 @@
-"""The Triton kernel as a function with a gradient: how it is launched, and what it keeps for the backward pass."""
+"""The Triton kernel as a differentiable function: how it is launched, and what it saves for the backward pass."""
 
 import math
 from typing import Any, NamedTuple
@@ -12,24 +12,24 @@ from sparselens.gates.fused import Attended, Call, Keys, Queries
 from sparselens.gates.noise import Words
 from sparselens.gates.spans import Spans
 
-_PROGRAMS = 512  # that a kernel wants at least: as many as run at once on a large GPU, and as many again
+_PROGRAMS = 512  # minimum to aim for per kernel: twice as many as run at once on a large GPU
 _PACKED = torch.contiguous_format
-_kernel: Any = triton_kernel  # whose functions are launched, not called
+_kernel: Any = triton_kernel  # Any: its functions are launched, which type checkers do not know
 
 
 class Tiles(NamedTuple):
-    """How a kernel cuts its work."""
+    """Tile sizes and launch options of a kernel."""
 
-    rows: int  # queries of a tile
-    columns: int  # keys of a tile
+    rows: int  # queries per tile
+    columns: int  # keys per tile
     warps: int
-    stages: int  # tiles of keys that are on their way
+    stages: int  # pipeline depth: tiles of keys being loaded at once
 
 
 def tiles(kernel: str, width: int, itemsize: int) -> Tiles:
-    """By the kernel, the width of a head and the bytes of a number: what fits into registers and shared memory.
+    """Tiles that fit into registers and shared memory, given the width of a head and the bytes per number.
 
-    In 16 bits up to a width of 128 these are the fastest that `tests/benchmarks/tune_kernel.py` found on an H100.
+    For 16-bit numbers and widths up to 128, the fastest that `tests/benchmarks/tune_kernel.py` found on an H100.
     """
     if itemsize > 2:
         return Tiles(32, 32, 4 if width <= 128 else 8, 1)
@@ -46,10 +46,10 @@ def triton_attend(query: Queries, key: Keys, value: Keys, call: Call) -> Attende
     """Output and counts, with the gradient of `gate.gated_softmax`.
 
     Raises:
-        ValueError: a scale that is not positive, with which the largest product would not be the largest score.
+        ValueError: the scale is not positive, so that the largest product would not be the largest score.
     """
     if not call.scale > 0:
-        raise ValueError(f"the kernel wants a positive scale, not {call.scale}: take implementation='eager'")
+        raise ValueError(f"the kernel needs a positive scale, not {call.scale}: use implementation='eager'")
     return Attended(*_GatedAttention.apply(query, key, value, call.sinks, call))  # pyright: ignore
 
 
@@ -61,18 +61,18 @@ class _GatedAttention(torch.autograd.Function):
         query, key, value = (_rows_whole(t) for t in (query, key, value))
         call = call._replace(words=None if call.words is None else _folded(call.words))
         batch, heads, n, width = query.shape
-        # as transformers wants it: the heads of a query side by side
+        # laid out as transformers expects it: the heads of a query next to each other
         output = torch.empty(batch, n, heads, width, dtype=query.dtype, device=query.device).transpose(1, 2)
         lse, expected, opened = torch.empty(3, batch, heads, n, dtype=torch.float32, device=query.device)
         launch = _Launch("forward", query, key, value, output, call)
-        given = query if sinks is None else sinks  # a pointer that nothing follows has to be given all the same
-        with torch.cuda.device_of(query):  # of several, the one that Triton launches on; on a CPU, nothing
+        given = query if sinks is None else sinks  # a pointer must be passed even if it is never read
+        with torch.cuda.device_of(query):  # the GPU that Triton launches on; no effect on a CPU
             _kernel.forward[launch.over_queries](
                 *launch.tensors, given, output, lse, expected, opened, *launch.numbers,
                 HAS_SINKS=sinks is not None, **launch.options,
             )  # fmt: skip
         ctx.save_for_backward(query, key, value, sinks, output, lse, *call.spans[:2], call.words)
-        ctx.call = call._replace(sinks=None, words=None, spans=None)  # which would escape gradient checkpointing
+        ctx.call = call._replace(sinks=None, words=None, spans=None)  # kept on ctx, they would escape checkpointing
         ctx.keys = call.spans.keys
         opened = opened.sum(-1)
         ctx.mark_non_differentiable(opened)
@@ -86,7 +86,7 @@ class _GatedAttention(torch.autograd.Function):
         query, key, value, sinks, output, lse, first, last, words = ctx.saved_tensors
         call: Call = ctx.call._replace(spans=Spans(first, last, ctx.keys), words=words)
         d_output = _rows_whole(d_output)
-        inner = torch.empty_like(lse)  # of every query d_output . output, which the first kernel leaves to the second
+        inner = torch.empty_like(lse)  # d_output . output per query, written by the first kernel for the second
         given = (d_output, lse, inner, d_expected.float().contiguous())
         d_query = torch.empty_like(query, memory_format=_PACKED)
         launch = _Launch("backward_queries", query, key, value, d_output, call)
@@ -96,7 +96,7 @@ class _GatedAttention(torch.autograd.Function):
             )
             d_key, d_value = _gradients_of_keys(query, key, value, call, given)
         d_sinks = None
-        if sinks is not None:  # the softmax weight of a sink, times what an edge that writes nothing gets
+        if sinks is not None:  # the softmax weight of a sink, times the gradient of an edge that writes nothing
             weight = torch.exp2(sinks.float()[:, None] / math.log(2) - lse)  # lse is to base 2
             d_sinks = -(weight * inner).sum((0, 2)).to(sinks.dtype)
         return d_query, d_key, d_value, d_sinks, None
@@ -105,7 +105,11 @@ class _GatedAttention(torch.autograd.Function):
 def _gradients_of_keys(
     query: Tensor, key: Tensor, value: Tensor, call: Call, given: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Of keys and values. `given` is what comes with the gradient, the gradient itself first."""
+    """Gradients of keys and values.
+
+    Args:
+        given: gradient of the output, log-sum-exp, d_output . output, gradient of the expected edges
+    """
     launch = _Launch("backward_keys", query, key, value, given[0], call)
     seeing = _queries_of_blocks(call.spans, launch.tiles.columns)
     (batch, kv_heads), heads = key.shape[:2], query.shape[1]
@@ -129,7 +133,7 @@ class _Launch:
         kv_heads, keys = key.shape[1:3]
         first, last = (t.int().contiguous() for t in call.spans[:2])
         words = first if call.words is None else call.words
-        width = max(16, 1 << (head - 1).bit_length())  # the least that a matrix product takes
+        width = max(16, 1 << (head - 1).bit_length())  # 16: the minimum for a matrix product
         self.tiles = tiles(kernel, width, query.element_size())
         self.tensors = (query, key, value, first, last, words)
         strides = [t.stride(axis) for t in (query, key, value, output) for axis in range(3)]
@@ -153,7 +157,7 @@ class _Launch:
             "COLUMNS": self.tiles.columns,
             "NOISY": call.words is not None,
             "HAS_CAP": call.softcap is not None,
-            # as torch multiplies matrices of float32: `torch.set_float32_matmul_precision`
+            # the precision that torch uses for float32, set by `torch.set_float32_matmul_precision`
             "PRECISION": "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
             "num_warps": self.tiles.warps,
             "num_stages": self.tiles.stages,
@@ -162,26 +166,26 @@ class _Launch:
 
 
 def _rows_whole(tensor: Tensor) -> Tensor:
-    """The numbers of one head and position side by side, as the kernels read them."""
+    """The tensor with its last axis contiguous, as the kernels read it."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _members(group: int, programs: int) -> int:
-    """How many heads of a group one program adds up: fewer where there are too few programs to fill a GPU.
+    """How many heads of a group one program sums over: fewer if there would be too few programs to fill a GPU.
 
-    One that a thousand programs share well; the same on every GPU, so that the sums are, too.
+    Does not depend on the GPU, so that sums are the same on every one.
     """
     return next((n for n in range(group, 1, -1) if group % n == 0 and programs // n >= _PROGRAMS), 1)
 
 
 def _folded(words: Words) -> Int[Tensor, "word=2 batch head query_pos"]:
-    """What the kernels mix with the numbers of keys, in 32 bits: a shift less for every edge, see `_uniform` there."""
+    """The words in 32 bits with the first shift done, which saves it for every edge (`triton_kernel._uniform`)."""
     shift = torch.tensor([16, 15]).reshape(2, 1, 1, 1).to(words.device, non_blocking=True)
     return (words ^ (words >> shift)).int().contiguous()
 
 
 def _queries_of_blocks(spans: Spans, columns: int) -> Int[Tensor, "batch block 4"]:
-    """From where to where there are queries that see something of each block of keys, and a run that sees it whole."""
+    """For each block of keys: the range of queries that see any of it, and a run of queries that see all of it."""
     block = torch.arange(0, spans.keys, columns, device=spans.first.device, dtype=torch.int32)[:, None]
     first, last = spans.first[:, None], spans.last[:, None]
     n = spans.first.shape[1]

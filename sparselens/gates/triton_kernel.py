@@ -1,24 +1,24 @@
-"""The fused kernel of gated attention: one pass over the keys forward, two backward, no atomics.
+"""The fused kernels of gated attention: one forward, two backward, no atomics.
 
-forward    the running maximum m and denominator l are those of all visible scores, the output is that of open edges:
-           out_i = sum_j open_ij exp(s_ij - m_i) v_j / l_i;  kept for the backward pass: lse_i = m_i + log l_i
+forward    running maximum m and denominator l are over all visible scores, the output over open edges only:
+           out_i = sum_j open_ij exp(s_ij - m_i) v_j / l_i;  saved for the backward pass: lse_i = m_i + log l_i
 backward   with p = exp(s - lse), z = gate_logit / t, soft = sigmoid(z + noise), g_ij = dOut_i v_j, o_i = dOut_i out_i
            ds_ij = p_ij ((soft (1 - soft) / t + open_ij) g_ij - o_i) + dExpected sigmoid'(z_ij) / t
            dq_i = scale sum_j ds_ij k_j;  dk_j = scale sum_i ds_ij q_i;  dv_j = sum_i p_ij open_ij dOut_i
-Noise is made where it is needed, of two words per row (`noise.uniform_at`), the same in all three kernels. WORDS holds
-them folded, x ^ x >> 16 and y ^ y >> 15.
+Noise is computed where it is needed, from two words x, y per row (`noise.uniform_at`), identically in all three
+kernels. WORDS holds them with their first shift done: x ^ x >> 16 and y ^ y >> 15.
 
-Instructions per edge are what all this costs, more than the matrix products; so the gate is written in its odds of
-being closed, e = exp(-z), without a logarithm and with one reciprocal, r = 1 / ((1 + e) (u + (1 - u) e)):
+Instructions per edge cost more than the matrix products. So the gate is expressed by its odds of being closed,
+e = exp(-z), without logarithms and with a single reciprocal, r = 1 / ((1 + e) (u + (1 - u) e)):
            open = (1 - u) e < u;  sigmoid'(z) = e (r (u + (1 - u) e))^2;  soft = u r (1 + e)
-Exponents are of base 2, lse too. Tiles that every query of theirs sees whole come first, without a mask; then those at
-the edges of what is visible. Capitals are pointers and constants, as is Triton's custom.
+Exponentials and lse are to base 2. Tiles that are visible to all their queries come first and need no mask; then those
+at the edges of the visible range. Pointers and constants are in capitals, as is usual in Triton.
 """
 
 # pyright: basic
-# Triton's language has no types that a checker knows.
+# Type checkers do not know the types of Triton's language.
 
-from typing import no_type_check  # of functions that are source for a compiler, not Python that runs
+from typing import no_type_check  # these functions are source for Triton's compiler and never run as Python
 
 import triton
 import triton.language as tl
@@ -31,8 +31,8 @@ LOG2E = tl.constexpr(1.4426950408889634)
 def _uniform(word, other, begin, place):
     """As `noise.uniform_at`, in 32 bits, at the keys `begin + place`; `begin` is a multiple of a power of two > place.
 
-    Of an exclusive or, `x ^ x >> n` is the exclusive or of both sides': so words come with that done (WORDS), and keys
-    are folded by tiles. The top bits become those of a float between 1 and 2.
+    `x ^ x >> n` distributes over exclusive or, so it is done beforehand for words (WORDS), and once per tile for keys.
+    The top bits become the mantissa of a float between 1 and 2.
     """
     bits = ((word ^ begin ^ (begin >> 16))[:, None] ^ place.to(tl.uint32)[None, :]) * 0x7FEB352D
     bits = (bits ^ (bits >> 15) ^ other[:, None]) * 0x846CA68B
@@ -43,7 +43,7 @@ def _uniform(word, other, begin, place):
 @triton.jit
 @no_type_check
 def _inverse(x):
-    """One instruction and a product, where a division takes ten."""
+    """1 / x by one instruction and a product; a division takes ten instructions."""
     root = tl.rsqrt(x)
     return root * root
 
@@ -57,7 +57,7 @@ def _as_number(condition):
 @triton.jit
 @no_type_check
 def _product(query, key, scale, softcap, HAS_CAP: tl.constexpr, PRECISION: tl.constexpr):
-    """The products q . k, which the scale multiplies later; with a cap, the scores themselves."""
+    """The products q . k, to be scaled later; with a soft-cap, the final scores."""
     product = tl.dot(query, tl.trans(key), input_precision=PRECISION)
     if HAS_CAP:
         tanh = 2 * _inverse(1 + tl.exp2(tl.minimum(product * (-2 * LOG2E * scale / softcap), 60.0))) - 1
@@ -68,7 +68,7 @@ def _product(query, key, scale, softcap, HAS_CAP: tl.constexpr, PRECISION: tl.co
 @triton.jit
 @no_type_check
 def _visible(product, begin, place, first, last):
-    """-inf where a key is not visible."""
+    """Sets the products of invisible keys to -inf."""
     number = (begin + place)[None, :]
     return tl.where((number >= first[:, None]) & (number < last[:, None]), product, -float("inf"))
 
@@ -76,14 +76,14 @@ def _visible(product, begin, place, first, last):
 @triton.jit
 @no_type_check
 def _closed_odds(product, scale, bias, slope):
-    """exp(-gate_logit / t). Beyond 2**60 float32 says that the gate is closed, and squares still are finite."""
+    """exp(-gate_logit / t), at most 2**60: there the gate is closed in float32, and squares are still finite."""
     return tl.exp2(tl.minimum(product * (-scale * slope * LOG2E) - bias * slope * LOG2E, 60.0))
 
 
 @triton.jit
 @no_type_check
 def _rows(pointer, row, stride, column, n_rows, HEAD: tl.constexpr, MASKED: tl.constexpr):
-    """A tile of rows as long as a head; zeros beyond its ends, where there are any."""
+    """A tile of rows of length HEAD; padded with zeros."""
     at = pointer + row.to(tl.int64)[:, None] * stride + column[None, :]
     if MASKED:
         return tl.load(at, mask=(row < n_rows)[:, None] & (column < HEAD)[None, :], other=0.0)
@@ -95,7 +95,7 @@ def _rows(pointer, row, stride, column, n_rows, HEAD: tl.constexpr, MASKED: tl.c
 @triton.jit
 @no_type_check
 def _ranges(first, last, n_keys, COLUMNS: tl.constexpr):
-    """The tiles of keys: from where to where any row sees something, and from where to where all see all."""
+    """Two ranges of keys, in tiles: those that any row sees, and those that all rows see."""
     start = tl.min(tl.where(first < last, first, n_keys)) // COLUMNS * COLUMNS
     whole = (tl.max(first) + COLUMNS - 1) // COLUMNS * COLUMNS
     whole_end = tl.maximum(tl.min(last) // COLUMNS * COLUMNS, whole)
@@ -110,7 +110,7 @@ def _attend(
     HEAD: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
     NOISY: tl.constexpr, HAS_CAP: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """What is known of a block of queries after one tile of keys more."""
+    """Updates the running results of a block of queries with one tile of keys."""
     place = tl.arange(0, COLUMNS)
     column = tl.arange(0, WIDTH)
     key = _rows(K, begin + place, k_row, column, n_keys, HEAD, MASKED)
@@ -152,12 +152,12 @@ def forward(
     """One block of queries of one head: output, lse, and each query's expected and open edges."""
     batch = (tl.program_id(0) // HEADS).to(tl.int64)
     head = tl.program_id(0) % HEADS
-    block = tl.num_programs(1) - 1 - tl.program_id(1)  # later queries mostly see more keys: what takes long comes first
+    block = tl.num_programs(1) - 1 - tl.program_id(1)  # later queries mostly see more keys: start with the longest work
     row = block * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, WIDTH)
     here = row < n_queries
-    known = tl.minimum(row, n_queries - 1)  # beyond the end the last row once more, which is not stored
-    place = tl.program_id(0).to(tl.int64) * n_queries + known  # of what is kept per query
+    known = tl.minimum(row, n_queries - 1)  # beyond the end, repeat the last row, without storing it
+    place = tl.program_id(0).to(tl.int64) * n_queries + known  # index into values kept per query
     first = tl.load(FIRST + batch * span_batch + known)
     last = tl.load(LAST + batch * span_batch + known)
     query = _rows(Q + batch * q_batch + head * q_head, row, q_row, column, n_queries, HEAD, True)
@@ -210,7 +210,7 @@ def _gradient(
     scale, bias, slope, softcap, COLUMNS: tl.constexpr,
     NOISY: tl.constexpr, HAS_CAP: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Of one tile: the gradient of q . k (but for the scale), and the weights of the open edges."""
+    """For one tile: the gradient of q . k (without the scale), and the weights of the open edges."""
     place = tl.arange(0, COLUMNS)
     product = _product(query, key, scale, softcap, HAS_CAP, PRECISION)
     if HAS_CAP:
@@ -247,7 +247,7 @@ def _d_query_of(
     HEAD: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
     NOISY: tl.constexpr, HAS_CAP: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """What one tile of keys adds to the gradient of a block of queries."""
+    """The contribution of one tile of keys to the gradient of a block of queries."""
     number = begin + tl.arange(0, COLUMNS)
     column = tl.arange(0, WIDTH)
     key = _rows(K, number, k_row, column, n_keys, HEAD, MASKED)
@@ -269,13 +269,13 @@ def backward_queries(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     NOISY: tl.constexpr, HAS_CAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of one block of queries of one head, and the INNER that `backward_keys` takes.
+    """The gradient of one block of queries of one head, and INNER for `backward_keys`.
 
     OUT is laid out (batch, query, head, HEAD), D_Q (batch, head, query, HEAD).
     """
     batch = (tl.program_id(0) // HEADS).to(tl.int64)
     head = tl.program_id(0) % HEADS
-    block = tl.num_programs(1) - 1 - tl.program_id(1)  # later queries mostly see more keys: what takes long comes first
+    block = tl.num_programs(1) - 1 - tl.program_id(1)  # later queries mostly see more keys: start with the longest work
     row = block * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, WIDTH)
     here = row < n_queries
@@ -322,11 +322,11 @@ def _d_keys_of(
     HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     NOISY: tl.constexpr, HAS_CAP: tl.constexpr, PRECISION: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of a block of keys and values after one tile of queries more."""
+    """Adds one tile of queries to the gradients of a block of keys and values."""
     row = begin + tl.arange(0, ROWS)
     column = tl.arange(0, WIDTH)
     query = _rows(Q, row, q_row, column, n_queries, HEAD, MASKED)
-    d_output = _rows(D_OUT, row, o_row, column, n_queries, HEAD, MASKED)  # beyond the end 0, so that nothing is added
+    d_output = _rows(D_OUT, row, o_row, column, n_queries, HEAD, MASKED)  # 0 beyond the end, so it adds nothing
     known = row
     first = row
     last = row
@@ -360,9 +360,9 @@ def backward_keys(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, MEMBERS: tl.constexpr,
     NOISY: tl.constexpr, HAS_CAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of one block of keys and values, from some of the heads that share them: MEMBERS of a GROUP.
+    """The gradients of one block of keys and values, summed over MEMBERS heads of the GROUP that shares them.
 
-    SEEING (span batch, block of keys, 4) says which queries see them. D_K, D_V: (batch, HEADS / MEMBERS, key, HEAD).
+    SEEING (span batch, block of keys, 4): which queries see the block. D_K, D_V: (batch, HEADS / MEMBERS, key, HEAD).
     """
     PARTS: tl.constexpr = HEADS // MEMBERS
     batch = (tl.program_id(0) // PARTS).to(tl.int64)

@@ -1,1 +1,1 @@
-"""Models on disk: found, opened, checked, saved, described; and those that ship."""
+"""Finding, opening, checking, saving and describing models on disk; and the models that ship with the package."""

@@ -1,8 +1,8 @@
-"""Adapters (LoRA and its like), by peft: put into a model, switched off, merged, written, read.
+"""Adapters made by peft (such as LoRA): adding, switching off, merging, saving and loading.
 
-A model with adapters is a transformers model in which peft has replaced some layers by its own, alone or inside a
-PeftModel. Both train, gate and save alike. What is saved are the adapters and the name of their base; what is opened
-has them merged into the base's weights, since TransformerLens reads weights as well as running them.
+A model with adapters is a transformers model, or a PeftModel around one, in which peft has replaced some layers by its
+own. Both kinds train, gate and save alike. Saving writes only the adapters and the name of their base model; loading
+merges them into the base's weights, since TransformerLens also reads weights directly.
 """
 
 import copy
@@ -21,30 +21,31 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sparselens.models.unwrapped import without_peft
+from sparselens.names import first_of
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-_SAMPLED = 256  # numbers
-_SAME = 0.01  # relative difference: half precision rounds by less, four bits by several times more
-_PREFIX = "base_model.model."  # peft writes the names that its own wrapping gives
+_SAMPLED = 256  # weights
+_SAME = 0.01  # largest relative difference; half precision rounds by less, 4-bit quantisation by several times more
+_PREFIX = "base_model.model."  # peft writes parameter names with the prefix of its own wrapper
 
 
 class OtherBaseWarning(UserWarning):
-    """Adapters were put on other weights than those that they were trained on."""
+    """Adapters were merged into weights that differ from those they were trained on."""
 
 
 def has_adapters(model: nn.Module) -> bool:
-    """Has peft put anything into, or around, this model?"""
+    """Whether this is a PeftModel, or peft has replaced any of its layers."""
     return without_peft(model) is not model or bool(_parts(model))
 
 
 def add_lora(model: PreTrainedModel, rank: int, seed: int = 0) -> PreTrainedModel:
-    """Put LoRA of this rank on every linear layer of every attention, in place; all else is frozen.
+    """Add LoRA of this rank to every linear layer of every attention, in place, and freeze all other parameters.
 
-    At first the adapters add nothing. Their scale is two, as is usual.
+    The adapters start as zero, so the model's output is unchanged. Their scale (alpha / rank) is 2, as is usual.
 
     Raises:
-        ValueError: the rank is less than 1, the model has adapters already, or no attention in it was found.
+        ValueError: the rank is less than 1, the model already has adapters, or no attention was found in it.
     """
     from peft import LoraConfig, inject_adapter_in_model
     from transformers.pytorch_utils import Conv1D
@@ -54,7 +55,7 @@ def add_lora(model: PreTrainedModel, rank: int, seed: int = 0) -> PreTrainedMode
     if rank < 1:
         raise ValueError(f"the rank of LoRA must be at least 1, not {rank}")
     if has_adapters(model):
-        raise ValueError("the model has adapters already: merge them first (save with merge=True, and load)")
+        raise ValueError("the model already has adapters: merge them first (save with merge=True, then load)")
     layers = attention_layers(model)
     linear = {name: layer for name, layer in layers.items() if isinstance(layer, nn.Linear | Conv1D)}
     config = LoraConfig(
@@ -72,7 +73,7 @@ def add_lora(model: PreTrainedModel, rank: int, seed: int = 0) -> PreTrainedMode
 
 
 def _ending(name: str) -> str:
-    """The end of a layer's name from the attention's own on, which is the same in every block: self_attn.q_proj."""
+    """The part of a layer's name after the block's number, the same in every block: self_attn.q_proj."""
     parts = name.split(".")
     block = max(i for i, part in enumerate(parts) if part.isdigit())
     return ".".join(parts[block + 1 :])
@@ -80,10 +81,10 @@ def _ending(name: str) -> str:
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Inside the block the model computes what its base computes. A model without adapters is left alone."""
+    """Inside the block the model computes what its base computes. No effect on a model without adapters."""
     parts = [(part, part._disable_adapters) for part in _parts(model).values()]
     for part, _ in parts:
-        part._disable_adapters = True  # peft's own switch, without what it does to requires_grad
+        part._disable_adapters = True  # not peft's enable_adapters, which also changes requires_grad
     try:
         yield
     finally:
@@ -92,14 +93,14 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
 
 def trained_besides_adapters(model: nn.Module) -> list[str]:
-    """Names of the parameters that are to be trained and belong to no adapter."""
+    """Names of the trainable parameters that do not belong to an adapter."""
     own = {id(parameter) for part in _parts(model).values() for parameter in _own_parameters(part)}
     network = without_peft(model)
     return [name for name, value in network.named_parameters() if value.requires_grad and id(value) not in own]
 
 
 def merged(model: nn.Module) -> PreTrainedModel:
-    """A copy of the transformers model whose own weights hold what the adapters add."""
+    """A copy of the transformers model with the adapters merged into its weights."""
     _refuse_prompts(model)
     network = copy.deepcopy(without_peft(model))
     assert isinstance(network, PreTrainedModel)
@@ -107,7 +108,7 @@ def merged(model: nn.Module) -> PreTrainedModel:
 
 
 def merge(network: PreTrainedModel) -> PreTrainedModel:
-    """Add what the active adapters add to the weights themselves, and take the adapters out, in place."""
+    """Merge the active adapters into the weights and remove all adapters, in place."""
     holders = Counter(id(value) for module in network.modules() for value in module._parameters.values())
     for name, part in _parts(network).items():
         _untie(part, holders)
@@ -122,7 +123,7 @@ def merge(network: PreTrainedModel) -> PreTrainedModel:
 
 
 def _untie(part: Any, holders: Counter[int]) -> None:
-    """Give the layer its own copy of a shared (tied) weight, since what is added belongs to it alone."""
+    """Give the layer its own copy of a tied weight: its adapter must not change the layers that share it."""
     layer = None if hasattr(part, "original_module") else part.get_base_layer()
     if layer is not None and holders[id(layer.weight)] > 1:
         layer.weight = nn.Parameter(layer.weight.detach().clone(), layer.weight.requires_grad)
@@ -137,10 +138,10 @@ def _whole(part: Any) -> nn.Module:
 
 
 def write_adapter(model: nn.Module, folder: Path, base: str) -> None:
-    """Write the active adapter as peft does, with the name of its base.
+    """Write the active adapter as peft does, with the name of its base model.
 
     Raises:
-        ValueError: the folder would not hold all that was trained. The message says what to do.
+        ValueError: the adapter is not all that was trained. The message says what to do.
     """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
@@ -149,15 +150,21 @@ def write_adapter(model: nn.Module, folder: Path, base: str) -> None:
     network: Any = without_peft(model)
     others = trained_besides_adapters(model)
     if others:
-        raise ValueError(f"besides the adapters {_some(others)} may have been trained: save the whole, with merge=True")
+        raise ValueError(
+            f"parameters outside the adapters may have been trained ({first_of(others)}): save the whole model, with "
+            "merge=True"
+        )
     active = sorted({name for part in _parts(model).values() for name in part.active_adapters})
     if len(active) != 1:
-        raise ValueError(f"the active adapters are {', '.join(active) or 'none'}, want one: or save with merge=True")
+        raise ValueError(
+            f"exactly one adapter must be active, not {', '.join(active) or 'none'}: activate one, or save with "
+            "merge=True"
+        )
     config = copy.copy(network.peft_config[active[0]])
     config.base_model_name_or_path, config.inference_mode = base, True
     if isinstance(config.target_modules, set):
-        config.target_modules = sorted(config.target_modules)  # a set would be written in another order each time
-    # False: to find out by itself whether embeddings belong in the file, peft would ask the hub
+        config.target_modules = sorted(config.target_modules)  # a set would be written in a different order each time
+    # False, since to decide whether embeddings belong in the file peft would query the hub
     state = get_peft_model_state_dict(network, adapter_name=active[0], save_embedding_layers=False)
     folder.mkdir()
     config.save_pretrained(folder)
@@ -166,10 +173,10 @@ def write_adapter(model: nn.Module, folder: Path, base: str) -> None:
 
 
 def base_of(folder: Path) -> str:
-    """The name of the model whose adapters a folder holds.
+    """The folder or hub id of the model that the adapters in a folder belong to.
 
     Raises:
-        ValueError: the folder does not say.
+        ValueError: the folder does not name it.
     """
     try:
         base = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
@@ -181,9 +188,9 @@ def base_of(folder: Path) -> str:
 
 
 def base_sample(model: nn.Module) -> list[float]:
-    """A few hundred of the weights that the adapters were put on, evenly spaced: by them the base is known again.
+    """A few hundred evenly spaced weights of the base model, by which it can be recognised.
 
-    A name says little: the same hub id may be opened dequantised from four bits, or in its original precision.
+    Its name is not enough: the same hub id may be opened dequantised from four bits, or in its original precision.
     """
     bases = [part.get_base_layer() for part in _parts(model).values() if hasattr(part, "get_base_layer")]
     weights = [base.weight.detach().flatten() for base in bases]
@@ -192,27 +199,27 @@ def base_sample(model: nn.Module) -> list[float]:
 
 
 def put_adapter(network: PreTrainedModel, folder: Path, trained_on: list[float] | None = None) -> PreTrainedModel:
-    """Read the adapters in a folder and merge them into their base, in place.
+    """Read the adapters in a folder and merge them into their base model, in place.
 
     Args:
-        trained_on: the `base_sample` of the base that the adapters were trained on. Another base is warned of
+        trained_on: the `base_sample` of the model that the adapters were trained on; a warning says if it differs
 
     Raises:
-        ValueError: the file is not whole, or the base asks for other tensors than it holds.
+        ValueError: the file is damaged, or its tensors are not those that the base model needs.
     """
     from peft import PeftConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 
     from sparselens.models.weights import read_tensors
 
-    # merged in the base's precision, whatever the file's
+    # merge in the precision of the base, whatever that of the file
     state = {name.removeprefix(_PREFIX): x.to(network.dtype) for name, x in read_tensors(folder / WEIGHTS).items()}
     try:
         config = PeftConfig.from_pretrained(str(folder))
-        inject_adapter_in_model(config, network, low_cpu_mem_usage=True)  # nothing is drawn at random
+        inject_adapter_in_model(config, network, low_cpu_mem_usage=True)  # without random initialisation
         wanted = get_peft_model_state_dict(network, adapter_name="default", save_embedding_layers=False)
         for what, names in (("lacks", wanted.keys() - state.keys()), ("also has", state.keys() - wanted.keys())):
             if names:
-                raise ValueError(f"{WEIGHTS} {what} {_some(sorted(names))}")
+                raise ValueError(f"{WEIGHTS} {what} {first_of(sorted(names))}")
         set_peft_model_state_dict(network, state, low_cpu_mem_usage=True)
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         raise ValueError(f"the adapters in {folder} do not fit {network.config._name_or_path}: {error}") from error
@@ -227,16 +234,17 @@ def _warn_of_other_base(found: list[float], wanted: list[float], folder: Path) -
         off = math.dist(found, wanted) / max(math.hypot(*wanted), 1e-12)
     if off > _SAME:
         warnings.warn(
-            f"the adapters in {folder} were trained on other weights: those of this base differ by {off:.1%} (another "
-            "quantisation?). Loss and open edges may not be those on record; base=... names the base to use",
+            f"the adapters in {folder} were trained on other weights: those of this base model differ by {off:.1%} "
+            "(different quantisation?). Loss and open edges may differ from the recorded ones; choose the base model "
+            "with base=...",
             OtherBaseWarning,
             stacklevel=5,
         )
 
 
 def _parts(model: nn.Module) -> dict[str, Any]:
-    """The layers with which peft has replaced the model's, by name."""
-    if "peft" not in sys.modules:  # then nothing of it can be in the model
+    """The layers that peft has put in place of the model's own, by name."""
+    if "peft" not in sys.modules:  # then the model cannot contain any
         return {}
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
@@ -253,8 +261,6 @@ def _own_parameters(part: Any) -> Iterator[nn.Parameter]:
 
 def _refuse_prompts(model: nn.Module) -> None:
     if not _parts(model):
-        raise ValueError("peft has put nothing into this model's layers (prompt tuning?): want adapters such as LoRA")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        raise ValueError(
+            "peft has not replaced any layer of this model (is it prompt tuning?): only adapters such as LoRA work"
+        )

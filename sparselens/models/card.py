@@ -1,4 +1,4 @@
-"""The model card of a saved model: filled from its record, with nothing in it that is not known."""
+"""The model card of a saved model, filled from its record; what is unknown is left out."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ _WHOLE = "or with transformers alone{register}: `{architecture}.from_pretrained(
 _ADAPTER = "or with peft alone{register}: `PeftModel.from_pretrained(base, ...)`"
 _GATES = (
     "Every attention edge of this model passes a hard gate: `softmax(scores) * 1[scores + {gate_bias:g} > 0]`. "
-    "Run without these gates it is another, worse model."
+    "Without these gates it is a different, worse model."
 )
 _NUMBERS = (
     ("loss", "loss (nats per token)", "{:.4f}"),
@@ -24,11 +24,11 @@ _NUMBERS = (
 
 
 def model_card(record: dict[str, Any], architecture: str, adapter: bool = False, pictures: Sequence[str] = ()) -> str:
-    """Markdown with the hub's metadata block.
+    """The card as Markdown, with the hub's metadata block.
 
     Args:
-        adapter: the folder holds adapters of the base model, not a model of its own
-        pictures: files beside the card, of the run that made the model
+        adapter: whether the folder holds adapters of the base model instead of a whole model
+        pictures: names of picture files in the card's folder, showing the run that made the model
     """
     base, gate_bias = record["base_model"], record["gate_bias"]
     sparse = gate_bias is not None
@@ -48,7 +48,7 @@ def model_card(record: dict[str, Any], architecture: str, adapter: bool = False,
 
 
 def _otherwise(architecture: str, gate_bias: float | None, adapter: bool) -> str:
-    """How to open it without `sl.load`."""
+    """How to open the model without `sl.load`."""
     if adapter:
         register = "" if gate_bias is None else f", after `sl.sparsify(base, gate_bias={gate_bias:g})`"
         return _ADAPTER.format(register=register)
@@ -60,7 +60,7 @@ def _otherwise(architecture: str, gate_bias: float | None, adapter: bool) -> str
 def _metadata(base: str | None, sparse: bool, adapter: bool) -> str:
     tags = "[sparselens, sparse-attention, interpretability]" if sparse else "[sparselens, interpretability]"
     lines = ["---", f"library_name: {'peft' if adapter else 'transformers'}", f"tags: {tags}"]
-    if base and base.count("/") == 1 and not base.startswith((".", "/")):  # the hub takes ids here, not paths
+    if base and base.count("/") == 1 and not base.startswith((".", "/")):  # the hub accepts ids here, not paths
         lines.append(f"base_model: {base}")
     return "\n".join([*lines, "---"])
 

@@ -1,8 +1,8 @@
-"""A small GPT-2 over single characters, causal or attending both ways, as an ordinary transformers model.
+"""A small GPT-2 over single characters, causal or bidirectional, as an ordinary transformers model.
 
-A causal architecture attends both ways when a mask of zeros in four dimensions is handed to it. `attend_both_ways` puts
-a hook on the model which does so in every call, also when a TransformerBridge makes the call; `is_causal: false` in
-config.json says that the weights were trained like that.
+A causal architecture becomes bidirectional when it is passed a four-dimensional mask of zeros. `attend_both_ways` adds
+a hook that does so in every call, including those of a TransformerBridge; `is_causal: false` in config.json records
+that the weights were trained bidirectionally.
 """
 
 from typing import Any
@@ -28,8 +28,8 @@ def character_model(
 ) -> GPT2LMHeadModel:
     """A freshly initialised GPT-2 whose vocabulary is `alphabet`. The same seed gives the same weights.
 
-    A bidirectional model predicts each position's own character (`logits[:, i]` is about position i), a causal one the
-    next. It is returned in evaluation mode and has no dropout.
+    A bidirectional model predicts each position's own character (`logits[:, i]` is about position i), a causal model
+    the next one. The model has no dropout and is returned in evaluation mode.
     """
     options: dict[str, Any] = {
         "vocab_size": len(alphabet),
@@ -40,8 +40,8 @@ def character_model(
         **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
         **dict.fromkeys(("bos_token_id", "eos_token_id")),
         "tie_word_embeddings": False,
-        "activation_function": "gelu_pytorch_tanh",  # GPT-2's own, in one pass instead of eight
-        "use_cache": not bidirectional,  # a later character changes what every earlier position computed
+        "activation_function": "gelu_pytorch_tanh",  # same as GPT-2's gelu_new, in one pass instead of eight
+        "use_cache": not bidirectional,  # a later character changes the activations at every earlier position
         "is_causal": not bidirectional,
         "attn_implementation": "eager",  # gates and hooks need the pattern
     }
@@ -53,9 +53,10 @@ def character_model(
 
 
 def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
-    """One token per character, its id the character's place in `alphabet`; none is added at the beginning or the end.
+    """A tokenizer with one token per character, whose id is its index in `alphabet`. It adds no special tokens.
 
-    Other characters become `[UNK]`, whose id no character model knows: it answers with an error, not with nonsense.
+    Other characters become `[UNK]`. Its id is out of range for the model, which raises an error instead of computing
+    nonsense.
 
     Raises:
         ValueError: a character occurs twice.
@@ -70,10 +71,10 @@ def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
 
 
 def attend_both_ways(model: PreTrainedModel) -> None:
-    """Make every call of `model` attend both ways if its config says `is_causal: false`; else change nothing.
+    """Make every call of `model` bidirectional if its config says `is_causal: false`; otherwise change nothing.
 
-    Padding given as a mask of ones and zeros stays hidden; a mask in four dimensions is taken as it is. Call it on a
-    model just loaded, before or after a TransformerBridge wraps it.
+    Padding given as a mask of ones and zeros stays hidden; a four-dimensional mask is used as it is. To be called once
+    the model is loaded, before or after a TransformerBridge wraps it.
     """
     if getattr(model.config, "is_causal", True) or _open_mask in model._forward_pre_hooks.values():
         return
@@ -99,6 +100,6 @@ def _all_ones(ids: Tensor | None, embeddings: Tensor | None) -> Int[Tensor, "bat
 
 
 def _additive(shown: Int[Tensor, "batch key_pos"], dtype: torch.dtype) -> Float[Tensor, "batch 1 query_pos key_pos"]:
-    """What is added to the scores: zero where the key is shown, the smallest number where it is padding."""
+    """The additive mask: zero for real keys, the most negative number for padding."""
     hidden = repeat(shown == 0, "batch key_pos -> batch 1 query_pos key_pos", query_pos=shown.shape[1])
     return torch.zeros(hidden.shape, dtype=dtype, device=shown.device).masked_fill(hidden, torch.finfo(dtype).min)

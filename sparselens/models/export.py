@@ -1,8 +1,8 @@
-"""Turns a TransformerBridge back into the transformers model it was made of.
+"""Converts a TransformerBridge back into the transformers model that it wraps.
 
-A bridge wraps the transformers modules and, where query, key and value are fused in one weight, adds split copies that
-training moves. The parameters keep their names under the wrapping, so the way back is to unwrap the names and to fuse
-the copies again; the result is run beside the bridge before it is handed out.
+A bridge wraps the transformers modules. Where query, key and value are fused in one weight it adds split copies, and
+training updates the copies. Parameters keep their names apart from a prefix, so the conversion strips the prefix and
+fuses the copies again. Before the result is returned, its logits are compared with those of the bridge.
 """
 
 import copy
@@ -24,10 +24,10 @@ _WRAPPING = "_original_component."
 def to_transformers(model: nn.Module) -> PreTrainedModel:
     """The transformers model with the weights of `model`; a transformers model is returned as it is.
 
-    Of a model with adapters it is a copy with the adapters merged into the weights.
+    A model with adapters is copied, with the adapters merged into the weights.
 
     Raises:
-        ValueError: TransformerLens has no way back for this model (a HookedTransformer, or processed weights).
+        ValueError: the model cannot be converted back (a HookedTransformer, or processed weights).
     """
     plain = without_peft(model)
     if isinstance(plain, PreTrainedModel):
@@ -35,11 +35,11 @@ def to_transformers(model: nn.Module) -> PreTrainedModel:
     wrapped: Any = getattr(model, "original_model", None)
     if not is_hooked(model) or not isinstance(wrapped, PreTrainedModel):
         raise ValueError(
-            f"a {type(model).__name__} cannot be written as a transformers model: train the TransformerBridge or the "
-            "transformers model, or save its state_dict with safetensors"
+            f"a {type(model).__name__} cannot be converted to a transformers model: train a TransformerBridge or "
+            "transformers model instead, or save the state_dict with safetensors"
         )
     if has_adapters(wrapped):
-        raise ValueError("the model inside this bridge has adapters: merge them before it is bridged")
+        raise ValueError("the model inside this bridge has adapters: merge them before making the bridge")
     fresh = _empty_like(wrapped)
     fresh.load_state_dict(_unwrapped(wrapped, set(fresh.state_dict())))
     fresh.tie_weights()
@@ -69,7 +69,7 @@ def _unwrapped(wrapped: PreTrainedModel, names: set[str]) -> dict[str, Tensor]:
 
 
 def _columns(parts: list[Tensor], _: int) -> Tensor:
-    """gpt2 keeps (input, output) weights: query columns, then key, then value."""
+    """gpt2 stores weights as (input, output): query columns, then key, then value."""
     return torch.cat(parts, dim=0).mT if parts[0].ndim == 2 else torch.cat(parts)
 
 
@@ -80,7 +80,7 @@ def _blocks(parts: list[Tensor], _: int) -> Tensor:
 
 def _interleaved(parts: list[Tensor], n_heads: int) -> Tensor:
     """neox, bloom, falcon: head by head, each with its query, key and value."""
-    if parts[0].shape != parts[1].shape:  # grouped keys: other layouts, which the comparison below would refuse anyway
+    if parts[0].shape != parts[1].shape:  # grouped keys have other layouts; the comparison of logits rejects them
         return torch.cat(parts)
     return torch.stack([part.reshape(n_heads, -1, *part.shape[1:]) for part in parts], dim=1)
 
@@ -89,7 +89,7 @@ _LAYOUTS = {"c_attn": _columns, "qkv_proj": _blocks, "Wqkv": _blocks, "query_key
 
 
 def _refuse_difference(model: nn.Module, fresh: PreTrainedModel) -> None:
-    """The way back is proved, not assumed: both models answer the same on a few tokens, with all gates out."""
+    """Raise a ValueError unless both models, without gates, give the same logits on a few tokens."""
     dense: Any = copy.deepcopy(model).eval()
     dense = densify(dense) if is_sparse(dense) else dense
     tokens = torch.arange(6, device=fresh.device)[None] % fresh.config.get_text_config().vocab_size
@@ -99,6 +99,7 @@ def _refuse_difference(model: nn.Module, fresh: PreTrainedModel) -> None:
     if not torch.allclose(ours.float(), theirs.float(), atol=1e-4, rtol=1e-4):
         difference = float((ours - theirs).abs().max())
         raise ValueError(
-            f"the weights of this {type(fresh).__name__} bridge cannot be put back into transformers (logits differ by "
-            f"{difference:.2g}; were they processed by enable_compatibility_mode?): post-train the transformers model"
+            f"the weights of this {type(fresh).__name__} bridge cannot be converted back to transformers (logits "
+            f"differ by {difference:.2g}; were they processed by enable_compatibility_mode?): post-train the "
+            "transformers model instead"
         )

@@ -1,7 +1,7 @@
-"""Saves a model as an ordinary transformers folder with its gates written down, and opens such folders.
+"""Saves a model as an ordinary transformers folder that also records its gates, and opens such folders.
 
-- `config.json`, `model.safetensors`, tokenizer files: what transformers writes
-- or, of a model with adapters, `adapter_config.json` and `adapter_model.safetensors`: what peft writes
+- `config.json`, `model.safetensors`, tokenizer files, as written by transformers
+- or, for a model with adapters, `adapter_config.json` and `adapter_model.safetensors`, as written by peft
 - `sparselens.json`: base model, gate bias, target, losses, share of open edges, command
 - `README.md`: the model card
 """
@@ -25,7 +25,7 @@ from sparselens.models import adapters
 from sparselens.models.card import model_card
 from sparselens.models.character_model import attend_both_ways
 from sparselens.models.export import to_transformers
-from sparselens.models.places import WEIGHTS_AND_WORDS, WORDS, find, split_gguf
+from sparselens.models.places import ALL_BUT_WEIGHTS, ALL_FILES, find, split_gguf
 from sparselens.models.provenance import origin, record_of
 from sparselens.models.unwrapped import without_peft
 from sparselens.models.weights import gguf_reader, open_weights, without_bar
@@ -48,35 +48,35 @@ def save(
     data: Mapping[str, Any] | None = None,
     figures: Sequence[str | Path] = (),
 ) -> Path:
-    """Write a TransformerBridge or transformers model, dense or sparse, to `folder`: all of it or nothing.
+    """Write a TransformerBridge or transformers model, dense or sparse, to `folder`, either completely or not at all.
 
-    `sparselens.load(folder)` gives the gated TransformerLens model back, bit for bit. For transformers it is a folder
-    like any other; a sparse one asks for `attn_implementation="sparselens"`, so that transformers refuses to open it
-    before `sparselens.register_attention()` rather than running it without its gates. A model saved in `folder`
-    before is replaced.
+    `sparselens.load(folder)` returns the same gated TransformerLens model, bit for bit. The folder also works with
+    transformers. A sparse model's config asks for `attn_implementation="sparselens"`, so transformers raises an error
+    until `sparselens.register_attention()` has been called, instead of running the model without its gates. A model
+    saved earlier in `folder` is replaced.
 
-    Of a model with adapters (LoRA) only these are written, as peft writes them, with the name of their base, which
-    `load` opens first. The weights that it opens are the base's with the adapters' merged in.
+    For a model with adapters (LoRA), only the adapters are written, as peft does, with the name of their base model.
+    `load` then opens the base model and merges the adapters into its weights.
 
     >>> sl.save(model, "gpt2-sparse", result=result)
     >>> sl.load("gpt2-sparse")
 
     Args:
-        tokenizer: default: the model's own, where it has one
-        base_model: where the dense model came from, for the record: a hub id, or a folder, of which the record says the
-            name only. Of adapters: the model that they belong to; default: where it was loaded from
+        tokenizer: default: the model's own, if it has one
+        base_model: hub id or folder of the dense model, for the record (only the name of a folder is recorded); for
+            adapters, the model that they belong to. Default: where the model was loaded from
         result: of `post_train`, for the record
-        test: the dense and the sparse model on text that neither training nor selection saw; default: the held-out
-            text of `result`
+        test: evaluations of the dense and the sparse model on text used neither for training nor for selection;
+            default: those of `result`, on its held-out text
         command: the command line that made the model; default: the running one, if it is sparselens
-        merge: write a model with adapters as an ordinary folder, with the adapters merged into the weights
-        data: what was held out of the training text, `sparselens.training.text.Corpus.record`
-        figures: files to be copied into the folder; its card shows those that are .png
+        merge: write a model with adapters as a whole model, with the adapters merged into the weights
+        data: what was held out from the training text (`sparselens.training.text.Corpus.record`)
+        figures: files to copy into the folder; the model card shows those that are .png
 
     Raises:
-        ValueError: `folder` holds something else, the model cannot be expressed as a transformers model, or nothing
-            says what the adapters' base is.
-        OSError: the disk is full, or the folder may not be written. What was there before still is.
+        ValueError: `folder` holds something else, the model cannot be converted to a transformers model, or the base
+            model of the adapters is unknown.
+        OSError: the disk is full, or the folder is not writable. A model saved there earlier is kept.
     """
     folder = Path(folder)
     if folder.exists() and not (folder / RECORD).exists() and any(folder.iterdir()):
@@ -94,13 +94,13 @@ def save(
             write(model, whole, record, base)
             _write_rest(model, whole, record, tokenizer, [Path(figure) for figure in figures])
             _replace(folder, whole, Path(temporary) / "previous")
-    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+    except (OSError, SafetensorError) as error:  # safetensors raises its own error if the disk is full
         raise OSError(f"{folder} could not be written: {error}") from error
     return folder
 
 
 def _replace(folder: Path, new: Path, previous: Path) -> None:
-    """Replace `folder` by `new`; if that fails, the old one stays."""
+    """Replace `folder` by `new`; if that fails, put the old folder back."""
     if folder.exists():
         folder.rename(previous)
     try:
@@ -121,7 +121,7 @@ def _write_whole(model: nn.Module, folder: Path, record: dict[str, Any], _: str 
 def _write_adapter(model: nn.Module, folder: Path, _: dict[str, Any], base: str | None) -> None:
     if base is None:
         raise ValueError(
-            "nothing says which model these adapters belong to: pass base_model=FOLDER_OR_ID, or merge=True to write "
+            "it is unknown which model these adapters belong to: pass base_model=FOLDER_OR_ID, or merge=True to write "
             "the whole model"
         )
     adapters.write_adapter(model, folder, str(Path(base).resolve()) if Path(base).exists() else base)
@@ -163,32 +163,33 @@ def load(
     gguf_file: str | None = None,
     **options: Any,
 ) -> Any:
-    """Open a model as a TransformerBridge in evaluation mode, with its gates if it was saved with gates.
+    """Open a model as a TransformerBridge in evaluation mode, with gates if it was saved with gates.
 
     >>> model = sl.load("addition-sparse")
     >>> dense = sl.load("HuggingFaceTB/SmolLM2-135M", dtype=torch.bfloat16)
 
     Args:
-        name: a folder, the name of a shipped model (see `shipped_models`), or the id of a hub repository, which is
-            then downloaded
-        sparse: False leaves the gates out: the sparse model's weights with dense attention
-        base: of a folder with adapters: the model they belong to, if it is not where the folder says
-        gguf_file: a GGUF file in the folder or repository, to read instead (needs the gguf package). A `name` that
-            ends in .gguf means the same
+        name: a folder, the name of a shipped model (see `shipped_models`), or a hub id, which is downloaded
+        sparse: False leaves the gates out, to run the sparse model's weights with dense attention
+        base: for a folder with adapters, the model that they belong to, if it is not where the folder says
+        gguf_file: a GGUF file in the folder or repository to read instead (needs the gguf package); a `name` that ends
+            in .gguf works too
         options: passed on to transformers' `from_pretrained`, e.g. `dtype` or `device_map`
 
     Raises:
-        ValueError: no such model, it is not whole (a weight is missing, a file cut short), it would need a pickle or
-            code from its repository, or its architecture cannot be opened by TransformerLens.
+        ValueError: there is no such model; it is incomplete (a weight is missing, a file is truncated); opening it
+            would need a pickle or code from its repository; or TransformerLens does not support its architecture.
     """
     given: Any = name
     if not isinstance(given, (str, Path)):
         raise ValueError(
-            f"load opens a folder or a hub id, not a {type(given).__name__}: "
-            "TransformerBridge.boot_transformers(..., hf_model=model) wraps a transformers model"
+            f"load takes a folder or a hub id, not a {type(given).__name__}: to wrap a transformers model, use "
+            "TransformerBridge.boot_transformers(..., hf_model=model)"
         )
     if "device" in options:
-        raise ValueError(f"device={options['device']!r} is none of from_pretrained's: sl.load(...).to(device)")
+        raise ValueError(
+            f"device={options['device']!r}: from_pretrained has no option device, use sl.load(...).to(device)"
+        )
     model, tokenizer, gate_bias = load_transformers(name, base=base, gguf_file=gguf_file, **options)
     bridge = to_bridge(model, tokenizer)
     return sparsify(bridge, gate_bias) if sparse and gate_bias is not None else bridge
@@ -199,17 +200,19 @@ def load_transformers(
 ) -> tuple[PreTrainedModel, Any, float | None]:
     """The plain transformers model with eager attention and no gates, its tokenizer or None, its gate bias or None.
 
-    Arguments and errors are those of `load`.
+    Takes the arguments of `load` and raises the same errors.
     """
     place, file = split_gguf(name, gguf_file)
-    path = find(place, WEIGHTS_AND_WORDS if file is None else (file,))
+    path = find(place, ALL_FILES if file is None else (file,))
     if (path / adapters.CONFIG).exists():
         return _load_adapter(path, str(name), base, options)
     if base is not None:
-        raise ValueError(f"{name} holds no adapters (no {adapters.CONFIG}), so there is no base={str(base)!r} to it")
+        raise ValueError(
+            f"base={str(base)!r} is for a folder with adapters, and {name} holds none (no {adapters.CONFIG})"
+        )
     if file is None and not (path / "config.json").exists():
         inside = path / "model" / "config.json"
-        hint = f"; {inside.parent} is one" if inside.exists() else ""
+        hint = f" (but {inside.parent} is a model folder)" if inside.exists() else ""
         raise ValueError(f"{path} is not a model folder: it holds no config.json{hint}")
     model = open_weights(path, str(name), file, options)
     if file is None:
@@ -217,37 +220,36 @@ def load_transformers(
     gate_bias = getattr(model.config, "gate_bias", None)
     for attribute in ("gate_bias", "sparselens_dense_implementation"):
         model.config.__dict__.pop(attribute, None)
-    model.config._name_or_path = place if file is None else f"{place}/{file}"  # not the path of somebody's cache
+    model.config._name_or_path = place if file is None else f"{place}/{file}"  # instead of a path in the local cache
     attend_both_ways(model)
     return model.eval(), _tokenizer(path, file), None if gate_bias is None else finite_bias(gate_bias)
 
 
 def _refuse_lost_bias(path: Path) -> None:
-    """Raise a ValueError if the folder is marked as that of a gated model, and its config does not say which gates."""
+    """Raise a ValueError if the folder holds a gated model but its config.json has no gate bias."""
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    record = json.loads((path / RECORD).read_text(encoding="utf-8")) if (path / RECORD).exists() else {}
-    gated = str(config.get("attn_implementation")).startswith(IMPLEMENTATION) or record.get("gate_bias") is not None
-    if gated and config.get("gate_bias") is None:
+    named = str(config.get("attn_implementation")).startswith(IMPLEMENTATION)
+    if config.get("gate_bias") is None and (named or _read_record(path).get("gate_bias") is not None):
         raise ValueError(
-            f"{path} was saved with gates, and its config.json has no gate_bias: write the one of {RECORD} into it"
+            f"{path} was saved with gates, but its config.json has no gate_bias: copy it there from {RECORD}"
         )
 
 
 def _load_adapter(
     path: Path, name: str, base: str | Path | None, options: dict[str, Any]
 ) -> tuple[PreTrainedModel, Any, float | None]:
-    """The base with the adapters merged in; the tokenizer is the base's where the adapters bring none."""
+    """The base model with the adapters merged in; its tokenizer is used if the folder has none."""
     under = str(base or adapters.base_of(path))
     if Path(under).resolve() == path.resolve():
-        raise ValueError(f"{path / adapters.CONFIG} names its own folder as the base of its adapters: pass base=...")
+        raise ValueError(f"{path / adapters.CONFIG} names its own folder as the base model: pass base=...")
     try:
         model, tokenizer, _ = load_transformers(under, **options)
     except ValueError as error:
         raise ValueError(
             f"{name} holds adapters of {under!r}, which cannot be opened: {error}. If you have that model elsewhere, "
-            "pass base=FOLDER_OR_ID (--base on the command line); a hub id needs the network once"
+            "pass base=FOLDER_OR_ID (--base on the command line); a hub id needs a connection the first time"
         ) from error
-    record = json.loads((path / RECORD).read_text(encoding="utf-8")) if (path / RECORD).exists() else {}
+    record = _read_record(path)
     adapters.put_adapter(model, path, record.get("base_sample"))
     model.config._name_or_path = name
     gate_bias = record.get("gate_bias")
@@ -255,19 +257,23 @@ def _load_adapter(
 
 
 def load_record(name: str | Path) -> dict[str, Any]:
-    """What `save` wrote down about a model; nothing about a model that another program saved."""
-    path = find(split_gguf(name, None)[0], WORDS) / RECORD
+    """The `sparselens.json` of a model; empty if another program saved the model."""
+    return _read_record(find(split_gguf(name, None)[0], ALL_BUT_WEIGHTS))
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    path = folder / RECORD
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def load_tokenizer(name: str | Path) -> Any:
-    """The tokenizer of a folder, a shipped model or a hub repository, of which nothing else is then downloaded.
+    """The tokenizer of a folder, a shipped model or a hub repository; does not download weights.
 
     Raises:
-        ValueError: there is none.
+        ValueError: it has no tokenizer.
     """
     place, file = split_gguf(name, None)
-    path = find(place, WORDS if file is None else (file,))
+    path = find(place, ALL_BUT_WEIGHTS if file is None else (file,))
     tokenizer = _tokenizer(path, file)
     if tokenizer is None and (path / adapters.CONFIG).exists():
         return load_tokenizer(adapters.base_of(path))
@@ -277,7 +283,7 @@ def load_tokenizer(name: str | Path) -> Any:
 
 
 def to_bridge(model: PreTrainedModel, tokenizer: Any = None) -> Any:
-    """The same weights as a TransformerBridge, which changes the transformers model in place."""
+    """Wrap a transformers model in a TransformerBridge, which changes the model in place."""
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
     bridge = build_bridge_from_module(

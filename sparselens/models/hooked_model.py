@@ -1,11 +1,11 @@
-"""The type of the models that analyses take: TransformerLens' TransformerBridge (4.x) and HookedTransformer (3.x)."""
+"""The type of model that analyses take: TransformerLens' TransformerBridge (4.x) or HookedTransformer (3.x)."""
 
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
 
     class HookedModel(Protocol):
-        """What the two have in common; they share no base class that a type checker knows."""
+        """The interface common to both; they have no common base class that type checkers know."""
 
         cfg: Any
         blocks: Any
@@ -15,4 +15,4 @@ if TYPE_CHECKING:
         def run_with_cache(self, *args: Any, **options: Any) -> Any: ...  # noqa: D102
 
 else:
-    HookedModel = Any  # checked where a model comes in (`gates.hooked.is_hooked`), with a message that says more
+    HookedModel = Any  # models are checked on entry instead (`gates.hooked.refuse_other_model`), with a better message

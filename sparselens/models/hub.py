@@ -1,4 +1,4 @@
-"""Uploads a model to the hub, as `folder.save` writes it."""
+"""Uploads a model to the Hugging Face hub in the format of `folder.save`."""
 
 import tempfile
 from pathlib import Path
@@ -14,14 +14,14 @@ from sparselens.models.places import is_local
 def push_to_hub(
     model: nn.Module, repo_id: str, *, private: bool = True, token: str | None = None, **record: Any
 ) -> str:
-    """Save the model, with the keyword arguments of `save`, and upload the folder. Returns its address.
+    """Save the model, with the keyword arguments of `save`, and upload the folder. Returns its URL.
 
-    The only function that sends anything anywhere; it needs a token of the hub that may write to `repo_id`.
+    This is the only function that uploads anything. It needs a hub token with write access to `repo_id`.
 
     >>> sl.push_to_hub(model, "me/gpt2-sparse", result=result)
 
     Raises:
-        ValueError: the model is adapters of a folder on this machine, which nobody else could open.
+        ValueError: the model has adapters whose base model is a local folder, which nobody else could open.
     """
     from huggingface_hub import HfApi
 
@@ -30,7 +30,7 @@ def push_to_hub(
         folder = save(model, Path(temporary) / "model", **record)
         if (folder / adapters.CONFIG).exists() and is_local(base := adapters.base_of(folder)):
             raise ValueError(
-                f"the base of these adapters is {base}, a folder of this machine: pass base_model=HUB_ID, or merge=True"
+                f"the base model of these adapters is a local folder, {base}: pass base_model=HUB_ID, or merge=True"
             )
         api.create_repo(repo_id, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Sparse-attention model")

@@ -1,7 +1,8 @@
-"""Opens weights in nanoGPT's layout: the raw `final.pth` that the paper's authors released.
+"""Opens weights in nanoGPT's layout, such as the `final.pth` that the paper's authors released.
 
-Such a file names its tensors as GPT-2 does, keeps linear weights as (output, input) where GPT-2 keeps (input, output),
-pads the vocabulary to 50304 and does not mention the gate; the authors evaluate it with `scores > 0`, a gate bias of 0.
+Such a file names its tensors as GPT-2 does, stores linear weights as (output, input), where GPT-2 stores (input,
+output), and pads the vocabulary to 50304. It says nothing about gates: the authors evaluate with `scores > 0`, that is,
+a gate bias of 0.
 """
 
 from pathlib import Path
@@ -33,26 +34,26 @@ def load_nanogpt(
     >>> model = sl.load_nanogpt("out/ckpt.pt", tokenizer=AutoTokenizer.from_pretrained("gpt2"))
 
     Args:
-        n_heads: default: what the file says, else one head per 64 dimensions, as in every GPT-2
-        vocabulary: rows beyond it are padding and are dropped
+        n_heads: default: as the file says, else one head per 64 dimensions, as in every GPT-2
+        vocabulary: number of tokens; further rows of the embedding are padding and are dropped
 
     Raises:
-        ValueError: the file cannot be read safely, or is not in this layout.
+        ValueError: the file cannot be read safely, or is not in nanoGPT's layout.
     """
     return sparsify(to_bridge(read_nanogpt(path, n_heads=n_heads, vocabulary=vocabulary), tokenizer), gate_bias)
 
 
 def read_nanogpt(path: str | Path, *, n_heads: int | None = None, vocabulary: int = GPT2_VOCABULARY) -> GPT2LMHeadModel:
-    """The same weights as a plain, dense transformers model."""
+    """The weights of a nanoGPT file as a plain, dense transformers model. Arguments as in `load_nanogpt`."""
     tensors, arguments = _read(Path(path))
     config = _config(tensors, n_heads or arguments.get("n_head"), vocabulary)
     model = GPT2LMHeadModel(config)
     state = {name: _as_gpt2(name, tensor, vocabulary) for name, tensor in tensors.items()}
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:  # torch's word for shapes that do not fit
+    except RuntimeError as error:  # raised by torch if shapes differ
         raise ValueError(f"{path} is not in nanoGPT's layout: {error}") from error
-    # models trained without biases leave theirs out; GPT-2 has them, and zero is the same
+    # GPT-2 has biases; a model trained without them lacks them in the file, which equals zero biases
     absent = [name for name in missing if not name.endswith(".bias")]
     if absent or unexpected:
         raise ValueError(f"{path} is not in nanoGPT's layout: missing {absent[:3]}, unknown {list(unexpected)[:3]}")
@@ -73,7 +74,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, want tensors by name")
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
     tensors = {_bare(str(name)): value for name, value in content.items() if isinstance(value, Tensor)}
     tensors = {name: value for name, value in tensors.items() if not name.endswith(_BUFFERS)}
     for name in ("transformer.wte.weight", "transformer.wpe.weight"):
@@ -93,11 +94,11 @@ def _config(tensors: dict[str, Tensor], n_heads: int | None, vocabulary: int) ->
     positions, d_model = tensors["transformer.wpe.weight"].shape
     rows = len(tensors["transformer.wte.weight"])
     if rows < vocabulary:
-        raise ValueError(f"the file has {rows} token embeddings, fewer than vocabulary={vocabulary}: pass its size")
+        raise ValueError(f"the file has only {rows} token embeddings: pass vocabulary={rows} or less, not {vocabulary}")
     layers = {name.split(".")[2] for name in tensors if name.startswith("transformer.h.")}
     heads = n_heads or max(1, d_model // 64)
     if d_model % heads:
-        raise ValueError(f"d_model {d_model} cannot be split over {heads} heads: pass n_heads")
+        raise ValueError(f"d_model = {d_model} cannot be split evenly into {heads} heads: pass n_heads")
     config = GPT2Config(
         vocab_size=vocabulary,
         n_positions=positions,

@@ -1,4 +1,4 @@
-"""A model's origin and results, as `sparselens.json` and the model card have them. No local path."""
+"""The record of a model's origin and results in `sparselens.json` and the model card. Contains no local paths."""
 
 import shlex
 import sys
@@ -23,7 +23,7 @@ def record_of(
     test: tuple[Evaluation, Evaluation] | None,
     command: str | None,
 ) -> dict[str, Any]:
-    """What `sparselens.json` and the model card hold; None for what is unknown."""
+    """The content of `sparselens.json`, on which the model card is based; None for what is unknown."""
     settings = find_settings(model)
     dense, sparse = test or ((result.dense, result.sparse) if result else (None, None))
     return {
@@ -40,19 +40,19 @@ def record_of(
 
 
 def origin(model: nn.Module) -> str | None:
-    """Where the model was loaded from, if it was."""
+    """Where the model was loaded from; None if it was not loaded."""
     network: Any = without_peft(model)
     config = getattr(getattr(network, "original_model", network), "config", None)
     return getattr(config, "_name_or_path", None) or None
 
 
 def without_path(place: str | None) -> str | None:
-    """A model's place without private paths: of a folder on this machine the name only."""
+    """A hub id or the name of a shipped model as it is; for a local folder only its name, not its path."""
     return Path(place).name if place and is_local(place) else place
 
 
 def _command_line() -> str | None:
-    """The running command if it is sparselens; that of another program, such as a notebook, is no help."""
+    """The running command line if it is sparselens; None for other programs, such as a notebook's kernel."""
     program = Path(sys.argv[0])
     if program.stem != "sparselens" and program.parts[-2:] != ("sparselens", "__main__.py"):
         return None

@@ -1,4 +1,4 @@
-"""The model inside of what peft puts around it. Apart, since peft and transformers take seconds to load."""
+"""Unwraps peft models without importing peft or transformers, which take seconds to load."""
 
 from torch import nn
 

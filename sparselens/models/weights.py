@@ -1,4 +1,4 @@
-"""Opens the weights of a model folder: whole files, no pickle, nothing outside the folder, no weight left to chance."""
+"""Opens the weights of a model folder safely: complete files, no pickle, no path outside it, no random weights."""
 
 import importlib.util
 import json
@@ -14,20 +14,22 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
+from sparselens.names import first_of
+
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _SHOWN = 5  # names of weights in a message
 
 
 def open_weights(path: Path, name: str, gguf_file: str | None, options: dict[str, Any]) -> PreTrainedModel:
-    """The transformers model in a folder, with every weight from its files.
+    """The transformers model in a folder, with every weight read from its files.
 
     Args:
-        name: what the caller calls the folder, for messages
-        gguf_file: a file in `path` to read instead; its weights come as float32 unless `options` say otherwise
+        name: the user's name for the folder, for error messages
+        gguf_file: a file in `path` to read instead; its weights become float32 unless `options` say otherwise
 
     Raises:
-        ValueError: the folder holds no model that can be opened whole and safely. Says why and what would do.
+        ValueError: the model in the folder is incomplete or cannot be opened safely. The message says why.
     """
     if options.get("trust_remote_code"):
         raise ValueError("trust_remote_code=True: sparselens runs no code from a model's repository")
@@ -44,7 +46,7 @@ def open_weights(path: Path, name: str, gguf_file: str | None, options: dict[str
     try:
         with without_bar():
             loaded: Any = kind.from_pretrained(path, output_loading_info=True, **options)
-    except RuntimeError as error:  # transformers' word for tensors of other shapes
+    except RuntimeError as error:  # raised by transformers if shapes differ
         raise ValueError(f"the weights of {name} do not fit its config.json: {error}") from error
     model, found = loaded
     _check_names(name, found)
@@ -55,7 +57,7 @@ def open_weights(path: Path, name: str, gguf_file: str | None, options: dict[str
 
 @contextmanager
 def without_bar() -> Iterator[None]:
-    """Without transformers' progress bars, which do not say what is read or written."""
+    """Hide transformers' progress bars, which do not say what is read or written."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -69,14 +71,16 @@ def read_config(path: Path) -> Any:
     """The transformers config of a folder.
 
     Raises:
-        ValueError: config.json is damaged, or is about an architecture that only code from the repository knows.
+        ValueError: config.json is damaged, or its architecture is defined by code in the repository.
     """
     try:
         written = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path / 'config.json'} is not JSON: {error}") from error
     if "auto_map" in written and written.get("model_type") not in transformers.CONFIG_MAPPING:
-        raise ValueError(f"{path} needs code of its own to be opened (auto_map in config.json), which is never run")
+        raise ValueError(
+            f"{path} can only be opened with code from its repository (auto_map in config.json), which is never run"
+        )
     return AutoConfig.from_pretrained(path, trust_remote_code=False)
 
 
@@ -84,14 +88,14 @@ def _architecture(config: Any, name: str) -> Any:
     architecture = (config.architectures or ["none"])[0]
     kind = getattr(transformers, architecture, None)
     if kind is None:
-        raise ValueError(f"{name}: transformers {transformers.__version__} has no architecture {architecture!r}")
+        raise ValueError(f"{name}: no architecture {architecture!r} in transformers {transformers.__version__}")
     return kind
 
 
 def _check_files(path: Path) -> None:
     for file in _files(path):
         if not file.exists():
-            raise ValueError(f"{path / _INDEX} names {file.name}, which is not there: copy or download it again")
+            raise ValueError(f"{path / _INDEX} names {file.name}, which is missing: copy or download it again")
         _open(file)
 
 
@@ -103,21 +107,21 @@ def _files(path: Path) -> list[Path]:
     pickles = sorted(file.name for pattern in _PICKLES for file in path.glob(pattern))
     if pickles:
         raise ValueError(
-            f"{path} holds its weights as a pickle only ({pickles[0]}), which can run code when it is read: get the "
-            "safetensors files, or convert it where you trust it (from_pretrained, then save_pretrained)"
+            f"{path} holds its weights only as a pickle ({pickles[0]}), which can run code when it is read: get the "
+            "safetensors files, or, if you trust it, convert it (from_pretrained, then save_pretrained)"
         )
     raise ValueError(f"{path} holds no weights: want {_SINGLE}")
 
 
 def _indexed(index: Path) -> list[str]:
-    """The files that an index names, each in its own folder."""
+    """The files that an index names, each directly in the folder of the index."""
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is not an index of weights ({error!r})") from error
+        raise ValueError(f"{index} is not a valid index of weights ({error!r})") from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or "\\" in name or ":" in name:
-            raise ValueError(f"{index} names {name!r}, which is outside its folder: it is damaged or made to deceive")
+            raise ValueError(f"{index} names {name!r}, which is outside its folder: it is damaged or malicious")
     return names
 
 
@@ -125,7 +129,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     """Every tensor of a safetensors file.
 
     Raises:
-        ValueError: the file is missing, cut short or damaged.
+        ValueError: the file is missing, truncated or damaged.
     """
     if not file.exists():
         raise ValueError(f"{file.parent} holds no {file.name}")
@@ -139,22 +143,16 @@ def _open(file: Path) -> Any:
     try:
         return safe_open(file, "pt")  # type: ignore[no-untyped-call]
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is cut short or damaged ({error}): copy or download it again") from error
+        raise ValueError(f"{file} is truncated or damaged ({error}): copy or download it again") from error
 
 
 def _check_names(name: str, found: dict[str, Any]) -> None:
-    """A weight that the files lack would be drawn at random, and the model be studied like that."""
-    if found["missing_keys"]:
-        raise ValueError(f"{name} lacks weights of its architecture: {_some(found['missing_keys'])}")
-    if found["unexpected_keys"]:
-        warnings.warn(
-            f"{name} has weights that its architecture does not use: {_some(found['unexpected_keys'])}", stacklevel=2
-        )
-
-
-def _some(names: Any) -> str:
-    names = sorted(names)
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    """Refuse missing weights, which transformers would initialise at random; warn of unused ones."""
+    missing, unused = (first_of(sorted(found[f"{kind}_keys"]), _SHOWN) for kind in ("missing", "unexpected"))
+    if missing:
+        raise ValueError(f"{name} lacks weights that its architecture needs: {missing}")
+    if unused:
+        warnings.warn(f"{name} has weights that its architecture does not use: {unused}", stacklevel=2)
 
 
 def _check_gguf(file: Path) -> None:
@@ -164,24 +162,24 @@ def _check_gguf(file: Path) -> None:
 
 
 def gguf_reader(file: Path) -> Any:
-    """What is written in a GGUF file.
+    """A reader of a GGUF file.
 
     Raises:
-        ImportError: the package that reads such files is not installed.
-        ValueError: the file is cut short or damaged.
+        ImportError: the gguf package is not installed.
+        ValueError: the file is truncated or damaged.
     """
     if importlib.util.find_spec("gguf") is None:
-        raise ImportError("GGUF files are read with the gguf package: pip install gguf")
+        raise ImportError("reading GGUF files needs the gguf package: pip install gguf")
     from gguf import GGUFReader
 
     try:
         return GGUFReader(file)
     except (ValueError, IndexError, KeyError) as error:
-        raise ValueError(f"{file} is cut short or no GGUF file ({error}): copy or download it again") from error
+        raise ValueError(f"{file} is truncated or not a GGUF file ({error}): copy or download it again") from error
 
 
 def _forget_quantisation(model: PreTrainedModel) -> None:
-    """The weights are plain floats now; a model that is still called quantised cannot be trained or saved."""
+    """Remove the quantisation marks: the weights are plain floats now, and marked models cannot be trained or saved."""
     for attribute in ("hf_quantizer", "is_quantized", "quantization_method"):
         model.__dict__.pop(attribute, None)
     model.config.__dict__.pop("quantization_config", None)

@@ -142,7 +142,7 @@ def _change(name: str, **changes: Any) -> Callable[[Path], None]:
 
 
 DAMAGED: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "a file cut short": (_cut_short, r"layer_1\.safetensors is cut short or damaged"),
+    "a file cut short": (_cut_short, r"layer_1\.safetensors is truncated or damaged"),
     "no encoder": (_change("layer_0.safetensors", W_enc=None), r"layer_0\.safetensors has no W_enc: it has W_dec, W_"),
     "a decoder of another shape": (
         _change("layer_2.safetensors", W_dec=torch.ones(12, 15)),

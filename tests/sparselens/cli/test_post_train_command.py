@@ -229,7 +229,7 @@ def test_gradient_checkpointing_changes_memory_alone(inputs: Path, tmp_path: Pat
         (("--batch-size", "0"), "--batch-size must be at least 1, not 0"),
         (("--batch-size", "1", "--sampled", "99"), "want one row or more"),
         (("--data", "nowhere.txt"), "no such file"),
-        (("--model", "nowhere"), "is not a folder, not a shipped model"),
+        (("--model", "nowhere"), "is neither a folder nor a shipped model"),
         (("--steps", "0"), "--steps must be at least 1, not 0"),
         (("--lora", "0"), "--lora must be at least 1, not 0"),
         (("--train", "mlp"), "no such part: 'mlp' (want attention, qk, all)"),

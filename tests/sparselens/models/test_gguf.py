@@ -109,7 +109,7 @@ def test_files_that_are_none(folder: Path, monkeypatch: pytest.MonkeyPatch):
     whole = (folder / FILE).read_bytes()
     for share in (0.0, 0.1, 0.9):
         (folder / FILE).write_bytes(whole[: int(share * len(whole))])
-        with pytest.raises(ValueError, match="is cut short or no GGUF file"):
+        with pytest.raises(ValueError, match="is truncated or not a GGUF file"):
             sl.load(folder, gguf_file=FILE)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)
     with pytest.raises(ImportError, match="pip install gguf"):

@@ -104,12 +104,12 @@ def test_code_in_the_file_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ("content", "options", "message"),
     [
         (lambda t: {}, {}, "has no transformer.wte.weight"),
-        (lambda t: [1, 2], {}, "holds a list, want tensors by name"),
+        (lambda t: [1, 2], {}, "holds a list, not a dictionary of tensors"),
         (lambda t: {**t, "transformer.h.0.extra": torch.zeros(1)}, {}, r"unknown \['transformer.h.0.extra'\]"),
         (lambda t: {n: v for n, v in t.items() if "ln_1" not in n}, {}, r"missing \['transformer.h.0.ln_1.weight'"),
         (lambda t: {**t, "transformer.ln_f.weight": torch.zeros(3)}, {}, "is not in nanoGPT's layout: Error"),
-        (lambda t: t, {"n_heads": 5}, "d_model 16 cannot be split over 5 heads"),
-        (lambda t: t, {"vocabulary": 99999}, "fewer than vocabulary=99999"),
+        (lambda t: t, {"n_heads": 5}, "d_model = 16 cannot be split evenly into 5 heads"),
+        (lambda t: t, {"vocabulary": 99999}, "or less, not 99999"),
     ],
 )
 def test_other_layouts_are_refused(tmp_path: Path, gpt2: GPT2LMHeadModel, content: Any, options: Any, message: str):
