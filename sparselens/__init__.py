@@ -5,7 +5,7 @@
     result = sl.post_train(model, batches, sl.PostTrainConfig(...))
     sl.save(model, "folder")
 
-A module is imported when one of its names is first used (`__init__.pyi` lists them), so that `import sparselens` loads
+Modules are imported when one of their names (listed in `__init__.pyi`) is first used, so `import sparselens` loads
 neither torch nor TransformerLens.
 """
 
@@ -16,7 +16,7 @@ import lazy_loader
 
 __version__ = "0.1.0"
 
-_MODULES = {"metrics": "prompts.metrics", "text": "training.text"}  # reached as `sl.metrics`, `sl.text`
+_MODULES = {"metrics": "prompts.metrics", "text": "training.text"}  # available as `sl.metrics`, `sl.text`
 _load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 

@@ -1,4 +1,4 @@
-# The public names and where they live: read by type checkers, and by lazy_loader when a name is first used.
+# The public names and their modules: read by type checkers, and by lazy_loader when a name is first used.
 from .analyses.comparison.files import load_comparison as load_comparison  # pyright: ignore[reportMissingImports]
 from .circuits.circuit import Circuit as Circuit
 from .circuits.circuit import load_circuit as load_circuit

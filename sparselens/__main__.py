@@ -1,4 +1,4 @@
-"""`python -m sparselens`, which also lets `accelerate launch -m sparselens` start several processes."""
+"""Entry point of `python -m sparselens`, and of `accelerate launch -m sparselens` for several processes."""
 
 from sparselens.cli import main
 

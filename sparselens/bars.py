@@ -1,4 +1,4 @@
-"""Progress bars that disappear when done; in a log only those of more than half a minute show."""
+"""Progress bars that disappear when done; in a log file, only those that take more than half a minute appear."""
 
 import os
 import sys
@@ -6,18 +6,18 @@ from typing import Any
 
 from tqdm import tqdm
 
-SELDOM = 30.0  # seconds between two updates in a log
+SELDOM = 30.0  # seconds between updates in a log file
 
 
 def is_watched() -> bool:
-    """Is standard error a terminal or a notebook, rather than a log?"""
+    """Whether standard error is a terminal or a notebook rather than a log file."""
     return sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel.")
 
 
 def progress_bar(
     total: int | None, label: str | None, unit: str, shown: bool = True, delay: float = 0.0
 ) -> "tqdm[Any]":
-    """A bar with the time left, on standard error; it appears after `delay` seconds."""
+    """A bar with the remaining time on standard error; it appears after `delay` seconds."""
     often: dict[str, Any] = {"delay": delay} if is_watched() else {"delay": max(delay, SELDOM), "mininterval": SELDOM}
-    disable = not shown or os.environ.get("RANK", "0") != "0"  # the first process reports
+    disable = not shown or os.environ.get("RANK", "0") != "0"  # only the first process of a distributed run shows it
     return tqdm(total=total, desc=label, unit=unit, disable=disable, leave=False, dynamic_ncols=True, **often)

@@ -1,7 +1,7 @@
-"""How results show themselves: one line, a small table in a notebook, a tidy pandas frame.
+"""How results are displayed: as one line, as a small table in a notebook, as a tidy pandas frame.
 
-A result defines its line and the columns of its frame; the rest is here. A `plot()`, where there is one, is a plotly
-figure.
+A result class defines its line and the columns of its frame; the rest is here. `plot()`, if a class has it, returns a
+plotly figure.
 """
 
 import html
@@ -12,24 +12,24 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     import pandas
 
-SHOWN = 10  # rows of a table in a notebook
+SHOWN = 10  # rows in a notebook's table
 
 
 class Result(ABC):
-    """What every result can do, in a terminal and in a notebook."""
+    """Base class of results: display in a terminal and in a notebook."""
 
-    _largest: ClassVar[str] = ""  # the column by whose size a notebook's table is ordered
+    _largest: ClassVar[str] = ""  # the column by whose absolute value a notebook's table is sorted
 
     @abstractmethod
     def _line(self) -> str:
-        """What was measured, and the finding, in a few words."""
+        """What was measured and the main finding, in a few words."""
 
     @abstractmethod
     def _columns(self) -> Mapping[str, Sequence[Any]]:
-        """Columns of the tidy frame, one row for each thing that was measured."""
+        """Columns of the tidy frame, which has one row per measurement."""
 
     def to_frame(self) -> "pandas.DataFrame":
-        """The result as a tidy pandas frame, one row for each thing that was measured."""
+        """The result as a tidy pandas frame, one row per measurement."""
         import pandas
 
         return pandas.DataFrame(self._columns())
@@ -44,7 +44,7 @@ class Result(ABC):
         return html_table(repr(self), frame)
 
     def _figure(self, kind: str, frame: "pandas.DataFrame", **options: Any) -> Any:
-        """A plotly figure of a frame, below the result's line: "bar", "line" or "histogram"."""
+        """A plotly figure ("bar", "line" or "histogram") of a frame, titled with the result's line."""
         from plotly import express
 
         draw = getattr(express, kind)
@@ -52,7 +52,7 @@ class Result(ABC):
 
 
 def html_table(title: str, frame: "pandas.DataFrame", shown: int = SHOWN) -> str:
-    """The first rows of a frame below a line of text, in a box that scrolls; all text escaped."""
+    """A title and the first rows of a frame in a scrolling box; all text is escaped."""
     table = frame.head(shown).to_html(index=False, border=0, justify="left", float_format="{:.4g}".format, na_rep="")
     more = f"<i>{len(frame) - shown:,} more rows: .to_frame()</i>" if len(frame) > shown else ""
     box = "max-height:13em;overflow:auto;width:fit-content;max-width:100%"

@@ -1,1 +1,1 @@
-"""The graph of a model's nodes and edges, and the circuits selected from it."""
+"""The graph of a model's nodes and edges, and circuits selected from it."""

@@ -1,9 +1,9 @@
-"""The computational graph of a transformer as plain data: which components write to the residual stream and read it.
+"""The computational graph of a transformer as plain data: the components that write to and read the residual stream.
 
 1. Sources are `input`, every head `a0.h1` and every MLP `m0`.
-2. Destinations are a head's queries, keys and values `a2.h3<q>`, an MLP `m1`, and `logits`.
-3. A destination reads everything written before it, so one number per destination (`Graph.reads`) says which edges
-   exist. Edge names are those of EAP-IG (Hanna et al. 2024) and MIB: `a0.h1->a2.h3<q>`, `m0->logits`.
+2. Destinations are a head's queries, keys and values, such as `a2.h3<q>`, every MLP `m1`, and `logits`.
+3. A destination reads everything written before it, so one number per destination (`Graph.reads`) determines which
+   edges exist. Edge names are those of EAP-IG (Hanna et al. 2024) and MIB: `a0.h1->a2.h3<q>`, `m0->logits`.
 """
 
 import re
@@ -23,22 +23,22 @@ from sparselens.names import meant
 _HEAD = re.compile(r"a(\d+)\.h(\d+)")
 RECEIVERS = ("q", "k", "v")
 INPUT, LOGITS = "input", "logits"
-MOST_HEADS = 2**15  # of a graph: a file may ask for any number, and memory grows with its square
+MOST_HEADS = 2**15  # in a graph: a file may claim any number, and memory grows with its square
 
 
 @dataclass(frozen=True)
 class Block:
-    """What one transformer block writes and reads."""
+    """The components of one transformer block."""
 
     n_heads: int
-    n_kv_heads: int = 0  # 0: as many as heads. An edge into `a0.h1<k>` is one into the keys as head 1 sees them
+    n_kv_heads: int = 0  # 0: as many as heads. An edge into `a0.h1<k>` affects the keys only as head 1 sees them
     mlp: bool = True
-    parallel: bool = False  # the MLP reads what the attention reads, not what it writes
+    parallel: bool = False  # the MLP reads the same input as the attention, without the attention's output
 
 
 @dataclass(frozen=True, repr=False)
 class Graph:
-    """Nodes and possible edges of a model with these blocks.
+    """Nodes and edges of a model with these blocks.
 
     >>> graph = Graph.of_model(sl.load("addition"))
     >>> graph.n_edges, graph.exists.shape  # Bool["source destination"]
@@ -54,7 +54,7 @@ class Graph:
         """The graph of a TransformerBridge or HookedTransformer.
 
         Raises:
-            ValueError: it is another kind of model, or a layer has no attention.
+            ValueError: the model is of another kind, or a layer has no attention.
         """
         opened: Any = model
         refuse_other_model(opened)
@@ -71,10 +71,10 @@ class Graph:
     def of_shape(
         cls, n_layers: int, n_heads: int, n_kv_heads: int = 0, mlp: bool = True, parallel: bool = False
     ) -> "Graph":
-        """The graph of a model whose blocks are all alike.
+        """The graph of a model whose blocks are all the same.
 
         Raises:
-            ValueError: a number is not positive, or heads cannot share keys and values in groups of one size.
+            ValueError: a number is not positive, or `n_heads` is not a multiple of `n_kv_heads`.
         """
         n_kv_heads = n_kv_heads or n_heads
         if n_layers < 1 or n_heads < 1 or n_kv_heads < 1 or n_heads % n_kv_heads:
@@ -84,7 +84,7 @@ class Graph:
 
     @classmethod
     def from_config(cls, cfg: Mapping[str, Any]) -> "Graph":
-        """The graph of a model's shape as EAP-IG's files have it."""
+        """The graph of a model from its shape, in the format of EAP-IG's files."""
         return cls.of_shape(
             cfg["n_layers"],
             cfg["n_heads"],
@@ -94,7 +94,7 @@ class Graph:
         )
 
     def config(self) -> dict[str, Any] | None:
-        """The model's shape as in the files of EAP-IG and MIB; None where blocks differ, which these cannot express."""
+        """The model's shape in the format of EAP-IG and MIB; None if blocks differ, which the format cannot express."""
         block = self.blocks[0]
         if any(other != block for other in self.blocks):
             return None
@@ -126,7 +126,7 @@ class Graph:
 
     @cached_property
     def reads(self) -> Int[Tensor, " destination"]:
-        """How many sources, from the first on, have written before each destination reads."""
+        """How many sources each destination reads: the first so many, which write before it reads."""
         counts: list[int] = []
         written = 1
         for block in self.blocks:
@@ -137,21 +137,21 @@ class Graph:
 
     @cached_property
     def exists(self) -> Bool[Tensor, "source destination"]:
-        """Which edges there are."""
+        """Which pairs of source and destination are edges."""
         return torch.arange(len(self.sources))[:, None] < self.reads
 
     @property
     def n_edges(self) -> int:
-        """Number of edges: 3 H s + s (+ H if sequential) per layer, and s for the logits, with s sources before."""
+        """Number of edges: 3 H s + s (+ H if not parallel) per layer and s for the logits, after s earlier sources."""
         return int(self.reads.sum())
 
     def head_sources(self, layer: int) -> slice:
-        """The rows of a layer's heads among the sources."""
+        """The indices of a layer's heads among the sources."""
         start = 1 + sum(block.n_heads + block.mlp for block in self.blocks[:layer])
         return slice(start, start + self.blocks[layer].n_heads)
 
     def head_destinations(self, layer: int) -> slice:
-        """The columns of a layer's queries, keys and values among the destinations."""
+        """The indices of a layer's queries, keys and values among the destinations."""
         start = sum(3 * block.n_heads + block.mlp for block in self.blocks[:layer])
         return slice(start, start + 3 * self.blocks[layer].n_heads)
 
@@ -166,14 +166,14 @@ class Graph:
         return {name: index for index, name in enumerate(self.destinations)}
 
     def source(self, name: str) -> int:
-        """The row of a source."""
+        """The index of a source, which is its row in scores and masks."""
         if name not in self._source_of:
             near = meant(name, self.sources)
             raise ValueError(f"no such source: {name!r}{near} (want input, m0, a0.h1 within {self})")
         return self._source_of[name]
 
     def destination(self, name: str) -> int:
-        """The column of a destination."""
+        """The index of a destination, which is its column in scores and masks."""
         if name not in self._destination_of:
             near = meant(name, self.destinations)
             want = f"want m0, a0.h1<q>, <k> or <v>, or logits within {self}"
@@ -181,10 +181,10 @@ class Graph:
         return self._destination_of[name]
 
     def edge(self, name: str | tuple[str, str]) -> tuple[int, int]:
-        """Row and column of `a0.h1->a2.h3<q>`, or of the pair of its ends.
+        """Row and column of an edge, given as `a0.h1->a2.h3<q>` or as a pair of source and destination.
 
         Raises:
-            ValueError: the name is not one of an edge, or the source writes after the destination reads.
+            ValueError: this is not the name of an edge, or the source writes after the destination reads.
         """
         name = name if isinstance(name, str) else "->".join(name)
         start, arrow, end = name.partition("->")
@@ -196,12 +196,12 @@ class Graph:
         return source, destination
 
     def edge_names(self, chosen: Bool[Tensor, "source destination"]) -> list[str]:
-        """Names of the chosen edges, source by source."""
+        """Names of the chosen edges, ordered by source."""
         pairs: list[list[int]] = chosen.nonzero().tolist()
         return [f"{self.sources[source]}->{self.destinations[destination]}" for source, destination in pairs]
 
     def columns(self, chosen: Bool[Tensor, "source destination"], scores: Tensor) -> dict[str, list[Any]]:
-        """The chosen edges as columns of a table, source by source."""
+        """The chosen edges as columns of a table, ordered by source."""
         ends: list[list[int]] = chosen.nonzero().T.tolist()
         return {
             "edge": self.edge_names(chosen),
@@ -219,7 +219,7 @@ class Graph:
 
     @cached_property
     def receivers(self) -> Bool[Tensor, "source destination"]:
-        """The destinations of each source node: a head reads through its queries, keys and values."""
+        """Which destinations belong to the node of each source; those of a head are its queries, keys and values."""
         owners = [self._source_of.get(name.partition("<")[0], -1) for name in self.destinations]
         return torch.arange(len(self.sources))[:, None] == torch.tensor(owners)
 
@@ -234,11 +234,11 @@ class Graph:
 
 def _refuse_too_many_heads(n: int) -> None:
     if n > MOST_HEADS:
-        raise ValueError(f"a graph of {n:,} heads: want at most {MOST_HEADS:,}")
+        raise ValueError(f"the graph has {n:,} heads: at most {MOST_HEADS:,} are supported")
 
 
 def head_of(name: str, shape: Sequence[int]) -> tuple[int, int]:
-    """Layer and index of `a0.h1` in a model of this many layers and heads.
+    """Layer and index of a head such as `a0.h1` in a model of this shape (layers, heads).
 
     Raises:
         ValueError: there is no such head.

@@ -1,9 +1,9 @@
-"""Circuits to and from the attribution graphs of Neuronpedia and circuit-tracer's viewers, as JSON.
+"""Writes circuits as the JSON attribution graphs of Neuronpedia's and circuit-tracer's viewers, and reads them back.
 
 1. The schema requires metadata (slug, scan, prompt, prompt_tokens), qParams, nodes (node_id, feature, layer, ctx_idx,
    feature_type, jsNodeId, clerp) and links (source, target, weight).
-2. The circuit's own graph and scores are added under `sparselens`, and every link into a head names its receivers, so
-   that reading a file gives back the circuit.
+2. To make the circuit readable again, its graph and scores are added under `sparselens`, and every link into a head
+   names its receivers.
 """
 
 import json
@@ -19,7 +19,7 @@ from sparselens.circuits.circuit import Circuit
 from sparselens.circuits.graph import INPUT, LOGITS, Block, Graph
 from sparselens.files.whole import write_file
 
-_OWN = "sparselens"  # a key that the schema does not define, and allows
+_OWN = "sparselens"  # a key that the schema does not define but allows
 
 
 def write_neuronpedia(
@@ -37,24 +37,24 @@ def write_neuronpedia(
 
     >>> write_neuronpedia(circuit, "graph.json", prompt=text, tokens=tokens, slug="ioi", scan="gpt2")
 
-    Heads, MLPs, input and logits become nodes, all at the last token, since scores are summed over positions. (The
-    viewer therefore labels the input with the last token.) A link's weight is the score of its edge; into a head, the
-    sum over the receivers q, k and v that the circuit keeps. The viewer draws nothing if all nodes are in layer 0.
+    Heads, MLPs, input and logits become nodes. All are placed at the last token, since scores are summed over positions
+    (so the viewer labels the input with the last token). A link's weight is the score of its edge; for a link into a
+    head, the sum over the receivers q, k and v in the circuit. The viewer draws nothing if all nodes are in layer 0.
 
     Args:
-        prompt: shown with the graph; for mean scores, one of the prompts
+        prompt: shown with the graph; for scores averaged over prompts, one of them
         tokens: the prompt's tokens
         slug: name of the graph in its URL
         scan: name of the model
         answer: the answer token and its probability
-        labels: of nodes, in addition to their names, such as `analyses.label_heads(model).labels()`
+        labels: shown after the names of nodes, for example `analyses.label_heads(model).labels()`
 
     Raises:
-        ValueError: a name is empty, there is no token, a score is not finite, or a label is of no node.
+        ValueError: a name is empty, there are no tokens, a score is not finite, or a label names no node.
     """
     for name, value in (("slug", slug), ("scan", scan), ("tokens", tokens)):
         if not value:
-            raise ValueError(f"{name} is empty, and a graph needs it")
+            raise ValueError(f"{name} must not be empty")
     if not circuit.scores.isfinite().all():
         raise ValueError("scores are not finite")
     graph, labels = circuit.graph, labels or {}
@@ -81,7 +81,7 @@ def _node(graph: Graph, name: str, last: int, answer: tuple[str, float] | None, 
     layer, feature, kind = _place(graph, name)
     clerp = name if label is None else f"{name}: {label}"
     more: dict[str, Any] = {}
-    if name == LOGITS:  # the viewer expects a probability, or nothing
+    if name == LOGITS:  # the viewer expects a probability in the label, or no label
         clerp = f'Output "{answer[0]}" (p={answer[1]:.3f})' if answer else ""
         more = {"is_target_logit": True, "token_prob": answer[1] if answer else 0.0}
     return {
@@ -97,7 +97,7 @@ def _node(graph: Graph, name: str, last: int, answer: tuple[str, float] | None, 
 
 
 def _place(graph: Graph, name: str) -> tuple[str, int, str]:
-    """Layer, index within the layer, and type; an MLP comes after the heads."""
+    """Layer, index within the layer (an MLP comes after the heads), and type of a node."""
     if name == INPUT:
         return "E", 0, "embedding"
     if name == LOGITS:
@@ -109,7 +109,7 @@ def _place(graph: Graph, name: str) -> tuple[str, int, str]:
 
 
 def _links(circuit: Circuit) -> list[dict[str, Any]]:
-    """One link for each pair of nodes joined by kept edges."""
+    """One link for each pair of nodes connected by edges of the circuit."""
     links: dict[tuple[str, str], dict[str, Any]] = {}
     for name in circuit.edges:
         source, _, destination = name.partition("->")
@@ -122,23 +122,23 @@ def _links(circuit: Circuit) -> list[dict[str, Any]]:
 
 
 def read_neuronpedia(path: str | PathLike[str]) -> Circuit:
-    """The circuit that `write_neuronpedia` wrote, with the scores of all edges of its graph.
+    """Read a circuit that `write_neuronpedia` wrote, with the scores of all edges of its graph.
 
     >>> read_neuronpedia("graph.json").edges
 
     Raises:
-        ValueError: the file is broken, is not a graph of heads and MLPs, or names an edge that does not exist.
+        ValueError: the file is damaged, was not written by `write_neuronpedia`, or names an edge that does not exist.
     """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
         if _OWN not in data:
-            raise ValueError(f'it has no "{_OWN}", which says what model its nodes are heads and MLPs of')
+            raise ValueError(f'it has no "{_OWN}" entry, which describes the heads and MLPs of the model')
         graph = Graph(tuple(Block(**block) for block in data[_OWN]["blocks"]))
         kept = graph.matrix([name for link in data["links"] for name in _edges(link)])
         scores = torch.zeros(graph.exists.shape)
         scores[graph.exists] = torch.tensor(data[_OWN]["scores"], dtype=scores.dtype)
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # the last: nested too deeply, too
-        raise ValueError(f"{path} holds no circuit as write_neuronpedia writes it: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # RecursionError is a RuntimeError
+        raise ValueError(f"{path} holds no circuit written by write_neuronpedia: {error}") from error
     return Circuit(graph, kept, scores)
 
 

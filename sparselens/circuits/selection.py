@@ -1,9 +1,9 @@
-"""How the edges of a circuit are chosen by their scores.
+"""Selects the edges of a circuit by their scores.
 
 1. smallest: the fewest edges whose |score| sums to a share of the total (the paper's rule, on the scores given).
 2. top: the n edges of largest |score|.
-3. greedy: from the logits upward, always the best edge into what is already in the circuit (EAP-IG, Hanna et al. 2024).
-Scores are signed; absolute values are taken here, hence of the means if means over prompts are given.
+3. greedy: starting at the logits, repeatedly the best edge into the circuit so far (EAP-IG, Hanna et al. 2024).
+Scores are signed. Absolute values are taken here, after any averaging over prompts.
 """
 
 import heapq
@@ -22,11 +22,11 @@ def smallest(
     """The fewest edges that reach a share of the sum of |score|: min n with sum of the n largest >= share * total.
 
     Args:
-        among: the edges to choose from, and to sum over; default: all
-        total: the sum, where only the largest scores are known
+        among: the edges to choose from and to sum over; default: all
+        total: the sum of |score|, if only the largest scores are known
 
     Raises:
-        ValueError: the share is not above 0 and at most 1, or more than the known scores hold.
+        ValueError: the share is not above 0 and at most 1, or the known scores do not reach it.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must be above 0 and at most 1, not {share}")
@@ -36,20 +36,20 @@ def smallest(
 
 
 def edges_to_reach(scores: Float[Tensor, " edge"], share: float, total: float | None = None) -> int:
-    """How many of the largest |score| reach a share of their sum, or of `total`; 0 where all are zero.
+    """How many of the largest |score| reach a share of their sum, or of `total`; 0 if all are zero.
 
     Raises:
-        ValueError: they hold less than this share of the total.
+        ValueError: all of them together do not reach this share of the total.
     """
     sizes = scores.detach().double().abs().sort(descending=True).values
     reached = sizes.cumsum(0)
     whole = float(reached[-1]) if total is None else total
-    goal = share * whole * (1 - 1e-12)  # the total must reach itself, in whatever order it was summed
+    goal = share * whole * (1 - 1e-12)  # so that a share of 1 is reached whatever the order of summation
     if not whole > 0:
         return 0
     n = int((reached < goal).sum()) + 1
     if n > len(reached):
-        raise ValueError(f"only the {len(reached):,} largest scores are known, which hold less than a share of {share}")
+        raise ValueError(f"only the {len(reached):,} largest scores are known, which do not reach a share of {share}")
     return n
 
 
@@ -65,11 +65,11 @@ def top(
 
     Args:
         among: the edges to choose from; default: all
-        signed: of highest score instead, so that negative ones come last
-        total: the sum of all |score|, where only the largest are known
+        signed: choose the highest scores instead, so that negative ones come last
+        total: the sum of |score| over all edges, if only the largest scores are known
 
     Raises:
-        ValueError: there are not so many, or not so many are known.
+        ValueError: there are fewer than `n` edges to choose from.
     """
     among = graph.exists if among is None else among
     _refuse_too_many(graph, n, among)
@@ -82,13 +82,13 @@ def top(
 
 
 def greedy(graph: Graph, scores: Scores, n: int, among: Mask | None = None) -> Circuit:
-    """From the logits upward, `n` times the edge of largest |score| into a node of the circuit.
+    """Starting at the logits, add `n` times the edge of largest |score| into a node of the circuit.
 
     Args:
         among: the edges to choose from; default: all
 
     Raises:
-        ValueError: fewer edges than n are on a path of such edges to the logits.
+        ValueError: fewer than `n` of these edges lie on a path to the logits.
     """
     among = graph.exists if among is None else among
     _refuse_too_many(graph, n, among)
@@ -98,7 +98,7 @@ def greedy(graph: Graph, scores: Scores, n: int, among: Mask | None = None) -> C
     seen: set[int] = set()
     for found in range(n):
         if not frontier:
-            raise ValueError(f"n = {n}: only {found} of the edges to choose from lead to the logits along such edges")
+            raise ValueError(f"n = {n}: only {found} of the edges to choose from are on a path of them to the logits")
         _, source, destination = heapq.heappop(frontier)
         kept[source, destination] = True
         if source not in seen:
@@ -108,7 +108,7 @@ def greedy(graph: Graph, scores: Scores, n: int, among: Mask | None = None) -> C
 
 
 def _reach(frontier: list[tuple[float, int, int]], graph: Graph, sizes: Tensor, destinations: list[int]) -> None:
-    """Add all edges into these destinations to the frontier; a negative size is that of an edge not to be chosen."""
+    """Add the edges into these destinations to the frontier, except those of negative size, which are excluded."""
     for destination in destinations:
         for source in range(int(graph.reads[destination])):
             if sizes[source, destination] >= 0:
@@ -118,5 +118,5 @@ def _reach(frontier: list[tuple[float, int, int]], graph: Graph, sizes: Tensor, 
 def _refuse_too_many(graph: Graph, n: int, among: Mask) -> None:
     there = int(among.sum())
     if not 0 <= n <= there:
-        scored = "" if there == graph.n_edges else f", of which {there} have a score to be chosen by"
+        scored = "" if there == graph.n_edges else f", of which {there} have a score"
         raise ValueError(f"n = {n}: the graph has {graph.n_edges} edges{scored}")

@@ -1,1 +1,1 @@
-"""Files that are whole or absent, results as files, strict JSON, and one run per output folder."""
+"""Atomic file writes, files of results, strict JSON, and locks on output folders."""

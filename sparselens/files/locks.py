@@ -1,4 +1,4 @@
-"""One run per output folder: two runs would overwrite each other's checkpoints and logs."""
+"""Locks on output folders, since two runs would overwrite each other's checkpoints and logs."""
 
 import os
 import sys
@@ -13,14 +13,14 @@ LOCK = "run.lock"
 
 @contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
-    """Inside the block no other process can lock `folder`, which is created if missing, and removed if left empty.
+    """Lock `folder` against other processes inside the block. Creates the folder if needed; removes it if left empty.
 
-    The operating system holds the lock, so that a killed run leaves none behind. The same process may lock a folder
-    more than once: a command locks it for all that it does, `post_train` for the training in it. Of processes
-    launched together the first one locks the folder for all.
+    The operating system holds the lock, so a killed run leaves none behind. A process may lock the same folder more
+    than once: a command locks it for its whole run, and `post_train` again for the training. Of the processes of a
+    distributed run, only the first takes the lock.
 
     Raises:
-        ValueError: another process has locked the folder. Says which.
+        ValueError: another process has locked the folder. The message says which.
     """
     if os.environ.get("RANK", "0") != "0":
         yield
@@ -34,23 +34,23 @@ def locked(folder: str | Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise ValueError(
-            f"{folder} is in use by {_holder(path)}: wait for it to end or choose another folder"
+            f"{folder} is in use by {_holder(path)}: wait until it ends or choose another folder"
         ) from error
     try:
         if outermost:
             _sign(path, f"process {os.getpid()} ({Path(sys.argv[0]).name})")
         yield
     finally:
-        if outermost and os.name != "nt":  # on Windows an open file cannot be removed; filelock does so later
-            path.unlink(missing_ok=True)  # while still held: a process that opened it meanwhile sees that it is gone
+        if outermost and os.name != "nt":  # Windows cannot remove an open file; there filelock removes it later
+            path.unlink(missing_ok=True)  # before the release: another process that just opened it notices
         lock.release()
         if made:
-            with suppress(OSError):  # it holds something now
+            with suppress(OSError):  # not empty
                 path.parent.rmdir()
 
 
 def _sign(path: Path, holder: str) -> None:
-    """Write down who holds the lock. Windows, where a locked file cannot be written, goes without."""
+    """Write the holder into the lock file, except on Windows, where a locked file cannot be written."""
     if os.name != "nt":
         path.write_text(holder)
 

@@ -1,14 +1,14 @@
-"""Strict JSON, from files and pages that may hold anything."""
+"""Reads strict JSON from files and web pages that may contain anything."""
 
 import json
 from typing import Any
 
 
 def strict_json(text: str | bytes) -> Any:
-    """The value of a JSON text.
+    """Parse a JSON text.
 
     Raises:
-        ValueError: it is not JSON, holds NaN or infinity, or is nested too deeply.
+        ValueError: it is not JSON, contains NaN or infinity, or is nested too deeply.
     """
 
     def refuse(constant: str) -> Any:
@@ -21,7 +21,7 @@ def strict_json(text: str | bytes) -> Any:
 
 
 def json_object(content: str | bytes, name: object) -> dict[str, Any]:
-    """The JSON object that a file called `name` holds.
+    """Parse the content of a file called `name` as a JSON object.
 
     Raises:
         ValueError: it is not strict JSON, or not an object.

@@ -1,8 +1,8 @@
-"""Results as files: a tree of dataclasses, tensors and plain values in one safetensors file, without pickle.
+"""Stores results (nested dataclasses, tensors and plain values) in one safetensors file, without pickle.
 
-Tensors keep their dtype and shape; everything else is JSON in the file's header, where a tensor is `{"tensor": name}`,
-a dataclass `{"record": its name, "fields": {...}}`. Reading makes only the classes that the caller names, checks that
-every field is of its annotated type, and by a checksum that nothing has changed.
+Tensors keep their dtype and shape; everything else is JSON in the file's header, where a tensor is `{"tensor": name}`
+and a dataclass `{"record": its name, "fields": {...}}`. Reading creates only instances of the classes that the caller
+names, and checks the type of every field against its annotation and the content against a checksum.
 """
 
 import hashlib
@@ -31,23 +31,28 @@ def save_record(path: Path, record: Any) -> Path:
     """Write a dataclass whose fields are dataclasses, tensors, arrays, strings, numbers, None, or tuples and mappings.
 
     Raises:
-        ValueError: a field holds something else, or a mapping has a key that is not a string.
+        ValueError: a field has another type, or a mapping has a key that is not a string.
     """
     return write_file(path, record_bytes(record))
 
 
 def record_bytes(record: Any) -> bytes:
-    """The file that `save_record` writes."""
+    """The content of the file that `save_record` writes."""
     from safetensors.torch import save
 
     tensors: dict[str, Tensor] = {}
     tree = _packed(record, tensors, "")
-    tree[_CHECKSUM] = checksum(tree, tensors)  # in the header's one entry: safetensors writes several in any order
+    # inside the single header entry, since safetensors writes several entries in arbitrary order
+    tree[_CHECKSUM] = checksum(tree, tensors)
     return save(tensors, {_HEADER: json.dumps(tree, allow_nan=False)})
 
 
 def load_record(path: Path, kind: type[Record], parts: Iterable[type] = ()) -> Record:
-    """What `save_record` wrote: a `kind`, made of `parts`.
+    """Read a file that `save_record` wrote.
+
+    Args:
+        kind: the dataclass that the file is expected to hold
+        parts: further dataclasses that may occur inside it
 
     Raises:
         ValueError: the file holds something else, is damaged, or was written by another version.
@@ -62,11 +67,11 @@ def load_record(path: Path, kind: type[Record], parts: Iterable[type] = ()) -> R
 
 
 def read_record(content: bytes, name: str, kind: type[Record], parts: Iterable[type] = ()) -> Record:
-    """As `load_record`, of what a file called `name` holds."""
+    """As `load_record`, from the content of a file called `name`."""
     from safetensors.torch import load
 
     def read() -> tuple[dict[str, Tensor], dict[str, str] | None]:
-        tensors = load(content)  # which checks the header
+        tensors = load(content)  # also checks the header
         return tensors, json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
 
     return _made(read, name, kind, parts)
@@ -78,14 +83,14 @@ def _made(
     kind: type[Record],
     parts: Iterable[type],
 ) -> Record:
-    """The record of tensors and metadata that are read from a file of this name."""
+    """Build a record from the tensors and metadata of a file; `name` is for error messages."""
     from safetensors import SafetensorError
 
     try:
         tensors, metadata = read()
         tree = json.loads((metadata or {})[_HEADER])
         if tree.pop(_CHECKSUM) != checksum(tree, tensors):
-            raise ValueError("its checksum is that of other content, so the file is damaged")
+            raise ValueError("its checksum does not match its content, so the file is damaged")
         known = {known.__name__: known for known in (kind, *parts)}
         record = _unpacked(tree, tensors, known)
     except (SafetensorError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -96,10 +101,10 @@ def _made(
 
 
 def record_from_json(kind: type[Record], values: Mapping[str, Any]) -> Record:
-    """A dataclass from a JSON object, in which lists stand for tuples.
+    """A dataclass from a JSON object, with lists converted to tuples.
 
     Raises:
-        TypeError: a field is missing, unknown or of another type than its annotation.
+        TypeError: a field is missing or unknown, or its type is not the annotated one.
     """
     given: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in values.items()}
     refuse_other_types(kind, given)
@@ -108,7 +113,7 @@ def record_from_json(kind: type[Record], values: Mapping[str, Any]) -> Record:
 
 def _packed(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
     if isinstance(value, (Tensor, np.ndarray)):
-        known = f"{len(tensors)} {name}"  # names alone may collide: a key can have dots in it
+        known = f"{len(tensors)} {name}"  # numbered, since keys may contain dots, so that names could collide
         tensor = value if isinstance(value, Tensor) else _as_tensor(value, name)
         tensors[known] = tensor.detach().cpu().contiguous().clone()  # safetensors refuses tensors that share memory
         return {"tensor" if isinstance(value, Tensor) else "array": known}
@@ -119,7 +124,7 @@ def _packed(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
         return {"record": type(value).__name__, "fields": inside}
     if isinstance(value, Mapping):
         if wrong := [key for key in value if not isinstance(key, str)]:
-            raise ValueError(f"{name} has the key {wrong[0]!r}: a file of results holds mappings from strings")
+            raise ValueError(f"{name} has the key {wrong[0]!r}: in a file of results, keys must be strings")
         return {"mapping": {key: _packed(inner, tensors, f"{name}.{key}") for key, inner in value.items()}}
     if isinstance(value, (tuple, list)):
         return {"items": [_packed(inner, tensors, f"{name}.{number}") for number, inner in enumerate(value)]}
@@ -132,7 +137,7 @@ def _packed(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
 
 def _as_tensor(array: np.ndarray, name: str) -> Tensor:
     try:
-        return torch.from_numpy(np.array(array, order="C"))  # not a view: torch takes no negative strides
+        return torch.from_numpy(np.array(array, order="C"))  # a copy, since torch does not take negative strides
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} is an array of {array.dtype}, which a file of results cannot hold") from error
 
@@ -143,7 +148,7 @@ def _unpacked(tree: Any, tensors: Mapping[str, Tensor], known: Mapping[str, type
     ((form, value), *rest) = tree.items()
     if form == "record":
         if value not in known:
-            raise ValueError(f"the file holds a {value}: want {', '.join(known)}")
+            raise ValueError(f"the file holds a {value} (want {', '.join(known)})")
         found = {name: _unpacked(inner, tensors, known) for name, inner in dict(rest)["fields"].items()}
         refuse_other_types(known[value], found)
         return known[value](**found)
@@ -157,24 +162,24 @@ def _unpacked(tree: Any, tensors: Mapping[str, Tensor], known: Mapping[str, type
 
 
 def checksum(tree: Any, tensors: Mapping[str, Tensor]) -> str:
-    """A digest of plain values and tensors."""
+    """SHA-256 of plain values and tensors."""
     found = hashlib.sha256(json.dumps(tree, allow_nan=False).encode())
     for name, tensor in sorted(tensors.items()):
         found.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
-        if tensor.numel():  # an empty one may have strides that no view takes
+        if tensor.numel():  # the strides of an empty tensor may not allow a view
             found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
 def refuse_other_types(kind: type, found: Mapping[str, Any]) -> None:
-    """Raise a TypeError if a field of a dataclass is not of its annotated type."""
+    """Raise a TypeError if a value in `found` does not have the annotated type of that field of the dataclass."""
     for name, hint in get_type_hints(kind).items():
         if name in found and not _is_of(hint, found[name]):
-            raise TypeError(f"{kind.__name__}.{name} is {found[name]!r:.80}, which is no {_name_of(hint)}")
+            raise TypeError(f"{kind.__name__}.{name} is {found[name]!r:.80}, not of type {_name_of(hint)}")
 
 
 def _is_of(hint: Any, value: Any) -> bool:
-    """Is this value of the type that a field is annotated with? For the kinds of annotation that records have."""
+    """Whether a value has an annotated type; supports only the kinds of annotation that records use."""
     origin, inside = get_origin(hint), get_args(hint)
     if hint is Any:
         return True
@@ -187,7 +192,7 @@ def _is_of(hint: Any, value: Any) -> bool:
         return isinstance(value, Mapping) and all(_is_of(inside[1], held) for held in value.values())
     if hint in (int, float):
         return isinstance(value, (int, hint)) and not isinstance(value, bool)
-    with jaxtyping.jaxtyped("context"):  # of sizes of its own: a caller may be checked by jaxtyping itself
+    with jaxtyping.jaxtyped("context"):  # separate axis sizes from those of a caller that jaxtyping checks, too
         return isinstance(value, type(None) if hint is None else hint)
 
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent. Loads neither torch nor anything else heavy."""
+"""Atomic file writes: a file is either complete or absent. Imports nothing heavy, such as torch."""
 
 import json
 import os
@@ -11,15 +11,15 @@ from typing import Any, BinaryIO
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Write under a temporary name, flush to disk, then rename: a reader sees the old file or the new one.
+    """Write under a temporary name, flush to disk, then rename: readers see either the old file or the new one.
 
-    A failure inside the block leaves the old file, and nothing else.
+    A failure inside the block leaves only the old file.
 
     Raises:
-        OSError: the file cannot be written, as on a full disk. Names the path.
+        OSError: the file cannot be written, for example on a full disk. The error names the path.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.unfinished")  # one name: what a killed run left is overwritten
+    temporary = path.with_name(f".{path.name}.unfinished")  # fixed, so that leftovers of a killed run are overwritten
     try:
         with temporary.open("wb") as file:
             yield file
@@ -29,23 +29,23 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         if error.errno is None or error.filename is not None:
             raise
-        raise OSError(error.errno, error.strerror, str(path)) from error  # of the subclass that belongs to the number
+        raise OSError(error.errno, error.strerror, str(path)) from error  # OSError picks the subclass by errno
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_file(path: Path, content: bytes) -> Path:
-    """Write a small file as `whole_file` does; returns its path."""
+    """Write a small file atomically (`whole_file`); returns its path."""
     with whole_file(path) as file:
         file.write(content)
     return path
 
 
 def same_readers(folder: Path, like: Path) -> None:
-    """Give all files in the folder the mode of one that this process wrote: what the user's umask says.
+    """Give all files in the folder the permissions of `like`, a file that this process created under the user's umask.
 
-    safetensors writes under a temporary name that nobody else may read, and leaves it so. The umask itself can only be
-    read by setting it, which other threads would see.
+    Needed since safetensors creates files that only their owner can read. The umask itself can only be read by setting
+    it, which would affect other threads.
     """
     for path in folder.rglob("*"):
         if path.is_file():
@@ -53,5 +53,5 @@ def same_readers(folder: Path, like: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> Path:
-    """Strict JSON, since most readers refuse NaN and infinity too. Paths are written as strings."""
+    """Write strict JSON: no NaN or infinity, which most readers reject. Paths are written as strings."""
     return write_file(path, (json.dumps(value, indent=2, allow_nan=False, default=os.fspath) + "\n").encode())

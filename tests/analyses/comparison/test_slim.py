@@ -113,10 +113,10 @@ def test_what_is_not_there_is_refused(small: Comparison, sparing: Comparison, tm
     known = int((edges.mean.isfinite() & edges.exists).sum())
     with pytest.raises(ValueError, match=rf"the graph has 175 edges, of which {known} have a score"):
         edges.top(known + 1)
-    with pytest.raises(ValueError, match=rf"only the {known} largest scores are known, which hold less than a share"):
+    with pytest.raises(ValueError, match=rf"only the {known} largest scores are known, which do not reach a share"):
         edges.smallest(0.9999)
     for ask in (lambda: edges.greedy(3), lambda: edges.top(2).rank_correlation(edges.top(3))):
-        with pytest.raises(ValueError, match="in a slim comparison, not all of them known"):
+        with pytest.raises(ValueError, match="in a slim comparison, only the largest are known"):
             ask()
     assert not list(tmp_path.iterdir())
 

@@ -118,9 +118,9 @@ def test_labels_and_the_answer(tmp_path: Path):
 
 def test_what_cannot_be_written(tmp_path: Path):
     path = tmp_path / "graph.json"
-    with pytest.raises(ValueError, match="slug is empty"):
+    with pytest.raises(ValueError, match="slug must not be empty"):
         sl.write_neuronpedia(circuit(), path, **{**TEXT, "slug": ""})
-    with pytest.raises(ValueError, match="tokens is empty"):
+    with pytest.raises(ValueError, match="tokens must not be empty"):
         sl.write_neuronpedia(circuit(), path, **{**TEXT, "tokens": []})
     with pytest.raises(ValueError, match=r"no such source: 'a9\.h0'"):
         sl.write_neuronpedia(circuit(), path, **TEXT, labels={"a9.h0": "far"})

@@ -79,7 +79,7 @@ def test_only_the_edges_to_choose_from_are_chosen():
     assert top(ONE, SCORES, 2, some).edges == ["input->a0.h0<v>", "input->m0"]
     assert top(ONE, SCORES, 4, some).kept.equal(some)
     assert set(greedy(ONE, SCORES, 2, some).edges) == {"a0.h0->logits", "input->a0.h0<v>"}  # m0 leads nowhere
-    with pytest.raises(ValueError, match="only 2 of the edges to choose from lead to the logits"):
+    with pytest.raises(ValueError, match="only 2 of the edges to choose from are on a path"):
         greedy(ONE, SCORES, 3, some)
     for choose in (top, greedy):
         with pytest.raises(ValueError, match="n = 5: the graph has 8 edges, of which 4 have a score"):
