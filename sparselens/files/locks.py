@@ -37,8 +37,8 @@ def locked(folder: str | Path) -> Iterator[None]:
             f"{folder} is in use by {_holder(path)}: wait until it ends or choose another folder"
         ) from error
     try:
-        if outermost:
-            _sign(path, f"process {os.getpid()} ({Path(sys.argv[0]).name})")
+        if outermost and os.name != "nt":  # on Windows a locked file cannot be written
+            path.write_text(f"process {os.getpid()} ({Path(sys.argv[0]).name})")
         yield
     finally:
         if outermost and os.name != "nt":  # Windows cannot remove an open file; there filelock removes it later
@@ -47,12 +47,6 @@ def locked(folder: str | Path) -> Iterator[None]:
         if made:
             with suppress(OSError):  # not empty
                 path.parent.rmdir()
-
-
-def _sign(path: Path, holder: str) -> None:
-    """Write the holder into the lock file, except on Windows, where a locked file cannot be written."""
-    if os.name != "nt":
-        path.write_text(holder)
 
 
 def _holder(path: Path) -> str:

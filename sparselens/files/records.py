@@ -175,7 +175,8 @@ def refuse_other_types(kind: type, found: Mapping[str, Any]) -> None:
     """Raise a TypeError if a value in `found` does not have the annotated type of that field of the dataclass."""
     for name, hint in get_type_hints(kind).items():
         if name in found and not _is_of(hint, found[name]):
-            raise TypeError(f"{kind.__name__}.{name} is {found[name]!r:.80}, not of type {_name_of(hint)}")
+            expected = hint.__name__ if isinstance(hint, type) else hint
+            raise TypeError(f"{kind.__name__}.{name} is {found[name]!r:.80}, not of type {expected}")
 
 
 def _is_of(hint: Any, value: Any) -> bool:
@@ -194,7 +195,3 @@ def _is_of(hint: Any, value: Any) -> bool:
         return isinstance(value, (int, hint)) and not isinstance(value, bool)
     with jaxtyping.jaxtyped("context"):  # separate axis sizes from those of a caller that jaxtyping checks, too
         return isinstance(value, type(None) if hint is None else hint)
-
-
-def _name_of(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) else str(hint)

@@ -174,11 +174,9 @@ def _gate(settings: GateSettings, module: nn.Module, scores: Tensor, sinks: Tens
 def _settings_of(module: nn.Module) -> GateSettings:
     settings = getattr(module, _SETTINGS, None)
     if settings is None:  # loaded with attn_implementation="sparselens", not through sparsify
-        gate_bias = getattr(module.config, "gate_bias", None)
-        if gate_bias is None:
-            raise ValueError("config.gate_bias is missing: call sparselens.sparsify(model, gate_bias=...)")
-        settings = GateSettings(finite_bias(gate_bias), implementation=_implementation_of(module.config) or "auto")
+        settings = settings_in_config(module)
         setattr(module, _SETTINGS, settings)
+    assert isinstance(settings, GateSettings)
     return settings
 
 
@@ -210,8 +208,7 @@ def gate_transformers(model: PreTrainedModel, settings: GateSettings) -> None:
         ungate_transformers(model, before)
         raise
     model.config.sparselens_dense_implementation = "eager" if before in NAMES.values() else before
-    for owner in {id(c): c for c in (model.config, config)}.values():
-        owner.gate_bias = settings.gate_bias
+    model.config.gate_bias = config.gate_bias = settings.gate_bias
 
 
 def _adopt(model: PreTrainedModel, settings: GateSettings) -> None:
@@ -291,6 +288,7 @@ def settings_in_config(model: nn.Module) -> GateSettings | None:
     gate_bias = getattr(config, "gate_bias", None)
     if gate_bias is None:
         raise ValueError(
-            f"loaded with attn_implementation={NAMES[implementation]!r}, but config.gate_bias is missing: set it first"
+            f"loaded with attn_implementation={NAMES[implementation]!r}, but config.gate_bias is missing: set it, or "
+            "call sparselens.sparsify(model, gate_bias=...)"
         )
     return GateSettings(finite_bias(gate_bias), implementation=implementation)

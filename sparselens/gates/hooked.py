@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from sparselens.gates.gate import GateSettings
+from sparselens.models.unwrapped import transformers_config
 
 _SETTINGS = "_sparselens_gate"
 _FOLDING = ("enable_compatibility_mode", "process_weights", "load_and_process_state_dict")
@@ -51,18 +52,13 @@ def refuse_lost_gates(model: object) -> None:
     from sparselens.gates.surgery import is_sparse  # knows both kinds of gates
 
     network: Any = model
-    gate_bias = getattr(_config(network), "gate_bias", None)
+    gate_bias = getattr(transformers_config(network), "gate_bias", None)
     if gate_bias is not None and not is_sparse(network):
         raise ValueError(
             f"this {type(model).__name__} was saved with gates (gate_bias = {gate_bias:g} in its config) but runs "
             "without them: open it with sl.load(FOLDER_OR_ID), or add them with sl.sparsify(model); to leave them out "
             "on purpose, use sl.load(..., sparse=False)"
         )
-
-
-def _config(model: Any) -> Any:
-    """The transformers config of a model, or of the model that it wraps."""
-    return getattr(getattr(model, "original_model", model), "config", None)
 
 
 def hooked_settings(model: nn.Module) -> GateSettings | None:
@@ -106,7 +102,9 @@ def ungate_hooked(model: Any) -> None:
     from sparselens.gates.points import GATE_POINTS, take_gate
 
     del model.__dict__[_SETTINGS]
-    getattr(_config(model), "__dict__", {}).pop("gate_bias", None)  # left if the folder was not opened by `sl.load`
+    getattr(transformers_config(model), "__dict__", {}).pop(
+        "gate_bias", None
+    )  # left if the folder was not opened by `sl.load`
     for layer, block in enumerate(model.blocks):
         if "hook_gate" in block.attn._modules:
             take_gate(block.attn)
@@ -168,8 +166,7 @@ def _unfit(model: Any, block: nn.Module, attn: nn.Module | None) -> str | None:
     taken = [name for name in GATE_POINTS if name in attn._modules]
     if taken:
         return f"its {type(attn).__name__} already has a hook point {taken[0]}"
-    config = getattr(getattr(model, "original_model", None), "config", None)
-    implementation = getattr(config, "_attn_implementation", None)
+    implementation = getattr(transformers_config(model), "_attn_implementation", None)
     if leaves_it_to_inner(attn) and implementation not in (None, "eager"):
         return (
             f"it runs transformers' {implementation!r} attention, which does not return the pattern: load the model "

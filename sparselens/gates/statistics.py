@@ -51,8 +51,8 @@ class GateStatistics:
         pairs = (self._pairs * (batch // rows)).expand(-1, heads)
         counts = torch.cat([opened.detach().sum(0, keepdim=True, dtype=torch.float64), pairs])
         self._examples[layer] = self._examples.get(layer, 0) + batch
-        self._expected[layer] = self._expected[layer] + expected.sum(0) if layer in self._expected else expected.sum(0)
-        self._counts[layer] = self._counts[layer] + counts if layer in self._counts else counts
+        self._expected[layer] = self._expected.get(layer, 0) + expected.sum(0)
+        self._counts[layer] = self._counts.get(layer, 0) + counts
 
     def _per_example(self, row: int) -> Float[Tensor, "layer head"]:
         self._need_all_layers()

@@ -7,7 +7,7 @@ from torch import nn
 from sparselens.gates import hooked
 from sparselens.gates.fused import Implementation
 from sparselens.gates.gate import GateSettings, finite_bias
-from sparselens.models.unwrapped import without_peft
+from sparselens.models.unwrapped import transformers_config, without_peft
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -45,7 +45,7 @@ def sparsify(model: Model, gate_bias: float | None = None, *, implementation: Im
         return model
     network = _of_transformers(model)
     if gate_bias is None:
-        gate_bias = getattr(getattr(model if network is None else network, "config", None), "gate_bias", None)
+        gate_bias = getattr(transformers_config(model), "gate_bias", None)
     settings = GateSettings(finite_bias(DEFAULT_GATE_BIAS if gate_bias is None else gate_bias))
     if network is not None:
         settings.implementation = implementation or "auto"

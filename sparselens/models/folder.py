@@ -82,16 +82,18 @@ def save(
     if folder.exists() and not (folder / RECORD).exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} exists and is not a saved model: choose another folder")
     base = base_model or origin(model)
-    record = record_of(model, base, result, test, command) | {"data": data}
-    alone = adapters.has_adapters(model) and not merge
-    if alone:
+    record: dict[str, Any] = {**record_of(model, base, result, test, command), "data": data}
+    only_adapters = adapters.has_adapters(model) and not merge
+    if only_adapters:
         record["base_sample"] = adapters.base_sample(model)
-    write = _write_adapter if alone else _write_whole
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
             whole = Path(temporary) / "model.new"
-            write(model, whole, record, base)
+            if only_adapters:
+                _write_adapter(model, whole, base)
+            else:
+                _write_whole(model, whole, record["gate_bias"])
             _write_rest(model, whole, record, tokenizer, [Path(figure) for figure in figures])
             _replace(folder, whole, Path(temporary) / "previous")
     except (OSError, SafetensorError) as error:  # safetensors raises its own error if the disk is full
@@ -111,14 +113,14 @@ def _replace(folder: Path, new: Path, previous: Path) -> None:
         raise
 
 
-def _write_whole(model: nn.Module, folder: Path, record: dict[str, Any], _: str | None) -> None:
+def _write_whole(model: nn.Module, folder: Path, gate_bias: float | None) -> None:
     plain = to_transformers(model)
     with without_bar():
         plain.save_pretrained(folder)
-    _mark_config(folder / "config.json", record["gate_bias"], plain)
+    _mark_config(folder / "config.json", gate_bias, plain)
 
 
-def _write_adapter(model: nn.Module, folder: Path, _: dict[str, Any], base: str | None) -> None:
+def _write_adapter(model: nn.Module, folder: Path, base: str | None) -> None:
     if base is None:
         raise ValueError(
             "it is unknown which model these adapters belong to: pass base_model=FOLDER_OR_ID, or merge=True to write "

@@ -11,7 +11,7 @@ from torch import nn
 
 from sparselens.gates.surgery import find_settings
 from sparselens.models.places import is_local
-from sparselens.models.unwrapped import without_peft
+from sparselens.models.unwrapped import transformers_config
 from sparselens.training.evaluation import Evaluation
 from sparselens.training.result import PostTrainResult
 
@@ -41,9 +41,7 @@ def record_of(
 
 def origin(model: nn.Module) -> str | None:
     """Where the model was loaded from; None if it was not loaded."""
-    network: Any = without_peft(model)
-    config = getattr(getattr(network, "original_model", network), "config", None)
-    return getattr(config, "_name_or_path", None) or None
+    return getattr(transformers_config(model), "_name_or_path", None) or None
 
 
 def without_path(place: str | None) -> str | None:
