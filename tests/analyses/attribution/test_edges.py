@@ -414,7 +414,7 @@ def test_exact_scores_of_chosen_edges():
     assert some.mean[some.exists & ~chosen].isnan().all()
     with pytest.raises(ValueError, match="no such source: 'a9h6'"):
         patch_edges(model, pairs, logit_difference, ["a9h6->logits"], progress=False)
-    with pytest.raises(ValueError, match="belongs to another model"):
+    with pytest.raises(ValueError, match="another model's"):
         patch_edges(model, pairs, logit_difference, torch.ones(2, 2, dtype=torch.bool), progress=False)
 
 
