@@ -1,4 +1,4 @@
-"""What the package promises as a whole: its names, what an import costs, and what it says about itself."""
+"""The package as a whole: public names, cost of imports, metadata."""
 
 import ast
 import re

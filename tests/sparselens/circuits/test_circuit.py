@@ -1,4 +1,4 @@
-"""Circuits: how they are compared, pruned and kept in files."""
+"""Circuits: comparing, pruning, saving and loading."""
 
 import json
 from itertools import pairwise

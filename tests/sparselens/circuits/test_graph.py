@@ -1,4 +1,4 @@
-"""Names, order and number of a graph's nodes and edges."""
+"""Names, order and numbers of a graph's nodes and edges."""
 
 import pytest
 import torch

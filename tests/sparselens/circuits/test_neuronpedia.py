@@ -1,4 +1,4 @@
-"""Circuits as attribution graphs of Neuronpedia: what its viewer needs, and the same circuit back."""
+"""Circuits as attribution graphs of Neuronpedia: the fields that its viewer needs, and reading the circuit back."""
 
 import json
 from pathlib import Path

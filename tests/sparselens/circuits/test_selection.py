@@ -1,4 +1,4 @@
-"""How the edges of a circuit are chosen by their scores."""
+"""Selecting the edges of a circuit by their scores."""
 
 import pytest
 import torch

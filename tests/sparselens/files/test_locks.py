@@ -1,4 +1,4 @@
-"""One run per folder, whatever kills it."""
+"""Only one run per folder; no lock remains, however a run is killed."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ with locked(sys.argv[1]):
 
 @pytest.fixture
 def holder(tmp_path: Path) -> Iterator[subprocess.Popen]:
-    """Another process that is at work in `tmp_path / "out"`."""
+    """Another process that works in `tmp_path / "out"`."""
     command = [sys.executable, "-c", HOLD, str(tmp_path / "out")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
         assert program.stdout is not None and program.stdout.readline() == "held\n"

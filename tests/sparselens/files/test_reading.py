@@ -1,4 +1,4 @@
-"""JSON that may hold anything is read strictly, or refused with the name of its file."""
+"""JSON is read strictly; errors name the file."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""A record comes back as it was, and a file never makes anything that its reader did not name."""
+"""Records survive saving and loading, and a file never creates a class that its reader did not name."""
 
 import json
 import math
@@ -134,11 +134,11 @@ def test_what_cannot_be_kept_is_refused(tmp_path: Path, value: Any, message: str
     assert not list(tmp_path.iterdir())
 
 
-# -- files that somebody made up, or that were damaged
+# -- forged or damaged files
 
 
 def rewritten(path: Path, change: Any) -> Path:
-    """A file of another tree, with the checksum that is right for it."""
+    """A file with a modified tree and a matching checksum."""
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         tree = json.loads(file.metadata()["record"])

@@ -1,11 +1,11 @@
-"""What several tests of gates need."""
+"""Fixtures shared by the tests of gates."""
 
 import pytest
 
 
 @pytest.fixture
 def plain_flex(monkeypatch: pytest.MonkeyPatch) -> None:
-    """FlexAttention as it is written, neither compiled nor kept from backward passes on a CPU."""
+    """FlexAttention uncompiled, with backward passes allowed on a CPU."""
     from torch.nn.attention import flex_attention as home
 
     from sparselens.gates import flex

@@ -1,4 +1,4 @@
-"""The kernels are compiled for a GPU that need not be here: Triton's interpreter lets more pass than its compiler."""
+"""Compiles the kernels without needing a GPU, since Triton's interpreter accepts more than its compiler."""
 
 import importlib.util
 import os

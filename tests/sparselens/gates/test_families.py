@@ -1,4 +1,4 @@
-"""What must hold for the gates of every family, on tiny random models."""
+"""Properties of the gates that must hold for every model family, on tiny random models."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +12,7 @@ from sparselens.gates.statistics import record_gates
 from sparselens.gates.surgery import densify, gate_settings, is_sparse, sparsify
 from tests.tiny_models import FAMILIES, LENGTH, bridge_of, tiny_bridge, tiny_model, tiny_tokens
 
-# transformers lets an attention function of one's own in only here
+# the one place where transformers accepts a custom attention function
 OPEN_TO_TRANSFORMERS = sorted(set(FAMILIES) - {"neo", "gptj", "bloom", "falcon", "mpt"})
 GATE_POINTS = ("hook_gate_logits", "hook_gate_probs", "hook_gate")
 
@@ -45,7 +45,7 @@ def registry(model: Any) -> list[tuple[str, int, str, type]]:
 
 
 def own_softmax(attn: Any, scores: Tensor) -> Tensor:
-    """The dense pattern for these scores; gpt-oss has one sink more per row."""
+    """The dense pattern for these scores; gpt-oss has an additional sink per row."""
     sinks = getattr(attn, "sinks", None)
     if sinks is None:
         return torch.softmax(scores, dim=-1)
@@ -80,7 +80,7 @@ def test_pattern_is_dense_softmax_times_gate(family: str, model: Any) -> None:
         )
         gate_logits = cache[f"blocks.{layer}.attn.hook_gate_logits"]
         visible = torch.isfinite(gate_logits)
-        if family == "mpt":  # whose scores know how many tokens follow: ALiBi biases of 1/4, 1/16, ... for each
+        if family == "mpt":  # its scores depend on the number of later tokens: ALiBi biases of 1/4, 1/16, ... for each
             following = torch.arange(LENGTH - 1, -1, -1)[:, None] * 2.0 ** -torch.arange(2, 9, 2)[:, None, None]
             torch.testing.assert_close(gate_logits[visible], (scores + following)[visible])
             scores = torch.where(visible, gate_logits, scores)
@@ -88,7 +88,7 @@ def test_pattern_is_dense_softmax_times_gate(family: str, model: Any) -> None:
         torch.testing.assert_close(pattern, own_softmax(block.attn, scores) * gate)
         assert visible.sum().item() == 2 * 4 * expected_pairs(family, layer)
         assert 0 < gate.sum() < visible.sum()
-    # the first layer reads what it read in the dense model
+    # the first layer has the same input as in the dense model
     first = dense["blocks.0.attn.hook_pattern"] * cache["blocks.0.attn.hook_gate"]
     torch.testing.assert_close(cache["blocks.0.attn.hook_pattern"], first)
 
@@ -152,7 +152,7 @@ def test_recorded_counts_are_those_of_the_cache(family: str, model: Any) -> None
 
 
 def run_once(model: Any, tokens: Tensor, training: bool) -> tuple[Tensor, Any, Tensor]:
-    """Logits, recorded gates and a loss that weighs both of them."""
+    """Logits, recorded gates and a loss that depends on both."""
     gate_settings(model).noise = RowNoise(seed=3, step=5)
     model.train(training)
     with record_gates(model) as gates:
@@ -182,7 +182,7 @@ def test_both_ways_into_a_model_are_one(family: str, training: bool) -> None:
     compared = 0
     for name, parameter in plain.named_parameters():
         ours = parameters[name].grad
-        if ours is not None:  # a bridge that splits a fused weight trains the parts
+        if ours is not None:  # a bridge that splits a fused weight trains its parts instead
             torch.testing.assert_close(ours, parameter.grad, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
             compared += 1
     assert plain.get_input_embeddings().weight.grad.any()
@@ -190,7 +190,7 @@ def test_both_ways_into_a_model_are_one(family: str, training: bool) -> None:
 
 
 def test_gates_know_nothing_of_what_follows(family: str, model: Any) -> None:
-    """Not even of how many tokens there are: MPT's biases are counted from the last."""
+    """Not even how many tokens follow, although MPT counts its biases from the last token."""
     sparsify(model)
     seen: list[Tensor] = []
     for length in (LENGTH, LENGTH - 3):

@@ -19,14 +19,14 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several tiles of the least size, of which the last ones are not full."""
+    """Several tiles of the minimum size, the last of them not full."""
     from sparselens.gates import triton_attention
 
     monkeypatch.setattr(triton_attention, "tiles", lambda *_: triton_attention.Tiles(16, 16, 4, 1))
 
 
 def spans_of(mask: str, queries: int, keys: int) -> Spans:
-    """What the queries see; they are the last of the positions."""
+    """The keys that the queries see; the queries are at the last positions."""
     number = torch.arange(queries) + keys - queries
     first, last = torch.zeros(queries, dtype=torch.int32), (number + 1).int()
     if mask == "all":
@@ -103,7 +103,7 @@ CASES: dict[str, dict[str, Any]] = {
     "closed": {"bias": -1e4, "queries": 3},
     "open": {"bias": 3e4, "queries": 3},
     "rows without an open gate": {"bias": -1.5, "noisy": False},
-    "many tiles": {"queries": 53, "keys": 53},  # some of which are seen whole
+    "many tiles": {"queries": 53, "keys": 53},  # some of them fully visible
     "long window": {"mask": "long window", "queries": 69, "keys": 69},
     "padded tiles": {"mask": "padded", "batch": 2, "queries": 53, "keys": 53},
     "far from open": {"bias": -60.0, "queries": 3},
@@ -129,7 +129,7 @@ def test_the_kernel_is_the_reference(name: str, small_tiles: None) -> None:
 
 @needs_triton
 def test_heads_that_share_keys_are_added_up_in_one_program(small_tiles: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As they are where there are programs enough for a GPU."""
+    """As is done if there are enough programs to fill a GPU."""
     from sparselens.gates import triton_attention
 
     monkeypatch.setattr(triton_attention, "_PROGRAMS", 4)
@@ -165,7 +165,7 @@ def test_the_kernel_wants_a_positive_scale() -> None:
 def test_flex_is_the_reference(name: str, plain_flex: None) -> None:
     case = PLAIN | CASES[name]
     ours, wanted = results(fused("flex"), case, torch.float64), results(reference, case, torch.float64)
-    wanted.pop("d_sinks", None)  # the one gradient that it lacks: such a call is not given to it
+    wanted.pop("d_sinks", None)  # flex cannot compute this gradient; such calls run eagerly
     assert_same(ours, wanted, 1e-6)
 
 
@@ -187,7 +187,7 @@ def test_the_kernel_in_half_precision(small_tiles: None) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])  # Triton's interpreter does not know bfloat16
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])  # Triton's interpreter does not support bfloat16
 @pytest.mark.parametrize("width", [64, 80, 128, 256])
 def test_the_kernel_in_half_precision_on_a_gpu(dtype: torch.dtype, width: int) -> None:
     assert_roughly_the_reference(dtype, width, torch.device("cuda"), length=300)
@@ -204,7 +204,7 @@ def test_the_kernel_is_the_reference_on_a_gpu(name: str) -> None:
 
 @needs_triton
 def test_the_kernel_follows_no_seed_but_the_rows(small_tiles: None) -> None:
-    """Two halves of a batch, one after the other, meet the noise of the whole."""
+    """Two halves of a batch, one after the other, get the same noise as the whole batch."""
     case = PLAIN | {"batch": 2, "queries": 9, "keys": 9}
     given, call = inputs(case, torch.float32), call_of(case, None)
     whole = fused("triton")(*given.values(), call)
@@ -245,7 +245,7 @@ def test_hashed_noise_is_uniform_and_independent() -> None:
 
 
 def test_hashed_noise_is_what_it_was() -> None:
-    """By Python's own integers; a run that is resumed after an update meets the same numbers."""
+    """Computed with Python integers, so that a run resumed after an update gets the same numbers."""
 
     def mixed(word: int) -> int:
         word = (word ^ word >> 16) * 0x7FEB352D % 2**32

@@ -47,7 +47,7 @@ def reference(scores: Tensor, noise: Tensor | None, temperature: float = 1.0) ->
 def fused(
     scores: Tensor, noise: Tensor | None, bias: float = BIAS, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    own = None if noise is None else noise.clone()  # it writes over its noise
+    own = None if noise is None else noise.clone()  # it overwrites its noise
     return gated_softmax(scores, bias, own, temperature)
 
 
@@ -117,7 +117,7 @@ def test_gradient_is_the_published_formula(training: bool, mask: str, temperatur
 def test_gradcheck_of_the_smooth_parts() -> None:
     scores = draw(mask="none")[0][:1, :2, :3, :3].clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: gated_softmax(x, BIAS).expected, scores)
-    # held gates: nothing crosses the threshold, so the pattern is smooth
+    # gates held fixed: nothing crosses the threshold, so the pattern is smooth
     for bias in (50.0, BIAS):
         assert torch.autograd.gradcheck(lambda x, b=bias: gated_softmax(x, b).pattern, scores)
 

@@ -1,4 +1,4 @@
-"""Gates in a TransformerBridge: everything its users do goes on working."""
+"""Gates in a TransformerBridge: everything that users do with a bridge still works."""
 
 import copy
 from typing import Any
@@ -25,7 +25,7 @@ def run(model: Any, tokens: Tensor, **options: Any) -> Tensor:
         return model(tokens, **options)
 
 
-# what goes on working
+# features that still work
 
 
 def test_training_is_noisy_and_evaluation_deterministic(model: Any) -> None:
@@ -174,7 +174,7 @@ def test_user_hooks_survive_both_ways(family: str, permanent: bool) -> None:
     for name in names:
         model.add_hook(name, note, is_permanent=permanent)
     sparsify(model, 0.0)
-    assert seen == []  # the surgery's own forward passes are none of theirs
+    assert seen == []  # user hooks do not see the forward passes that check the gates
     for change in (lambda m: m, densify):
         run(change(model), tiny_tokens())
         assert sorted(set(seen)) == sorted({model.hook_dict[name].name for name in names})
@@ -232,7 +232,7 @@ def test_evaluation_gates_carry_gradient_only_when_patched(model: Any) -> None:
     model.run_with_hooks(tokens, fwd_hooks=[("blocks.0.attn.hook_gate", patch)]).square().sum().backward()
     gradient = grown["gate"].grad
     assert gradient is not None
-    assert gradient.tril().abs().gt(0).float().mean() > 0.3  # closed edges have one too
+    assert gradient.tril().abs().gt(0).float().mean() > 0.3  # closed edges have a gradient too
     assert not gradient.triu(1).any()
 
 

@@ -1,4 +1,4 @@
-"""TransformerBridge models that cannot be gated, and weight processing that gates cannot take: refused, unharmed."""
+"""TransformerBridge models that cannot be gated, and weight processing that is wrong for gates, raise errors."""
 
 import copy
 from collections.abc import Callable
@@ -102,7 +102,7 @@ def _another_attention() -> Any:
 
 
 def _changed_attention(family: str, layer: int, forward: Callable[..., Any]) -> Any:
-    """A bridge one of whose attentions is of a class that nobody has seen before."""
+    """A bridge in which one attention is of an unknown class."""
     model = tiny_bridge(family)
     attn = model.blocks[layer].attn
     attn.__class__ = type("UnknownAttention", (type(attn),), {"forward": forward})
@@ -110,7 +110,7 @@ def _changed_attention(family: str, layer: int, forward: Callable[..., Any]) -> 
 
 
 def _shows_afterwards(self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Transformers computes; the hook points get copies that nothing reads."""
+    """Transformers computes; the hook points only get copies that are not used."""
     output = self.original_component(*args, **kwargs)
     scores = output[1].log().clamp_min(-1e9)
     self.hook_pattern(torch.softmax(self.hook_attn_scores(scores), dim=-1))

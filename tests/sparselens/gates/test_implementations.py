@@ -1,4 +1,4 @@
-"""Which implementation of the gates a model runs with, and that all of them are one model."""
+"""The choice of the gates' implementation; all implementations compute the same model."""
 
 import importlib.util
 from typing import Any
@@ -34,7 +34,7 @@ class CountedNoise:
 
 
 def outcome(model: Any, tokens: Tensor, training: bool, **inputs: Any) -> dict[str, Tensor]:
-    """Logits, recorded gates and one gradient of a loss that weighs both."""
+    """Logits, recorded gates and one gradient of a loss that depends on both."""
     model.train(training)
     with sl.record_gates(model) as gates:
         output = model(tokens, **inputs)
@@ -73,7 +73,7 @@ def test_four_ways_are_one_model(
 
 
 def allow_gradients_of_flex(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without this a call that needs a gradient runs eagerly on a CPU."""
+    """Without this, calls that need a gradient run eagerly on a CPU."""
     known = fused.why_eager
 
     def why_eager(implementation: str, *args: Any, **options: Any) -> str:
@@ -109,7 +109,7 @@ def test_the_choice_is_seen_and_can_be_changed() -> None:
     settings = gate_settings(model)
     assert model.config._attn_implementation == NAMES["flex"] == "sparselens_flex"
     assert "implementation='flex'" in repr(settings)
-    sparsify(model, 0.5)  # the bias alone
+    sparsify(model, 0.5)  # changes only the bias
     assert (settings.gate_bias, settings.implementation) == (0.5, "flex")
     sparsify(model, implementation="eager")
     assert (settings.gate_bias, settings.implementation) == (0.5, "eager")

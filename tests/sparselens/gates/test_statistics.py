@@ -1,4 +1,4 @@
-"""Counting edges, by hand."""
+"""Edge counts, compared with counts by hand."""
 
 from typing import Any
 
@@ -88,7 +88,7 @@ def test_padding_without_a_mask_is_refused() -> None:
 
 
 def counted(model: Any, batch: Any) -> list[float]:
-    """Everything that is counted, of one row or of the same row padded."""
+    """All counts for one row, or for the same row with padding."""
     with torch.no_grad(), sl.record_gates(model) as gates:
         model(**batch) if isinstance(batch, dict) else model(batch)
     names = ("visible_pairs", "open", "queries", "all_pairs", "expected")
@@ -116,7 +116,7 @@ def test_a_row_has_its_loss_and_edges_however_it_is_padded(family: str, sides: t
     model = tiny_model(family)
     try:
         sl.sparsify(model, 0.0)
-    except ValueError:  # attention code of its own, so it is gated in TransformerLens alone
+    except ValueError:  # custom attention code: can be gated only through TransformerLens
         model = sl.sparsify(tiny_bridge(family), 0.0)
     tokens = tiny_tokens(1, 6)
     alone = evaluate(model, [tokens])

@@ -1,4 +1,4 @@
-"""Models with adapters: which layers get them, what training moves, and what comes back from a folder."""
+"""Models with adapters: which layers get them, what training changes, and what loading a folder returns."""
 
 import copy
 import json
@@ -33,12 +33,12 @@ LAYERS = {
 }
 LIKE_LLAMA = {"q_proj", "k_proj", "v_proj", "o_proj"}
 OPEN_TO_TRANSFORMERS = sorted(set(FAMILIES) - {"neo", "gptj", "bloom", "falcon", "mpt"})
-# peft asks transformers in a way that it calls outdated
+# peft calls transformers in a way that transformers deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
 def train(model: Any) -> None:
-    """A few steps of what is to be trained, far enough to be seen."""
+    """A few training steps, enough to change the trainable weights visibly."""
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 0.1)
     model.train()
     for _ in range(3):
@@ -52,7 +52,7 @@ def saved_base(folder: Path, family: str) -> Path:
 
 
 def put_in(network: Any, how: str) -> Any:
-    """Adapters by our own function, by peft's two ways, and by transformers'."""
+    """Adapters added by our own function, by peft in two ways, and by transformers."""
     from peft import LoraConfig, get_peft_model
 
     if how == "sparselens":
@@ -264,7 +264,7 @@ def test_shipped_adapters_find_their_base(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_shipped_adapters_of_smollm2_open_on_any_base_of_their_shape(tmp_path: Path):
-    """On one made here, of the same attention and hardly anything else; that it is another is warned of."""
+    """On a base made here with the same attention and little else; a warning says that it is a different base."""
     torch.manual_seed(0)
     shape = {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
     config = LlamaConfig(**shape, intermediate_size=8, vocab_size=32, max_position_embeddings=64)

@@ -1,4 +1,4 @@
-"""The character model: plain transformers, a reloaded folder and a bridge all compute the same, both ways."""
+"""The character model: transformers, a reloaded folder and a bridge compute the same, causal or bidirectional."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Saved models: what comes back, bit for bit, and what is never half there."""
+"""Saved models: loading returns them bit for bit, and no folder is ever half written."""
 
 import json
 import os
@@ -31,12 +31,12 @@ from tests.tiny_models import bridge_of, logits, tiny_bridge, tiny_model, tiny_t
 from tests.tiny_runs import HELD_OUT, gated, run
 
 FAMILIES = ("gpt2", "llama", "neox", "bloom", "phi3", "opt", "neo")
-THROUGH_TRANSFORMERS = ("gpt2", "llama", "neox", "phi3", "opt")  # bloom and neo have attention code of their own
+THROUGH_TRANSFORMERS = ("gpt2", "llama", "neox", "phi3", "opt")  # bloom and neo have custom attention code
 GATE_BIAS = 0.5
 
 
 def one_step(model: Any) -> None:
-    """Move every weight that is used, so that a fused copy of it is stale."""
+    """Change every weight in use, so that fused copies of it are out of date."""
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     out = model(tiny_tokens())
@@ -85,7 +85,7 @@ def test_transformers_refuses_a_sparse_folder_it_would_run_without_gates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     sl.save(gated(), tmp_path / "model")
-    for interface in (tr.AttentionInterface, tr.AttentionMaskInterface):  # as where nobody has called our register
+    for interface in (tr.AttentionInterface, tr.AttentionMaskInterface):  # as if register_attention had not been called
         monkeypatch.delitem(interface._global_mapping, "sparselens", raising=False)
     with pytest.raises(ValueError, match='attn_implementation="sparselens"'):
         tr.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
@@ -219,7 +219,7 @@ def test_saved_model_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.
     assert torch.equal(logits(sl.load(target)), expected)
 
     rename = Path.rename
-    with monkeypatch.context() as patch:  # the old model has left its place, the new one cannot take it
+    with monkeypatch.context() as patch:  # the old folder has been moved away, and moving the new one fails
         patch.setattr(Path, "rename", lambda self, to: full_disk() if self.name == "model.new" else rename(self, to))
         with pytest.raises(OSError, match="No space left"):
             sl.save(second, target)
@@ -379,7 +379,7 @@ def test_only_a_command_of_sparselens_is_written_down(
 
 @pytest.fixture
 def small_disk() -> Iterator[None]:
-    """A limit on the size of files fails as a full disk does: the system refuses a write in the middle."""
+    """A limit on file size acts like a full disk: the system refuses a write midway."""
     resource = pytest.importorskip("resource", reason="needs a limit on the size of files")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8000, hard))

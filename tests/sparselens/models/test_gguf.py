@@ -27,7 +27,7 @@ NAMES = {
 
 
 def rows_of_llama_cpp(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """llama.cpp keeps the two halves of a rotated head interleaved."""
+    """llama.cpp stores the two halves of a rotated head interleaved."""
     return weight.reshape(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
 
 

@@ -31,7 +31,7 @@ def nanogpt_tensors(model: GPT2LMHeadModel, prefix: str = "", biases: bool = Tru
             continue
         if name.endswith(TRANSPOSED):
             value = value.mT.contiguous()
-        if value.shape[0] == GPT2_VOCABULARY:  # rows that no token has
+        if value.shape[0] == GPT2_VOCABULARY:  # rows without a token
             value = torch.cat([value, torch.full((PADDED - GPT2_VOCABULARY, value.shape[1]), 9.0)])
         tensors[prefix + name] = value
     for layer in range(2):
@@ -84,7 +84,7 @@ def test_heads_are_64_wide_unless_told(tmp_path: Path):
 
 
 class Code:
-    """What a malicious file would hold."""
+    """An object that runs code when it is unpickled, as in a malicious file."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Path.touch, (Path("was_run"),))

@@ -1,4 +1,4 @@
-"""Folders that hold no whole model, or one that would have to be trusted: each is refused in words."""
+"""Folders with an incomplete model, or one that would have to be trusted, raise clear errors."""
 
 import json
 import shutil
