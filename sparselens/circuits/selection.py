@@ -22,7 +22,7 @@ def smallest(
     """The fewest edges that reach a share of the sum of |score|: min n with sum of the n largest >= share * total.
 
     Args:
-        among: the edges to choose from and to sum over; default: all
+        among: the edges to choose from and to sum over; default: all whose score is known
         total: the sum of |score|, if only the largest scores are known
 
     Raises:
@@ -30,7 +30,7 @@ def smallest(
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must be above 0 and at most 1, not {share}")
-    among = graph.exists if among is None else among
+    among = _known(graph, scores, total) if among is None else among
     n = edges_to_reach(sizes_of(graph, scores, total)[among], share, total)
     return top(graph, scores, n, among, total=total)
 
@@ -64,14 +64,14 @@ def top(
     """The `n` edges of largest |score|.
 
     Args:
-        among: the edges to choose from; default: all
+        among: the edges to choose from; default: all whose score is known
         signed: choose the highest scores instead, so that negative ones come last
         total: the sum of |score| over all edges, if only the largest scores are known
 
     Raises:
         ValueError: there are fewer than `n` edges to choose from.
     """
-    among = graph.exists if among is None else among
+    among = _known(graph, scores, total) if among is None else among
     _refuse_too_many(graph, n, among)
     sizes = sizes_of(graph, scores, total)
     sizes = sizes.copysign(scores.detach().cpu()) if signed else sizes
@@ -113,6 +113,11 @@ def _reach(frontier: list[tuple[float, int, int]], graph: Graph, sizes: Tensor, 
         for source in range(int(graph.reads[destination])):
             if sizes[source, destination] >= 0:
                 heapq.heappush(frontier, (-float(sizes[source, destination]), source, destination))
+
+
+def _known(graph: Graph, scores: Scores, total: float | None) -> Mask:
+    """All edges; with a `total`, those with a score, since the others are NaN."""
+    return graph.exists if total is None else graph.exists & scores.isfinite().cpu()
 
 
 def _refuse_too_many(graph: Graph, n: int, among: Mask) -> None:

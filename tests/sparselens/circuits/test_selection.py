@@ -99,3 +99,13 @@ def test_all_zero_scores_need_no_edge():
 def test_scores_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match="not finite"):
         top(ONE, SCORES * torch.nan, 1)
+
+
+def test_edges_without_a_score_are_never_chosen():
+    known = SCORES.masked_fill(SCORES.abs() < 2, torch.nan)
+    assert top(ONE, known, 3, total=11.5).edges == ["input->a0.h0<q>", "input->m0", "m0->logits"]
+    assert smallest(ONE, known, 0.7, total=11.5).edges == ["input->a0.h0<q>", "input->m0", "m0->logits"]
+    with pytest.raises(ValueError, match="n = 4: the graph has 8 edges, of which 3 have a score"):
+        top(ONE, known, 4, total=11.5)
+    with pytest.raises(ValueError, match="only the 3 largest scores are known"):
+        smallest(ONE, known, 0.9, total=11.5)
