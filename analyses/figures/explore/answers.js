@@ -1,4 +1,4 @@
-/** What a model says next at one position: the likeliest tokens, before and after the cuts. */
+/** The most likely next tokens at one position, before and after the cuts. */
 
 import { make } from "../pages/dom.js";
 import { percent, visible } from "./names.js";
@@ -9,7 +9,7 @@ export function answerOf(app, model) {
   return make("table", { class: "answer" },
     make("caption", {},
       make("b", { class: `ink ${model.gated ? "sparse" : "dense"}` }, model.name),
-      isCut ? ` moved by ${answer.moved.toFixed(3)} nats` : " says next"),
+      isCut ? `: KL divergence ${answer.moved.toFixed(3)} nats` : " predicts"),
     make("thead", { class: "hidden" }, make("tr", {}, ["token", "bar", isCut ? "before" : "probability", isCut && "after", isCut && "change"]
       .filter(Boolean).map(name => make("th", { scope: "col" }, name)))),
     make("tbody", {}, answer.top.map(([token, before, after]) => rowOf(model, token, before / most, after / most, isCut
@@ -38,7 +38,7 @@ function change(difference) {
   return points === "0.0" ? "" : `${difference < 0 ? "−" : "+"}${points}`;
 }
 
-/** The sentence above the tables: which position is asked, and how to ask another. */
+/** The heading above the tables: the position whose next token is predicted. */
 export function askedOf(app) {
   const last = app.position === app.state.tokens.length - 1;
   return make("h2", {}, `After ${app.position} `, make("span", { class: "token" }, visible(app.state.tokens[app.position])), last ? ", the last token" : "");

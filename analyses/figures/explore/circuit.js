@@ -1,8 +1,8 @@
-/** The circuit of one answer: of the edges that are drawn, those on a path to its position, as `dependency_cone` has them of all. */
+/** The circuit of one answer: those of the drawn edges that lie on a path to its position, as in `dependency_cone`. */
 
 import { grouped, make } from "../pages/dom.js";
 
-/** Those of the edges that lead to a position behind the last layer; a state goes on at its own position, too. */
+/** The edges that lead to a position of the last layer's output. The residual stream also carries each position to itself. */
 export function leadingTo(position, edges) {
   const layers = grouped(edges, edge => edge.layer), reached = new Set([position]), found = new Set();
   for (const layer of [...layers.keys()].sort((a, b) => b - a)) {

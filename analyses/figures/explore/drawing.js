@@ -1,4 +1,4 @@
-/** The token x layer drawing: positions left to right, layers upward, one line from key to query for every edge. */
+/** The token x layer drawing: positions left to right, layers bottom to top, one line from key to query for every edge. */
 
 import { draw, make, shorter, thousands } from "../pages/dom.js";
 import { leadingTo } from "./circuit.js";
@@ -25,7 +25,7 @@ export function drawingOf(app, model) {
   return make("figure", { class: "drawing" }, captionOf(app, model, app.view.circuit ? circuit.size : shown.length), make("div", { class: "scroll" }, svg));
 }
 
-/** Where everything goes, in pixels. */
+/** The layout of the drawing, in pixels. */
 function planOf(app, model) {
   const n = app.state.tokens.length;
   const pitch = Math.min(WIDEST, Math.max(NARROWEST, (app.width - LEFT - 8) / n));
@@ -54,7 +54,7 @@ function edgeOf(app, model, plan, edge, drawn) {
   const weight = Math.max(0, edge.fate === KEPT || edge.fate === OPENED ? edge.after : edge.before) / 1000;
   const [from, to] = [plan.port(edge.key, edge.head), plan.port(edge.query, edge.head)];
   const [low, high] = [plan.y(edge.layer) - 2, plan.y(edge.layer + 1) + 2], bend = 0.55 * (high - low);
-  const faintest = 0.04 + 0.66 / (1 + drawn / 50);  // where thousands overlap, weak ones fade, as in the other figures
+  const faintest = 0.04 + 0.66 / (1 + drawn / 50);  // among thousands of overlapping edges weak ones fade, as in the other figures
   return draw("path", {
     class: `edge fate${edge.fate}${app.isPinned(edge.name) ? " pinned" : ""}`,
     d: `M${from} ${low}C${from} ${low + bend} ${to} ${high - bend} ${to} ${high}`,
@@ -64,12 +64,12 @@ function edgeOf(app, model, plan, edge, drawn) {
   });
 }
 
-/** What became of an edge, and the label that somebody gave it, on its line; those of other heads higher or lower. */
+/** A mark on an edge's line: whether it was cut, closed or opened, and its label. Its height depends on the head, to avoid overlaps. */
 function markOf(app, model, plan, edge) {
   const text = [MARKS[edge.fate], app.state.notes[edge.name]?.label].filter(Boolean).join(" ");
   const t = 0.32 + (0.36 * edge.head) / Math.max(1, model.head - 1), along = t * t * (3 - 2 * t);
   const [from, to] = [plan.port(edge.key, edge.head), plan.port(edge.query, edge.head)];
-  const rise = 3 * 0.55 * t * (1 - t) * (1 - 2 * t) + along;  // of the curve that edgeOf draws
+  const rise = 3 * 0.55 * t * (1 - t) * (1 - 2 * t) + along;  // along the curve that edgeOf draws
   const attributes = { x: from + (to - from) * along, y: plan.y(edge.layer + rise), fill: `var(--head${edge.head % 8})`, class: `mark fate${edge.fate}` };
   return text && draw("text", attributes, shorter(text, 24));
 }
@@ -96,17 +96,17 @@ function tokenOf(app, model, plan, position, token) {
   return draw("g", buttonOf(app, model, `p${position}`), wordOf(plan, plan.below, position, plan.floor, 1, token), label && draw("title", {}, label));
 }
 
-/** The likeliest next token at a position; a click shows the others. */
+/** The most likely next token at a position; a click shows the others. */
 function saidOf(app, model, plan, position, [before, after]) {
   const moved = before !== after, chosen = position === app.position;
-  const what = moved ? `says ${quoted(after)}, before the cuts ${quoted(before)}` : `says ${quoted(after)}`;
+  const what = moved ? `predicts ${quoted(after)}, before the cuts ${quoted(before)}` : `predicts ${quoted(after)}`;
   return draw("g", {
     class: `said${moved ? " moved" : ""}${chosen ? " chosen" : ""}`, role: "button", tabindex: 0, "aria-pressed": chosen,
     "aria-label": `position ${position} ${what}`, "data-position": position, "data-key": `${model.name} said ${position}`,
   }, wordOf(plan, plan.above, position, plan.top, -1, after), draw("title", {}, what));
 }
 
-/** A word below (down = 1) or above (-1) a line of nodes, upright where there is no room. */
+/** A word below (down = 1) or above (-1) a line of nodes, rotated if it does not fit horizontally. */
 function wordOf(plan, { upright, height }, position, line, down, text) {
   const x = plan.x(position), y = line + down * (upright ? 7 : 14);
   const box = draw("rect", { x: x - plan.pitch / 2 + 1, y: down > 0 ? line + 4 : line - height, width: plan.pitch - 2, height: height - 2, rx: 3 });
@@ -122,10 +122,10 @@ function captionOf(app, model, drawn) {
     make("b", { class: `ink ${model.gated ? "sparse" : "dense"}` }, model.name),
     ` ${count(model.edges.after, model.gated ? "open edge" : "edge")}${fates ? ` (${fates})` : ""}`,
     drawn < all ? `, ${thousands(drawn)} ${app.view.circuit ? "lead to the answer" : "drawn"}` : "",
-    model.edges.left_out ? `; the ${thousands(all)} strongest are in this page` : "",
+    model.edges.left_out ? `; this page stores the ${thousands(all)} strongest` : "",
     make("label", {}, " weight ≥ ", make("input", {
       type: "range", min: 0, max: 100, value: Math.round(100 * Math.sqrt(app.threshold(model))), "data-key": `${model.name} threshold`,
-      "aria-label": `smallest weight drawn of ${model.name}`,
+      "aria-label": `smallest weight drawn, ${model.name}`,
       oninput: event => app.setThreshold(model, (Number(event.target.value) / 100) ** 2),
     }), make("output", {}, app.threshold(model).toFixed(2))));
 }
@@ -134,7 +134,7 @@ export function legendOf(app) {
   const all = Math.max(...app.state.models.map(model => model.head)), heads = Math.min(8, all);
   const key = head => make("span", { class: "key" }, swatch(head), `head ${head}`);
   return make("p", { class: "legend" }, Array.from({ length: heads }, (_, head) => key(head)),
-    all > heads && make("span", {}, `the same again from head ${heads} on`), make("span", {}, "thicker: more attention"), make("span", {}, "below: the prompt; above: what comes next after each token, a click shows how likely"), app.state.cuts.length > 0 && make("span", {}, "× cut, − closed by the cuts, + opened by them"));
+    all > heads && make("span", {}, `colours repeat from head ${heads} on`), make("span", {}, "thicker: more attention"), make("span", {}, "below: the prompt; above: the predicted next token (click for probabilities)"), app.state.cuts.length > 0 && make("span", {}, "× cut, − closed by the cuts, + opened by them"));
 }
 
 function swatch(head) {

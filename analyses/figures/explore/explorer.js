@@ -1,17 +1,14 @@
-/** The page: what is known (`state`), how it is looked at (`view`), and a way to ask for more (`send`, or null). */
+/** The page: the exploration's `state`, display settings (`view`), and `send` for commands to the session (null on a recorded page). */
 
 import { make, offer, pageData } from "../pages/dom.js";
 import { answerOf, askedOf } from "./answers.js";
 import { circuitChoice } from "./circuit.js";
 import { drawingOf, legendOf } from "./drawing.js";
-import { enlarged, headsOf } from "./heads.js";
+import { headsOf } from "./heads.js";
 import { count, partOf, quoted } from "./names.js";
 import { partsOf } from "./parts.js";
+import { RECORDED, hover, listen } from "./pointing.js";
 import { whyOf } from "./why.js";
-
-const HINT = "Click an edge, a head, a token, a0 (all heads of layer 0) or m0 (its MLP) to cut it, again to restore it. Tab and arrow keys walk, Enter cuts, P pins. W, or Alt and a click, asks why an edge is open.";
-const RECORDED = "This page is recorded: it shows one state and has no model to cut. Run `sparselens explore`, or import its state there.";
-const ARROWS = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: "up", ArrowDown: "down" };
 
 class Explorer {
   constructor(root, data, send) {
@@ -22,12 +19,12 @@ class Explorer {
     this.pending = 0;
     this.queue = Promise.resolve();
     this.build();
-    this.listen();
+    listen(this);
     this.take({ state: data.state });
     if (data.note) this.complain(data.note);
   }
 
-  // -- what there is
+  // -- state
 
   get position() {
     const last = this.state.tokens.length - 1;
@@ -36,7 +33,8 @@ class Explorer {
 
   get width() { return this.drawings.clientWidth || 900; }
   isCut(name) { return this.state.cuts.includes(name); }
-  isPinned(name) { return this.state.notes[name]?.pinned === true; }
+  noteOf(name) { return this.state.notes[name] ?? { label: "", group: "", pinned: false }; }
+  isPinned(name) { return this.noteOf(name).pinned; }
   threshold(model) { return this.view.thresholds[model.name] ?? (model.gated ? 0 : 0.1); }
 
   describe(name) {
@@ -47,7 +45,7 @@ class Explorer {
     if (part.mlp !== undefined) return `MLP of layer ${part.mlp}${end}`;
     if (part.head === undefined) return `attention of layer ${part.layer}, all heads${end}`;
     if (part.key === undefined) return `layer ${part.layer}, head ${part.head}${end}`;
-    return `layer ${part.layer}, head ${part.head}: ${at(part.query)} reads ${at(part.key)}. ${this.state.models.map(model => this.weightOf(model, name)).join("; ")}${end}`;
+    return `layer ${part.layer}, head ${part.head}: ${at(part.query)} attends to ${at(part.key)}. ${this.state.models.map(model => this.weightOf(model, name)).join("; ")}${end}`;
   }
 
   weightOf(model, name) {
@@ -57,12 +55,12 @@ class Explorer {
     return `${model.name}: weight ${this.state.cuts.length && before !== after ? `${before} → ${after}` : before}`;
   }
 
-  // -- what can be done
+  // -- commands
 
   cut(names) { this.ask({ do: "cut", names }); }
   note(name, { label, group, pinned }) { this.ask({ do: "note", name, label, group, pinned }); }
   pin(name) {
-    const note = this.state.notes[name] || { label: "", group: "", pinned: false };
+    const note = this.noteOf(name);
     this.note(name, { ...note, pinned: !note.pinned });
   }
 
@@ -73,14 +71,14 @@ class Explorer {
     if (why) this.reasons.scrollIntoView({ block: "nearest" });
   }
 
-  /** One command after the other; the answer is drawn, or the mistake shown. */
+  /** Send a command after all earlier ones; draws the reply, or shows the error. */
   ask(command) {
     if (!this.send) return this.complain(RECORDED);
     this.pending += 1;
     this.tellStatus();
     this.queue = this.queue
       .then(() => this.send(command))
-      .then(reply => this.take(reply), error => this.complain(`no answer: ${error.message || error}`))
+      .then(reply => this.take(reply), error => this.complain(`no reply: ${error.message || error}`))
       .finally(() => { this.pending -= 1; this.tellStatus(); });
   }
 
@@ -97,16 +95,16 @@ class Explorer {
     this.render();
   }
 
-  /** Another prompt: its last token is asked about; what was cut by position went with the old one. */
+  /** After a change of prompt, show the prediction at its last token. Cuts of edges and tokens belonged to the old prompt. */
   turn(before) {
     this.prompt.value = this.state.prompt;
     if (!before) return;
     this.view.position = null;
     const lost = before.cuts.filter(name => /[p:]/.test(name) && !this.isCut(name)).length;
-    if (lost) this.complain(`${count(lost, "cut")} of edges and tokens went with the old prompt; Undo brings it back.`);
+    if (lost) this.complain(`The new prompt removed ${count(lost, "cut")} of edges and tokens; Undo goes back to the old prompt.`);
   }
 
-  /** A mistake stays until it is waved away. */
+  /** Show an error until it is dismissed. */
   complain(text) {
     const line = make("p", {}, make("span", {}, text), make("button", { type: "button", "aria-label": "dismiss", onclick: () => line.remove() }, "×"));
     this.errors.append(line);
@@ -123,7 +121,7 @@ class Explorer {
     this.render();
   }
 
-  // -- how it looks
+  // -- layout and drawing
 
   build() {
     this.root.classList.add("explore");
@@ -142,13 +140,13 @@ class Explorer {
     this.about = make("p", { class: "about" });
     this.root.append(
       make("header", {}, make("h1", {}, "Explore ", make("span", { class: "quiet" }, this.title)), this.tools),
-      make("form", { class: "prompt", onsubmit: event => { event.preventDefault(); this.ask({ do: "ask", prompt: this.prompt.value }); } }, this.prompt, make("button", { class: "controls" }, "Ask")),
+      make("form", { class: "prompt", onsubmit: event => { event.preventDefault(); this.ask({ do: "ask", prompt: this.prompt.value }); } }, this.prompt, make("button", { class: "controls" }, "Run")),
       this.errors, this.status,
       make("div", { class: "sides" }, make("div", { class: "left" }, this.answers, this.parts), make("div", { class: "right" }, this.about, this.reasons, this.drawings, this.patterns)));
     new ResizeObserver(() => { if (this.drawn !== this.width) this.render(); }).observe(this.drawings);
   }
 
-  /** Draws everything anew and puts the focus back to where it was. */
+  /** Redraw everything and restore the focus. */
   render() {
     if (!this.state) return;
     const key = this.root.getRootNode().activeElement?.dataset?.key, scrolled = [...this.root.querySelectorAll(".scroll")].map(box => box.scrollLeft);
@@ -162,8 +160,8 @@ class Explorer {
     this.patterns.replaceChildren(...asked.map(model => headsOf(this, model)));
     [...this.root.querySelectorAll(".scroll")].forEach((box, i) => { box.scrollLeft = scrolled[i] || 0; });
     this.tellStatus();
-    this.hover(null);
-    if (key) (this.root.querySelector(`[data-key="${CSS.escape(key)}"]`) ?? this.root).focus({ preventScroll: true });  // so that Ctrl+Z goes on
+    hover(this, null);
+    if (key) (this.root.querySelector(`[data-key="${CSS.escape(key)}"]`) ?? this.root).focus({ preventScroll: true });  // so that Ctrl+Z keeps working
   }
 
   toolbar() {
@@ -199,79 +197,6 @@ class Explorer {
     const idle = tokens.length ? `${count(tokens.length, "token")}, ${count(cuts.length, "cut")}, computed in ${milliseconds} ms` : "";
     this.status.textContent = this.pending ? "computing…" : this.send ? idle : "recorded";
   }
-
-  // -- pointing, clicking, walking
-
-  listen() {
-    this.root.addEventListener("click", event => {
-      const hit = this.hit(event);
-      if (hit?.dataset.position) this.select(Number(hit.dataset.position));
-      else if (hit && event.shiftKey) this.pin(hit.dataset.name);
-      else if (hit && event.altKey && partOf(hit.dataset.name).key !== undefined) this.why(hit.dataset.name);
-      else if (hit) this.cut([hit.dataset.name]);
-    });
-    this.root.addEventListener("pointermove", event => this.hover(this.hit(event)?.dataset.name ?? null));
-    this.root.addEventListener("pointerleave", () => this.hover(null));
-    this.root.addEventListener("focusin", event => this.hover(event.target.closest("[data-name]")?.dataset.name ?? null));
-    this.root.addEventListener("keydown", event => this.press(event));
-  }
-
-  /** What is under the pointer; thin lines are hard to hit, so near is good enough. */
-  hit(event) {
-    const direct = event.target.closest("[data-name], [data-position]");
-    if (direct || !event.target.closest(".drawing svg") || event.detail === 0 && event.type === "click") return direct;
-    const root = this.root.getRootNode();
-    for (let radius = 2; radius <= 6; radius += 2)
-      for (let turn = 0; turn < 8; turn++) {
-        const near = root.elementFromPoint(event.clientX + radius * Math.cos((turn * Math.PI) / 4), event.clientY + radius * Math.sin((turn * Math.PI) / 4));
-        if (near?.matches(".edge")) return near;
-      }
-    return null;
-  }
-
-  hover(name) {
-    if (name === this.pointed && name !== null) return;
-    this.pointed = name;
-    for (const lit of this.root.querySelectorAll(".on")) lit.classList.remove("on");
-    this.drawings.classList.toggle("lit", name !== null);
-    this.about.textContent = name === null ? (this.send ? HINT : RECORDED) : this.describe(name);
-    if (name === null) return;
-    for (const edge of this.drawings.querySelectorAll(".edge")) if (belongs(edge.dataset.name, name)) edge.classList.add("on");
-    for (const part of this.root.querySelectorAll("[data-name]")) if (part.dataset.name === name) part.classList.add("on");
-    const head = /^a\d+\.h\d+/.exec(name)?.[0];
-    if (head && head !== this.view.head) this.enlarge(head);
-  }
-
-  enlarge(head) {
-    this.view.head = head;
-    for (const model of this.state.models) {
-      const old = [...this.patterns.querySelectorAll(".large")].find(large => large.dataset.model === model.name);
-      old?.replaceWith(enlarged(this, model));
-    }
-  }
-
-  press(event) {
-    const part = event.target.closest("[data-name], [data-position]"), typing = event.target.matches("input, textarea");
-    if (event.target === this.prompt && event.key === "Enter" && !event.shiftKey) { event.preventDefault(); this.ask({ do: "ask", prompt: this.prompt.value }); }
-    else if (!typing && (event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z") { event.preventDefault(); if (this.state.can[event.shiftKey ? "redo" : "undo"]) this.ask({ do: event.shiftKey ? "redo" : "undo" }); }
-    else if (part && !(part instanceof HTMLElement) && (event.key === "Enter" || event.key === " ")) { event.preventDefault(); part.dispatchEvent(new MouseEvent("click", { bubbles: true })); }
-    else if (part?.dataset.name && !event.ctrlKey && event.key.toLowerCase() === "p") this.pin(part.dataset.name);
-    else if (part?.dataset.name && !event.ctrlKey && event.key.toLowerCase() === "w" && partOf(part.dataset.name).key !== undefined) this.why(part.dataset.name);
-    else if (part?.matches(".edge") && event.key in ARROWS) { event.preventDefault(); this.walk(part, ARROWS[event.key]); }
-  }
-
-  /** From edge to edge: left and right to the next, up and down to the next layer. */
-  walk(edge, way) {
-    const place = name => { const { layer, head, query, key } = partOf(name); return [layer, head, query, key]; };
-    const edges = [...edge.parentNode.children].sort((a, b) => compare(place(a.dataset.name), place(b.dataset.name)));
-    const here = edges.indexOf(edge), layer = partOf(edge.dataset.name).layer;
-    const next = way === "up" ? edges.find(other => partOf(other.dataset.name).layer > layer)
-      : way === "down" ? edges.findLast(other => partOf(other.dataset.name).layer < layer) : edges[here + way];
-    if (!next) return;
-    edge.setAttribute("tabindex", "-1");
-    next.setAttribute("tabindex", "0");
-    next.focus();
-  }
 }
 
 function readEdges(model) {
@@ -283,31 +208,19 @@ function readEdges(model) {
   model.byName = new Map(model.list.map(edge => [edge.name, edge]));
 }
 
-/** Is this edge the part, or one of its edges? */
-function belongs(edge, name) {
-  const part = partOf(name), { layer, head, key, query } = partOf(edge);
-  if (part.pos !== undefined) return key === part.pos || query === part.pos;
-  return part.mlp === undefined && layer === part.layer && [head, key, query].every((n, i) => [n, undefined].includes([part.head, part.key, part.query][i]));
-}
-
-function compare(a, b) {
-  const i = a.findIndex((value, place) => value !== b[place]);
-  return i < 0 ? 0 : a[i] - b[i];
-}
-
-/** A page of its own; a live one asks the server that it came from. */
+/** Start a stand-alone page; a live one sends commands to its server. */
 export function startPage() {
   const data = pageData();
   const token = new URLSearchParams(location.search).get("token") ?? "";
   const send = async command => {
     const options = { method: "POST", headers: { "Content-Type": "application/json", "X-Sparselens-Token": token }, body: JSON.stringify(command) };
-    const reply = await fetch("/ask", options).catch(() => { throw new Error("the server has stopped; start `sparselens explore` again"); });
+    const reply = await fetch("/ask", options).catch(() => { throw new Error("the server has stopped; run `sparselens explore` again"); });
     return reply.json();
   };
   return new Explorer(document.getElementById("explore"), data, data.live ? send : null);
 }
 
-/** In a notebook: anywidget carries the messages. */
+/** Start in a notebook, where anywidget carries the messages. */
 export function startWidget({ model, el }) {
   const waiting = new Map();
   let last = 0;

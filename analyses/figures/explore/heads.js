@@ -1,4 +1,4 @@
-/** All heads' patterns, and one of them large, whose squares are edges to cut. */
+/** The attention patterns of all heads, and an enlarged one, whose squares are edges that can be cut. */
 
 import { draw, grouped, make } from "../pages/dom.js";
 import { gridOf, largeOf } from "../pages/patterns.js";
@@ -7,11 +7,11 @@ import { count, partOf } from "./names.js";
 
 export function headsOf(app, model) {
   return make("figure", { class: "patterns" },
-    make("figcaption", {}, make("b", { class: `ink ${model.gated ? "sparse" : "dense"}` }, model.name), " heads: a click cuts one"),
+    make("figcaption", {}, make("b", { class: `ink ${model.gated ? "sparse" : "dense"}` }, model.name), " heads: click one to cut it"),
     make("div", { class: "pair" }, gridOf(patternsOf(app, model), (layer, head) => buttonOf(app, model, `a${layer}.h${head}`)), enlarged(app, model)));
 }
 
-/** What `patterns.js` draws of a model, after the cuts; an edge that went with them has no weight. */
+/** What `patterns.js` draws of a model, after the cuts; edges that are cut or closed have a negative weight. */
 function patternsOf(app, model) {
   const heads = grouped(model.list, edge => `${edge.layer} ${edge.head}`);
   const cell = ({ query, key, after, name, fate }) => ({ query, key, weight: after / 1000, name, fate });

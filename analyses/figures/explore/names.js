@@ -1,10 +1,10 @@
-/** Names of parts, and numbers, in words. */
+/** Names of parts, and texts for tokens and numbers. */
 
 import { thousands } from "../pages/dom.js";
 
 const PART = /^(?:a(\d+)(?:\.h(\d+)(?::(\d+)->(\d+))?)?|m(\d+)|p(\d+))$/;
 
-/** The numbers in the name of a part: {layer, head, key, query, mlp, pos}, those that it has; null for other names. */
+/** The numbers in a part's name: {layer, head, key, query, mlp, pos}, undefined where it has none; null if it is not a part's name. */
 export function partOf(name) {
   const found = PART.exec(name);
   if (!found) return null;
@@ -12,7 +12,10 @@ export function partOf(name) {
   return { layer, head, key, query, mlp, pos };
 }
 
-/** A token as it can be seen: one of spaces alone is shown as such. */
+/** Is this the name of an attention edge? */
+export const isEdge = name => partOf(name)?.key !== undefined;
+
+/** A token with its spaces made visible if it consists of spaces only. */
 export const visible = text => (text.trim() ? text : text.replaceAll(" ", "␣"));
 
 export const percent = share => (100 * share).toFixed(1);

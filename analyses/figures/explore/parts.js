@@ -1,7 +1,7 @@
-/** The parts that are cut or pinned, with their names and groups, and a field to reach any part by its name. */
+/** The list of parts that are cut or pinned, with their labels and groups, and a field to enter any part by name. */
 
 import { grouped, make } from "../pages/dom.js";
-import { partOf } from "./names.js";
+import { isEdge } from "./names.js";
 
 export function partsOf(app) {
   const names = [...new Set([...app.state.cuts, ...Object.keys(app.state.notes)])];
@@ -9,7 +9,7 @@ export function partsOf(app) {
   const sorted = [...groups].sort(([a], [b]) => a.localeCompare(b));
   return [
     make("h2", {}, "Cut and pinned parts"),
-    names.length ? null : make("p", { class: "quiet" }, "None yet. A click cuts, another restores; Shift and a click, or P, pins."),
+    names.length ? null : make("p", { class: "quiet" }, "None yet. Click a part to cut it, click again to restore it; Shift+click or P pins it."),
     ...sorted.map(([group, members]) => groupOf(app, group, members)),
     fieldOf(app),
   ];
@@ -23,16 +23,16 @@ function groupOf(app, group, members) {
 }
 
 function entryOf(app, name) {
-  const note = app.state.notes[name] || { label: "", group: "", pinned: false };
+  const note = app.noteOf(name);
   const field = (what, hint) => make("input", {
     value: note[what], placeholder: hint, "aria-label": `${hint} of ${name}`, maxlength: 200, "data-key": `${what} ${name}`, readonly: !app.send,
     onchange: event => app.note(name, { ...note, [what]: event.target.value.trim() }),
   });
   return make("li", {},
     make("button", { type: "button", class: "cut", "aria-pressed": app.isCut(name), title: app.describe(name), "data-name": name, "data-key": `part ${name}` }, name),
-    field("label", "name"), field("group", "group"),
-    make("button", { type: "button", class: "pin controls", "aria-pressed": note.pinned, "aria-label": `pin ${name}`, "data-key": `pin ${name}`, onclick: () => app.note(name, { ...note, pinned: !note.pinned }) }, note.pinned ? "unpin" : "pin"),
-    partOf(name)?.key !== undefined && make("button", { type: "button", class: "controls", "aria-label": `why is ${name} open?`, "data-key": `why ${name}`, onclick: () => app.why(name) }, "why?"));
+    field("label", "label"), field("group", "group"),
+    make("button", { type: "button", class: "pin controls", "aria-pressed": note.pinned, "aria-label": `pin ${name}`, "data-key": `pin ${name}`, onclick: () => app.pin(name) }, note.pinned ? "unpin" : "pin"),
+    isEdge(name) && make("button", { type: "button", class: "controls", "aria-label": `why is ${name} open?`, "data-key": `why ${name}`, onclick: () => app.why(name) }, "why?"));
 }
 
 function fieldOf(app) {

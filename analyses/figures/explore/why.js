@@ -1,4 +1,4 @@
-/** Why an edge is open: the sentence, and what each pair adds, who wrote the query downward and the key to the right. */
+/** Why an edge is open: a sentence, and a table of what each pair adds to its score: writers of the query in rows, of the key in columns. */
 
 import { make } from "../pages/dom.js";
 import { partOf } from "./names.js";
@@ -15,7 +15,7 @@ function pairsOf({ model, rows, columns, values }) {
   const most = Math.max(...values.flat().map(Math.abs)) || 1;
   const head = (name, scope) => make("th", { scope }, partOf(name) ? make("button", { type: "button", "data-name": name, "data-key": `why ${model} ${scope} ${name}` }, name) : name);
   return make("table", { class: "pairs" },
-    make("caption", {}, "rows wrote the query, columns the key"),
+    make("caption", {}, "contributions to the score; rows: what wrote the query, columns: what wrote the key"),
     make("thead", {}, make("tr", {}, make("td"), columns.map(name => head(name, "col")))),
     make("tbody", {}, rows.map((name, i) => make("tr", {}, head(name, "row"), values[i].map(value => cellOf(value, most))))));
 }

@@ -1,13 +1,15 @@
-// What is known of the node or edge that was pointed at: labels, scores, its strongest edges, its head's patterns.
+// The card about the node or edge under the pointer: labels, scores, its strongest edges, its head's patterns.
 
 import { byId, make, thousands } from "./dom.js";
 import { data, edgeName, holdsAll, models, nodeOf, pins, signed, state } from "./state.js";
-import { choose, nameOf, number, panels, percent, pin, point, touches } from "./graph.js";
+import { number, percent } from "./captions.js";
+import { panels } from "./graph.js";
+import { choose, nameOf, pin, point, touches } from "./pointing.js";
 import { headNumber, patternsOf } from "./grids.js";
 import { patternOf } from "./patterns.js";
 
-const HINT = "Point at a node or an edge, or move through the nodes with Tab and the arrow keys. A click or Enter keeps only what leads there and what follows; Shift and a click, or P, pins; Escape drops the choice. Ctrl and the wheel, or + and −, zoom; drag to move.";
-export let described = null;  // what the card is about: { node } or { edge }
+const HINT = "Point at a node or an edge, or move between nodes with Tab and the arrow keys. Click or Enter: show only the paths through it. Shift+click or P: pin it. Escape: clear the selection. Ctrl+wheel, + and −: zoom; drag to pan.";
+export let described = null;  // what the card shows: { node } or { edge }
 const LISTED = 8, RECEIVERS = { q: "queries", k: "keys", v: "values" };
 
 export function describe(target) {
@@ -38,7 +40,7 @@ function edgesOf(panel, node) {
   const more = touching.length - LISTED;
   return [
     make("h3", {}, `${panel.name}: ${thousands(into)} in, ${thousands(touching.length - into)} out`),
-    make("ul", {}, touching.slice(0, LISTED).map(edge => make("li", {}, edgeButton(edge, node))), more > 0 && make("li", {}, make("span", { class: "faint" }, `and ${thousands(more)} weaker`))),
+    make("ul", {}, touching.slice(0, LISTED).map(edge => make("li", {}, edgeButton(edge, node))), more > 0 && make("li", {}, make("span", { class: "faint" }, `and ${thousands(more)} weaker edges`))),
   ];
 }
 
@@ -67,12 +69,12 @@ function aboutEdge(edge) {
 
 function scoreOf(model, { code }) {
   const known = model.of.get(code);
-  if (!known) return holdsAll(model) ? "score 0, or not measured" : "not among the edges that this page holds";
+  if (!known) return holdsAll(model) ? "score 0, or not measured" : "not among the edges stored in this page";
   const share = model.total ? `, ${percent(Math.abs(known.score) / model.total)} of |score|` : "";
-  return `score ${number(known.score)}, ${Number.isFinite(known.rank) ? `rank ${thousands(known.rank + 1)}` : `not among the ${thousands(model.list.length)} largest`}${share}${signed(model).includes(known) ? "" : ": not kept"}`;
+  return `score ${number(known.score)}, ${Number.isFinite(known.rank) ? `rank ${thousands(known.rank + 1)}` : `not among the ${thousands(model.list.length)} largest`}${share}${signed(model).includes(known) ? "" : "; not shown"}`;
 }
 
-/** A head's patterns in all models, and on which prompt: another has other edges. */
+/** A head's attention patterns in all models on the chosen prompt. */
 function patterns(name) {
   const head = data.patterns ? headNumber(name) : -1;
   if (head < 0) return [];
@@ -82,5 +84,5 @@ function patterns(name) {
     drawing.setAttribute("aria-label", `attention of ${name} in ${model.name}`);
     return make("figure", {}, drawing, make("figcaption", {}, `${model.name}: ${of.cells(...place).length} edges`));
   });
-  return [make("div", { class: "pair" }, figures), make("p", { class: "note" }, `on “${data.patterns.titles[state.prompt]}”`)];
+  return [make("div", { class: "pair" }, figures), make("p", { class: "note" }, `on the prompt “${data.patterns.titles[state.prompt]}”`)];
 }

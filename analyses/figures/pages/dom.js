@@ -1,15 +1,15 @@
-// Elements made of plain strings: what comes from a model or a person becomes text, never markup. And files to offer.
+// Elements built from plain strings, so that text from a model or a user never becomes markup; and file downloads.
 
 /** @type {(id: string) => any} */
 export const byId = id => document.getElementById(id);
 
-/** @type {() => any} the JSON that the page was filled with */
+/** @type {() => any} the JSON data embedded in the page */
 export const pageData = () => JSON.parse(byId("data").textContent);
 
 const SVG = "http://www.w3.org/2000/svg";
 
 /**
- * An HTML element. Attributes that begin with "on" are listeners; false and null leave one out, but for aria's own.
+ * An HTML element. Attributes starting with "on" are event listeners; false, null and undefined omit an attribute, except aria-*.
  * @param {string} tag
  * @param {Record<string, any>=} attributes
  * @param {...any} children
@@ -40,20 +40,20 @@ function dress(element, attributes, children) {
   return element;
 }
 
-/** @type {(text: string) => string} an SVG as text, with the values of the page's CSS variables */
+/** @type {(text: string) => string} an SVG as text, with CSS variables replaced by their values on this page */
 export function withoutVariables(text) {
   const computed = getComputedStyle(document.documentElement);
   return text.replace(/var\((--[\w-]+)\)/g, (_, name) => computed.getPropertyValue(name).trim());
 }
 
-/** @type {(blob: Blob | null, file: string) => void} hands a file to the browser's downloads */
+/** @type {(blob: Blob | null, file: string) => void} download a file */
 export function offer(blob, file) {
   const link = make("a", { href: URL.createObjectURL(/** @type {Blob} */ (blob)), download: file });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
-/** @type {(text: string, width: number, height: number, file: string) => void} an SVG as text, on paper, four times its size */
+/** @type {(text: string, width: number, height: number, file: string) => void} download an SVG (as text) as a PNG of four times its size, on the page's background */
 export function offerPng(text, width, height, file) {
   const image = new Image(), scale = 4;
   image.onload = () => {
@@ -77,7 +77,7 @@ export function grouped(list, key) {
   return groups;
 }
 
-/** @type {(value: number) => string} 12,345; the browser's own way takes 10 ms when first asked, of a page that opens in 70 */
+/** @type {(value: number) => string} 12,345; the first call of toLocaleString takes 10 ms, on a page that opens in 70 */
 export const thousands = value => String(value).replace(/\B(?=(\d{3})+$)/g, ",");
 
 export const shorter = (text, length) => (text.length > length ? `${text.slice(0, length - 1)}…` : text);

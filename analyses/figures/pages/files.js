@@ -1,4 +1,4 @@
-// What is on the screen as a file of its own: no variables, nothing hidden.
+// Exports what is on the screen as stand-alone files: no CSS variables, nothing hidden.
 
 import { draw, withoutVariables } from "./dom.js";
 import { alongPaths, data, edgeName, models, nodes, signed, stateText } from "./state.js";
@@ -37,7 +37,7 @@ function graphSvg(view) {
   return svg;
 }
 
-function asFile(mark) {  // what the page's style sheet says of pins, for a file without one
+function asFile(mark) {  // what the page's style sheet says about pins: the file has no style sheet
   const looks = mark.tagName === "path" ? { fill: "none", stroke: "var(--mark)", "stroke-width": 3.4, "stroke-opacity": 0.45 } : { "text-anchor": "middle", "dominant-baseline": "central", style: "fill: var(--mark)" };
   for (const [name, value] of Object.entries(looks)) mark.setAttribute(name, value);
   return mark;
@@ -55,7 +55,7 @@ function addPlainLegend(group, view) {
   for (const [x, y, ink, dash] of swatches) group.appendChild(draw("path", { d: `M${x} ${y}h12`, stroke: `var(--${ink})`, "stroke-width": 1.3, "stroke-dasharray": dash.join(" ") }));
 }
 
-function stacked(parts) {  // drawings of the page above each other, each with what stands above it
+function stacked(parts) {  // drawings of the page one below the other, each under its heading
   const heights = parts.map(({ width, height }) => 24 + 480 * height / width), svg = sheet(490, heights.reduce((sum, height) => sum + height, 0));
   parts.forEach(({ text, element }, i) => {
     const y = heights.slice(0, i).reduce((sum, one) => sum + one, 0);
@@ -75,7 +75,7 @@ function patternsSvg() {
   return stacked([...grids, ...[...document.querySelectorAll("#patterns .large figure")].map(partOf)]);
 }
 
-function gridSvg(figure) {  // every head's pattern at its place, layers upward
+function gridSvg(figure) {  // every head's pattern in its place, first layer at the bottom
   const { layers, heads } = data.patterns, step = 44, left = 24;
   const size = { width: left + step * heads, height: step * layers + 14 };
   const cells = [...figure.querySelectorAll(".grid button")].map(button => {

@@ -1,4 +1,4 @@
-// The patterns of all heads of every model, and beside them the one that is pointed at or chosen, large.
+// The attention patterns of all heads of every model, next to an enlarged one: the head under the pointer, or the selected one.
 
 import { byId, make, thousands } from "./dom.js";
 import { bytes, data, models, state } from "./state.js";
@@ -14,7 +14,7 @@ export function headNumber(name) {
   return at < data.patterns.layers * data.patterns.heads && +head < data.patterns.heads ? at : -1;
 }
 
-/** For every head of a model its edges on the prompt that is shown. */
+/** The edges of every head of a model on the current prompt. */
 export function attentionOf(model) {
   const key = `${model} ${state.prompt}`;
   if (!unpacked.has(key)) unpacked.set(key, unpack(data.patterns.models[model][state.prompt]));
@@ -34,7 +34,7 @@ function unpack({ gaps, weights }) {
   return found;
 }
 
-/** What `patterns.js` draws of a model. An open gate is seen, however small its weight. */
+/** What `patterns.js` draws of a model. An open gate stays visible, however small its weight. */
 export function patternsOf(model) {
   const { layers, heads, lossy, tokens } = data.patterns;
   return { name: models[model].name, layers, heads, tokens: tokens[state.prompt], faintest: lossy[model] ? 0 : FAINTEST, cells: (layer, head) => attentionOf(model)[layer * heads + head] };
@@ -46,7 +46,7 @@ export function updatePatterns() {
   const focused = /** @type {HTMLElement} */ (document.activeElement), grid = [...document.querySelectorAll("#patterns .grid")].indexOf(focused.parentElement);
   document.querySelector("#patterns .grids").replaceChildren(...models.map((model, i) => {
     const edges = attentionOf(i).reduce((sum, cells) => sum + cells.length, 0);
-    return make("figure", {}, make("figcaption", {}, `${model.name}: ${thousands(edges)} attention edges${data.patterns.lossy[i] ? " of weight 1/510 or more" : ""}`), gridOf(patternsOf(i), buttonOf));
+    return make("figure", {}, make("figcaption", {}, `${model.name}: ${thousands(edges)} attention edges${data.patterns.lossy[i] ? " with weight 1/510 or more" : ""}`), gridOf(patternsOf(i), buttonOf));
   }));
   if (grid >= 0) /** @type {HTMLElement} */ (document.querySelectorAll("#patterns .grid")[grid].querySelector(`[data-place="${focused.dataset.place}"]`)).focus();
   enlarge();
@@ -57,11 +57,11 @@ function buttonOf(layer, head) {
   return { "aria-label": name, "aria-pressed": state.head === name, class: state.head === name ? "pinned" : null, "data-head": name, onpointerenter: show, onfocus: show, onclick: () => { pointed = name; state.head = state.head === name ? "" : name; refresh(); } };
 }
 
-/** The head beside the grids, in every model. A click on a head keeps it there. */
+/** Show the head next to the grids, for every model. A click on a head keeps it there. */
 function enlarge() {
   const name = shownHead(), place = headNumber(name), { heads, tokens } = data.patterns, words = tokens[state.prompt];
   for (const button of /** @type {NodeListOf<HTMLElement>} */ (document.querySelectorAll("#patterns .grid button"))) button.classList.toggle("on", button.dataset.head === name);
-  byId("weight").textContent = state.head ? `${name} stays here; a click on it lets go. Point at a square for its weight.` : "Point at a head to see it here; a click keeps it. Point at a square for its weight.";
+  byId("weight").textContent = state.head ? `${name} is selected; click it again to deselect it. Point at a square to see its weight.` : "Point at a head to enlarge it; click to keep it. Point at a square to see its weight.";
   document.querySelector("#patterns .large").replaceChildren(...models.map((model, i) => {
     const cells = attentionOf(i)[place], label = Object.hasOwn(model.labels, name) ? `, ${model.labels[name]}` : "";
     const drawing = largeOf(patternsOf(i), Math.floor(place / heads), place % heads);
@@ -72,7 +72,7 @@ function enlarge() {
 
 function tellWeights(drawing, model, cells, words) {
   for (const cell of cells) cell.rect.addEventListener("pointerenter", () => {
-    byId("weight").textContent = `${model.name}: “${words[cell.query]}” (${cell.query}) reads “${words[cell.key]}” (${cell.key}) with weight ${cell.weight.toFixed(3)}`;
+    byId("weight").textContent = `${model.name}: “${words[cell.query]}” (${cell.query}) attends to “${words[cell.key]}” (${cell.key}) with weight ${cell.weight.toFixed(3)}`;
     for (const word of drawing.querySelectorAll(".word")) word.classList.toggle("on", [cell.query, cell.key].includes(+word.dataset.token));
   });
 }

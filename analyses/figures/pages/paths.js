@@ -1,10 +1,10 @@
-// Paths of edges that run through no node, as `lanes.py` has them: a curve, a line up a lane, another curve.
+// Paths of edges that avoid all nodes, the same as in `lanes.py`: a curve, a line up a lane, another curve.
 
 import { data } from "./state.js";
 
 const { left, pitch, room, row, own, under, middle, last, bend, spread } = data.lanes;
 
-/** @returns {number[]} x and y of eight points; of an edge that is one curve the last five are the same */
+/** @returns {number[]} x and y of eight points; if the edge is a single curve, the last five coincide */
 export function curve({ source, destination }) {
   const x = data.leaves[2 * source], y = data.leaves[2 * source + 1];
   const toX = data.enters[2 * destination], toY = data.enters[2 * destination + 1];
@@ -24,7 +24,7 @@ function points(x, y, toX, toY, low, lane, high) {
 
 const isOne = at => at[7] === at[15];
 
-/** Straight pieces take half the time of curves, and among thousands of edges the weak ones look the same. */
+/** Add an edge to the canvas path. Straight lines take half the time of curves; weak edges among thousands look the same either way. */
 export function trace(context, at, straight) {
   context.moveTo(at[0], at[1]);
   if (straight) { for (const i of [6, 8, 14]) context.lineTo(at[i], at[i + 1]); return; }
@@ -39,12 +39,12 @@ export function pathOf(edge) {
   return isOne(at) ? first : `${first}L${at[8]} ${at[9]}C${at.slice(10).join(" ")}`;
 }
 
-/** The points of an edge, found once. */
+/** The points of an edge, computed once. */
 export function placesOf(edge) {
   return edge.places || (edge.places = curve(edge));
 }
 
-/** Squared distance of a place from an edge, or Infinity where that is further than `reach`. */
+/** Squared distance of a point from an edge; Infinity if the edge clearly lies further away than `reach`. */
 export function distanceTo(edge, x, y, reach) {
   const at = placesOf(edge);
   if (y > at[1] + reach || y < at[15] - reach) return Infinity;
@@ -53,7 +53,7 @@ export function distanceTo(edge, x, y, reach) {
   return Math.min(first, toPiece(at[6], at[7], at[8], at[9], x, y), toCurve(at, 8, x, y));
 }
 
-function toCurve(at, i, x, y) {  // to sixteen pieces of the curve
+function toCurve(at, i, x, y) {  // approximated by sixteen straight pieces
   let least = Infinity, fromX = at[i], fromY = at[i + 1];
   for (let piece = 1; piece <= 16; piece++) {
     const t = piece / 16, u = 1 - t, a = u * u * u, b = 3 * u * u * t, c = 3 * u * t * t, d = t * t * t;

@@ -1,9 +1,9 @@
-// Attention patterns as both pages draw them: a row is a query, a column a key; layers upward; one head large.
+// Attention patterns, for viewer and explorer: rows are queries, columns keys; a grid of all heads, and one head enlarged.
 
 import { draw, grouped, make, shorter } from "./dom.js";
 
 /**
- * An edge of a head; below 0: one that is gone. `largeOf` adds its square, and where that is.
+ * An attention edge of a head; a weight below 0 means that it is closed. `largeOf` adds its square and the square's middle.
  * @typedef {object} Cell
  * @property {number} query
  * @property {number} key
@@ -14,7 +14,7 @@ import { draw, grouped, make, shorter } from "./dom.js";
  * @property {number=} x
  * @property {number=} y
  *
- * What is drawn of a model.
+ * The patterns of one model.
  * @typedef {object} Patterns
  * @property {string} name
  * @property {number} layers
@@ -26,7 +26,7 @@ import { draw, grouped, make, shorter } from "./dom.js";
 
 const INK = "var(--weight)", LEVELS = 16, CELL = 15, WORD = 11, LONGEST = 16;
 
-/** One button for every head: Tab reaches one of them, arrows the others. @type {(of: Patterns, attributes: (layer: number, head: number) => Record<string, any>) => any} */
+/** A button for every head: Tab reaches one of them, the arrow keys the others. @type {(of: Patterns, attributes: (layer: number, head: number) => Record<string, any>) => any} */
 export function gridOf(of, attributes) {
   const grid = make("div", { class: "grid", role: "group", "aria-label": `heads of ${of.name}`, onkeydown: walkHeads });
   grid.style.gridTemplateColumns = `max-content repeat(${of.heads}, minmax(.8rem, 4.2rem))`;
@@ -52,7 +52,7 @@ function walkHeads(event) {
   next.focus();
 }
 
-/** A head's pattern without words, in squares of few strengths, a path each: a page of many heads stays quick. */
+/** A head's pattern without tokens. Weights are rounded to a few levels with one path each, to stay fast with many heads. */
 export function patternOf(of, layer, head) {
   const n = of.tokens.length, levels = grouped(of.cells(layer, head).filter(cell => cell.weight >= 0), cell => Math.ceil(LEVELS * cell.weight));
   return draw("svg", { viewBox: `0 0 ${n} ${n}`, "aria-hidden": "true" }, [...levels].map(([level, members]) => draw("path", {

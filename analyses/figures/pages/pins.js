@@ -1,12 +1,12 @@
-// What somebody pinned, with a note and a group for each: kept in the page's state, and so in its address.
+// The list of pinned nodes and edges, each with a note and a group; they are part of the page's state, and so of its address.
 
 import { byId, grouped, make } from "./dom.js";
 import { pins, setPins } from "./state.js";
 import { describe } from "./card.js";
-import { choose, point, targetNamed } from "./graph.js";
+import { choose, point, targetNamed } from "./pointing.js";
 import { refresh } from "./viewer.js";
 
-let listed = "";  // the names that are in the list
+let listed = "";  // the names now in the list
 
 export function listPins() {
   const names = Object.keys(pins()), typing = byId("pins").contains(document.activeElement);
@@ -19,7 +19,7 @@ export function listPins() {
   if (key) byId("pins").querySelector(`[data-key="${CSS.escape(key)}"]`)?.focus();
 }
 
-function sortAnew() {  // once the keyboard has gone on to the next field
+function sortAgain() {  // after the focus has moved to the next field
   setTimeout(() => { listed = ""; listPins(); });
 }
 
@@ -29,9 +29,9 @@ function groupOf([group, names]) {
 
 function entryOf(name) {
   const target = targetNamed(name), { note, group } = pins()[name];
-  const field = (what, value) => make("input", { type: "text", value, placeholder: what, "data-key": `${what} of ${name}`, maxlength: 200, "aria-label": `${what} of ${name}`, oninput: event => change(name, { [what]: event.target.value }), onchange: sortAnew });
+  const field = (what, value) => make("input", { type: "text", value, placeholder: what, "data-key": `${what} of ${name}`, maxlength: 200, "aria-label": `${what} of ${name}`, oninput: event => change(name, { [what]: event.target.value }), onchange: sortAgain });
   return make("li", {},
-    make("button", { type: "button", title: "paths through it", onclick: () => { choose(target); describe(target); }, onpointerenter: () => point(target, false), onpointerleave: () => point(null, false) }, name),
+    make("button", { type: "button", title: "show only paths through it", onclick: () => { choose(target); describe(target); }, onpointerenter: () => point(target, false), onpointerleave: () => point(null, false) }, name),
     field("note", note), field("group", group),
     make("button", { type: "button", "aria-label": `unpin ${name}`, onclick: () => { change(name, null); byId("find").focus(); } }, "×"));
 }

@@ -1,4 +1,4 @@
-// Curves and points of the last tab, each plot an SVG of its own.
+// The plots of the last tab, each as its own SVG.
 
 import { draw, make } from "./dom.js";
 import { data } from "./state.js";
@@ -35,7 +35,7 @@ function scales(plot) {
   const x = value => (Number.isFinite(value) && (!plot.log_x || value > 0) ? BOX.left + part(value) * (BOX.right - BOX.left) : NaN);
   const y = value => (Number.isFinite(value) ? BOX.bottom - (value - yLow) / (yHigh - yLow) * (BOX.bottom - BOX.top) : NaN);
   const yTicks = ticks(yLow, yHigh, false), widest = Math.max(...yTicks.map(value => widthOf(tickText(value, plot.percent_y), 11)));
-  return { x, y, xTicks: ticks(xLow, xHigh, plot.log_x), yTicks, left: Math.min(0, BOX.left - 19 - widest) };  // left: below 0 where tick labels want more room
+  return { x, y, xTicks: ticks(xLow, xHigh, plot.log_x), yTicks, left: Math.min(0, BOX.left - 19 - widest) };  // left: below 0 if tick labels need more room
 }
 
 function tickText(value, percents) {
@@ -44,7 +44,7 @@ function tickText(value, percents) {
   return percents ? `${text} %` : text;
 }
 
-function widthOf(text, size) {  // about
+function widthOf(text, size) {  // approximate
   return 0.6 * size * text.length;
 }
 
@@ -59,7 +59,7 @@ export function addPlot(plot) {
   svg.setAttribute("viewBox", `${scale.left} 0 ${BOX.width - scale.left} ${addSeriesNames(svg, plot.series)}`);
 }
 
-function addSeriesNames(svg, all) {  // under the axes, as many in a row as fit; returns the height of everything
+function addSeriesNames(svg, all) {  // below the axes, as many per row as fit; returns the total height
   let x = BOX.left, y = BOX.height + 10;
   for (const series of all) {
     const width = 34 + 6.2 * series.name.length;
@@ -103,7 +103,7 @@ function addSeries(svg, series, { x, y }) {
   for (const point of points) if (point.label) addPointLabel(svg, point);
 }
 
-function addPointLabel(svg, { x, y, label }) {  // on the left where the right has no room
+function addPointLabel(svg, { x, y, label }) {  // on the left if there is no room on the right
   const fits = x + 6 + widthOf(label, 10) <= BOX.width;
   svg.appendChild(draw("text", { x: fits ? x + 6 : x - 6, y: Math.max(y - 5, 10), "font-size": 10, "text-anchor": fits ? "start" : "end" }, label));
 }

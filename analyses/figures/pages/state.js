@@ -1,4 +1,4 @@
-// What the page knows and what is chosen: edges in the order of |score|, the cut, the sign, the path.
+// The page's data and settings: edges ordered by |score|, the threshold, the sign, the selected node or edge.
 
 import { byId, pageData } from "./dom.js";
 
@@ -12,13 +12,13 @@ const START = {
 export const state = { ...START };
 export const nodes = data.nodes.map(([name, kind, text, x, y, width, height], index) => ({ name, kind, text, x, y, width, height, index }));
 export const nodeOf = new Map(nodes.map(node => [node.name, node]));
-const owners = data.destinations.map(name => nodeOf.get(name.split("<")[0]).index);  // sources stand as the nodes do
+const owners = data.destinations.map(name => nodeOf.get(name.split("<")[0]).index);  // sources are in the order of the nodes
 export const models = data.models.map(ranked);
 export const largest = Math.max(...models.map(model => model.largest)) || 1;
 for (const model of models) for (const edge of model.every) edge.size = Math.abs(edge.score) / largest;
 
 export function bytes(text) {
-  const raw = atob(text), found = new Uint8Array(raw.length);  // Uint8Array.from with a function takes ten times as long
+  const raw = atob(text), found = new Uint8Array(raw.length);  // Uint8Array.from with a function is ten times slower
   for (let i = 0; i < raw.length; i++) found[i] = raw.charCodeAt(i);
   return found;
 }
@@ -26,7 +26,7 @@ export function bytes(text) {
 function ranked(model) {
   const list = decoded(model), of = new Map(list.map(edge => [edge.code, edge]));
   const pruned = model.pruned && decoded(model.pruned).map(edge => of.get(edge.code) ?? { ...edge, rank: Infinity });
-  const every = pruned ? list.concat(pruned.filter(edge => !of.has(edge.code))) : list;  // it may have weak edges, too
+  const every = pruned ? list.concat(pruned.filter(edge => !of.has(edge.code))) : list;  // a pruned circuit may contain weak edges that the page does not store otherwise
   for (const edge of pruned ?? []) of.set(edge.code, edge);
   const upward = inOrder(every, "source"), downward = inOrder(every, "owner").reverse();
   return { ...model, pruned: pruned && { list: pruned, mean: model.pruned.mean }, list, every, upward, downward, held: list.at(-1)?.reached ?? 0, largest: list.length ? Math.abs(list[0].score) : 0, of };
@@ -43,10 +43,10 @@ function decoded(edges) {
   });
 }
 
-function inOrder(list, end) {  // of the nodes at one end; sorting takes longer
+function inOrder(list, end) {  // of the nodes at that end; faster than sorting
   const at = nodes.map(() => []);
   for (const edge of list) at[edge[end]].push(edge);
-  return [].concat(...at);  // flat() takes three times as long
+  return [].concat(...at);  // flat() is three times slower
 }
 
 export function edgeName(edge) {
@@ -59,7 +59,7 @@ export function edgeNamed(name) {
   return source < 0 || destination < 0 ? null : { source, destination, owner: owners[destination], code: source * owners.length + destination };
 }
 
-function countAtLeast(list, keeps) {  // the list is in order, so that what is kept comes first
+function countAtLeast(list, keeps) {  // binary search: the list is sorted, with the kept edges first
   let low = 0, high = list.length;
   while (low < high) {
     const middle = (low + high) >> 1;
@@ -71,7 +71,7 @@ function countAtLeast(list, keeps) {  // the list is in order, so that what is k
 const asPruned = model => state.mode === "pruned" && model.pruned;
 const asFaithful = model => (state.mode === "pruned" || state.mode === "faithful") && model.faithful;
 
-function cut(model) {  // how many of the largest edges the threshold keeps: the rules of EdgeScores.smallest and .top, but none without a score
+function cut(model) {  // how many of the largest edges the threshold keeps, as EdgeScores.smallest and .top do, but without edges of score 0
   const { list, total } = model;
   if (asFaithful(model)) return Math.min(list.length, model.faithful.edges);
   if (state.mode === "top") return Math.min(list.length, state.top);
@@ -80,10 +80,10 @@ function cut(model) {  // how many of the largest edges the threshold keeps: the
   return total > 0 && state.share > 0 ? Math.min(list.length, countAtLeast(list, edge => edge.reached < goal) + 1) : 0;
 }
 
-/** Does the page hold every edge that has a score? */
+/** Does the page store every edge of nonzero score? */
 export const holdsAll = model => model.list.length === model.edges || model.held >= model.total * (1 - 1e-12);
 
-export function runsOut(model) {  // is more wanted than the page holds?
+export function runsOut(model) {  // does the threshold need more edges than the page stores?
   if (holdsAll(model) || asPruned(model)) return false;
   if (asFaithful(model)) return model.faithful.edges > model.list.length;
   if (state.mode === "top") return state.top > model.list.length;
@@ -91,7 +91,7 @@ export function runsOut(model) {  // is more wanted than the page holds?
   return model.held < state.share * model.total * (1 - 1e-12);
 }
 
-/** The edges that are drawn of a model, and how many that were chosen are not, since they are dead ends. */
+/** The edges of a model that are drawn, and how many selected edges are hidden because they are dead ends. */
 export function drawn(model) {
   const pruned = asPruned(model), n = pruned ? "pruned" : cut(model), key = `${n} ${state.sign} ${state.dead}`;
   if (model.drawn?.key !== key) {
@@ -105,7 +105,7 @@ export function drawn(model) {
 
 export const signed = model => drawn(model).list;
 
-function livelyIn(model, keeps) {  // on a path from the input to the logits, as in Circuit.pruned; sources come before who reads them
+function livelyIn(model, keeps) {  // on a path from the input to the logits, as in Circuit.pruned; nodes are in topological order
   const from = new Uint8Array(nodes.length), to = new Uint8Array(nodes.length);
   from[0] = to[nodes.length - 1] = 1;
   for (const edge of model.upward) if (from[edge.source] && keeps(edge)) from[edge.owner] = 1;
@@ -113,7 +113,7 @@ function livelyIn(model, keeps) {  // on a path from the input to the logits, as
   return edge => to[edge.owner] && (from[edge.source] || !data.from_input);
 }
 
-export function alongPaths(list) {  // the chosen node or edge, and all that leads there or follows; sources come before who reads them
+export function alongPaths(list) {  // the edges on paths through the chosen node or edge; nodes are in topological order
   if (!state.chosen) return list;
   const node = nodeOf.get(state.chosen), edge = node ? null : edgeNamed(state.chosen);
   const before = new Set([node ? node.index : edge.source]), after = new Set([node ? node.index : edge.owner]);
@@ -125,7 +125,7 @@ export function alongPaths(list) {  // the chosen node or edge, and all that lea
   return list.filter(one => kept.has(one.code));
 }
 
-export function difference() {  // [only in the first, only in the second, in both], each in the style of its kind
+export function difference() {  // edges only in the first (kind 0), only in the second (1), in both (2), each in the style of its kind
   const kept = models.map(signed), [inFirst, inSecond] = kept.map(list => new Set(list.map(edge => edge.code)));
   const all = [], [first, second] = kept.map(alongPaths), listed = new Set(first.map(edge => edge.code));
   for (const edge of first) all.push({ ...edge, style: inSecond.has(edge.code) ? 2 : 0 });
@@ -138,7 +138,7 @@ export function difference() {  // [only in the first, only in the second, in bo
   return all.sort((a, b) => b.size - a.size);
 }
 
-// -- what somebody pinned: names of nodes and edges with a note and a group
+// -- pins: names of nodes and edges with a note and a group
 
 /** @returns {Record<string, { note: string, group: string }>} */
 export function pins() {
@@ -149,13 +149,13 @@ export function setPins(all) {
   state.pins = Object.keys(all).length ? JSON.stringify(all) : "";
 }
 
-/** Is this the name of a node, or of an edge that the page holds? */
+/** Is this the name of a node, or of an edge stored in the page? */
 export function isPart(name) {
   const edge = nodeOf.has(name) ? null : edgeNamed(name);
   return nodeOf.has(name) || (edge !== null && models.some(model => model.of.has(edge.code)));
 }
 
-/** What a text holds of pins that can be: of nodes and edges that there are, so many and so long. */
+/** Read pins from untrusted text: only of existing nodes and edges, at most 200, each text at most 200 characters. */
 function readPins(text) {
   try {
     const said = Object.entries(JSON.parse(text)).filter(([name]) => isPart(name)).slice(0, 200);
@@ -165,7 +165,7 @@ function readPins(text) {
   }
 }
 
-// -- the state as text: behind the address where there is one, else in the field
+// -- the state as text: after # in the address if the page has one, else only in the text field
 
 export function stateText() {
   const changed = Object.entries(state).filter(([name, value]) => value !== START[name]);
@@ -198,5 +198,5 @@ export function keepState() {
   written = text;
   try {
     history.replaceState(null, "", text ? `#${text}` : location.href.split("#")[0]);
-  } catch { /* a frame without an address: the field holds the state */ }
+  } catch { /* a frame has no address of its own: the text field has the state */ }
 }

@@ -1,4 +1,4 @@
-// The token x layer drawing: edges between positions, layer over layer, dense above sparse.
+// The token x layer drawing: attention edges between positions, layer by layer, dense model above sparse.
 
 import { byId, draw, offer, offerPng, pageData, thousands, withoutVariables } from "./dom.js";
 
@@ -6,8 +6,8 @@ const data = pageData();
 const svg = byId("drawing");
 const state = { column: -1, threshold: data.threshold, heads: new Set(), layers: new Set(), pinned: null };
 const edges = [], tokens = [], edgeOf = new Map(), tokenOf = new Map();
-const LEGIBLE = 1.3;  // pixels of a point: a drawing that is taller than the screen scrolls instead of shrinking further
-const HINT = "Point at an edge or a token, or move to one with the Tab key. A click keeps the choice, Escape drops it.";
+const LEGIBLE = 1.3;  // pixels per point: a drawing that is taller than the screen scrolls instead of shrinking further
+const HINT = "Point at an edge or a token, or move to one with the Tab key. Click: keep it selected. Escape: clear the selection.";
 
 function write(parent, label) {
   const attributes = { x: label.x, y: label.y, "font-size": label.size, "text-anchor": label.anchor };
@@ -25,7 +25,7 @@ function addPanel(panel) {
   const { band, nodes, node } = data;
   for (let line = 0; line <= data.layers; line++) for (const x of nodes)
     group.appendChild(draw("rect", { class: "node", x: x - node[0] / 2, y: -band * line - node[1] / 2, width: node[0], height: node[1], rx: node[1] / 2 }));
-  const walkable = panel.edges.flat().length <= 400;  // so few (two numbers each) that the keyboard can visit them
+  const walkable = panel.edges.flat().length <= 400;  // at most 200 edges (two numbers each): few enough to visit with the Tab key
   panel.edges.forEach((flat, layer) => {
     const level = group.appendChild(draw("g", { transform: `translate(0 ${-band * layer})` }));
     for (let i = 0; i < flat.length; i += 2) addEdge(level, panel, layer, data.curves[flat[i]], flat[i + 1], walkable);
@@ -60,7 +60,7 @@ function addToken(group, panel, label) {
 }
 
 const name = (panel, position) => `${position} “${data.tokens[panel.column][position]}”`;
-const describe = e => `layer ${e.layer}, head ${e.head}: query ${name(e.panel, e.query)} reads key ${name(e.panel, e.key)}`;
+const describe = e => `layer ${e.layer}, head ${e.head}: query ${name(e.panel, e.query)} attends to key ${name(e.panel, e.key)}`;
 const isShown = e => !e.element.classList.contains("off");
 const isSame = (a, b) => a.panel.column === b.panel.column && a.layer === b.layer && a.head === b.head && a.query === b.query && a.key === b.key;
 
@@ -77,7 +77,7 @@ function aboutToken(token) {
   const touching = edges.filter(e => e.panel.column === token.panel.column && isShown(e) && (e.query === token.position || e.key === token.position));
   const counts = data.rows.map((row, i) => {
     const here = touching.filter(e => e.panel.row === i);
-    const few = here.length && here.length <= 4 ? ` (${here.map(e => `layer ${e.layer} head ${e.head}, ${e.query} reads ${e.key}, weight ${e.weight.toFixed(3)}`).join("; ")})` : "";
+    const few = here.length && here.length <= 4 ? ` (${here.map(e => `layer ${e.layer} head ${e.head}, ${e.query} attends to ${e.key}, weight ${e.weight.toFixed(3)}`).join("; ")})` : "";
     return `${row}: ${here.length} edge${here.length === 1 ? "" : "s"}${few}`;
   });
   return { edges: touching, tokens: [token.position], text: `position ${name(token.panel, token.position)}. ${counts.join(", ")}`, one: false };
@@ -100,7 +100,7 @@ function highlight(element) {
   for (const token of tokens) if (token.panel.column === column && found.tokens.includes(token.position)) token.element.classList.add("on");
 }
 
-function nearest(x, y) {  // thin lines are hard to hit: look around the pointer too
+function nearest(x, y) {  // thin lines are hard to hit, so look around the pointer too
   for (let radius = 0; radius <= 6; radius += 2)
     for (let turn = 0; turn < (radius ? 8 : 1); turn++) {
       const element = document.elementFromPoint(x + radius * Math.cos(turn * Math.PI / 4), y + radius * Math.sin(turn * Math.PI / 4));
@@ -127,7 +127,7 @@ function heading(panel, drawn) {
   return drawn === panel.total ? `${panel.name}: ${all} edge${panel.total === 1 ? "" : "s"}` : `${panel.name}: ${thousands(drawn)} of ${all} edges drawn`;
 }
 
-function showColumn() {  // all prompts: models above each other; one prompt: models side by side, larger
+function showColumn() {  // all prompts: models one above the other; one prompt: models side by side, larger
   const alone = state.column >= 0, step = data.columnWidth + data.gutter;
   for (const panel of data.panels) {
     panel.group.classList.toggle("off", alone && panel.column !== state.column);
@@ -165,7 +165,7 @@ function toggles(id, count, chosen, label, colour) {
   }
 }
 
-function picture() {  // the drawing as it is on the screen, as a file of its own: no variables, nothing hidden
+function picture() {  // the drawing as on the screen, as a stand-alone SVG: no CSS variables, nothing hidden
   const copy = svg.cloneNode(true), box = svg.viewBox.baseVal;
   for (const hidden of copy.querySelectorAll(".off, .place")) hidden.remove();
   for (const element of copy.querySelectorAll("[tabindex]")) element.removeAttribute("tabindex");

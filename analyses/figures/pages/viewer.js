@@ -1,15 +1,17 @@
-// Tabs and controls; the first drawing.
+// Tabs and controls of the circuit viewer; starts the page.
 
 import { byId, draw, make, offer, offerPng } from "./dom.js";
 import { alongPaths, applyState, data, difference, keepState, largest, models, modes, signed, state, stateText } from "./state.js";
-import { aboutDifference, aboutModel, addPanel, found, goTo, paint, panels, point, targetNamed, update, zoomTo } from "./graph.js";
+import { aboutDifference, aboutModel } from "./captions.js";
+import { addPanel, found, paint, panels, update, zoomTo } from "./graph.js";
+import { goTo, point, targetNamed } from "./pointing.js";
 import { describe, described } from "./card.js";
 import { listPins } from "./pins.js";
 import { updatePatterns } from "./grids.js";
 import { addPlot } from "./plots.js";
 import { DRAWINGS, TABLES, asText } from "./files.js";
 
-const CUTS = { pruned: "the pruned circuit", faithful: "the faithful circuit", share: "% of all |score|", score: "|score| at least", top: "largest edges" };
+const CUTS = { pruned: "pruned circuit", faithful: "faithful circuit", share: "% of total |score|", score: "|score| at least", top: "largest edges" };
 const TABS = { circuit: "Circuit", difference: "Difference", tokens: "Tokens", patterns: "Patterns", curves: "Curves" };
 const present = Object.keys(TABS).filter(tab => !{ difference: models.length < 2, tokens: !data.tokens, patterns: !data.patterns, curves: !data.plots.length }[tab]);
 
@@ -48,7 +50,7 @@ function showTab() {
   if (state.tab === "tokens" && !byId("tokens").firstChild) byId("tokens").appendChild(make("iframe", { title: "attention edges over tokens", sandbox: "allow-scripts allow-downloads", srcdoc: data.tokens }));
 }
 
-// -- the threshold: the number says what holds, the slider moves it
+// -- the threshold: the number field has its exact value, the slider changes it
 
 const most = Math.max(1, ...models.map(model => model.list.length));
 const weakest = models.map(model => model.list.at(-1)).filter(Boolean);
@@ -81,7 +83,7 @@ function showControls() {
   for (const id of ["dead", "hide"]) byId(id).checked = state[id];
   if (document.activeElement !== byId("find")) byId("find").value = state.find;
   byId("matches").textContent = state.find.trim() ? `${found().length} found` : "";
-  byId("chosen").textContent = `paths through ${state.chosen} ×`;
+  byId("chosen").textContent = `only paths through ${state.chosen} ×`;
   byId("chosen").hidden = !state.chosen || !isGraph();
   byId("whole").disabled = byId("further").disabled = state.zoom === 1;
   if (data.patterns) byId("prompt").value = state.prompt;
@@ -102,9 +104,9 @@ export function refresh() {
   keepState();
 }
 
-function addDifference() {  // when it is first looked at: a page of many nodes opens sooner
+function addDifference() {  // only when the tab is first opened, so that a page of many nodes loads faster
   addPanel("difference", difference, aboutDifference);
-  panels.at(-1).name = "edges of both";
+  panels.at(-1).name = "either model";
 }
 
 function listen() {
@@ -119,7 +121,7 @@ function listen() {
   set("whole", "click", () => zoomTo(1));
   set("prompt", "input", ({ value }) => { state.prompt = +value; });
   set("chosen", "click", () => { state.chosen = ""; });
-  byId("slider").addEventListener("input", inTurn(() => { state[state.mode] = SLIDERS[state.mode].from(+byId("slider").value); }));
+  byId("slider").addEventListener("input", oncePerFrame(() => { state[state.mode] = SLIDERS[state.mode].from(+byId("slider").value); }));
   set("number", "input", field => { if (field.value !== "" && field.validity.valid) state[state.mode] = SLIDERS[state.mode].read(+field.value); });
   byId("number").addEventListener("change", ({ target }) => { if (!target.reportValidity() || target.value === "") target.value = SLIDERS[state.mode].text(); });
   byId("address").addEventListener("change", ({ target }) => goToState(target.value));
@@ -149,7 +151,7 @@ function goToState(text) {
   point(null);
 }
 
-function inTurn(act) {  // at most once a frame
+function oncePerFrame(act) {  // acts at once, redraws at most once per animation frame
   let waiting = false;
   return () => {
     act();
@@ -159,15 +161,15 @@ function inTurn(act) {  // at most once a frame
   };
 }
 
-/** On paper stands the drawing of the tab that is shown, as its SVG file has it: a canvas may come out blank. */
+/** Prints the current tab's drawing as in its SVG file, since a canvas may come out blank. */
 function toPaper() {
   byId("paper").replaceChildren(...(DRAWINGS[state.tab] ? [DRAWINGS[state.tab]()] : []));
 }
 
-function copyState() {  // a frame may not write the clipboard, but may copy what is marked
+function copyState() {  // a sandboxed frame may not write to the clipboard, but may copy a selection
   byId("address").value = stateText();
   byId("address").select();
-  byId("copy").textContent = document.execCommand("copy") ? "copied" : "state:";
+  byId("copy").textContent = document.execCommand("copy") ? "copied" : "copy failed";
   setTimeout(() => { byId("copy").textContent = "copy state"; }, 1500);
   byId("copy").focus();
 }

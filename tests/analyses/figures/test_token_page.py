@@ -146,7 +146,7 @@ def test_the_page_works_in_a_browser(tmp_path: Path):
     page.write_text(view.html.replace("})();\n</script>", f"{USE}}})();\n</script>"), encoding="utf-8")
     said, complaints = said_in_chromium(page, tmp_path / "profile")
     assert "CONSOLE" not in complaints
-    assert said["edge"].startswith('layer 1, head 0: query 2 “"” reads key 1 “&”. dense: weight 0.')
+    assert said["edge"].startswith('layer 1, head 0: query 2 “"” attends to key 1 “&”. dense: weight 0.')
     assert said["edge"].endswith("sparse: weight 0.400") and said["lit"] == 2
     assert said["token"].startswith("position 1 “3”. dense: 336 edges") and said["token"].endswith("sparse: 0 edges")
     assert said["afterEscape"] == 0

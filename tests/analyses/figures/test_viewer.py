@@ -463,7 +463,7 @@ def test_the_page_works_in_a_browser(tmp_path: Path, dark: bool):
     assert said["pointed"].startswith("dense a1.h1: ") and said["keeps"] == "a1.h1"
     assert said["large"][0] == "a1.h1" and said["large"][1].startswith("dense a1.h1: ")
     assert said["labels"] == [HOSTILE[0][:15] + "…"] * 2
-    assert re.match(r"dense: “.*” \(0\) reads “.*” \(0\) with weight 0\.\d{3}$", said["weight"])
+    assert re.match(r"dense: “.*” \(0\) attends to “.*” \(0\) with weight 0\.\d{3}$", said["weight"])
     assert said["besides"] and said["upward"] and said["stylesOfKinds"]
     sparse_edges = attention_of((2, 4, 4, 9), 0.1, seed=1).of_prompt(1)  # that state asked for prompt 99
     assert said["cells"][1] == len(sparse_edges) < said["cells"][0] and said["curves"] > 3
@@ -494,8 +494,8 @@ def test_the_page_begins_with_the_faithful_circuits_and_is_used_by_keyboard_alon
         assert heads[0].startswith(f"dense: {len(cut)} of 479 edges") and len(cut) < 60
         notes = page.get("[...document.querySelectorAll('#circuit .panel .note')].map(note => note.textContent)")
         ends = 60 - len(cut)
-        assert notes[0] == f"does 81.2 % of what the whole model does; {ends} dead end{'s' * (ends > 1)} left out"
-        assert notes[1].startswith("no circuit of this model was found to be faithful: here 90.0 % of |score|")
+        assert notes[0] == f"faithfulness 81.2 %; {ends} dead end{'s' * (ends > 1)} hidden"
+        assert notes[1].startswith("no faithful circuit was found for this model; shown instead: 90.0 % of |score|")
         assert page.get("getComputedStyle(document.getElementById('slider')).display") == "none"
 
         page.get("document.getElementById('find').focus()")
@@ -565,13 +565,13 @@ def test_the_page_begins_with_the_pruned_circuits(tmp_path: Path):
         heads = page.get("[...document.querySelectorAll('#circuit h2')].map(h => h.textContent)")
         assert heads == [panel.header.text for panel in viewer.layout().panels]
         notes = page.get("[...document.querySelectorAll('#circuit .panel .note')].map(note => note.textContent)")
-        assert notes[0].startswith("does 71.2 % of what the whole model does, on prompts that did not choose it; ")
-        assert notes[1].startswith("does 80.0 % of what the whole model does")
+        assert notes[0].startswith("faithfulness 71.2 % on held-out prompts; ")
+        assert notes[1].startswith("faithfulness 80.0 %")
         weak = next(edge for edge in viewer.circuits[0].edges if edge in beyond)
         page.get(f"location.hash = 'chosen={quote(weak)}'")
         page.wait(f"document.querySelector('#card h2').textContent === {json.dumps(weak)}")
         (said, *_) = page.get("[...document.querySelectorAll('#card h3 + div')].map(line => line.textContent)")
-        assert "not among the 100 largest" in said and not said.endswith("not kept")
+        assert "not among the 100 largest" in said and not said.endswith("not shown")
         page.get("location.hash = 'tab=difference'")
         page.wait("document.querySelectorAll('#difference h2').length === 1")
         assert page.get("document.querySelector('#difference h2').textContent").endswith(" edges")

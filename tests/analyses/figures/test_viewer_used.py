@@ -92,7 +92,7 @@ def test_another_prompt_has_other_patterns(page: Page, address: str):
     assert page.get(said)[1] == f"sparse: {len(edges[1])} attention edges" and len(edges[0]) != len(edges[1])
     page.click("#tab-circuit")
     page.get("document.querySelector('#circuit .node[aria-label=\"a0.h1\"]').focus()")
-    assert page.get("document.querySelector('#card .pair ~ .note').textContent") == f"on “{HOSTILE[1]}”"
+    assert page.get("document.querySelector('#card .pair ~ .note').textContent") == f"on the prompt “{HOSTILE[1]}”"
     assert page.complaints == []
 
 

@@ -193,7 +193,7 @@ def test_the_recorded_page_shows_the_same_without_a_network(page: Page, sparse: 
     page.wait("document.querySelector('.answers h2').textContent.startsWith('After 2 ')")
     assert page.get("document.querySelector('.tools').textContent") == "Export state"
     page.click("g.part[data-name=m1]")
-    page.wait("document.querySelector('.errors').textContent.includes('This page is recorded')")
+    page.wait("document.querySelector('.errors').textContent.includes('This page is a recording')")
     page.look(700)
     page.wait("document.documentElement.scrollWidth <= 700")  # nothing sticks out
     paper = "getComputedStyle(document.querySelector('.explore')).backgroundColor"
