@@ -1,1 +1,1 @@
-"""How results are drawn: for paper, for notebooks, as pages. Takes results, never models; `explore` alone asks them."""
+"""Figures for papers, notebooks and web pages. They take results, never models; only `explore` runs models itself."""

@@ -1,4 +1,4 @@
-"""The layer x head drawing of circuits on paper: matplotlib draws what the layout says, and needs no browser."""
+"""The layer x head drawing of circuits on paper: matplotlib draws what the layout says, without a browser."""
 
 from typing import Any
 
@@ -6,28 +6,25 @@ import numpy as np
 
 from sparselens.analyses.figures.circuit_layout import CircuitLayout, CircuitPanel, Node, Style
 from sparselens.analyses.figures.palette import INK, QUIET
-from sparselens.analyses.figures.paper import encoded, style
+from sparselens.analyses.figures.paper import drawing_area, encoded, style
+from sparselens.analyses.figures.token_drawing import draw_label
 from sparselens.analyses.figures.token_layout import Label
 
 FILL = {"input": "#e4e6e9", "head": "#ffffff", "mlp": "#f3ead2", "logits": "#e4e6e9"}
-UNUSED = 0.28  # opacity of nodes that no edge touches
+UNUSED = 0.28  # opacity of nodes without edges
 
 
 def draw_circuits(layout: CircuitLayout, kind: str, dpi: int) -> bytes:
     """The content of a .pdf, .svg or .png file; the same layout gives the same bytes."""
-    from matplotlib.figure import Figure
-
     with style():
-        figure = Figure(figsize=(layout.width / 72, layout.height / 72))
-        axes = figure.add_axes((0, 0, 1, 1), xlim=(0, layout.width), ylim=(layout.height, 0))
-        axes.set_axis_off()
+        axes = drawing_area(layout.width, layout.height)
         for panel in layout.panels:
             _draw_panel(axes, layout, panel)
         for label in layout.legend:
-            _draw_label(axes, label)
+            draw_label(axes, label)
         for x, y, look in layout.swatches:
             axes.plot((x, x + 12), (y, y), color=look.ink.light, lw=1.3, ls=_dash(look))
-        return encoded(figure, kind, dpi)
+        return encoded(axes.get_figure(), kind, dpi)
 
 
 def _draw_panel(axes: Any, layout: CircuitLayout, panel: CircuitPanel) -> None:
@@ -53,7 +50,7 @@ def _draw_panel(axes: Any, layout: CircuitLayout, panel: CircuitPanel) -> None:
     for node in layout.skeleton.nodes:
         _draw_node(axes, node, panel)
     for label in (panel.header, *layout.skeleton.rulers):
-        _draw_label(axes, label, panel.x, panel.y)
+        draw_label(axes, label, panel.x, panel.y)
 
 
 def _draw_node(axes: Any, node: Node, panel: CircuitPanel) -> None:
@@ -64,25 +61,11 @@ def _draw_node(axes: Any, node: Node, panel: CircuitPanel) -> None:
     corner = (x - node.width / 2, y - node.height / 2)
     shape = f"round,pad=0,rounding_size={min(radius, node.width / 2)}"
     look: Any = {"fc": FILL[node.kind], "ec": INK if alpha == 1 else QUIET, "lw": 0.5, "alpha": alpha, "zorder": 2}
-    axes.add_artist(FancyBboxPatch(corner, node.width, node.height, boxstyle=shape, **look))  # the limits are set
+    axes.add_artist(
+        FancyBboxPatch(corner, node.width, node.height, boxstyle=shape, **look)
+    )  # add_patch would also update the limits
     size = min(7.0, node.height / 1.25, 1.45 * node.width / len(node.text))
-    _draw_label(axes, Label(x, y, node.text, size=size), alpha=alpha)
-
-
-def _draw_label(axes: Any, label: Label, x: float = 0.0, y: float = 0.0, alpha: float = 1.0) -> None:
-    axes.text(
-        x + label.x,
-        y + label.y,
-        label.text,
-        size=label.size,
-        color=INK,
-        alpha=alpha,
-        weight="bold" if label.bold else "normal",
-        ha={"start": "left", "middle": "center", "end": "right"}[label.anchor],
-        va="center_baseline",
-        parse_math=False,  # a name may hold a dollar sign
-        zorder=3,
-    )
+    draw_label(axes, Label(x, y, node.text, size=size), alpha=alpha)
 
 
 def _dash(style: Style) -> Any:

@@ -1,9 +1,9 @@
-"""Where everything in the layer x head drawing of circuits goes: one layout that the figure and the page both draw.
+"""Layout of the layer x head drawing of circuits, independent of whether matplotlib or the page draws it.
 
-The input stands at the bottom, above it every layer's heads, its MLP to their right, the logits on top; all panels have
-the same places, so that circuits line up node for node. An edge leaves its source upright and enters its destination
-upright: a head's queries at its left, keys in its middle, values at its right; on its way it runs through no node.
-All lengths are points (1/72 inch), y grows downward, and nothing here knows who draws.
+The input is at the bottom, then one row of heads per layer with the MLP on the right, and the logits on top. Nodes have
+the same positions in all panels, so that circuits line up. Edges leave and enter nodes vertically (a head's queries on
+its left, keys in the middle, values on its right) and avoid all other nodes. All lengths are in points (1/72 inch), and
+y grows downward.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,29 +20,33 @@ from sparselens.circuits.circuit import Circuit
 from sparselens.circuits.graph import INPUT, LOGITS, RECEIVERS, Graph
 
 PANEL = 234.0  # 3.25 inches: one column of ICML and NeurIPS
-COLUMN, PAGE = 3.25, 6.75  # inches: panels above each other, or side by side
+COLUMN, PAGE = 3.25, 6.75  # inches: panels one above the other, or side by side
 LEFT, HEADER, SWATCH = 19.0, LINE + 3, 16.0
 NODE_WIDTH, NODE_HEIGHT = 13.0, 9.5
-CHARACTER, BOLD = 0.52 * SIZE, 0.68  # width of a character on average; of a bold one over its size
-FAINTEST = 0.15  # the attention weight whose stroke the weakest edge has
+CHARACTER, BOLD = 0.52 * SIZE, 0.68  # average width of a character; of a bold one / font size
+FAINTEST = 0.15  # the weakest edge is drawn like this attention weight
 WIDEST_NAME = 24  # characters
 
 
 class Style(NamedTuple):
-    """How a kind of edge is drawn: colour and dashes, so that it is told from others without colour too."""
+    """How a kind of edge is drawn: colour, and dashes for readers who cannot rely on colour."""
 
     ink: Ink
     dash: tuple[float, ...]
 
 
-DASH = (3.2, 1.4)  # everywhere: an edge of negative score
+DASH = (3.2, 1.4)  # edges of negative score, in all figures
 SIGNS = (Style(POSITIVE, ()), Style(NEGATIVE, DASH))
-KINDS = (MODELS["dense"], MODELS["sparse"], SHARED)  # of edges in a difference: only here, only there, in both
+KINDS = (
+    MODELS["dense"],
+    MODELS["sparse"],
+    SHARED,
+)  # of edges: only in the first circuit, only in the second, in both
 DIFFERENCES = tuple(Style(ink, dash) for dash in ((), DASH) for ink in KINDS)
 
 
 class Node(NamedTuple):
-    """A box with a text; (x, y) is its middle."""
+    """A box with a text, centred at (x, y)."""
 
     name: str  # input, a0.h1, m0, logits
     kind: Literal["input", "head", "mlp", "logits"]
@@ -55,7 +59,7 @@ class Node(NamedTuple):
 
 @dataclass(frozen=True)
 class Skeleton:
-    """All that the panels of one graph share. Relative to the left end of a panel and the line of the input."""
+    """What all panels of a graph share. Coordinates are relative to a panel's left end and the line of the input."""
 
     graph: Graph
     nodes: Sequence[Node]
@@ -63,18 +67,18 @@ class Skeleton:
     leaves: Float[np.ndarray, "source 2"]  # where the edges of each source start
     enters: Float[np.ndarray, "destination 2"]  # where the edges into each destination end
     lanes: Lanes
-    top: float  # y of the highest point of a node
+    top: float  # y of the top of the highest node
     bottom: float
 
     def paths(
         self, source: Int[np.ndarray, " edge"], destination: Int[np.ndarray, " edge"]
     ) -> Float[np.ndarray, "edge 8 2"]:
-        """Points of two cubic curves with a straight line between them, for every edge (see `Lanes.paths`)."""
+        """For every edge, the points of two cubic curves with a straight line between them (see `Lanes.paths`)."""
         return self.lanes.paths(self.leaves[source], self.enters[destination], source, destination)
 
 
 class Swatch(NamedTuple):
-    """A piece of line that the legend explains."""
+    """A sample line in the legend."""
 
     x: float
     y: float
@@ -83,12 +87,12 @@ class Swatch(NamedTuple):
 
 @dataclass(frozen=True)
 class CircuitPanel:
-    """The edges of one circuit, weakest first, relative to (x, y): the left end of the line of the input."""
+    """The edges of one circuit, weakest first. Coordinates are relative to (x, y), the left end of the input's line."""
 
     x: float
     y: float
     header: Label
-    used: frozenset[str]  # nodes that an edge touches
+    used: frozenset[str]  # nodes with at least one edge
     paths: Float[np.ndarray, "edge 8 2"]
     styles: Sequence[Style]
     strokes: Sequence[tuple[float, float]]  # width and opacity
@@ -107,17 +111,17 @@ class CircuitLayout:
 
 
 class Edges(NamedTuple):
-    """What one panel draws."""
+    """The edges that one panel draws."""
 
     heading: str
     source: Int[np.ndarray, " edge"]
     destination: Int[np.ndarray, " edge"]
-    size: Float[np.ndarray, " edge"]  # |score| over the largest of all panels
-    style: Int[np.ndarray, " edge"]  # place in SIGNS or DIFFERENCES
+    size: Float[np.ndarray, " edge"]  # |score| / the largest |score| in any panel
+    style: Int[np.ndarray, " edge"]  # index into SIGNS or DIFFERENCES
 
 
 def lay_out_circuits(circuits: Sequence[Circuit], names: Sequence[str], width: float = PAGE) -> CircuitLayout:
-    """Circuits of one graph side by side (6.75 inches) or above each other (3.25 inches)."""
+    """Circuits of one graph, side by side (6.75 inches) or one above the other (3.25 inches)."""
     largest = max(_largest(circuit) for circuit in circuits)
     panels = [_signed(circuit, name, largest) for circuit, name in zip(circuits, names, strict=True)]
     texts = ["positive: corrupting it lowers the metric", "negative"]
@@ -125,7 +129,7 @@ def lay_out_circuits(circuits: Sequence[Circuit], names: Sequence[str], width: f
 
 
 def lay_out_difference(first: Circuit, second: Circuit, names: Sequence[str]) -> CircuitLayout:
-    """One panel with the edges that are in only one of two circuits, and those in both."""
+    """One panel with the edges of either circuit; styles show which are in one only, and which in both."""
     one, two = first.kept.cpu().numpy(), second.kept.cpu().numpy()
     kind = np.where(one & two, 2, np.where(two, 1, 0))
     source, destination = np.nonzero(one | two)
@@ -141,29 +145,29 @@ def lay_out_difference(first: Circuit, second: Circuit, names: Sequence[str]) ->
 
 
 def heading(name: str, drawn: int, total: int, share: float) -> str:
-    """What a panel's header says: how many edges are drawn, how many there are, and what share of |score| is shown."""
+    """A panel's header: the number of edges drawn, of all edges, and the share of |score| that is drawn."""
     return f"{shortened(name)}: {drawn:,} of {total:,} edges, {100 * share:.1f} % of |score|"
 
 
 def difference_heading(names: Sequence[str], counts: tuple[int, int, int]) -> str:
-    """How many edges are in only one circuit, and how many in both."""
+    """The header of a difference: how many edges are in only one circuit, and how many in both."""
     first, second = shortened(names[0]), shortened(names[1])
     return f"only {first}: {counts[0]:,}, only {second}: {counts[1]:,}, both: {counts[2]:,} edges"
 
 
 def shortened(name: str) -> str:
-    """A model's name, on one line and not too long for a header."""
+    """A model's name on one line, truncated to fit a header."""
     name = printable(name)
     return name if len(name) <= WIDEST_NAME else name[: WIDEST_NAME - 1] + "…"
 
 
 def edge_stroke(size: float, n_drawn: int) -> tuple[float, float]:
-    """Width and opacity of an edge by its |score| over the largest; the root, since few scores are much above all."""
+    """Width and opacity of an edge by its relative |score|; with a square root, since few scores are large."""
     return stroke(FAINTEST + (1 - FAINTEST) * size**0.5, n_drawn)
 
 
 def skeleton(graph: Graph) -> Skeleton:
-    """Places of all nodes of a graph."""
+    """Lay out all nodes of a graph."""
     n_layers, widest = len(graph.blocks), max(block.n_heads for block in graph.blocks)
     columns = widest + any(block.mlp for block in graph.blocks)
     pitch = min(50.0, (PANEL - LEFT - 10) / columns)
@@ -189,7 +193,7 @@ def skeleton(graph: Graph) -> Skeleton:
 
 
 def _nodes(graph: Graph, pitch: float, left: float, band: float, widest: int) -> Iterator[Node]:
-    """All nodes in the order of the sources, then the logits."""
+    """All nodes: first the sources in the order of the graph, then the logits."""
     width, height = _size(pitch, band)
     middle = left + pitch * widest / 2
     yield Node(INPUT, "input", "input", middle, 0.0, 30.0, NODE_HEIGHT)
@@ -204,7 +208,7 @@ def _nodes(graph: Graph, pitch: float, left: float, band: float, widest: int) ->
 
 
 def _size(pitch: float, band: float) -> tuple[float, float]:
-    """Width and height of a head: they leave room for edges between columns, and between heads and the MLP above."""
+    """Width and height of a head, with room for edges between columns, and between heads and the MLP above."""
     return min(NODE_WIDTH, 0.7 * pitch), min(NODE_HEIGHT, 0.4 * band)
 
 
@@ -226,7 +230,7 @@ def _signed(circuit: Circuit, name: str, largest: float) -> Edges:
 
 def _array(circuit: Circuit) -> Float[np.ndarray, "source destination"]:
     scores = circuit.scores.detach().cpu().double().masked_fill(~circuit.graph.exists, 0.0)
-    return (scores if circuit.total is None else scores.nan_to_num(0.0)).numpy()  # those not known are not drawn
+    return (scores if circuit.total is None else scores.nan_to_num(0.0)).numpy()  # unmeasured edges are not drawn
 
 
 def _largest(circuit: Circuit) -> float:
@@ -240,7 +244,7 @@ def _arranged(
     width: float,
     styles: Sequence[Style],
 ) -> CircuitLayout:
-    """Panels beside or above each other, the legend under them."""
+    """Panels side by side or one above the other, with the legend below."""
     frame = skeleton(graph)
     height = HEADER + frame.bottom - frame.top
     side_by_side = width > COLUMN and len(panels) > 1
@@ -270,12 +274,12 @@ def _panel(frame: Skeleton, edges: Edges, x: float, y: float, styles: Sequence[S
 
 
 def _legend(y: float, width: float, entries: Sequence[tuple[Style, str]]) -> tuple[list[Label], list[Swatch]]:
-    """Texts one after the other, as many on a line as fit."""
+    """Legend entries, as many per line as fit."""
     labels: list[Label] = []
     swatches: list[Swatch] = []
     x = 1.0
-    said: list[tuple[Style | None, str]] = [*entries, (None, "width, opacity: |score|, on one scale")]
-    said.append((None, "number: head, entered at q, k, v from left to right; m: MLP"))
+    said: list[tuple[Style | None, str]] = [*entries, (None, "width, opacity: |score|, on the same scale")]
+    said.append((None, "number: head, with q, k, v entering from left to right; m: MLP"))
     for style, text in said:
         start = SWATCH if style else 0.0
         length = start + CHARACTER * len(text)

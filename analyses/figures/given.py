@@ -1,5 +1,6 @@
-"""What the figures draw, or an error that says how it is made: a model or a string is what people hand over first."""
+"""Checks of what is passed to a figure: a wrong type, often a model, gives an error that names the right function."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from sparselens.analyses.attribution.attention_edges import AttentionEdges
@@ -12,12 +13,17 @@ MADE_BY = {
 
 
 def refuse_others(kind: type, *given: Any) -> None:
-    """Refuse what is not of the kind; None, for what was left out, is fine.
+    """Refuse arguments of another type; None, for an argument that was left out, is fine.
 
     Raises:
-        ValueError: one is something else.
+        ValueError: an argument has another type.
     """
-    for one in given:
-        if one is not None and not isinstance(one, kind):
-            shown = repr(one) if isinstance(one, str) else f"a {type(one).__name__}"
-            raise ValueError(f"want {kind.__name__}, as {MADE_BY[kind]} gives them, not {shown}")
+    for value in given:
+        if value is not None and not isinstance(value, kind):
+            shown = repr(value) if isinstance(value, str) else f"a {type(value).__name__}"
+            raise ValueError(f"want {kind.__name__}, as returned by {MADE_BY[kind]}, not {shown}")
+
+
+def model_names(given: Sequence[str] | None, n_models: int) -> tuple[str, ...]:
+    """The given names of the models; by default "model", or "dense" and "sparse"."""
+    return tuple(given) if given else (("model",) if n_models == 1 else ("dense", "sparse"))

@@ -1,6 +1,6 @@
-"""A number for every head, every position or every pair of names, as a plotly heat map: zero is white.
+"""Plotly heat maps of one number per head, per position or per pair of names; zero is white.
 
-As a page it is one file without a network request if written with `figure.write_html(path, include_plotlyjs=True)`.
+`figure.write_html(path, include_plotlyjs=True)` writes a page that needs no network.
 """
 
 from collections.abc import Sequence
@@ -27,20 +27,20 @@ def heat_map(
     value_label: str = "change of the metric",
     limit: float | None = None,
 ) -> Any:
-    """A plotly Figure of numbers by layer, such as the effect of patching every head: blue above zero, red below.
+    """A plotly heat map of numbers by layer, such as the effect of patching each head: blue above zero, red below.
 
     >>> heat_map(patch_activations(model, pairs, site="residual", by_position=True).mean, "Residual", columns="pos")
 
     Args:
-        values: NaN stays white.
-        columns: what a layer's numbers belong to, "head" or "pos" (the second axis of `PatchingResult.mean`); or a
-            different name for every column, such as `TokenizedPairs.labels`
-        rows: a different name for every row; default: numbers of layers
-        upward: the first row at the bottom, as layers are drawn everywhere; default: of numbers of layers
-        limit: the value of full colour, for maps that are to be compared; the largest |value| unless given.
+        values: NaN is drawn white.
+        columns: the second axis of `values`: "head" or "pos" (as in `PatchingResult.mean`), or a unique name for every
+            column, such as `TokenizedPairs.labels`
+        rows: a unique name for every row; default: layer numbers
+        upward: put the first row at the bottom; default: only if rows are layer numbers
+        limit: the |value| of full colour, to compare several maps; default: the largest |value|
 
     Raises:
-        ValueError: `columns` is something else, no value is a finite number, or `limit` is not above zero.
+        ValueError: `columns` is unknown, no value is finite, or `limit` is not above zero.
     """
     import plotly.graph_objects as go
 
@@ -54,7 +54,7 @@ def heat_map(
     top = float(np.abs(numbers[np.isfinite(numbers)]).max()) or 1.0 if limit is None else limit
     if not top > 0:
         raise ValueError(f"limit = {limit}: want a value above zero")
-    upward = rows is None if upward is None else upward  # queries of a pattern go downward
+    upward = rows is None if upward is None else upward  # the queries of a pattern run downward
     layers, places = (
         list(range(n)) if names is None or isinstance(names, str) else [escaped(name) for name in names]
         for n, names in zip(numbers.shape, (rows, columns), strict=True)
@@ -88,7 +88,7 @@ def heat_map(
 
 
 def written_on(figure: Any, texts: Sequence[Sequence[str]]) -> Any:
-    """The heat map with a text in every cell, wide enough to be read."""
+    """Write a text into every cell of a heat map, and let the cells grow wide enough for it."""
     figure.update_traces(text=[[escaped(text) for text in row] for row in texts], texttemplate="%{text}")
     figure.update_traces(hovertemplate="%{y}, %{x}: %{text} %{z:.3g}<extra></extra>")
     return figure.update_yaxes(scaleanchor=None)
@@ -100,7 +100,7 @@ def pattern_map(
     positions: Sequence[str] = (),
     value_label: str = "change of the metric",
 ) -> Any:
-    """The numbers of one head, `a0.h1`, by query and key; by default of the head with the largest.
+    """The heat map of one head, such as `a0.h1`, by query and key; default: the head with the largest |value|.
 
     Raises:
         ValueError: there is no such head.

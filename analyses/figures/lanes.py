@@ -1,10 +1,10 @@
-"""Paths of edges in the layer x head drawing that run through no node: up between two columns, in a lane.
+"""Paths of edges in the layer x head drawing that avoid all nodes, by going up in lanes between the columns.
 
-1. What has no row of heads to pass is one curve, which leaves its source upright and arrives upright.
-2. Everything else turns into the lane beside its destination, above the source's row, goes straight up, and turns out
-   of it in the space under the destination. Edges into the logits take the lane beside their source.
-3. Edges that share a lane lie beside each other, as far as it has room.
-The page does the same (`pages/paths.js`); a test holds the two equal.
+1. An edge that passes no row of heads is a single curve, vertical at both ends.
+2. Any other edge turns into the lane next to its destination's column above the source's row, goes straight up, and
+   turns out of the lane below its destination. Edges into the logits use the lane next to their source instead.
+3. Edges that share a lane are spread over its width.
+`pages/paths.js` computes the same paths; a test checks that both agree.
 """
 
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-BEND = 0.45  # how far control points are away, in heights of the curve
-SPREAD = 31  # places side by side in a lane
+BEND = 0.45  # distance of control points from the ends / height of the curve
+SPREAD = 31  # positions side by side in a lane
 
 
 class Place(NamedTuple):
-    """Where a node stands: its middle, and its upper and lower end."""
+    """A node's position: x of its middle, y of its upper and lower end."""
 
     x: float
     top: float
@@ -28,11 +28,11 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Lanes:
-    """Where the rows and columns of nodes leave room."""
+    """The space between the rows and columns of nodes."""
 
     left: float  # the first lane, left of the first column
-    pitch: float  # distance of neighbouring lanes
-    room: float  # how far an edge may lie beside the middle of its lane
+    pitch: float  # distance between neighbouring lanes
+    room: float  # largest distance of an edge from the middle of its lane
     row: Float[np.ndarray, " source"]  # lower end of the next row of heads above, or of the logits
     own: Float[np.ndarray, " source"]  # lower end of the next node above in the same column, or of the logits
     under: Float[np.ndarray, " destination"]  # upper end of the next node below in the same column, or of the input
@@ -46,10 +46,10 @@ class Lanes:
         source: Int[np.ndarray, " edge"],
         destination: Int[np.ndarray, " edge"],
     ) -> Float[np.ndarray, "edge 8 2"]:
-        """Points of a cubic curve (4), and of another (4) to which a straight line leads; of one curve that is a dot.
+        """Two cubic curves of 4 points each, joined by a straight line; for a single curve the second is one point.
 
         Args:
-            source, destination: their numbers in the graph
+            source, destination: indices of the nodes in the graph
         """
         x, y = start.T
         to_x, to_y = end.T
@@ -67,11 +67,11 @@ class Lanes:
         source: Int[np.ndarray, " edge"],
         destination: Int[np.ndarray, " edge"],
     ) -> tuple[Float[np.ndarray, " edge"], Float[np.ndarray, " edge"], Float[np.ndarray, " edge"]]:
-        """Y where the lane begins, its x, and y where it ends; of an edge that needs none all three are its end."""
+        """Y where the edge enters its lane, the lane's x, and y where it leaves; the edge's end if it needs no lane."""
         middle, to_logits = self.middle[destination], destination == len(self.under) - 1
         above = np.abs(x - middle) < self.pitch / 3
         free = (to_y >= self.row[source] - 0.01) | (above & ~to_logits & (to_y >= self.own[source] - 0.01))
-        leaves = to_logits & (source > 0)  # beside the source's column, else beside the destination's
+        leaves = to_logits & (source > 0)  # next to the source's column, else next to the destination's
         column, way = np.where(leaves, (x, middle - x), (middle, x - middle))
         lane = np.floor((column - self.left) / self.pitch + np.where(way < -self.pitch / 3, -0.25, 0.75))
         beside = self.room * ((13 * source + 29 * destination) % SPREAD / (SPREAD // 2) - 1)
@@ -90,12 +90,12 @@ def lanes(
     pitch: float,
     widest: float,
 ) -> Lanes:
-    """The lanes of a drawing, in which the input is the first source and the logits are the last destination.
+    """The lanes of a drawing whose first source is the input and whose last destination is the logits.
 
     Args:
         rows: one node of each row of heads
         left: x of the first lane
-        pitch: distance of neighbouring lanes
+        pitch: distance between neighbouring lanes
         widest: width of the nodes between them
     """
     floor, logits = sources[0].top, destinations[-1].bottom

@@ -1,6 +1,6 @@
-"""Pages as files and in notebooks: in a frame that may only run its own script, over a still picture.
+"""Interactive pages as files and in notebooks, where a sandboxed frame covers a still picture.
 
-In a notebook that is not trusted the frame is stripped, and the picture shows.
+If the notebook is not trusted, Jupyter removes the frame and the picture remains visible.
 """
 
 import base64
@@ -12,7 +12,7 @@ from sparselens.files.whole import write_file
 
 
 def framed(page: str, picture: bytes, title: str, height: str = "0", room: str = "0") -> str:
-    """HTML of the page over its picture (a PNG): at least `height` high, or `room` higher than the picture (CSS)."""
+    """HTML of the page on top of its PNG: at least `height` high, and `room` higher than the picture (CSS lengths)."""
     still = base64.b64encode(picture).decode()
     return (
         f'<div style="position:relative; min-height:{height}; padding-bottom:{room}">'
@@ -23,10 +23,10 @@ def framed(page: str, picture: bytes, title: str, height: str = "0", room: str =
 
 
 class Page:
-    """An interactive page: one file that needs no network. It has its `html`, and a `_repr_html_` for notebooks."""
+    """Base of interactive pages, one file each that needs no network. Subclasses provide `html` and `_repr_html_`."""
 
     def save_html(self, path: str | Path) -> Path:
-        """Write the page, completely or not at all."""
+        """Write the page, either completely or not at all."""
         page: Any = self
         return write_file(Path(path), page.html.encode())
 

@@ -1,8 +1,8 @@
-"""A page as one HTML file that needs no network: a template of `pages/`, with its style, script and data inlined.
+"""Builds a page as one HTML file that needs no network: a template from `pages/` with style, script and data inlined.
 
-1. Scripts are ES modules, which `make lint` type-checks as such.
-2. A page's script is the module of its name after all that it imports, without `import` and `export`, in one function:
-   nothing is global. The pages of `explore/` share modules with these.
+Scripts are written as ES modules, which `make lint` type-checks. A page's script is the module of the same name, after
+all modules that it imports, without `import` and `export` and inside one function, so that nothing is global. The page
+of `explore/` shares some of these modules.
 """
 
 import html
@@ -19,46 +19,46 @@ _EXPORT = re.compile(r"^export (?=function|const|let)", re.MULTILINE)
 
 
 def page(name: str, title: str, data: Any, **filling: str) -> str:
-    """The page of that name as text.
+    """The HTML of the page `name`.
 
     Args:
-        filling: further places of the template
+        filling: values for further placeholders of the template
     """
     inlined = {"title": html.escape(title), "style": read(f"{name}.css"), "script": script(name)}
     return filled(read(f"{name}.html"), {**inlined, "data": script_json(data), **filling})
 
 
 def filled(template: str, filling: Mapping[str, str]) -> str:
-    """The template with every `{{place}}` filled, once: what looks like a place in the filling stays."""
+    """Replace every `{{placeholder}}` of the template; inserted text that looks like a placeholder is kept as it is."""
     return re.sub(r"\{\{(\w+)\}\}", lambda place: filling[place[1]], template)
 
 
 def script(name: str) -> str:
-    """A module of `pages/` with everything that it imports, as one function."""
+    """A module of `pages/` and everything that it imports, wrapped in one function."""
     return f'"use strict";\n(() => {{\n{modules(FOLDER.name, name)}}})();\n'
 
 
 def modules(folder: str, name: str) -> str:
-    """The text of a module and of all that it imports, each after what it needs; modules may import each other."""
+    """The code of a module and of all that it imports, dependencies first; circular imports are allowed."""
     return "".join(_modules(folder, name, set()))
 
 
 def _modules(folder: str, name: str, seen: set[tuple[str, str]]) -> list[str]:
     seen.add((folder, name))
-    text = (FIGURES / folder / f"{name}.js").read_text(encoding="utf-8")
+    text = read(f"{name}.js", folder)
     needed = [(other or folder, module) for other, module in _IMPORT.findall(text)]
     before = [part for place in needed if place not in seen for part in _modules(*place, seen)]
     return [*before, _EXPORT.sub("", _IMPORT.sub("", text))]
 
 
 def script_json(data: Any) -> str:
-    """JSON that may stand in an HTML script block, whatever strings it holds."""
+    """JSON that is safe inside an HTML script block, whatever strings it contains."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
 
 
-def read(name: str) -> str:
-    """A file of `pages/`."""
-    return FOLDER.joinpath(name).read_text(encoding="utf-8")
+def read(name: str, folder: str = FOLDER.name) -> str:
+    """The text of a file in `pages/`, or in another folder next to it."""
+    return (FIGURES / folder / name).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What all figures for papers share: 7 pt type that stays text, three file formats, reproducible bytes, one legend."""
+"""What all figures for papers share: 7 pt text that stays text, file formats, reproducible bytes, axes and legends."""
 
 import io
 from abc import ABC, abstractmethod
@@ -12,28 +12,28 @@ from typing import Any
 from sparselens.analyses.figures.palette import INK, QUIET
 from sparselens.files.whole import write_file
 
-DPI = 288  # while a figure is laid out: four pixels per point
+DPI = 288  # during layout: four pixels per point
 FORMATS = ("pdf", "svg", "png")
-FONT, SIZE = "DejaVu Sans", 7.0  # comes with matplotlib, so that every machine draws the same
+FONT, SIZE = "DejaVu Sans", 7.0  # comes with matplotlib, so it is the same on every machine
 STYLE: dict[str, Any] = {
     "font.family": FONT,
     "font.size": SIZE,
-    "pdf.fonttype": 42,  # publishers refuse fonts of type 3
-    "svg.fonttype": "none",  # text that can be searched and edited
+    "pdf.fonttype": 42,  # publishers reject Type 3 fonts
+    "svg.fonttype": "none",  # keeps text searchable and editable
     "svg.hashsalt": "sparselens",
     "axes.unicode_minus": True,
 }
 
 
 class Drawing(ABC):
-    """A figure for a paper, by its `draw`."""
+    """Base of figures for papers; subclasses implement `draw`."""
 
     @abstractmethod
     def draw(self, width: float = 6.75) -> Any:
-        """The matplotlib Figure, of `width` inches."""
+        """The matplotlib Figure, `width` inches wide."""
 
     def save(self, path: str | Path, width: float = 6.75, dpi: int = 300) -> Path:
-        """Write a .pdf, .svg or .png of `width` inches, completely or not at all."""
+        """Write a .pdf, .svg or .png, `width` inches wide, either completely or not at all."""
         path = Path(path)
         form = form_of(path)
         with style():
@@ -46,7 +46,7 @@ class Drawing(ABC):
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Inside, figures are drawn in one style; a user's own matplotlib settings neither matter nor change."""
+    """Context in which figures have our style; the user's matplotlib settings have no effect and are not changed."""
     from matplotlib import style as styles
 
     with styles.context(["default", STYLE]):
@@ -54,18 +54,18 @@ def style() -> Iterator[None]:
 
 
 def form_of(path: Path) -> str:
-    """The format of a file by its name.
+    """The file format, from the file name.
 
     Raises:
-        ValueError: figures are not drawn in this format.
+        ValueError: the format is not supported.
     """
     if path.suffix[1:] not in FORMATS:
-        raise ValueError(f"cannot draw a {path.name}: want a name that ends in .pdf, .svg or .png (pages: save_html)")
+        raise ValueError(f"cannot draw {path.name}: want a name that ends in .pdf, .svg or .png (for pages: save_html)")
     return path.suffix[1:]
 
 
 def encoded(figure: Any, form: str, dpi: int) -> bytes:
-    """The file of a matplotlib figure; the same figure gives the same bytes."""
+    """The file content of a matplotlib figure; the same figure gives the same bytes."""
     undated: dict[str, Any] = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
     file = io.BytesIO()
     figure.savefig(file, format=form, dpi=dpi, metadata=undated[form])
@@ -73,12 +73,12 @@ def encoded(figure: Any, form: str, dpi: int) -> bytes:
 
 
 def literal(text: str) -> str:
-    """The text on one line, with an escape for every character that cannot be seen or that the font lacks."""
+    """The text on one line, with characters escaped that are unprintable or missing in the font."""
     return "".join(c if c.isprintable() and ord(c) in _glyphs() else _escape(c) for c in text)
 
 
 def text_size(axes: Any, text: str) -> tuple[float, float]:
-    """Width and height of a text, in pixels of its figure."""
+    """Width and height of a text in pixels."""
     from matplotlib.text import Text
 
     shown = Text(0, 0, text, size=SIZE, parse_math=False, figure=axes.get_figure())
@@ -98,7 +98,7 @@ def _glyphs() -> frozenset[int]:
 
 
 def measured_figure(width: float, height: float) -> Any:
-    """A matplotlib Figure that measures text."""
+    """A matplotlib Figure with a canvas that can measure text."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -107,8 +107,18 @@ def measured_figure(width: float, height: float) -> Any:
     return figure
 
 
+def drawing_area(width: float, height: float) -> Any:
+    """The axes of a new matplotlib Figure of that many points: coordinates are points, y downward, nothing is drawn."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width / 72, height / 72))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+    axes.set_axis_off()
+    return axes
+
+
 def plain_axes(axes: Any) -> None:
-    """Thin, quiet lines to the left and below, with small ticks."""
+    """Give axes thin lines on the left and at the bottom, with small ticks."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["bottom", "left"]].set(color=QUIET, linewidth=0.6)
     axes.tick_params(color=QUIET, labelcolor=INK, width=0.6, length=2.5, pad=2, labelsize=SIZE)
@@ -116,7 +126,7 @@ def plain_axes(axes: Any) -> None:
 
 
 def write_letter(axes: Any, letter: str, above: float) -> None:
-    """The letter of a panel, so many points above it."""
+    """Write a panel's letter, `above` points over its top left corner."""
     axes.annotate(
         letter, (0, 1), (-7, above), "axes fraction", "offset points", ha="right", va="baseline", weight="bold",
         gid="letter", size=SIZE, color=INK, parse_math=False,
@@ -124,7 +134,7 @@ def write_letter(axes: Any, letter: str, above: float) -> None:
 
 
 def legend_above(figure: Any, handles: Sequence[Any], names: Sequence[str], **spacing: float) -> float:
-    """A legend in as few rows as fit above the panels; returns its height in inches."""
+    """Draw a legend above the panels, in as few rows as possible; returns its height in inches."""
     renderer, width = figure.canvas.get_renderer(), DPI * figure.get_size_inches()[0]
     rows, fits = 0, False
     while not fits:
@@ -144,7 +154,7 @@ def legend_above(figure: Any, handles: Sequence[Any], names: Sequence[str], **sp
 
 
 def fit_layout(figure: Any, width: float, height: float, legend: float) -> None:
-    """Give the panels what the legend leaves of the figure."""
+    """Arrange the panels in the space below the legend."""
     figure.set_size_inches(width, height)
     figure.set_layout_engine("constrained", w_pad=0.03, h_pad=0.03, wspace=0.03, rect=(0, 0, 1, 1 - legend / height))
     figure.get_layout_engine().execute(figure)

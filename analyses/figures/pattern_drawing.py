@@ -1,6 +1,6 @@
-"""Attention patterns of one prompt in one model or two (the paper's Fig. 2b): queries downward, keys to the right.
+"""Attention patterns of one or two models on one prompt (the paper's Fig. 2b): queries in rows, keys in columns.
 
-All heads: two grids side by side, a row per layer, upward. Chosen heads: dense over sparse, a column per head.
+All heads: one grid per model, first layer at the bottom. Chosen heads: dense above sparse, a column per head.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from sparselens.analyses.attribution.attention_edges import AttentionEdges
 from sparselens.analyses.engine.renamed import renamed_argument
-from sparselens.analyses.figures.given import refuse_others
+from sparselens.analyses.figures.given import model_names, refuse_others
 from sparselens.analyses.figures.paper import Drawing
 from sparselens.analyses.figures.pattern_grid import chosen, draw_bands, whole
 
@@ -21,11 +21,11 @@ Heads = Sequence[tuple[int, int]]  # (layer, head)
 
 @dataclass(frozen=True, eq=False)
 class PatternFigure(Drawing):
-    """A drawing of patterns; see `pattern_figure`."""
+    """A figure of attention patterns; see `pattern_figure`."""
 
-    patterns: tuple[Float[np.ndarray, "layer head query_pos key_pos"], ...] = field(repr=False)  # of every model
+    patterns: tuple[Float[np.ndarray, "layer head query_pos key_pos"], ...] = field(repr=False)  # one per model
     tokens: tuple[str, ...]
-    heads: tuple[tuple[int, int], ...]  # none: all
+    heads: tuple[tuple[int, int], ...]  # empty: all heads
     names: tuple[str, ...]
 
     def draw(self, width: float = 6.75) -> Any:
@@ -44,38 +44,38 @@ def pattern_figure(
     heads: Heads | None = None,
     names: Sequence[str] | None = None,
 ) -> PatternFigure:
-    """Draw the attention patterns of a model on one prompt, or of a dense and a sparse one beside each other.
+    """Draw the attention patterns of a model on one prompt, or of a dense and a sparse one next to each other.
 
     >>> edges = attention_edges(model, pairs.clean)
     >>> pattern_figure(edges, tokens=tokens, heads=[(0, 1)]).save("patterns.pdf")
 
     Args:
-        other: of a second model, beside the first
-        tokens: the strings of every prompt, as for `token_view`.
-        heads: (layer, head) of those to draw large; all unless given.
+        other: attention edges of a second model, drawn next to the first.
+        tokens: the token strings of every prompt, as for `token_view`.
+        heads: (layer, head) pairs to draw large; default: all heads, small.
+        names: names of the models; default: model, or dense and sparse.
 
     Raises:
-        ValueError: edges and tokens do not belong together, or there is no such prompt or head.
+        ValueError: edges and tokens do not match, or there is no such prompt or head.
     """
     refuse_others(AttentionEdges, edges, other)
-    patterns = tuple(pattern_of(one, tokens, prompt) for one in ((edges,) if other is None else (edges, other)))
+    patterns = tuple(pattern_of(one, tokens, prompt) for one in (edges, other) if one is not None)
     if patterns[0].shape != patterns[-1].shape:
         raise ValueError(
             f"dense and sparse differ in (layers, heads, queries, keys): {patterns[0].shape}, {patterns[1].shape}"
         )
     for layer, head in heads or ():
         check_head(edges, layer, head)
-    said = names or (("model",) if other is None else ("dense", "sparse"))
-    return PatternFigure(patterns, tuple(tokens[prompt]), tuple(heads or ()), tuple(said))
+    return PatternFigure(patterns, tuple(tokens[prompt]), tuple(heads or ()), model_names(names, len(patterns)))
 
 
 def pattern_of(
     edges: AttentionEdges, tokens: Sequence[Sequence[str]], prompt: int
 ) -> Float[np.ndarray, "layer head query_pos key_pos"]:
-    """Attention weights of all heads on one prompt; 0 where there is no edge.
+    """Attention weights of all heads on one prompt, 0 where there is no edge.
 
     Raises:
-        ValueError: there is no such prompt, or its tokens are not as many as the positions.
+        ValueError: there is no such prompt, or tokens and positions differ in number.
     """
     one = edges.of_prompt(prompt)
     if len(tokens) != edges.n_prompts or len(tokens[prompt]) != edges.n_pos:

@@ -1,7 +1,7 @@
-"""Where the squares of a pattern figure stand, and what is written around them.
+"""Layout and drawing of pattern figures: squares in a grid, and the texts around them.
 
-Bands lie below each other; a band has rows and columns of squares, which share their tokens. Everything is in points,
-y downward. White is a weight of zero, and equal steps of weight look like equal steps.
+Bands are stacked vertically; a band has rows and columns of squares, all with the same tokens. Everything is in points,
+y downward. White is a weight of zero, and the colour scale is perceptually uniform.
 """
 
 from collections.abc import Sequence
@@ -17,37 +17,37 @@ from sparselens.analyses.figures.palette import INK, RULE
 from sparselens.analyses.figures.paper import DPI, SIZE, literal, measured_figure, text_size
 
 Pattern = Float[np.ndarray, "query_pos key_pos"]
-Patterns = Sequence[Float[np.ndarray, "layer head query_pos key_pos"]]  # of two models
+Patterns = Sequence[Float[np.ndarray, "layer head query_pos key_pos"]]  # one per model
 
-LEGIBLE = 6.0  # points from one token to the next
-LONGEST = 14  # characters of a token
-TALLEST = 8.5 * 72  # a page
-WIDEST = 6  # squares of a band of chosen heads
+LEGIBLE = 6.0  # smallest distance between tokens, in points
+LONGEST = 14  # characters shown of a token
+TALLEST = 8.5 * 72  # points: one page
+WIDEST = 6  # squares per band of chosen heads
 MARGIN, LINE, FOOT = 3.0, 9.0, 24.0
-DARK = (0.25, -0.01, -0.09)  # in Oklab: navy
+DARK = (0.25, -0.01, -0.09)  # navy, in Oklab
 
 
 @dataclass(frozen=True, eq=False)
 class Band:
-    """Rows of squares with their names."""
+    """Rows of squares, with the names of rows and columns."""
 
     squares: Sequence[Sequence[Pattern]]
     rows: Sequence[str]
     columns: Sequence[str]
-    blocks: Sequence[str] = ("",)  # names of groups of columns, equally wide
+    blocks: Sequence[str] = ("",)  # names of groups of equally many columns
 
     def column_x(self, size: float, gap: float) -> Float[np.ndarray, " column"]:
-        """Left edges of the columns, from the first."""
+        """Left edges of the columns, relative to the first."""
         place = np.arange(len(self.columns))
         return place * (size + gap) + place // (len(self.columns) // len(self.blocks)) * self.between(gap)
 
     def between(self, gap: float) -> float:
-        """Additional room between two blocks."""
+        """Extra space between two blocks."""
         return 4 + 2 * gap
 
 
 def whole(patterns: Patterns, names: tuple[str, ...]) -> list[Band]:
-    """All heads of both models, side by side, layers upward."""
+    """All heads of all models, side by side, first layer at the bottom."""
     n_layers, n_heads = patterns[0].shape[:2]
     upward = range(n_layers)[::-1]
     squares = [[model[layer, head] for model in patterns for head in range(n_heads)] for layer in upward]
@@ -56,7 +56,7 @@ def whole(patterns: Patterns, names: tuple[str, ...]) -> list[Band]:
 
 
 def chosen(patterns: Patterns, heads: Sequence[tuple[int, int]], names: tuple[str, ...]) -> list[Band]:
-    """Some heads, one model above the other, in bands of a few."""
+    """Chosen heads, one model above the other, in bands of at most `WIDEST`."""
     n_bands = -(-len(heads) // WIDEST)
     per_band = -(-len(heads) // n_bands)
     return [
@@ -66,9 +66,9 @@ def chosen(patterns: Patterns, heads: Sequence[tuple[int, int]], names: tuple[st
 
 
 def draw_bands(bands: Sequence[Band], tokens: Sequence[str], width: float) -> Any:
-    """The matplotlib Figure of bands, `width` inches wide."""
+    """Draw the bands on a matplotlib Figure, `width` inches wide."""
     figure = measured_figure(width, 1.0)
-    figure.suppressComposite = True  # matplotlib copies each square onto one of the page's size: 10 s for 540 squares
+    figure.suppressComposite = True  # compositing makes a page-sized image of each square: 10 s for 540
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     sheet = _Sheet(axes, [_short(token) for token in tokens], bands, 72 * width)
@@ -82,7 +82,7 @@ def draw_bands(bands: Sequence[Band], tokens: Sequence[str], width: float) -> An
 
 
 class _Sheet:
-    """The paper while it is drawn on."""
+    """The axes and measurements used while bands are drawn."""
 
     def __init__(self, axes: Any, tokens: Sequence[str], bands: Sequence[Band], width: float) -> None:
         self.axes, self.tokens, self.width = axes, tokens, width
@@ -102,7 +102,7 @@ class _Sheet:
         self.mark_size = min(SIZE, 0.95 * pitch) if len(self.marks) == len(tokens) else SIZE
 
     def draw_band(self, band: Band, y: float) -> float:
-        """Draw from y downward, and return where it ends."""
+        """Draw a band from y downward; returns its lower end."""
         columns = list(self.left + band.column_x(self.size, self.gap))
         if any(band.blocks):
             for x, name in zip(columns[:: len(columns) // len(band.blocks)], band.blocks, strict=True):
@@ -122,7 +122,7 @@ class _Sheet:
         return y + self.below + (LINE if self.marks else 3)
 
     def draw_foot(self, y: float) -> float:
-        """What the squares show, and the scale of their colours; in two lines if one is too short."""
+        """Write what the squares show next to the colour scale, on two lines if needed; returns the lower end."""
         from matplotlib.image import AxesImage
 
         n = len(self.tokens)
@@ -140,14 +140,14 @@ class _Sheet:
         return middle + LINE / 2 + MARGIN
 
     def write(self, x: float, y: float, text: str, va: str = "center", size: float = SIZE, **look: Any) -> None:
-        """Put a text there."""
+        """Write a text at (x, y)."""
         self.axes.text(x, y, text, va=va, size=size, color=INK, parse_math=False, **look)
 
     def _wide(self, text: str) -> float:
         return 72 / DPI * text_size(self.axes, text)[0]
 
     def _fitting(self, names: Sequence[str], block: int) -> list[str]:
-        """The names if there is room for them, or else only their numbers, or every second or third of those."""
+        """The names if they fit, else their numbers only, else every second (third, ...) number."""
         names = [literal(name) for name in names]
         pitch = self.size + self.gap
         if max(map(self._wide, names)) + 2 <= pitch:
@@ -179,13 +179,13 @@ class _Sheet:
         from matplotlib.collections import PatchCollection
         from matplotlib.patches import Rectangle
 
-        edge = 0.6  # around a square, not over its outer rows and columns
+        edge = 0.6  # drawn around a square, so that it does not cover the outer rows and columns
         frames = [Rectangle((x - edge / 2, y - edge / 2), wide + edge, high + edge) for x, y, wide, high in boxes]
         self.axes.add_collection(PatchCollection(frames, fc="none", ec=RULE, lw=edge), autolim=False)
 
 
 def _square(bands: Sequence[Band], room: float, below: float) -> tuple[float, float]:
-    """The largest square, and the gap between two, with which the bands fill the width and no more than a page."""
+    """The largest squares, and the gap between them, with which the bands fit the width and one page."""
     band = bands[0]
     n_columns, n_rows = len(band.columns), sum(len(band.rows) for band in bands)
     gap = 2.0 if n_columns > 12 else 5.0
@@ -200,7 +200,7 @@ def _square(bands: Sequence[Band], room: float, below: float) -> tuple[float, fl
 
 
 def _numbers(n: int, pitch: float) -> dict[int, str]:
-    """Every position whose number has room, in round steps."""
+    """Numbers of positions in round steps, as many as fit."""
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if step * pitch >= 12 or step == 1000)
     return {place: str(place) for place in range(0, n, step)}
 
@@ -212,7 +212,7 @@ def _short(token: str) -> str:
 
 @cache
 def colours() -> Any:
-    """White to navy on a straight line through Oklab (Ottosson 2020), where distance is difference seen."""
+    """White to navy on a straight line in Oklab (Ottosson 2020), where distances match perceived differences."""
     from matplotlib.colors import ListedColormap
 
     steps = np.linspace((1.0, 0.0, 0.0), DARK, 256)

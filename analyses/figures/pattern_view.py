@@ -1,7 +1,7 @@
-"""The attention pattern of one head, to hover over: circuitsvis' view, made to work offline and harmless.
+"""The attention pattern of one head as circuitsvis' interactive view, made to work offline and safely.
 
-circuitsvis' `str(view)` loads its script from a CDN; `local_src` holds the script itself. The page forbids every
-request, tokens cannot end its script, and in a notebook it runs in a frame that may do nothing else.
+circuitsvis' `str(view)` loads its script from a CDN, while `local_src` contains the script itself. The page forbids all
+network requests, tokens cannot end its script block, and in a notebook it runs in a sandboxed frame.
 """
 
 import html
@@ -35,15 +35,15 @@ class HeadPattern(Page):
 def head_pattern(
     edges: AttentionEdges, tokens: Sequence[Sequence[str]], prompt: int, layer: int, head: int
 ) -> HeadPattern:
-    """The attention pattern of one head on one prompt, as circuitsvis shows it.
+    """The attention pattern of one head on one prompt, drawn by circuitsvis.
 
     >>> head_pattern(attention_edges(model, pairs.clean), tokens, prompt=0, layer=1, head=3)
 
     Args:
-        tokens: the strings of every prompt, as for `token_view`.
+        tokens: the token strings of every prompt, as for `token_view`.
 
     Raises:
-        ValueError: edges and tokens do not belong together, or there is no such prompt or head.
+        ValueError: edges and tokens do not match, or there is no such prompt or head.
     """
     from circuitsvis.attention import attention_pattern
 
@@ -51,10 +51,10 @@ def head_pattern(
     check_head(edges, layer, head)
     pattern = pattern_of(edges, tokens, prompt)[layer, head]
     seen = [printable(token) for token in tokens[prompt]]
-    # a name of our own for the element, in place of a random one: the same pattern, the same page
+    # replace the random element id, so that the same pattern gives the same page
     view = attention_pattern(tokens=[], attention=pattern, min_value=0.0, max_value=1.0, mask_upper_tri=False)
     name = f"a{layer}.h{head}"
     source = re.sub(r"circuits-vis-[0-9a-f-]{13}", name.replace(".", "-"), view.local_src)
-    # "<" as an escape: a token that reads </script> would end the script
+    # escape "<", since a token "</script>" would end the script block
     source = source.replace('"tokens": []', f'"tokens": {json.dumps(seen)}'.replace("<", "\\u003c"))
     return HeadPattern(filled(read("pattern.html"), {"title": f"Attention pattern of {name}", "view": source}))

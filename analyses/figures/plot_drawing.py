@@ -1,7 +1,7 @@
-"""Plots drawn for paper: a row of panels under one legend, as .pdf, .svg or .png.
+"""Draws plots for paper: a row of panels under one legend, as .pdf, .svg or .png.
 
-The legend stands above the panels, titles and axis labels are broken into lines that fit, then panels share what is
-left. Only then are ticks chosen, and notes and labels put where nothing is drawn.
+The legend goes above the panels, titles and axis labels are wrapped to fit, and the panels share the remaining space.
+Only then are ticks chosen, and notes and labels placed in empty space.
 """
 
 from collections.abc import Sequence
@@ -21,19 +21,19 @@ from sparselens.analyses.figures.thinning import thinned
 from sparselens.files.whole import write_file
 
 LINE, MARKER = 1.1, 3.8  # points
-NARROWEST = 1.2  # inches of a panel
+NARROWEST = 1.2  # smallest width of a panel, in inches
 
 
 def save_plots(plots: Sequence[Plot], path: str | Path, width: float = 6.75, dpi: int = 300) -> Path:
-    """Write plots side by side into one .pdf, .svg or .png of `width` inches, completely or not at all.
+    """Write plots side by side into one .pdf, .svg or .png, `width` inches wide, either completely or not at all.
 
-    Several panels are lettered and share one legend. Curves of more than 400 points are thinned where it cannot be
-    seen; the first and the last point stay.
+    Several panels get letters and share one legend. Curves of more than 400 points are thinned without visible change;
+    the first and last point stay.
 
     >>> save_plots([edges_needed_plot(comparison), kept_plot(comparison)], "figure.pdf")
 
     Raises:
-        ValueError: there is no plot, too little room, or no such format.
+        ValueError: there is no plot, too little width, or the format is not supported.
     """
     path = Path(path)
     form = paper.form_of(path)
@@ -41,7 +41,7 @@ def save_plots(plots: Sequence[Plot], path: str | Path, width: float = 6.75, dpi
 
 
 def picture(plots: Sequence[Plot], width: float, form: str, dpi: int) -> bytes:
-    """What `save_plots` writes."""
+    """The file content that `save_plots` writes."""
     with style():
         return paper.encoded(draw(plots, width), form, dpi)
 
@@ -49,7 +49,7 @@ def picture(plots: Sequence[Plot], width: float, form: str, dpi: int) -> bytes:
 def draw(plots: Sequence[Plot], width: float) -> Any:
     """The matplotlib Figure that `save_plots` writes."""
     if not plots or width / len(plots) < NARROWEST:
-        raise ValueError(f"{len(plots)} plots in {width:g} inches: want at least one, and {NARROWEST} inches for each")
+        raise ValueError(f"{len(plots)} plots in {width:g} inches: want at least one, each {NARROWEST} inches or wider")
     figure = paper.measured_figure(width, 1.0)
     panels = list(figure.subplots(1, len(plots), squeeze=False)[0])
     shown = [[thinned(series, plot.log_x) for series in plot.series] for plot in plots]
@@ -83,7 +83,7 @@ def _draw_series(axes: Any, series: Series, place: int) -> None:
         axes.vlines(series.x, series.low, series.high, color=look["color"], lw=0.9, zorder=2)
         for ends in (series.low, series.high):
             axes.plot(series.x, ends, ls="none", marker="_", color=look["color"], markersize=MARKER, mew=0.7, zorder=2)
-    every = (0.04 + 0.03 * (place % 4), 0.16) if many and series.joined else None  # shares of the diagonal
+    every = (0.04 + 0.03 * (place % 4), 0.16) if many and series.joined else None  # as shares of the diagonal
     axes.plot(series.x, series.y, markevery=every, zorder=3, **look)
 
 
@@ -95,7 +95,7 @@ def _look(series: Series) -> dict[str, Any]:
         "linestyle": line if series.joined else "none",
         "lw": LINE,
         "marker": ink.marker,
-        "markersize": MARKER * (0.8 if ink.marker == "D" else 1),  # a diamond is as wide as its diagonal
+        "markersize": MARKER * (0.8 if ink.marker == "D" else 1),  # a diamond's width is its diagonal
         "markeredgewidth": 0.9,
         "markerfacecolor": "white" if ink.marker == "o" or series.dotted else ink.light,
     }
@@ -110,12 +110,12 @@ def _limits(values: Sequence[float], log: bool = False) -> tuple[float, float]:
 
 
 def _zero(heights: Sequence[float]) -> tuple[float, ...]:
-    """Zero belongs to the axis of numbers that come near it."""
+    """Include zero in the axis if the numbers come near it."""
     return (0.0,) if 0 <= min(heights) < 0.4 * max(heights) else ()
 
 
 def _lay_out(figure: Any, panels: Sequence[Any], plots: Sequence[Plot]) -> None:
-    """Legend, then panels with one height, then words around them that fit."""
+    """Place the legend, then panels of equal height, with titles and labels wrapped to fit."""
     width = figure.get_size_inches()[0]
     legend = _draw_legend(figure, plots)
     height = min(max(0.62 * width / len(plots), 1.6), 2.3)
@@ -129,7 +129,7 @@ def _lay_out(figure: Any, panels: Sequence[Any], plots: Sequence[Plot]) -> None:
 
 
 def _draw_legend(figure: Any, plots: Sequence[Plot]) -> float:
-    """Returns its height in inches."""
+    """Draw the legend; returns its height in inches."""
     from matplotlib.lines import Line2D
 
     entries: dict[tuple[str, str, bool], Series] = {}
@@ -137,7 +137,7 @@ def _draw_legend(figure: Any, plots: Sequence[Plot]) -> float:
         key = series.name, series.model, series.dotted
         entries[key] = series if series.joined else entries.get(key, series)  # a line shows more than a point
     room = DPI * figure.get_size_inches()[0] - 40 * DPI / 72
-    names = [_broken(figure.axes[0], series.name, room) for series in entries.values()]
+    names = [_wrapped(figure.axes[0], series.name, room) for series in entries.values()]
     handles = [Line2D([], [], **_look(series)) for series in entries.values()]
     return paper.legend_above(figure, handles, names, handlelength=2.2, columnspacing=1.4)
 
@@ -147,16 +147,16 @@ def _write_around(axes: Any, plot: Plot, letter: str) -> None:
     for text in [text for text in axes.texts if text.get_gid() == "letter"]:
         text.remove()
     look = {"size": SIZE, "color": INK, "parse_math": False}
-    axes.set_xlabel(_broken(axes, plot.x_label, box.width), labelpad=2, **look)
-    axes.set_ylabel(_broken(axes, plot.y_label, box.height), labelpad=2, **look)
-    axes.set_title(_broken(axes, plot.title, box.width), loc="left", pad=5, **look)
+    axes.set_xlabel(_wrapped(axes, plot.x_label, box.width), labelpad=2, **look)
+    axes.set_ylabel(_wrapped(axes, plot.y_label, box.height), labelpad=2, **look)
+    axes.set_title(_wrapped(axes, plot.title, box.width), loc="left", pad=5, **look)
     if letter:
         above = 5 + 1.2 * SIZE * axes.get_title(loc="left").count("\n")
         paper.write_letter(axes, letter, above)
 
 
-def _broken(axes: Any, text: str, width: float) -> str:
-    """The text in lines of at most `width` pixels; a word is cut only if it is longer than a line."""
+def _wrapped(axes: Any, text: str, width: float) -> str:
+    """Wrap a text to lines of at most `width` pixels; only words longer than a line are split."""
     lines = [""]
     for word in literal(text).split(" "):
         for place, piece in enumerate(_pieces(axes, word, width)):
@@ -188,7 +188,7 @@ def _write_inside(axes: Any, plot: Plot, series: Sequence[Series]) -> None:
 
 
 def _write_notes(axes: Any, plot: Plot, series: Sequence[Series]) -> Box:
-    text = "\n".join(_broken(axes, note, 0.9 * axes.get_window_extent().width) for note in plot.notes)
+    text = "\n".join(_wrapped(axes, note, 0.9 * axes.get_window_extent().width) for note in plot.notes)
     size = text_size(axes, text)
     corner = place_note(axes, plot, series, size)
     box = corner_box(axes, size, corner)

@@ -1,7 +1,7 @@
-"""Places for labels inside a panel: off the curves, bands and markers, and off other labels.
+"""Finds places for texts inside a panel that do not cover curves, bands, markers or other texts.
 
-Everything that is drawn becomes a cloud of pixels. Notes take the first corner that holds none of them; if there is
-none, the y axis is extended until there is. Labels of points look around their point, nearest places first.
+Everything drawn becomes a cloud of pixels. Notes go into the first corner without any; if there is none, the y axis is
+extended until there is one. Labels of points try positions around their point, nearest first.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,12 +17,12 @@ from sparselens.analyses.figures.plot import Plot, Series
 Pixels = Float[np.ndarray, "pixel 2"]
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1
 
-MARKER, GAP = 2.6, 4.0  # points: half a marker with its edge; between an axis and a note
-CORNERS = ((0, 1), (1, 1), (1, 0), (0, 0))  # left or right, bottom or top
+MARKER, GAP = 2.6, 4.0  # points: half a marker with its edge; space between an axis and a note
+CORNERS = ((0, 1), (1, 1), (1, 0), (0, 0))  # (right, top), each 0 or 1
 
 
 def cloud(axes: Any, plot: Plot, series: Sequence[Series]) -> Pixels:
-    """Pixels of all curves, bands, intervals and markers of a panel, no further than about a point from each other."""
+    """Pixels of all curves, bands, intervals and markers of a panel, about a point apart or closer."""
     parts = [part for one in series for part in _pixels(axes, one)]
     low, high = axes.get_xlim()
     middle = np.geomspace(low, high, 200) if plot.log_x else np.linspace(low, high, 200)
@@ -50,7 +50,7 @@ def _dense(line: Pixels, step: float) -> Float[np.ndarray, "denser 2"]:
 
 
 def overlap(one: Box, other: Box) -> bool:
-    """Whether two boxes share any area."""
+    """Whether two boxes overlap."""
     wide, high = (min(one[i + 2], other[i + 2]) - max(one[i], other[i]) for i in (0, 1))
     return bool(wide > 0 and high > 0)
 
@@ -69,7 +69,7 @@ def corner_box(axes: Any, size: tuple[float, float], corner: tuple[int, int]) ->
 
 
 def place_note(axes: Any, plot: Plot, series: Sequence[Series], size: tuple[float, float]) -> tuple[int, int]:
-    """The free corner for a note; extends the y axis where all four hold a curve."""
+    """A free corner for a note; extends the y axis if there is none."""
     low, high = axes.get_ylim()
     for extra in np.linspace(0, 1.5, 16):
         axes.set_ylim(low, high + extra * (high - low))
@@ -77,7 +77,7 @@ def place_note(axes: Any, plot: Plot, series: Sequence[Series], size: tuple[floa
         for corner in CORNERS:
             if not _inside(_wider(corner_box(axes, size, corner), axes, 2.0), taken):
                 return corner
-    return CORNERS[0]  # above everything, if not above a guide
+    return CORNERS[0]  # above all curves, though perhaps over a guide line
 
 
 def _wider(box: Box, axes: Any, points: float) -> Box:
@@ -86,17 +86,17 @@ def _wider(box: Box, axes: Any, points: float) -> Box:
 
 
 class Label(NamedTuple):
-    """A word that belongs to a point."""
+    """The label of a point."""
 
     text: str
-    at: tuple[float, float]  # data
+    at: tuple[float, float]  # data coordinates
     colour: str
 
 
 def place_labels(axes: Any, labels: Sequence[Label], taken: Pixels, words: Sequence[Box]) -> list[tuple[Label, Box]]:
-    """Labels with a box each, near their points; without those for which other words leave no room.
+    """A box near its point for each label; labels without room because of other texts are left out.
 
-    One after the other, from the first to the last or the other way around, whichever does less harm.
+    Labels are placed greedily, in the given and in reverse order; the result that covers less is returned.
     """
     tried = [_in_turn(axes, order, taken, words) for order in (labels, labels[::-1])]
     return [
@@ -113,20 +113,20 @@ def _in_turn(axes: Any, labels: Sequence[Label], taken: Pixels, words: Sequence[
             (harm, box)
             for box in _around(at, text_size(axes, label.text), axes)
             if not any(overlap(box, word) for word in (*words, *(box for _, box, _ in placed)))
-            # a box that could be read as another point's label is about as bad as one that a curve cuts
+            # being mistaken for another point's label is about as bad as being crossed by a curve
             for harm in [_inside(box, taken) + 12 * _inside(_wider(box, axes, 4.0), others)]
         ]
         if room:
-            harm, box = min(room, key=lambda one: one[0])  # the first, hence nearest, of those that do as little
+            harm, box = min(room, key=lambda one: one[0])  # the nearest of the least harmful boxes
             placed.append((label, box, harm))
     return placed
 
 
 def _around(at: Float[np.ndarray, " 2"], size: tuple[float, float], axes: Any) -> Iterator[Box]:
-    """Boxes around a point and inside the panel, nearest first; to the right and above before others."""
+    """Boxes around a point and inside the panel, nearest first; right and above are preferred."""
     half, frame = np.array(size) / 2, axes.get_window_extent()
     for distance in (4, 6, 8, 10, 13):
-        for turn in (0, 1, 2, -1, 3, 4, -2, -3):  # eighths
+        for turn in (0, 1, 2, -1, 3, 4, -2, -3):  # eighths of a full turn
             way = np.array([np.cos(turn * np.pi / 4), np.sin(turn * np.pi / 4)])
             middle = at + way * distance * axes.get_figure().dpi / 72 + np.sign(np.round(way, 9)) * half
             low, high = middle - half, middle + half

@@ -1,7 +1,7 @@
-"""The same plots in plotly, for notebooks.
+"""Plots as plotly figures, for notebooks.
 
-plotly writes pages that load its script from a CDN unless told otherwise. `figure.write_html(path,
-include_plotlyjs=True)` gives one file (about 5 MB) that asks the network for nothing.
+By default plotly writes pages that load its script from a CDN; `figure.write_html(path, include_plotlyjs=True)` writes
+one file (about 5 MB) that needs no network.
 """
 
 import html
@@ -19,7 +19,7 @@ SYMBOLS = {"o": "circle-open", "s": "square", "^": "triangle-up", "D": "diamond"
 
 
 def plotly_figure(plot: Plot) -> Any:
-    """The plot as a plotly Figure, to zoom into and to hover over; see `Plot.plotly`."""
+    """The plot as an interactive plotly Figure; see `Plot.plotly`."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
@@ -38,7 +38,7 @@ def plotly_figure(plot: Plot) -> Any:
 
 
 def escaped(text: str) -> str:
-    """Text that plotly shows as it is: no tag, no formula."""
+    """Escape a text so that plotly shows it literally, without tags or formulas."""
     return html.escape(printable(text)).replace("$", "&#36;")
 
 
@@ -55,7 +55,7 @@ def _traces(series: Series, plot: Plot) -> list[Any]:
         "line": {"color": ink, "dash": "dot" if series.dotted else "solid", "width": 2},
         "marker": {"color": ink, "symbol": SYMBOLS[MODELS[series.model].marker], "size": 8},
         "text": [escaped(label) for label in series.labels] or None,
-        "cliponaxis": False,  # or else the last label is cut
+        "cliponaxis": False,  # otherwise the last label is cut off
         "textposition": "top right",
         "textfont": {"color": ink},
         "hovertemplate": f"{_form('x', plot.percent_x)}, {_form('y', plot.percent_y)}",
@@ -74,7 +74,7 @@ def _mode(series: Series) -> str:
 
 
 def _band(series: Series, ink: str) -> list[Any]:
-    """The two ends of the intervals, with the room between them filled."""
+    """The two ends of the intervals, with the area between them filled."""
     import plotly.graph_objects as go
 
     red, green, blue = (int(ink[i : i + 2], 16) for i in (1, 3, 5))
@@ -95,7 +95,7 @@ def _form(name: str, percent: bool) -> str:
 
 
 def axis(label: str, percent: bool = False) -> dict[str, Any]:
-    """An axis as all plotly figures here have it."""
+    """Settings of an axis, shared by all plotly figures here."""
     return {
         "title": {"text": escaped(label)},
         "tickformat": ".3~%" if percent else None,
@@ -107,7 +107,7 @@ def axis(label: str, percent: bool = False) -> dict[str, Any]:
 
 
 def look(title: str, notes: Sequence[str] = ()) -> dict[str, Any]:
-    """Paper, type and margins of all plotly figures here; notes stand small below the title."""
+    """Layout settings shared by all plotly figures here; notes are small lines below the title."""
     small = [f'<br><span style="font-size:0.75em">{escaped(note)}</span>' for note in notes]
     return {
         "title": {"text": escaped(title) + "".join(small)},

@@ -1,4 +1,4 @@
-"""Round numbers along an axis, as many as there is room for, with the guides' own numbers among those of y."""
+"""Round tick values, as many as fit; the y axis also has a tick at every guide line."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,7 +13,7 @@ Ticks = list[float]
 
 
 def set_ticks(axes: Any, plot: Plot) -> None:
-    """Choose the ticks of both axes; their limits and the size of the panel must be final."""
+    """Set the ticks of both axes. Call it when the limits and the size of the panel are final."""
     box = axes.get_window_extent()
     points = 72 / axes.get_figure().dpi
     low, high = axes.get_xlim()
@@ -29,26 +29,26 @@ def set_ticks(axes: Any, plot: Plot) -> None:
 
 
 def clear_along_x(axes: Any, ticks: Ticks, percent: bool = False, gap: float = 3.0) -> bool:
-    """Whether the numbers of these ticks keep so many points of distance."""
+    """Whether the tick labels along x are at least `gap` points apart."""
     middle = axes.transData.transform([(tick, 1) for tick in ticks])[:, 0]
     half = np.array([text_size(axes, number(tick, percent))[0] / 2 for tick in ticks])
     return bool(np.all(np.diff(middle) - half[1:] - half[:-1] > gap * axes.get_figure().dpi / 72))
 
 
 def clear_along_y(axes: Any, ticks: Ticks) -> bool:
-    """Whether the numbers of these ticks stand clear of each other."""
+    """Whether the tick labels along y do not overlap."""
     at = axes.transData.transform([(axes.get_xlim()[1], tick) for tick in ticks])[:, 1]
     return bool(np.all(np.abs(np.diff(at)) * 72 / axes.get_figure().dpi > 1.5 * SIZE))
 
 
 def number(value: float, percent: bool = False) -> str:
-    """As people write it: 0.01, 10,000, 50 %."""
+    """Format a tick label: 0.01, 10,000, 50 %."""
     text = f"{100 * value if percent else value:,.10g}".replace("-", "\N{MINUS SIGN}")
     return f"{text} %" if percent else text
 
 
 def linear_ticks(low: float, high: float, fits: Callable[[Ticks], bool], whole: bool = False) -> Ticks:
-    """Multiples of 1, 2, 2.5 or 5 tens between the limits, the most of them that fit."""
+    """Multiples of 1, 2, 2.5 or 5 times a power of ten between the limits, as many as fit."""
     from matplotlib.ticker import MaxNLocator
 
     for n in (7, 6, 5, 4, 3, 2, 1):
@@ -60,7 +60,7 @@ def linear_ticks(low: float, high: float, fits: Callable[[Ticks], bool], whole: 
 
 
 def log_ticks(low: float, high: float, fits: Callable[[Ticks], bool]) -> Ticks:
-    """Powers of ten, every second or third where all do not fit; 1, 2 and 5 of each where there are few."""
+    """Powers of ten, or every second or third if not all fit; with 2 and 5 times each if there are few."""
     for ticks in (_multiples(low, high, (1, 2, 5)), *(_multiples(low, high, (1,))[::step] for step in (1, 2, 3, 4))):
         if ticks and fits(ticks) and (len(ticks) < 7 or ticks[1] / ticks[0] > 9):
             return ticks
@@ -68,10 +68,10 @@ def log_ticks(low: float, high: float, fits: Callable[[Ticks], bool]) -> Ticks:
 
 
 def symlog_ticks(low: float, high: float, fits: Callable[[Ticks], bool], linear: float) -> Ticks:
-    """Zero, powers of ten to both sides of it, and where there are few the numbers between: all that fit, in turn.
+    """Zero, powers of ten on both sides, and numbers between them if there are few; each only if it still fits.
 
     Args:
-        linear: a power of ten, below which the axis is linear
+        linear: the power of ten below which the axis is linear
     """
     first, kept = round(np.log10(linear)), Ticks()
     for multiple in (0, 1, 5, 2):
@@ -90,7 +90,7 @@ def _multiples(low: float, high: float, of: Sequence[int]) -> Ticks:
 
 
 def set_small_ticks(axis: Any) -> None:
-    """Ticks without numbers between the powers of ten."""
+    """Add unlabelled ticks between the powers of ten."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axis.set_minor_locator(LogLocator(subs=tuple(range(2, 10)), numticks=50))

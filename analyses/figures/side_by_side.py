@@ -1,4 +1,4 @@
-"""The plots of several results beside each other, in one scale: a dense and a sparse model, say."""
+"""Plots of several results side by side on a common scale, for example of a dense and a sparse model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,9 +7,9 @@ from sparselens.analyses.attribution.attention_edges import AttentionEdges
 from sparselens.analyses.figures.plot_plotly import escaped, look
 from sparselens.results import Result
 
-_ROOM = 80  # characters of all titles in a row
-_CHARACTER = 0.0075  # its width, of the figure's
-_PLACE = ("anchor", "domain")  # of an axis: where it stands in its own figure
+_ROOM = 80  # characters that fit in all titles together
+_CHARACTER = 0.0075  # width of a character / width of the figure
+_PLACE = ("anchor", "domain")  # properties of an axis that place it in its own figure
 
 
 def side_by_side(results: Mapping[str, Result], **options: Any) -> Any:
@@ -19,27 +19,27 @@ def side_by_side(results: Mapping[str, Result], **options: Any) -> Any:
     >>> side_by_side(heads)
     >>> side_by_side({"dense": attention_edges(dense, pairs), "sparse": attention_edges(sparse, pairs)}, prompt=1)
 
-    Attention edges, which are drawn as token x layer pictures, stand one below the other.
+    Attention edges, which are token x layer drawings, are placed one below the other.
 
-    Scope: where a plot shows one head, it is each result's own largest unless `head` names one.
+    If a plot shows only one head, each result shows its own largest one unless `head` is given.
 
     Args:
-        results: by the names that the figure gives them, two or more of one kind
-        options: of their `plot()`
+        results: two or more results of the same type, by the names shown in the figure
+        options: passed to their `plot()`
 
     Raises:
-        ValueError: there are fewer than two results, they are of different kinds, or have no `plot()`.
+        ValueError: there are fewer than two results, their types differ, or they have no `plot()`.
     """
     kinds = sorted({type(result).__name__ for result in results.values()})
     if len(results) < 2 or len(kinds) > 1:
-        raise ValueError(f"{len(results)} results of kind {', '.join(kinds) or 'none'}: want two or more, of one kind")
+        raise ValueError(f"{len(results)} results of types {', '.join(kinds) or 'none'}: want two or more of one type")
     every: list[Any] = list(results.values())
     if not hasattr(every[0], "plot"):
         raise ValueError(f"a {kinds[0]} has no plot()")
     if isinstance(every[0], AttentionEdges):
         first, *others = every
         if len(others) > 1:
-            raise ValueError(f"token x layer pictures of {len(every)} models: want two")
+            raise ValueError(f"token x layer drawings of {len(every)} models: want two")
         return first.plot(other=others[0], names=tuple(results), **options)
     return _joined({name: result.plot(**options) for name, result in zip(results, every, strict=True)})
 
@@ -72,10 +72,10 @@ def _joined(figures: Mapping[str, Any]) -> Any:
         joined.update_yaxes({key: value for key, value in y.items() if key not in _PLACE}, col=column)
     if not maps:
         joined.update_yaxes(matches="y")
-    title = next(iter(titles.values())) if alike else ""  # escaped already
+    title = next(iter(titles.values())) if alike else ""  # already escaped
     return joined.update_layout(look("")).update_layout(title_text=title)
 
 
 def _rows(trace: Any) -> list[Any]:
-    """What stands left of a heat map."""
+    """Row labels of a heat map."""
     return list(trace.y) if trace.type == "heatmap" else [""]

@@ -1,7 +1,7 @@
-"""Fewer points that draw the same curve.
+"""Reduces a curve to fewer points that look the same.
 
-The curve is cut where it leaves the straight line between its ends furthest, on the paper, and each part again, the
-worst part first (Ramer 1972; Douglas and Peucker 1973), until no part is off by anything that can be seen.
+The curve is split at the point that is furthest from the straight line between its ends, measured in the panel; then
+the worst part is split in the same way (Ramer 1972; Douglas and Peucker 1973), until no deviation is visible.
 """
 
 from dataclasses import replace
@@ -13,13 +13,13 @@ from jaxtyping import Float
 from sparselens.analyses.figures.plot import Series
 
 MOST = 400
-SEEN = 1e-5  # share of the panel: invisible, and leaves enough points for markers
+VISIBLE = 1e-5  # share of the panel; smaller deviations are invisible. It leaves enough points for markers
 
 Points = Float[np.ndarray, "point 2"]
 
 
 def thinned(series: Series, log_x: bool, most: int = MOST) -> Series:
-    """A joined series of at most `most` points; one that has no more, or is not joined, comes back as it is."""
+    """Reduce a joined series to at most `most` points; others are returned unchanged."""
     if not series.joined or len(series.x) <= most:
         return series
     points = np.stack([np.log(series.x) if log_x else np.array(series.x), series.y], 1)
@@ -30,12 +30,12 @@ def thinned(series: Series, log_x: bool, most: int = MOST) -> Series:
 
 
 def corners(points: Points, most: int) -> list[int]:
-    """The places of the first and the last point, and of those between that a line needs."""
+    """Indices of the points to keep: the first, the last, and those that the line needs in between."""
     kept = {0, len(points) - 1}
     parts = [(*_furthest(points, 0, len(points) - 1), 0, len(points) - 1)]
     while parts and len(kept) < most:
         distance, middle, start, end = heappop(parts)
-        if -distance < SEEN:
+        if -distance < VISIBLE:
             break
         kept.add(middle)
         for one, other in ((start, middle), (middle, end)):
@@ -45,7 +45,7 @@ def corners(points: Points, most: int) -> list[int]:
 
 
 def _furthest(points: Points, start: int, end: int) -> tuple[float, int]:
-    """Minus the distance from the chord, since a heap gives the smallest first, and the place."""
+    """Negative distance from the chord (`heappop` returns the smallest first) and index of the furthest point."""
     way, off = points[end] - points[start], points[start + 1 : end] - points[start]
     length = float(np.hypot(*way))
     away = np.abs(way[0] * off[:, 1] - way[1] * off[:, 0]) / length if length else np.hypot(*off.T)

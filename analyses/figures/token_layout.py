@@ -1,8 +1,8 @@
-"""Where everything in the token x layer drawing goes: one layout that the figure and the page both draw.
+"""Layout of the token x layer drawing, independent of whether matplotlib or the page draws it.
 
-Positions run left to right, layers upward; each row is a model, each column a prompt. An attention edge of layer l is a
-curve from its key, on the line below the layer, to its query, on the line above; heads leave and arrive side by side.
-All lengths are points (1/72 inch), y grows downward, and nothing here knows who draws.
+Positions run left to right, layers bottom to top; each row is a model, each column a prompt. An attention edge of layer
+l is a curve from its key, on the line below the layer, to its query, on the line above; the curves of different heads
+start and end side by side. All lengths are in points (1/72 inch), and y grows downward.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,13 +15,13 @@ from jaxtyping import Float
 from sparselens.analyses.attribution.attention_edges import AttentionEdges
 
 WIDTH = 486.0  # 6.75 inches: the text width of ICML and NeurIPS
-SIZE, LINE = 7.0, 10.0  # size of text, height of a line of it
-SMALLEST = 4.5  # size of a heading
+SIZE, LINE = 7.0, 10.0  # font size, line height
+SMALLEST = 4.5  # font size of a heading
 LEFT, GUTTER, ROW_GAP, ARROW_SPACE = 36.0, 14.0, 9.0, 13.0
-CHARACTER = 0.64  # width of a character over its size, on the generous side
+CHARACTER = 0.64  # width of a character / font size, an overestimate
 NODE_HEIGHT = 2.4
-# Colours of heads on white and on black paper, near Okabe and Ito's; the first four also differ as greys.
-# From the ninth head on they come again, as the legend says: a dash has another meaning.
+# Colours of heads in light and dark mode, close to Okabe and Ito's; the first four also differ in greyscale.
+# They repeat from the ninth head on, as the legend says; dashes would not do, since they mean negative scores.
 COLOURS = (
     ("#004f8c", "#5aa9ea"),
     ("#d05500", "#f0803c"),
@@ -37,7 +37,7 @@ Curve = Float[np.ndarray, "4 2"]
 
 
 class Row(NamedTuple):
-    """A model: its name, its edges on every prompt, and the smallest weight that is drawn."""
+    """One model: its name, its edges on all prompts, and the smallest weight that is drawn."""
 
     name: str
     edges: AttentionEdges
@@ -45,7 +45,7 @@ class Row(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """A column: what stands below each position and above it, and the arrows above (from, to)."""
+    """One column: the texts below and above each position, and (from, to) positions of arrows above."""
 
     tokens: Sequence[str]
     title: str = ""
@@ -55,7 +55,7 @@ class Prompt(NamedTuple):
 
 @dataclass(frozen=True)
 class Label:
-    """A text whose anchor is at the middle of its height. Upright labels are read from below."""
+    """A text, vertically centred at y. Upright labels are rotated to read from bottom to top."""
 
     x: float
     y: float
@@ -64,8 +64,8 @@ class Label:
     size: float = SIZE
     upright: bool = False
     bold: bool = False
-    position: int | None = None  # the token position that it names
-    head: int | None = None  # the head whose colour it explains
+    position: int | None = None  # the position whose token it is
+    head: int | None = None  # the head whose colour this legend entry shows
 
 
 class Arrow(NamedTuple):
@@ -77,7 +77,7 @@ class Arrow(NamedTuple):
 
 @dataclass(frozen=True)
 class Panel:
-    """One model on one prompt, relative to (x, y): the left end of the line of input tokens."""
+    """One model on one prompt. Coordinates are relative to (x, y), the left end of the line of input tokens."""
 
     row: int
     column: int
@@ -85,8 +85,8 @@ class Panel:
     y: float
     name: str  # of the model
     tokens: Sequence[str]
-    total: int  # edges, before any were left out
-    edges: AttentionEdges  # those drawn, faintest first
+    total: int  # number of edges, including those not drawn
+    edges: AttentionEdges  # the drawn edges, faintest first
     curves: Float[np.ndarray, "edge 4 2"]  # control points of cubic Bezier curves
     header: Label
     labels: Sequence[Label]
@@ -95,7 +95,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Layout:
-    """The whole drawing. Labels here are relative to the top left corner, those of a panel to the panel."""
+    """The whole drawing. Its labels are relative to the top left corner, those of a panel to the panel."""
 
     width: float
     height: float
@@ -113,12 +113,12 @@ class Layout:
 
     @property
     def pitch(self) -> float:
-        """Distance of neighbouring positions."""
+        """Distance between neighbouring positions."""
         return self.column_width / len(self.node_x)
 
 
 def heading(name: str, drawn: int, total: int) -> str:
-    """What a panel's header says: an honest count of what is drawn and of what there is."""
+    """A panel's header: how many edges are drawn, and how many there are."""
     if drawn == total:
         return f"{name}: {total:,} edge{'s' * (total != 1)}"
     return f"{name}: {drawn:,} of {total:,} edges drawn"
@@ -127,20 +127,20 @@ def heading(name: str, drawn: int, total: int) -> str:
 def stroke(weight: float, n_drawn: int) -> tuple[float, float]:
     """Width and opacity of an edge of this attention weight.
 
-    The width follows one rule everywhere. Where thousands of edges overlap the weak ones fade, so that the strong ones
-    stand out; where there are few, each is plainly visible.
+    The width depends on the weight only. The opacity of weak edges falls with the number of edges, so that strong ones
+    stand out among thousands, while each of a few is clearly visible.
     """
     faintest = 0.04 + 0.66 / (1 + n_drawn / 50)
     return 0.35 + 1.25 * weight, faintest + (0.95 - faintest) * weight
 
 
 def lay_out(rows: Sequence[Row], prompts: Sequence[Prompt], arrow_name: str, max_edges: int) -> Layout:
-    """Place every row and every prompt; at most `max_edges` per panel are drawn, the strongest ones."""
+    """Lay out all rows and prompts, with at most `max_edges` edges per panel, the strongest."""
     return _Geometry(rows, prompts).layout(arrow_name, max_edges)
 
 
 class _Geometry:
-    """The lengths that all panels share, so that rows and columns line up."""
+    """Measurements shared by all panels, so that rows and columns line up."""
 
     def __init__(self, rows: Sequence[Row], prompts: Sequence[Prompt]) -> None:
         self.rows, self.prompts = rows, prompts
@@ -204,7 +204,7 @@ class _Geometry:
         )
 
     def _curves(self, edges: AttentionEdges) -> Float[np.ndarray, "edge 4 2"]:
-        """From the key's port straight up, over, and straight up into the query's."""
+        """Curves that leave the key and enter the query vertically, at the head's own offset."""
         port = self.head_x[edges.head]
         x_key, x_query = self.node_x[edges.key_pos] + port, self.node_x[edges.query_pos] + port
         bottom = -self.band * edges.layer - NODE_HEIGHT / 2
@@ -237,7 +237,7 @@ class _Geometry:
         ]
 
     def _fitted(self, x: float, y: float, text: str, bold: bool = False) -> Label:
-        """A heading, made smaller where it would run into the next column, and cut where it could not be read."""
+        """A heading, shrunk to fit its column, and truncated if it would become illegible."""
         room, length = self.width + GUTTER / 2, (1.05 if bold else 0.9) * _text_width(text)
         size = min(SIZE, SIZE * room / max(1, length))
         if size < SMALLEST:
@@ -261,7 +261,7 @@ class _Geometry:
 
 
 class _Fit(NamedTuple):
-    """How the texts along a line of nodes are set, so that neighbours do not touch."""
+    """How the texts along a line of nodes are set so that neighbours do not overlap."""
 
     size: float
     upright: bool
@@ -277,13 +277,13 @@ def _fit(texts: Sequence[Sequence[str]], pitch: float) -> _Fit:
 
 
 def strongest(edges: AttentionEdges, threshold: float, max_edges: int) -> AttentionEdges:
-    """At most `max_edges` of the edges with at least that weight, faintest first, so that strong ones lie on top."""
+    """The strongest edges of at least that weight, at most `max_edges`; faintest first, to draw strong ones on top."""
     order = np.argsort(edges.weight, kind="stable")
     return edges.take(order[edges.weight[order] >= threshold][-max_edges:])
 
 
 def printable(token: str) -> str:
-    """The token on one line: what cannot be seen is written as an escape."""
+    """The token on one line, with unprintable characters escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in token)
 
 
@@ -292,7 +292,7 @@ def _text_width(text: str) -> float:
 
 
 def _arrow(start: float, end: float, y: float) -> Arrow:
-    """Over the labels from one position to another, with a tip that points down at the end."""
+    """An arrow over the labels from one position to another; its tip points down."""
     height = ARROW_SPACE - 3
     line = np.array([(start, y), (start, y - height), (end, y - height), (end, y - 3)])
     tip = np.array([(end - 1.7, y - 3.2), (end + 1.7, y - 3.2), (end, y)])

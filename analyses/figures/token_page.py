@@ -1,8 +1,8 @@
 """The token x layer drawing as an HTML page that needs no network: the layout as JSON in a template.
 
-1. The page draws the layout as it is, without laying anything out itself.
-2. To stay small it gets every curve once, shared by all panels and layers, as the x of its two ends; all curves pass
-   the same four heights. An edge is then (curve, weight in thousandths).
+The page draws the given layout and computes none itself. To keep it small, it stores every curve once, for all panels
+and layers, as the x of its two ends; the control points of all curves have the same four heights. An edge is then a
+pair (curve, weight in thousandths).
 """
 
 from typing import Any
@@ -15,12 +15,12 @@ from sparselens.analyses.figures.token_layout import COLOURS, GUTTER, NODE_HEIGH
 
 
 def token_page(layout: Layout, title: str) -> str:
-    """The page as text."""
+    """The HTML of the page."""
     return page("tokens", title, page_data(layout))
 
 
 def page_data(layout: Layout) -> dict[str, Any]:
-    """What the page's script reads."""
+    """The data that the page's script reads."""
     edges = layout.panels[0].edges
     codes = [_curve_codes(panel) for panel in layout.panels]
     curves, first = np.unique(np.concatenate(codes), return_index=True)
@@ -56,19 +56,19 @@ def page_data(layout: Layout) -> dict[str, Any]:
 
 
 def path(points: Float[np.ndarray, "point 2"]) -> str:
-    """Four points as an SVG Bezier curve, three as a polygon."""
+    """An SVG path: four points as a Bezier curve, three as a triangle."""
     pairs = [f"{x:.4g} {y:.4g}" for x, y in points]
     return f"M{pairs[0]}C{' '.join(pairs[1:])}" if len(pairs) == 4 else f"M{'L'.join(pairs)}Z"
 
 
 def _curve_codes(panel: Panel) -> Int[np.ndarray, " edge"]:
-    """One number for (head, query, key): edges that share it have the same shape, a layer's height apart."""
+    """A number for (head, query, key); edges with the same number have the same curve, shifted by layers."""
     edges = panel.edges
     return (edges.head * edges.n_pos + edges.query_pos) * edges.n_pos + edges.key_pos
 
 
 def _heights(panel: Panel, band: float) -> Float[np.ndarray, " 4"]:
-    """Y of the control points of every curve in layer 0; those of layer l are l bands higher."""
+    """Y of the four control points of curves in layer 0; in layer l they are l bands higher."""
     return panel.curves[0, :, 1] + band * panel.edges.layer[0]
 
 

@@ -1,7 +1,7 @@
-"""How a run is drawn: a panel for every number that its records hold, all against the step, under one legend.
+"""Draws a run: one panel for every quantity in its records, all against the step, under one legend.
 
-The loss is drawn as its distance from the dense model's. Where that goes far beyond the target's own distance the axis
-is linear near zero and logarithmic beyond, since a run that starts nats away comes to within hundredths of its target.
+The loss is drawn as its difference from the dense model's loss. If this is much larger than the target's difference,
+the axis is linear near zero and logarithmic beyond: a run may start nats away and end within hundredths of its target.
 """
 
 from collections.abc import Sequence
@@ -29,16 +29,16 @@ from sparselens.analyses.figures.plot_ticks import (
 
 Records = Sequence[dict[str, Any]]
 
-PANEL = 1.9, 1.45  # inches: the narrowest, and the height of all
+PANEL = 1.9, 1.45  # inches: smallest width, and height
 CURVE, DENSE = MODELS["sparse"].light, MODELS["dense"].light
-PALE = "#dfeaf4"  # the smallest share above none
-SMALLEST = 1e-5  # share; those below have its colour
-SHORT = 60  # characters of an event that the legend can hold
+PALE = "#dfeaf4"  # colour of the smallest share above zero
+SMALLEST = 1e-5  # smaller shares have the same colour
+SHORT = 60  # characters of an event that fit the legend
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 class Panel(NamedTuple):
-    """What one panel shows, and how its axis reads."""
+    """The quantity that one panel shows, and its axis."""
 
     key: str
     title: str
@@ -60,7 +60,7 @@ PANELS = (
 
 
 def draw_training(records: Records, step: int | None, width: float) -> Any:
-    """The matplotlib Figure of a run; `step` is that of the state that it returned, where this is known."""
+    """The matplotlib Figure of a run; `step` is the step of the returned state, if known."""
     panels = [panel for panel in PANELS if _column(records, panel)]
     columns = min(len(panels), max(1, int(width / PANEL[0])))
     rows = ceil(len(panels) / columns)
@@ -77,7 +77,7 @@ def draw_training(records: Records, step: int | None, width: float) -> Any:
 
 
 def _column(records: Records, panel: Panel) -> list[tuple[int, Any]]:
-    """Step and number of every record that holds one which the panel's axis can show."""
+    """(step, value) of every record that has a value which the panel can show."""
     found = [(record["step"], record[panel.key]) for record in records if panel.key in record]
     if panel is LAYERS:
         return [(step, shares) for step, shares in found if shares]
@@ -88,7 +88,7 @@ def _column(records: Records, panel: Panel) -> list[tuple[int, Any]]:
 
 
 def _draw(axes: Any, panel: Panel, records: Records, step: int | None) -> Any:
-    """Returns the axes of the colour scale, where the panel has one."""
+    """Draw a panel; returns the axes of its colour scale, if it has one."""
     paper.plain_axes(axes)
     axes.set_xlim(*_x_limits(records))
     for record in records:
@@ -131,7 +131,7 @@ def _draw_curve(axes: Any, panel: Panel, records: Records, step: int | None) -> 
 
 
 def _power(column: Sequence[tuple[int, Any]]) -> int:
-    """Of ten, in which the numbers are written: learning rates have many zeros."""
+    """The power of ten by which the values are divided, since learning rates are small."""
     top = max(value for _, value in column)
     return floor(log10(top)) if top > 0 else 0
 
@@ -149,7 +149,7 @@ def _returned_look() -> dict[str, Any]:
 
 
 def _draw_target(axes: Any, records: Records) -> float:
-    """The lines that the loss is to be read against. Returns what the panel calls zero: the dense loss, if known."""
+    """Draw the lines of dense loss and target; returns the dense loss, which is the panel's zero, or 0 if unknown."""
     dense = records[-1].get("dense_loss", 0.0)
     if dense:
         axes.axhline(0, **_dense_look())
@@ -183,7 +183,7 @@ def _draw_layers(axes: Any, records: Records) -> Any:
         _edges(steps), np.arange(len(values) + 1) - 0.5, values, cmap=colours, norm=LogNorm(low, top),
         rasterized=values.size > 4000,
     )  # fmt: skip
-    axes.set_ylim(len(values) - 0.5, -0.5)  # layers downward, as in every map of heads
+    axes.set_ylim(len(values) - 0.5, -0.5)  # layer 0 on top
     bar = axes.get_figure().colorbar(mesh, ax=axes, pad=0.03, aspect=18, use_gridspec=False)
     bar.outline.set(linewidth=0.4, edgecolor=QUIET)
     bar.ax.tick_params(color=QUIET, labelcolor=INK, width=0.6, length=2, pad=2, labelsize=SIZE)
@@ -193,14 +193,14 @@ def _draw_layers(axes: Any, records: Records) -> Any:
 
 
 def _edges(steps: Sequence[int]) -> Float[np.ndarray, " edge"]:
-    """Where the column of every evaluation begins and ends: half way to its neighbours."""
+    """The edges of the columns: half way between neighbouring evaluations."""
     at = np.array(steps, dtype=float)
     if len(at) == 1:
         return np.array([at[0] - 0.5, at[0] + 0.5])
     return np.concatenate([at[:1], (at[1:] + at[:-1]) / 2, at[-1:]])
 
 
-# -- words and ticks
+# -- texts and ticks
 
 
 def _write_around(axes: Any, panel: Panel, records: Records, letter: str, last: bool) -> None:
@@ -223,7 +223,7 @@ def _label(panel: Panel, records: Records) -> str:
 
 
 def _draw_legend(figure: Any, records: Records, step: int | None) -> float:
-    """Returns its height in inches."""
+    """Draw the legend; returns its height in inches."""
     from matplotlib.lines import Line2D
 
     names, looks = zip(*_entries(records, step), strict=True)
@@ -283,7 +283,7 @@ def _set_numbers(axes: Any, ticks: Ticks, percent: bool) -> None:
 
 
 def _log_ticks(axes: Any) -> Ticks:
-    """One number says nothing about a scale: where there is one power of ten or none, equal steps do better."""
+    """Ticks of a log axis; with fewer than two powers of ten, equal steps, since one number does not show a scale."""
     (low, high), room = axes.get_ylim(), partial(clear_along_y, axes)
     ticks = log_ticks(low, high, room)
     return ticks if len(ticks) > 1 else linear_ticks(low, high, room)

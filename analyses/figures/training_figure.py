@@ -1,4 +1,4 @@
-"""One figure of a post-training run: did the loss come back to its target, and which edges went when?"""
+"""The figure of a post-training run: whether the loss returned to its target, and when which edges were removed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,10 +12,10 @@ History = Sequence[dict[str, Any]]
 
 @dataclass(frozen=True, eq=False)
 class TrainingFigure(Drawing):
-    """A drawing of a run; see `training_figure`."""
+    """The figure of a run; see `training_figure`."""
 
     history: History = field(repr=False)
-    step: int | None = None  # of the state that the run returned
+    step: int | None = None  # step of the state that the run returned
 
     def draw(self, width: float = 6.75) -> Any:
         """The matplotlib Figure."""
@@ -25,17 +25,17 @@ class TrainingFigure(Drawing):
 
 
 def training_figure(run: PostTrainResult | History) -> TrainingFigure:
-    """Draw a run from its records: loss, open edges, multiplier, gate bias, learning rate, open edges layer by layer.
+    """Draw a run from its records: loss, open edges, multiplier, gate bias, learning rate, and open edges per layer.
 
-    Panels of numbers that the records do not hold are left out.
+    Panels whose numbers are missing in the records are left out.
 
     >>> training_figure(result).save("training.pdf")
 
     Args:
-        run: what `post_train` returned, its `history`, or the evaluations in its `log.jsonl`
+        run: the result of `post_train`, its `history`, or the evaluations in its `log.jsonl`
 
     Raises:
-        ValueError: there is no record, or none that holds a loss and a step.
+        ValueError: there are no records, or one has no loss or no step.
     """
     history = run.history if isinstance(run, PostTrainResult) else list(run)
     if not history or not all({"step", "loss"} <= record.keys() for record in history):
@@ -44,7 +44,7 @@ def training_figure(run: PostTrainResult | History) -> TrainingFigure:
 
 
 def live_training_figure() -> Callable[[list[dict[str, Any]]], None]:
-    """For `post_train(..., on_evaluation=...)` in a notebook: one drawing that follows the run, in place.
+    """A callback for `post_train(..., on_evaluation=...)` in a notebook: one figure, updated in place during the run.
 
     >>> post_train(model, batches, held_out=held_out, on_evaluation=live_training_figure())
     """

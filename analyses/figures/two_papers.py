@@ -1,6 +1,6 @@
-"""A drawing of matplotlib that follows the reader's light or dark page: the colours of an SVG as variables.
+"""Makes an SVG drawn by matplotlib follow the reader's light or dark mode, by turning its colours into CSS variables.
 
-Each colour of the palette has a partner for dark paper; the squares of colour scales are inverted.
+Each colour of the palette has a counterpart for dark mode; images, which are colour scales, are inverted.
 """
 
 import re
@@ -20,11 +20,11 @@ DARK = {
 
 
 def for_both_papers(svg: str) -> str:
-    """The SVG with a style sheet in which each known colour has its partner."""
+    """The SVG with a style sheet that gives each known colour its counterpart in dark mode."""
     used = sorted({colour for colour in re.findall(r": (#[0-9a-f]{6})\b", svg) if colour in DARK})
     light = "".join(f"--c{colour[1:]}:{colour};" for colour in used)
     dark = "".join(f"--c{colour[1:]}:{DARK[colour]};" for colour in used)
-    scale = "image{filter:invert(1) hue-rotate(180deg)}"  # squares of a colour scale: white is nothing on white paper
+    scale = "image{filter:invert(1) hue-rotate(180deg)}"  # in a colour scale, zero is the background colour
     sheet = f"<style>:root{{{light}}}@media (prefers-color-scheme:dark){{:root{{{dark}}}{scale}}}</style>"
     named = re.sub(r": (#[0-9a-f]{6})\b", lambda found: _variable(found[1]), svg)
     return re.sub(r"(<svg\b[^>]*>)", lambda start: start[1] + sheet, named, count=1)

@@ -1,7 +1,7 @@
-"""The circuit viewer: one model, or dense beside sparse, as a layer x head graph; their difference, patterns, curves.
+"""The circuit viewer: layer x head graphs of one model, or of a dense and a sparse one with their difference.
 
-`circuit_viewer` takes results, never models, and lays them out once; `save` draws the layout with matplotlib,
-`save_html` writes the interactive page, `show` puts the page into a notebook.
+`circuit_viewer` takes results, never models, and computes one layout: `save` draws it with matplotlib, `save_html`
+writes the interactive page, `show` displays the page in a notebook. The page also has attention patterns and plots.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from sparselens.analyses.figures.circuit_layout import (
     lay_out_difference,
     skeleton,
 )
-from sparselens.analyses.figures.given import refuse_others
+from sparselens.analyses.figures.given import model_names, refuse_others
 from sparselens.analyses.figures.notebook import Page, framed
 from sparselens.analyses.figures.paper import form_of
 from sparselens.analyses.figures.plot import Plot
@@ -34,15 +34,14 @@ from sparselens.circuits.circuit import Circuit
 from sparselens.circuits.graph import Graph
 from sparselens.files.whole import write_file
 
-TOKEN_EDGES = 1500  # drawn in each panel of the token view within the page
-LISTED = 3000  # edges of a model that the page holds
-ALONE, SIDES = ("model",), ("dense", "sparse")  # names of the models, where none are given
+TOKEN_EDGES = 1500  # drawn in each panel of the page's token view
+LISTED = 3000  # edges of a model that the page stores
 View = Literal["circuit", "difference"]
 
 
 @dataclass(frozen=True, eq=False)
 class Viewer(Page):
-    """A circuit or two, laid out, and the page about them; see `circuit_viewer`."""
+    """The layout of one or two circuits, and their page; see `circuit_viewer`."""
 
     circuits: tuple[Circuit, ...]
     names: tuple[str, ...]
@@ -50,23 +49,23 @@ class Viewer(Page):
     html: str = field(repr=False)  # the interactive page
 
     def layout(self, view: View = "circuit", width: float = PAGE) -> CircuitLayout:
-        """Both circuits beside each other (6.75 inches) or above each other (3.25), or their difference (3.25).
+        """The circuits side by side (6.75 inches) or one above the other (3.25), or their difference (always 3.25).
 
-        One circuit alone takes 3.25 inches.
+        A single circuit is always 3.25 inches wide.
 
         Raises:
-            ValueError: there is no such view, or no such width, or no second circuit to differ.
+            ValueError: unknown view or width, or the difference of a single circuit.
         """
         if view not in ("circuit", "difference") or width not in (COLUMN, PAGE):
             raise ValueError(f"no view {view!r} of {width} inches: want 'circuit' or 'difference', 3.25 or 6.75")
         if view == "difference":
             if len(self.circuits) == 1:
-                raise ValueError("a difference is of two circuits: give circuit_viewer the scores of a second model")
+                raise ValueError("a difference needs two circuits: give circuit_viewer the scores of a second model")
             return lay_out_difference(self.circuits[0], self.circuits[1], self.names)
         return lay_out_circuits(self.circuits, self.names, width)
 
     def save(self, path: str | Path, view: View = "circuit", width: float = PAGE, dpi: int = 300) -> Path:
-        """Write a .pdf, .svg or .png, completely or not at all. A difference is one panel of 3.25 inches."""
+        """Write a .pdf, .svg or .png, either completely or not at all. A difference is always 3.25 inches wide."""
         path = Path(path)
         return write_file(path, self._drawn(self.layout(view, width), form_of(path), dpi))
 
@@ -105,34 +104,35 @@ def circuit_viewer(
     plots: Sequence[Plot] = (),
     max_edges: int = LISTED,
 ) -> Viewer:
-    """Lay out the circuit of a model, or of a dense and a sparse one with the same graph, and write the page about it.
+    """Lay out the circuit of one model, or of a dense and a sparse one with the same graph, as a figure and a page.
 
     >>> circuit_viewer(attribute_edges(model, pairs)).save_html("circuit.html")
 
     Args:
-        other: scores of a second model, beside the first
-        share: of the sum of |mean score| that each circuit holds (`EdgeScores.smallest`), where nothing else is given.
-        edges: begin with so many of the largest instead (`EdgeScores.top`; none without a score is drawn).
-        faithful: for each model, how many of the largest edges make the smallest faithful circuit, and how faithful it
-            is; None where there is none. The page begins with these, and can return to them.
-        pruned: for each model, what `pruned_circuit` found, or a circuit and how faithful it is on prompts that did not
-            choose it. The page then begins with these.
-        ablation: of what is outside a circuit. Dead ends, which do not act, are left out: edges on no path to the
-            logits, and under "corrupted" also those on none from the input (`Circuit.pruned`).
-        names: of the models; default: model, or dense and sparse
+        other: edge scores of a second model, shown next to the first.
+        share: share of the total |mean score| that each circuit keeps (`EdgeScores.smallest`), unless `edges`,
+            `faithful` or `pruned` is given.
+        edges: start with this many of the largest edges instead (`EdgeScores.top`, without edges of score 0).
+        faithful: for each model, the number of largest edges that form its smallest faithful circuit, and that
+            circuit's faithfulness; None if there is none. The page starts with these, and its menu returns to them.
+        pruned: for each model, the result of `pruned_circuit`, or a circuit and its faithfulness on held-out prompts.
+            The page then starts with these circuits.
+        ablation: how edges outside a circuit are ablated. Dead ends, which have no effect, are hidden: edges on no path
+            to the logits, and under "corrupted" also those on no path from the input (`Circuit.pruned`).
+        names: names of the models; default: model, or dense and sparse.
         attention: the attention edges of each model on a few prompts, for the patterns and the token view.
-        tokens, outputs, arrows, titles: of these prompts, as in `token_view`.
-        labels: for each model, what is known of a node, such as {"a0.h1": "previous token 0.93"}.
-        plots: drawn in the page's last tab.
-        max_edges: the page holds at most so many edges of each model, those of largest |score|, and says so.
+        tokens, outputs, arrows, titles: for these prompts, as in `token_view`.
+        labels: for each model, labels of nodes, such as {"a0.h1": "previous token 0.93"}.
+        plots: shown in the page's last tab.
+        max_edges: the page stores at most this many edges of each model, those of largest |score|, and says so.
 
     Raises:
-        ValueError: the scores are of different graphs, or what comes with them is not of these models and prompts.
+        ValueError: the scores have different graphs, or another argument does not fit these models and prompts.
     """
     refuse_others(EdgeScores, scores, other)
     every = [scores] if other is None else [scores, other]
     _check_models(every, max_edges)
-    chosen = tuple(names) if names else (ALONE if other is None else SIDES)
+    chosen = model_names(names, len(every))
     known = [dict[str, str]() for _ in every] if labels is None else _each(labels, Mapping)
     _check_labels(scores.graph, known)
     found, cut = _for_each("faithful", faithful, every), _scored(_for_each("pruned", pruned, every), every)
@@ -171,14 +171,14 @@ def _circuit(
     faithful: tuple[int, float] | None,
     pruned: tuple[Circuit, float] | None,
 ) -> Circuit:
-    """What the page shows at first, dead ends included."""
+    """The circuit that the page shows first, including dead ends."""
     if edges is None and pruned is not None:
         return pruned[0]
     n = faithful[0] if edges is None and faithful is not None else edges
     if n is None:
         return scores.smallest(share)
     found = scores.top(n)
-    return replace(found, kept=found.kept & (found.scores != 0))  # as the page, which holds no edge without a score
+    return replace(found, kept=found.kept & (found.scores != 0))  # like the page, which stores no edges of score 0
 
 
 def _for_each(name: str, given: Any, every: Sequence[EdgeScores]) -> Sequence[Any]:
@@ -189,22 +189,22 @@ def _for_each(name: str, given: Any, every: Sequence[EdgeScores]) -> Sequence[An
 
 
 def _scored(pruned: Sequence[Any], every: Sequence[EdgeScores]) -> list[tuple[Circuit, float] | None]:
-    """The pruned circuits, with the scores of everything else that is drawn."""
+    """The pruned circuits with the viewer's own scores, and their faithfulness."""
     pairs = [(one.circuit, one.held_out.mean) if isinstance(one, PrunedCircuit) else one for one in pruned]
     for found in pairs:
         if found is not None and found[0].graph != every[0].graph:
-            raise ValueError(f"a pruned circuit of {found[0].graph}, but scores of {every[0].graph}")
+            raise ValueError(f"the pruned circuit has {found[0].graph}, but the scores have {every[0].graph}")
     return [found and (scored(found[0], one), found[1]) for found, one in zip(pairs, every, strict=True)]
 
 
 def _each(given: Any, kind: type) -> list[Any]:
-    """What was given for every model, where one model's may come without a list around it."""
+    """The given values as a list, one per model; a single value needs no list around it."""
     return [given] if isinstance(given, kind) else list(given)
 
 
 def _check_models(every: Sequence[EdgeScores], max_edges: int) -> None:
     if every[0].graph != every[-1].graph:
-        raise ValueError(f"the models differ: {every[0].graph} and {every[-1].graph}; want scores of one graph")
+        raise ValueError(f"the models differ: {every[0].graph} and {every[-1].graph}; want scores of the same graph")
     if max_edges < 1:
         raise ValueError(f"max_edges must be at least 1, not {max_edges}")
 
@@ -213,7 +213,7 @@ def _check_labels(graph: Graph, labels: Sequence[Mapping[str, str]]) -> None:
     nodes = {node.name for node in skeleton(graph).nodes}
     for name in (name for known in labels for name in known):
         if name not in nodes:
-            raise ValueError(f"label of {name!r}: no such node (want input, a0.h1, m0 or logits within {graph})")
+            raise ValueError(f"label for {name!r}: no such node (want input, a0.h1, m0 or logits, of {graph})")
 
 
 def _check_attention(
@@ -226,6 +226,6 @@ def _check_attention(
         raise ValueError(f"attention edges differ in (prompts, layers, heads, positions): {shapes[0]}, {shapes[1]}")
     n_prompts, n_layers, n_heads, n_pos = shapes[0]
     if n_layers != len(graph.blocks) or n_heads != max(block.n_heads for block in graph.blocks):
-        raise ValueError(f"attention edges of {n_layers} layers of {n_heads} heads for a graph of {graph}")
+        raise ValueError(f"attention edges have {n_layers} layers of {n_heads} heads, but the scores have {graph}")
     if tokens and [len(prompt) for prompt in tokens] != [n_pos] * n_prompts:
-        raise ValueError(f"tokens of {len(tokens)} prompts: want {n_prompts} of {n_pos} each")
+        raise ValueError(f"tokens of {len(tokens)} prompts: want {n_prompts} prompts of {n_pos} tokens each")

@@ -1,8 +1,7 @@
-"""The edges of a model from the largest |score| down, as columns: the order in which any threshold takes them.
+"""The edges of a model sorted by decreasing |score|, as columns, so that every threshold selects a prefix.
 
-The smallest circuit of a share, the top n (without those of score zero) and all |score| >= t are then the first edges
-of the list, as many as the running sum, n or t say. Equal scores stand in the order of the graph, as in
-`selection.smallest` and `selection.top`.
+The smallest circuit with a share of |score|, the top n (without edges of score 0) and all edges with |score| >= t are
+all prefixes of this list. Ties are in the order of the graph, as in `selection.smallest` and `selection.top`.
 """
 
 from dataclasses import dataclass
@@ -17,11 +16,11 @@ from sparselens.circuits.circuit import Circuit
 
 @dataclass(frozen=True, eq=False)
 class RankedEdges:
-    """The first edges of a model's ranking, and what there is beyond them."""
+    """The first edges of a model's ranking, and totals over its whole graph."""
 
     source: Int[np.ndarray, " edge"]
     destination: Int[np.ndarray, " edge"]
-    score: Float[np.ndarray, " edge"]  # float32 where that holds the scores exactly
+    score: Float[np.ndarray, " edge"]  # float64 only if the scores are
     n_edges: int  # of the whole graph
     total: float  # sum of |score| over the whole graph, added from the largest down
 
@@ -30,18 +29,18 @@ class RankedEdges:
 
 
 def ranked_edges(scores: EdgeScores, max_edges: int) -> RankedEdges:
-    """At most `max_edges` of those with a score that is not zero, the largest; mean scores are taken as they are."""
+    """The edges of largest |mean score|, at most `max_edges`, without unmeasured ones and those of score 0."""
     scored = scores.measured & (scores.mean.detach().cpu() != 0)
     return _ranked(scores.mean, scored, max_edges, scores.graph.n_edges, scores.total)
 
 
 def edges_of(circuit: Circuit) -> RankedEdges:
-    """Those of a circuit, by its own scores."""
+    """The edges of a circuit, ranked by its own scores."""
     return _ranked(circuit.scores, circuit.kept.cpu(), len(circuit), circuit.graph.n_edges, circuit.total)
 
 
 def scored(circuit: Circuit, scores: EdgeScores) -> Circuit:
-    """A circuit with these scores; its own for edges that have none here."""
+    """The circuit with these scores, or its own for edges that were not measured."""
     mean = scores.mean.detach().cpu()
     own = circuit.scores.detach().cpu().to(mean.dtype)
     return Circuit(circuit.graph, circuit.kept.cpu(), torch.where(scores.measured, mean, own), scores.total)

@@ -1,9 +1,8 @@
 """The circuit viewer as an HTML page that needs no network: layout and edges as JSON in a template.
 
-1. The page gets the place of every node once, the edges in order with their scores as columns of bytes, and patterns as
-   `viewer_patterns` packs them.
-2. Scores are exact, so that the page's thresholds cut where `EdgeScores.smallest` and `.top` do; of edges without a
-   score it holds none.
+The page stores the position of every node once, the edges from the largest |score| down as columns of bytes, and the
+attention patterns as packed by `viewer_patterns`. Scores are exact, so that the page's thresholds give the same
+circuits as `EdgeScores.smallest` and `.top`; edges of score 0 are not stored.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,12 +23,12 @@ from sparselens.analyses.figures.viewer_patterns import in_base64
 
 
 def viewer_page(title: str, data: Mapping[str, Any]) -> str:
-    """The page as text."""
+    """The HTML of the page."""
     return page("viewer", title, data, colours=colours(), patterns=read("patterns.css"))
 
 
 def colours() -> str:
-    """The palette as CSS variables, for light and for dark paper."""
+    """The palette as CSS variables, for light and dark mode."""
     inks = {f"--{name}": ink for name, ink in MODELS.items()} | {
         "--positive": POSITIVE,
         "--negative": NEGATIVE,
@@ -42,7 +41,7 @@ def colours() -> str:
 
 
 def graph_data(circuits: CircuitLayout, difference: CircuitLayout | None) -> dict[str, Any]:
-    """Names and places of everything that may be drawn."""
+    """Names and coordinates of all nodes, edge ends and legends."""
     frame = circuits.skeleton
     return {
         "sources": frame.graph.sources,
@@ -79,8 +78,8 @@ def model_data(
     """The edges of one model.
 
     Args:
-        faithful: number of edges of its faithful circuit, and how faithful; None: there is none
-        pruned: its pruned circuit, and how faithful; None: there is none
+        faithful: number of edges of its faithful circuit, and the circuit's faithfulness; None if there is none
+        pruned: its pruned circuit, and the circuit's faithfulness; None if there is none
     """
     return {
         "name": layout.shortened(name),
@@ -94,7 +93,7 @@ def model_data(
 
 
 def _known(faithfulness: float) -> float | None:
-    """None where clean and ablated runs score the same."""
+    """Rounded for the page; None if undefined, since clean and ablated runs score the same."""
     return round(float(faithfulness), 4) if isfinite(faithfulness) else None
 
 
@@ -108,7 +107,7 @@ def _columns(edges: RankedEdges) -> dict[str, Any]:
 
 
 def plot_data(plot: Plot) -> dict[str, Any]:
-    """A plot, numbers to five digits, with no more points than can be seen."""
+    """A plot with numbers rounded to five digits and curves thinned to what is visible."""
     said = {name: value for name, value in vars(plot).items() if name != "series"}
     series = [
         {name: _numbers(value) if name in ("x", "y", "low", "high") else value for name, value in vars(one).items()}
@@ -133,7 +132,7 @@ def _styles(styles: Sequence[Style]) -> list[list[Any]]:
 
 
 def _legend(drawn: CircuitLayout) -> dict[str, Any]:
-    """Texts and pieces of line under the panels, relative to their lower end."""
+    """Texts and swatches below the panels, relative to the panels' lower end."""
     floor = drawn.panels[-1].y + drawn.skeleton.bottom
     return {
         "height": round(drawn.height - floor, 2),

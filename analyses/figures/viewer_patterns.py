@@ -1,9 +1,9 @@
-"""Attention patterns in few bytes: which edges there are as gaps between their numbers, and a weight of one byte each.
+"""Packs attention patterns into few bytes: the gaps between the edges' numbers, and one byte of weight per edge.
 
-An edge's number counts (layer, head, query, key); a gap is one byte, and 255 means: 255 further, and no edge yet.
-Weights are kept in 255ths. A dense model has an edge for every pair that its mask leaves visible, so those below half
-of one step are left out; a sparse model's open gates are all kept. Of a single model the number of edges says which it
-is.
+An edge's number is its index among all (layer, head, query, key). A gap is one byte; 255 means "255 further, no edge
+yet". Weights are rounded to 255ths. A dense model has an edge for every visible pair, so edges whose weight rounds to 0
+are dropped; for a sparse model all open gates are kept. A single model counts as dense if it has more than half of all
+possible edges.
 """
 
 import base64
@@ -22,7 +22,7 @@ STEPS = 255
 def patterns_data(
     attention: Sequence[AttentionEdges], tokens: Sequence[Sequence[str]], titles: Sequence[str]
 ) -> dict[str, Any]:
-    """What the page reads: the shape, the tokens (positions where none are given), and for each model every prompt."""
+    """The page's data: shape, tokens (default: position numbers), and for each model its packed prompts."""
     dense = attention[0]
     lossy = [True, False] if len(attention) == 2 else [_is_dense(dense)]
     known = tokens or [[str(i) for i in range(dense.n_pos)]] * dense.n_prompts
@@ -33,21 +33,21 @@ def patterns_data(
         "tokens": [[printable(token) for token in prompt] for prompt in known],
         "titles": [printable(title) or f"prompt {i}" for i, title in enumerate(titles or [""] * dense.n_prompts)],
         "models": [
-            [packed(edges.of_prompt(prompt), fades) for prompt in range(edges.n_prompts)]
-            for edges, fades in zip(attention, lossy, strict=True)
+            [packed(edges.of_prompt(prompt), drops_weak) for prompt in range(edges.n_prompts)]
+            for edges, drops_weak in zip(attention, lossy, strict=True)
         ],
         "lossy": lossy,
     }
 
 
 def _is_dense(edges: AttentionEdges) -> bool:
-    """Is every pair up to the query an edge, or nearly so?"""
+    """Whether more than half of all causally visible pairs are edges."""
     pairs = edges.n_prompts * edges.n_layers * edges.n_heads * edges.n_pos * (edges.n_pos + 1) / 2
     return len(edges) > 0.5 * pairs
 
 
 def packed(edges: AttentionEdges, lossy: bool) -> dict[str, str]:
-    """The gaps and the weights of one prompt, as base64."""
+    """Gaps and weights of one prompt, in base64."""
     weight = np.rint(STEPS * edges.weight.astype(float)).astype(np.uint8)
     kept = edges.take(weight > 0) if lossy else edges
     cell = ((kept.layer * kept.n_heads + kept.head) * kept.n_pos + kept.query_pos) * kept.n_pos + kept.key_pos
@@ -57,7 +57,7 @@ def packed(edges: AttentionEdges, lossy: bool) -> dict[str, str]:
 
 
 def gaps(numbers: Int[np.ndarray, " edge"]) -> UInt8[np.ndarray, " byte"]:
-    """Ascending numbers as the distances between them, starting at -1."""
+    """Encode ascending numbers as the distances between them, starting from -1."""
     far, near = np.divmod(np.diff(numbers, prepend=-1), STEPS)
     steps = np.full(int(far.sum()) + len(numbers), STEPS, dtype=np.uint8)
     steps[np.cumsum(far + 1) - 1] = near
@@ -65,5 +65,5 @@ def gaps(numbers: Int[np.ndarray, " edge"]) -> UInt8[np.ndarray, " byte"]:
 
 
 def in_base64(values: Shaped[np.ndarray, " value"]) -> str:
-    """The bytes of an array, the least significant first."""
+    """The bytes of an array, little-endian, in base64."""
     return base64.b64encode(values.astype(values.dtype.newbyteorder("<")).tobytes()).decode()

@@ -130,11 +130,11 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a model as a circuit's scores": (
         lambda: analyses.circuit_viewer(MODEL),
-        r"want EdgeScores, as analyses\.attribute_edges\(model, pairs\) gives them, not a TransformerBridge",
+        r"want EdgeScores, as returned by analyses\.attribute_edges\(model, pairs\), not a TransformerBridge",
     ),
     "a name as attention edges": (
         lambda: analyses.token_view("gpt2", None, [["a"]]),
-        r"want AttentionEdges, as analyses\.attention_edges\(model, pairs\) gives them, not 'gpt2'",
+        r"want AttentionEdges, as returned by analyses\.attention_edges\(model, pairs\), not 'gpt2'",
     ),
     "a second model to draw": (
         lambda: analyses.pattern_figure(analyses.attention_edges(MODEL, IDS), MODEL, [["a"] * 4] * 2),

@@ -1,6 +1,6 @@
-"""Cut a model and watch its answer move: in a notebook, in a browser, and recorded in a page.
+"""Cut parts of a model and see how its predictions change: in a notebook, in a browser, or recorded in a page.
 
-`session` holds what is explored and knows no web; `models` runs it, `reading` makes plain numbers of the runs; `page`
-draws them with one script for all three places; `server` and `widget` carry what is clicked to the session. Unlike
-other figures this one takes models, which it asks while it is looked at.
+`session` has the state of an exploration and knows nothing of the web; `models` runs the models and `reading` turns the
+runs into plain numbers; `page` builds the page, with the same script for all three places; `server` and `widget` pass
+the user's clicks to the session. Unlike other figures this one takes models, and runs them while the page is used.
 """

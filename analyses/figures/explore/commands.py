@@ -1,4 +1,4 @@
-"""What pages ask of an exploration, as plain data that may hold anything."""
+"""Runs the commands that pages send to an exploration; a command is untrusted JSON."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,14 +7,14 @@ from sparselens.analyses.figures.explore.steps import names_in, text_in
 if TYPE_CHECKING:
     from sparselens.analyses.figures.explore.session import Exploration
 
-MATRIX = 7  # rows and columns of the page's answer to why
+MATRIX = 7  # rows and columns of the table that explains an edge
 
 
 def obeyed(explored: "Exploration", command: Any) -> dict[str, Any]:
-    """Do what a page asks for; returns its answer.
+    """Run a page's command; returns the reply.
 
     Raises:
-        ValueError: there is no such command, or it cannot be done.
+        ValueError: there is no such command, or it fails.
     """
     actions = {
         "ask": (explored.ask, ("prompt",)),
@@ -28,10 +28,10 @@ def obeyed(explored: "Exploration", command: Any) -> dict[str, Any]:
         "page": (explored.page, ("view",)),
     }
     if not isinstance(command, dict) or command.get("do") not in actions:
-        raise ValueError(f"no such command: {command!r:.200} (want a do among {', '.join(actions)})")
+        raise ValueError(f"no such command: {command!r:.200} (want do = {', '.join(actions)})")
     action, wanted = actions[command["do"]]
     if set(command) != {"do", *wanted}:
-        raise ValueError(f"{command['do']} wants {', '.join(wanted) or 'nothing'}, not {sorted(command)}")
+        raise ValueError(f"{command['do']} takes {', '.join(wanted) or 'nothing'}, not {sorted(command)}")
     said: Any = action(**{name: command[name] for name in wanted})
     if isinstance(said, list):
         return {"why": said}
@@ -39,14 +39,14 @@ def obeyed(explored: "Exploration", command: Any) -> dict[str, Any]:
 
 
 def _toggle(explored: "Exploration", names: Any) -> None:
-    """Cut what is not cut; if all of it is, restore it."""
+    """Cut the parts, or restore them if all of them are already cut."""
     wanted = names_in(names)
     whole_cut = wanted and set(wanted) <= set(explored.step.cuts)
     (explored.restore if whole_cut else explored.cut)(*wanted)
 
 
 def _why(explored: "Exploration", name: Any) -> list[dict[str, Any]]:
-    """What the page says of an edge: a sentence and a small matrix for each model."""
+    """The explanation of an edge: for each model a sentence and a small table."""
     said: list[dict[str, Any]] = []
     for model, found in explored.why(text_in("name", name)).items():
         rows, columns, values = found.folded(MATRIX)
@@ -56,6 +56,6 @@ def _why(explored: "Exploration", name: Any) -> list[dict[str, Any]]:
 
 
 def _load(explored: "Exploration", shared: Any) -> None:
-    if not isinstance(shared, dict):  # a text would be a path, which no page may open
+    if not isinstance(shared, dict):  # a string would be a path, and pages may not open files
         raise ValueError("this is not the state of an exploration: want a JSON object")
     explored.load(shared)

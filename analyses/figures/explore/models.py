@@ -1,4 +1,4 @@
-"""The models that are explored: how they read a prompt, and what they do on it without the parts that are cut."""
+"""The explored models: how they tokenize a prompt, and what they compute on it with some parts cut."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,11 +16,11 @@ from sparselens.analyses.patching.cuts import CutRun, Cuts, Shape, cut_hooks, re
 from sparselens.gates.surgery import is_sparse
 from sparselens.prompts.fitting import Fit, text_of, vocabulary_of
 
-LONGEST = 256  # tokens of a prompt; the drawing grows with their square
+LONGEST = 256  # tokens of a prompt; the size of the drawing grows with their square
 
 
 class Models:
-    """One or two models with one vocabulary. What they do on the last prompt without cuts is remembered.
+    """One or two models with the same vocabulary. Their runs of the last prompt without cuts are cached.
 
     Raises:
         ValueError: they have different tokenizers.
@@ -31,17 +31,17 @@ class Models:
         self._opened = {name: OpenModel(model) for name, model in models.items()}
         tokenizers = [model.tokenizer for model in models.values()]
         if len({vocabulary_of(tokenizer) for tokenizer in tokenizers}) > 1:
-            raise ValueError(f"{' and '.join(models)} have different tokenizers, so that no prompt is the same to both")
+            raise ValueError(f"{' and '.join(models)} have different tokenizers: want models with the same one")
         self._tokenizer, self._fit = tokenizers[0], Fit(tokenizers[0])
         self._texts: dict[int, str] = {}
         self._prompt, self._tokens, self._ids = "", (), torch.zeros(1, 0, dtype=torch.long)
         self._whole: dict[str, CutRun] = {}
 
     def tokens(self, prompt: str) -> Sequence[str]:
-        """The strings of a prompt's tokens; none of the empty prompt.
+        """The strings of a prompt's tokens; the empty prompt has none.
 
         Raises:
-            ValueError: the prompt is too long, or holds what is unknown to the tokenizer.
+            ValueError: the prompt is too long, or the tokenizer cannot represent it.
         """
         if prompt != self._prompt:
             ids, strings = self._fit.prompt(prompt) if prompt else ([], ())
@@ -53,14 +53,14 @@ class Models:
         return self._tokens
 
     def refuse_unknown(self, names: Iterable[str], n_pos: int) -> None:
-        """Raise a ValueError if a name is not that of a part of at least one of the models."""
+        """Raise a ValueError if a name is not the name of a part of any model."""
         refuse_unknown(names, [Shape.of(model, n_pos) for model in self._models.values()])
 
     def read(self, prompt: str, cuts: Sequence[str]) -> list[dict[str, Any]]:
-        """What each model is, and what it does on the prompt without cuts and with them, as plain numbers.
+        """For each model its shape and its results on the prompt, without and with the cuts, as plain numbers.
 
         Raises:
-            ValueError: as `tokens`; or something cannot be cut.
+            ValueError: as in `tokens`, or a part cannot be cut.
         """
         n_pos = len(self.tokens(prompt))
         return [
@@ -74,10 +74,10 @@ class Models:
         ]
 
     def explain(self, prompt: str, cuts: Sequence[str], edge: str) -> dict[str, QKAttribution]:
-        """Why an attention edge is open or closed under the cuts, in each model that has it.
+        """Why an attention edge is open or closed with these cuts, in each model that has it.
 
         Raises:
-            ValueError: as `read`; it is not the name of an edge, or a model cannot be read.
+            ValueError: as in `read`, or it is not the name of an edge, or a model cannot be explained.
         """
         n_pos, place = len(self.tokens(prompt)), dict(read_cut(edge).places)
         if "key_pos" not in place:

@@ -1,4 +1,4 @@
-"""What the page draws of a model, as plain numbers: the run without cuts and the run with them, side by side."""
+"""What the page draws of a model, as plain numbers: results without and with the cuts, side by side."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,26 +11,26 @@ from sparselens.analyses.attribution.attention_edges import AttentionEdges
 from sparselens.analyses.patching.cuts import CutRun
 
 TOP = 10  # tokens whose probabilities are shown
-MOST_EDGES = 10_000  # that a page is sent; beyond them the weakest are left out, and the page says so
-KEPT, CUT, CLOSED, OPENED = range(4)  # what became of an edge; closed and opened are consequences of cuts elsewhere
+MOST_EDGES = 10_000  # sent to the page; if there are more, the weakest are left out, and the page says so
+KEPT, CUT, CLOSED, OPENED = range(4)  # fate of an edge; closed and opened are effects of cuts elsewhere
 
 TextOf = Callable[[int], str]
 
 
 def model_data(before: CutRun, after: CutRun, cut: Bool[np.ndarray, " edge"], text_of: TextOf) -> dict[str, Any]:
-    """Answers at every position and all attention edges, before and after.
+    """Predictions at every position and all attention edges, before and after the cuts.
 
     Args:
-        cut: which of the edges before are cut
+        cut: for each edge before the cuts, whether it is cut
         text_of: the text of a token
     """
     return {"answers": _answers(before, after, text_of), "edges": _edges(before.edges, after.edges, cut)}
 
 
 def _answers(before: CutRun, after: CutRun, text_of: TextOf) -> list[dict[str, Any]]:
-    """For every position: the likeliest token, the probabilities of the ten likeliest, and how far all have moved."""
+    """For every position: the likeliest token, the probabilities of the ten likeliest, and KL(before, after)."""
     first, second = before.log_probs.exp(), after.log_probs.exp()
-    moved = (first * (before.log_probs - after.log_probs).nan_to_num(0.0)).sum(-1).clamp(min=0)  # KL divergence, nats
+    moved = (first * (before.log_probs - after.log_probs).nan_to_num(0.0)).sum(-1).clamp(min=0)  # KL, nats
     tokens = torch.maximum(first, second).topk(min(TOP, first.shape[1])).indices
     says = torch.stack([first.argmax(-1), second.argmax(-1)], dim=-1)
     tables = (says, moved, tokens, first.gather(1, tokens), second.gather(1, tokens))
@@ -45,7 +45,7 @@ def _answers(before: CutRun, after: CutRun, text_of: TextOf) -> list[dict[str, A
 
 
 def _edges(before: AttentionEdges, after: AttentionEdges, cut: Bool[np.ndarray, " edge"]) -> dict[str, Any]:
-    """All edges of both runs as columns; weights in thousandths, -1 where there is no edge."""
+    """All edges of both runs as columns; weights in thousandths, -1 if there is no edge."""
     first, second = _codes(before), _codes(after)
     codes = np.union1d(first, second)
     weights = np.full((2, len(codes)), -1.0)
@@ -72,5 +72,5 @@ def _shape(edges: AttentionEdges) -> tuple[int, int, int, int]:
 
 
 def _codes(edges: AttentionEdges) -> Int[np.ndarray, " edge"]:
-    """One number for every edge, in the order of layer, head, query, key."""
+    """The index of every edge among all (layer, head, query, key)."""
     return np.ravel_multi_index((edges.layer, edges.head, edges.query_pos, edges.key_pos), _shape(edges))

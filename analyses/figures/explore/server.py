@@ -1,7 +1,8 @@
-"""The page of an exploration on 127.0.0.1, which only those who have its address can read.
+"""Serves the page of an exploration on 127.0.0.1 to anyone who knows its full address.
 
-Any page in the same browser could try to reach it, so every request must name this host (against DNS rebinding), carry
-the random token of the address, and come from this very page (`Origin`). It knows two paths and opens no file.
+Any page in the same browser could send requests to it. Every request must therefore name this host (against DNS
+rebinding) and carry the random token of the address, and commands must come from this page (`Origin`). The server has
+two paths and opens no files.
 """
 
 import hmac
@@ -18,15 +19,15 @@ from sparselens.analyses.figures.explore.page import live_page
 from sparselens.files.reading import strict_json
 
 HOST = "127.0.0.1"
-LARGEST = 2**20  # bytes of a request
-SECONDS = 30  # that a request may take to arrive
+LARGEST = 2**20  # bytes of a request body
+SECONDS = 30  # time limit for reading a request
 
 
 class Server(ThreadingMixIn, TCPServer):
-    """Listens from the start, so that a port that is taken is told before a model is opened; answers in `serve`.
+    """Listens as soon as it is made, so that a port in use is reported before models are loaded; answers in `serve`.
 
     Raises:
-        ValueError: the port is taken.
+        ValueError: the port is in use or not allowed.
     """
 
     daemon_threads = True
@@ -42,24 +43,24 @@ class Server(ThreadingMixIn, TCPServer):
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port on which it listens."""
         return self.server_address[1]
 
     @property
     def address(self) -> str:
-        """What to open in a browser. It holds the token: not to be passed on."""
+        """The address to open in a browser. It contains the secret token, so do not share it."""
         return f"http://{HOST}:{self.port}/?token={self.token}"
 
     @property
     def hosts(self) -> tuple[str, str]:
-        """What a browser on this machine calls it."""
+        """The host names by which a browser on this machine can address it."""
         return f"{HOST}:{self.port}", f"localhost:{self.port}"
 
     def serve(self, explored: Any) -> None:
-        """Answer until `shutdown`, or Ctrl-C.
+        """Answer requests until `shutdown` or Ctrl-C.
 
         Args:
-            explored: an Exploration, or what has its `title`, `state` and `obey`
+            explored: an Exploration, or an object with its `title`, `state` and `obey`
         """
         self.explored = explored
         self.serve_forever(poll_interval=0.2)
@@ -72,7 +73,7 @@ class _RefusedError(Exception):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: Server  # pyright: ignore[reportIncompatibleVariableOverride] - no other makes one
+    server: Server  # pyright: ignore[reportIncompatibleVariableOverride] - only Server creates handlers
     timeout = SECONDS
     server_version, sys_version = "sparselens", ""
 
@@ -91,7 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _command(self) -> tuple[str, bytes]:
         self._admit(self.path, "/ask", self.headers.get("X-Sparselens-Token", ""))
         if self.headers.get("Origin") not in {f"http://{host}" for host in self.server.hosts}:
-            raise _RefusedError(HTTPStatus.FORBIDDEN, "this request comes from another page")
+            raise _RefusedError(HTTPStatus.FORBIDDEN, "this request was sent by another page")
         if self.headers.get_content_type() != "application/json":
             raise _RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "want application/json")
         try:
@@ -102,22 +103,22 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _admit(self, path: str, wanted: str, token: str) -> None:
         if self.headers.get_all("Host", []) not in [[host] for host in self.server.hosts]:
-            raise _RefusedError(HTTPStatus.FORBIDDEN, f"this page is reached as {self.server.hosts[0]} alone")
+            raise _RefusedError(HTTPStatus.FORBIDDEN, f"this page is served only at {self.server.hosts[0]}")
         if path != wanted:
-            raise _RefusedError(HTTPStatus.NOT_FOUND, "there is nothing here")
+            raise _RefusedError(HTTPStatus.NOT_FOUND, "there is no such page")
         if not hmac.compare_digest(token.encode(), self.server.token.encode()):
-            raise _RefusedError(HTTPStatus.FORBIDDEN, "open the whole address that `sparselens explore` printed")
+            raise _RefusedError(HTTPStatus.FORBIDDEN, "open the full address that `sparselens explore` printed")
 
     def _body(self) -> bytes:
         length = self.headers.get("Content-Length", "")
         if not (length.isascii() and length.isdigit()):
-            raise _RefusedError(HTTPStatus.LENGTH_REQUIRED, "want a Content-Length")
+            raise _RefusedError(HTTPStatus.LENGTH_REQUIRED, "want a Content-Length header")
         if len(length) > 9 or int(length) > LARGEST:
             raise _RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"want at most {LARGEST:,} bytes")
         return self.rfile.read(int(length))
 
     def _answer(self, make: Any) -> None:
-        """Send the answer or the error; none is dropped."""
+        """Send the reply or, if making it fails, the error."""
         status = HTTPStatus.OK
         try:
             kind, body = make()
@@ -125,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
             status, kind, body = refusal.status, "application/json", _error(str(refusal))
         except Exception as error:
             logging.getLogger(__name__).exception("a request failed")
-            text = f"{type(error).__name__}: {error}; see the terminal"
+            text = f"{type(error).__name__}: {error}; see the terminal for details"
             status, kind, body = HTTPStatus.INTERNAL_SERVER_ERROR, "application/json", _error(text)
         self.send_response(status)
         headers = {
@@ -142,8 +143,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name that http.server gives it
-        """Nothing: the address in a request line holds the token."""
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - named so by http.server
+        """Log nothing, since request lines contain the token."""
 
 
 def _error(text: str) -> bytes:

@@ -1,7 +1,7 @@
-"""What is explored: a prompt, what is cut in it, what its parts are called; and what the models answer then.
+"""An exploration: a prompt, cut parts and notes on parts, with the models' results.
 
-Every change is a step, which can be undone. A step that fails changes nothing. No web in here: pages send commands
-(`obey`) and draw what comes back.
+Every change is a step that can be undone; a step that fails changes nothing. This module is independent of the web:
+pages send commands to `obey` and draw the replies.
 """
 
 import threading
@@ -27,9 +27,9 @@ from sparselens.models.provenance import origin, without_path
 
 
 class Exploration:
-    """One or two models, and a prompt in which parts can be cut; see `explore`. In a notebook it shows itself.
+    """One or two models and a prompt in which parts can be cut; see `explore`. Notebooks display it as a live page.
 
-    Names of parts are those of `sparselens.analyses.patching.cuts`: `a0.h1:3->7` an attention edge from position 3 to
+    Names of parts are as in `sparselens.analyses.patching.cuts`: `a0.h1:3->7` is an attention edge from position 3 to
     7, `a0.h1` a head, `a0` a layer's attention, `m0` an MLP, `p3` a token.
     """
 
@@ -41,16 +41,16 @@ class Exploration:
         self._data = self._models.read("", ())
         self._milliseconds = 0.0
 
-    # -- what there is
+    # -- state
 
     @property
     def step(self) -> Step:
-        """The prompt, the cuts and the notes as they are now."""
+        """The current prompt, cuts and notes."""
         return self._steps[self._at]
 
     @property
     def state(self) -> dict[str, Any]:
-        """All that a page draws, as plain data."""
+        """Everything that a page draws, as plain data."""
         with self._lock:
             return {
                 **self.step.plain,
@@ -62,16 +62,16 @@ class Exploration:
 
     @property
     def shared(self) -> dict[str, Any]:
-        """The step as plain data, for others to `load`."""
+        """The current step as plain data, which `load` reads."""
         return {**self.step.plain, "models": [model["name"] for model in self._data]}
 
-    # -- what can be done
+    # -- actions
 
     def ask(self, prompt: Any) -> None:
-        """Run another prompt. Cut heads and MLPs stay cut; edges and tokens, which are of the old prompt, do not.
+        """Run another prompt. Cuts of heads and MLPs stay; those of edges and tokens belong to the old prompt and do not.
 
         Raises:
-            ValueError: the prompt is empty, too long, or holds what is unknown to the tokenizer.
+            ValueError: the prompt is empty or too long, or the tokenizer cannot represent it.
         """
         if not text_in("prompt", prompt).strip():
             raise ValueError("the prompt is empty: type some text")
@@ -81,7 +81,7 @@ class Exploration:
             self._go(Step(prompt, tuple(name for name in self.step.cuts if name in stay), notes))
 
     def cut(self, *names: str) -> None:
-        """Take parts out.
+        """Cut parts.
 
         Raises:
             ValueError: there is no such part, or it cannot be cut.
@@ -90,13 +90,13 @@ class Exploration:
             self._go(replace(self.step, cuts=tuple(dict.fromkeys((*self.step.cuts, *names)))))
 
     def restore(self, *names: str) -> None:
-        """Put parts back that were cut; without names, all of them."""
+        """Restore parts that are cut; without names, all of them."""
         with self._lock:
             left = tuple(name for name in self.step.cuts if names and name not in names)
             self._go(replace(self.step, cuts=left))
 
     def note(self, name: str, label: Any = "", group: Any = "", pinned: Any = True) -> None:
-        """Name a part, put it into a group, pin it to the list of parts. With none of the three the note goes.
+        """Give a part a label or a group, or pin it to the list of parts; without any of these, remove its note.
 
         Raises:
             ValueError: there is no such part.
@@ -107,15 +107,15 @@ class Exploration:
             self._go(replace(self.step, notes=notes if note == Note() else {**notes, name: note}))
 
     def why(self, edge: str) -> dict[str, QKAttribution]:
-        """Why an attention edge is open or closed, in each model, with all that is cut now; see `explain_edge`.
+        """Why an attention edge is open or closed, in each model, with the current cuts; see `explain_edge`.
 
-        An edge that is cut is explained as if it were not: scores come before gates. In a sparse model what a head
-        wrote is split into its attention edges, which can be asked about in turn.
+        A cut edge is explained as if it were not cut, since its score is computed before the gate. In a sparse model
+        the output of a head is split into its attention edges, which can be explained in turn.
 
         >>> print(found.why("a2.h3:1->8")["sparse"])
 
         Raises:
-            ValueError: there is no such edge, or a model is one whose edges cannot be explained.
+            ValueError: there is no such edge, or a model's edges cannot be explained.
         """
         with self._lock:
             return self._models.explain(self.step.prompt, self.step.cuts, edge)
@@ -124,64 +124,64 @@ class Exploration:
         """Go back by one step.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is nothing to undo.
         """
         self._move(-1)
 
     def redo(self) -> None:
-        """Do again what was undone.
+        """Redo the step that was undone last.
 
         Raises:
-            ValueError: nothing was undone.
+            ValueError: there is nothing to redo.
         """
         self._move(1)
 
     def save(self, path: str | Path) -> Path:
-        """Write prompt, cuts and notes as JSON, which `load` and the page's import read."""
+        """Write prompt, cuts and notes as JSON, for `load` and for Import on the page."""
         return write_json(Path(path), self.shared)
 
     def load(self, shared: str | Path | Mapping[str, Any]) -> None:
-        """Take over prompt, cuts and notes, from a file or as `shared` gives them.
+        """Set prompt, cuts and notes from a file or from another exploration's `shared`.
 
         Raises:
-            ValueError: it is not such a state, or names parts that these models do not have.
+            ValueError: the data has another form, or names parts that these models do not have.
         """
         given = shared if isinstance(shared, Mapping) else strict_json(Path(shared).read_bytes())
         with self._lock:
             self._go(step_of(given))
 
     def save_html(self, path: str | Path) -> Path:
-        """Write what is shown as one page that asks the network for nothing. There nothing can be cut any more."""
+        """Write the current state as one recorded page, which needs no network and cannot run the models."""
         return write_file(Path(path), self.page().encode())
 
     def page(self, view: Any = None, note: str = "") -> str:
-        """The recorded page as text.
+        """The HTML of the recorded page.
 
         Args:
-            view: what a live page shows: its position, head and thresholds
-            note: a line above it
+            view: display settings of a live page: position, head and thresholds
+            note: a line shown above the page
         """
         return recorded_page(self.title, self.state, view if isinstance(view, dict) else {}, note)
 
     def widget(self) -> Any:
-        """The live page for a notebook.
+        """The live page as a notebook widget.
 
         Raises:
-            ImportError: anywidget, which carries the clicks, is not installed.
+            ImportError: anywidget is not installed.
         """
         try:
             from sparselens.analyses.figures.explore.widget import ExploreWidget
         except ImportError as error:
             raise ImportError(
-                "a live notebook page needs anywidget (pip install 'sparselens[notebook]'); or run `sparselens explore`"
+                "the live page needs anywidget (pip install 'sparselens[notebook]'); or run `sparselens explore`"
             ) from error
         return ExploreWidget(self)
 
     def obey(self, command: Any) -> dict[str, Any]:
-        """Do what a page asks for and answer with what it draws. A mistake is an answer, too: {"error": why}."""
+        """Run a page's command and return the reply; {"error": message} if it fails with a ValueError."""
         try:
             with self._lock:
-                return obeyed(cast(Any, self), command)  # type checkers meet this class under two names
+                return obeyed(cast(Any, self), command)  # type checkers see this class under two module names
         except ValueError as error:
             return {"error": str(error)}
 
@@ -189,46 +189,46 @@ class Exploration:
         return f"Exploration({self.title!r}, {self.step.prompt!r}, cuts={list(self.step.cuts)})"
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        """The live page where it can be, over the recorded one, which shows once the kernel is gone."""
+        """The live page if possible, and the recorded one for notebooks without a kernel."""
         try:
             live, note = self.widget()._repr_mimebundle_()[0], ""
         except ImportError as error:
             live, note = {}, str(error)
         return {**live, "text/html": framed(self.page(note=note)), "text/plain": repr(self)}
 
-    # -- how it is done
+    # -- implementation
 
     def _move(self, by: int) -> None:
         with self._lock:
             there = self._at + by
             if not 0 <= there < len(self._steps):
-                raise ValueError("there is nothing to undo" if by < 0 else "there is nothing to do again")
+                raise ValueError("there is nothing to undo" if by < 0 else "there is nothing to redo")
             self._show(self._steps[there])
             self._at = there
 
     def _go(self, step: Step) -> None:
-        """A new step, unless it is the same or fails."""
+        """Add a step to the history, unless nothing changes."""
         if step == self.step:
             return
         self._show(step)
         self._steps, self._at = [*self._steps[: self._at + 1], step], self._at + 1
 
     def _show(self, step: Step) -> None:
-        """Run the models as the step says, and keep what they do."""
+        """Run the models for a step and store their results."""
         started = time.perf_counter()
         tokens = self._models.tokens(step.prompt)
         self._models.refuse_unknown((*step.cuts, *step.notes), len(tokens))
-        if (step.prompt, step.cuts) != (self.step.prompt, self.step.cuts):  # else only a note is new
+        if (step.prompt, step.cuts) != (self.step.prompt, self.step.cuts):  # otherwise only notes have changed
             self._data = self._models.read(step.prompt, step.cuts)
             self._milliseconds = round(1000 * (time.perf_counter() - started), 1)
 
 
 def explore(model: HookedModel, dense: HookedModel | None = None, prompt: str = "", *, title: str = "") -> Exploration:
-    """Cut attention edges, heads, MLPs or tokens of a model with a click, and watch what it predicts.
+    """Cut attention edges, heads, MLPs or tokens of a model with a click, and see how its predictions change.
 
-    A tick on the page leaves the edges that lead to the chosen answer, its circuit with the patterns held
-    (`dependency_cone`). The last expression of a notebook cell shows it; there it is live where anywidget is installed
-    (`pip install 'sparselens[notebook]'`). `sparselens explore` shows the same in a browser.
+    A checkbox on the page keeps only the edges that lead to the chosen answer: its circuit with attention patterns held
+    fixed (`dependency_cone`). As the last expression of a notebook cell the exploration is displayed; the page is live
+    if anywidget is installed (`pip install 'sparselens[notebook]'`). `sparselens explore` shows it in a browser.
 
     >>> found = analyses.explore(sl.load("stories260k-sparse"), prompt="Lily saw a big dog. She was")
     >>> found.cut("a2.h3", "p4")
@@ -236,11 +236,12 @@ def explore(model: HookedModel, dense: HookedModel | None = None, prompt: str = 
 
     Args:
         model: TransformerBridge or HookedTransformer, sparse or dense, in evaluation mode
-        dense: a second model with the same tokenizer, shown above; what is cut is cut in both
-        prompt: can also be typed into the page
+        dense: a second model with the same tokenizer, shown above the first; cuts apply to both
+        prompt: the prompt to start with; it can also be typed into the page
+        title: title of the page; default: the model's name
 
     Raises:
-        ValueError: a model is none that can be explored, or the prompt does not fit.
+        ValueError: a model cannot be explored, or the prompt is too long or cannot be tokenized.
     """
     for given in (model,) if dense is None else (dense, model):
         _refuse_foreign(given)
@@ -257,7 +258,7 @@ def explore(model: HookedModel, dense: HookedModel | None = None, prompt: str = 
 
 def _refuse_foreign(model: Any) -> None:
     if isinstance(model, (str, Path)):
-        raise ValueError(f"explore wants an open model, not its name: pass sparselens.load({str(model)!r})")
+        raise ValueError(f"explore wants a loaded model, not its name: pass sparselens.load({str(model)!r})")
     if not is_hooked(model):
         raise ValueError(
             f"explore wants a TransformerBridge or HookedTransformer, not a {type(model).__name__}: pass "
@@ -265,4 +266,4 @@ def _refuse_foreign(model: Any) -> None:
         )
     refuse_lost_gates(model)
     if getattr(model, "tokenizer", None) is None:
-        raise ValueError("this model has no tokenizer to read prompts with: set model.tokenizer")
+        raise ValueError("this model has no tokenizer: set model.tokenizer")

@@ -1,4 +1,4 @@
-"""Steps of an exploration, and reading them from files and pages, which may hold anything."""
+"""The states of an exploration, and reading them from files and pages, whose content is untrusted."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -19,7 +19,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Step:
-    """All that can be shared, undone and done again."""
+    """The part of an exploration that can be saved, shared, undone and redone."""
 
     prompt: str = ""
     cuts: tuple[str, ...] = ()
@@ -27,19 +27,19 @@ class Step:
 
     @property
     def plain(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The step as JSON data."""
         notes = {name: asdict(note) for name, note in self.notes.items()}
         return {"sparselens": FORMAT, "prompt": self.prompt, "cuts": list(self.cuts), "notes": notes}
 
 
 def step_of(given: Mapping[str, Any]) -> Step:
-    """What `Step.plain` gave.
+    """Read what `Step.plain` returned.
 
     Raises:
-        ValueError: it is something else. Says what.
+        ValueError: the data has another form.
     """
     if given.get("sparselens") != FORMAT or not isinstance(given.get("notes"), dict):
-        raise ValueError(f"this is not the state of an exploration: want sparselens = {FORMAT!r}, and notes")
+        raise ValueError(f"this is not the state of an exploration: want sparselens = {FORMAT!r} and notes")
     notes = {name: _note_of(name, said) for name, said in given["notes"].items()}
     return Step(text_in("prompt", given.get("prompt")), names_in(given.get("cuts")), notes)
 
@@ -52,10 +52,10 @@ def _note_of(name: str, said: Any) -> Note:
 
 
 def names_in(given: Any) -> tuple[str, ...]:
-    """A list of names, each once.
+    """Check a list of names and remove duplicates.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: it is not a list of strings.
     """
     if not isinstance(given, (list, tuple)) or not all(isinstance(name, str) for name in given):
         raise ValueError(f"parts are {given!r:.100}: want a list of names")
@@ -63,15 +63,15 @@ def names_in(given: Any) -> tuple[str, ...]:
 
 
 def text_in(what: str, given: Any) -> str:
-    """A text that can be written as UTF-8.
+    """Check that a value is a text that can be encoded as UTF-8.
 
     Raises:
-        ValueError: it is something else, or very long.
+        ValueError: it is not, or it is very long.
     """
     if not isinstance(given, str):
-        raise ValueError(f"{what} is {given!r:.100}: want a text")
+        raise ValueError(f"{what} is {given!r:.100}: want a string")
     if len(given) > LONGEST_TEXT:
         raise ValueError(f"{what} has {len(given):,} characters: want at most {LONGEST_TEXT:,}")
     if any("\ud800" <= character <= "\udfff" for character in given):
-        raise ValueError(f"{what} holds half a character (a lone surrogate)")
+        raise ValueError(f"{what} contains half a character (a lone surrogate)")
     return given

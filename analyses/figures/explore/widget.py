@@ -1,4 +1,4 @@
-"""The page inside a notebook: anywidget carries what is clicked to the kernel and the answer back."""
+"""The live page in a notebook: anywidget carries commands to the kernel and replies back."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from sparselens.analyses.figures.explore.page import script, style
 
 
 class ExploreWidget(anywidget.AnyWidget):
-    """An exploration, live."""
+    """The live page of an exploration."""
 
     _esm = script("export default { render: startWidget };")
     _css = style()
-    data = traitlets.Dict().tag(sync=True)  # what the page is drawn from first
+    data = traitlets.Dict().tag(sync=True)  # the initial content of the page
 
     def __init__(self, explored: Any) -> None:
         self._explored = explored
@@ -23,7 +23,7 @@ class ExploreWidget(anywidget.AnyWidget):
     def _heard(self, _: Any, message: Any, __: Any) -> None:
         try:
             reply = self._explored.obey(message["command"])
-        except Exception as error:  # would end in the kernel's log, where nobody looks
+        except Exception as error:  # otherwise it would only appear in the kernel's log
             self.send({"id": message.get("id"), "error": f"{type(error).__name__}: {error}"})
             raise
         self.send({"id": message["id"], **reply})

@@ -40,7 +40,7 @@ function edgesOf(panel, node) {
   const more = touching.length - LISTED;
   return [
     make("h3", {}, `${panel.name}: ${thousands(into)} in, ${thousands(touching.length - into)} out`),
-    make("ul", {}, touching.slice(0, LISTED).map(edge => make("li", {}, edgeButton(edge, node))), more > 0 && make("li", {}, make("span", { class: "faint" }, `and ${thousands(more)} weaker edges`))),
+    make("ul", {}, touching.slice(0, LISTED).map(edge => make("li", {}, edgeButton(edge, node))), more > 0 && make("li", {}, make("span", { class: "faint" }, `and ${thousands(more)} weaker`))),
   ];
 }
 

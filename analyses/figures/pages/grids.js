@@ -15,7 +15,7 @@ export function headNumber(name) {
 }
 
 /** The edges of every head of a model on the current prompt. */
-export function attentionOf(model) {
+function attentionOf(model) {
   const key = `${model} ${state.prompt}`;
   if (!unpacked.has(key)) unpacked.set(key, unpack(data.patterns.models[model][state.prompt]));
   return unpacked.get(key);

@@ -150,7 +150,7 @@ export function setPins(all) {
 }
 
 /** Is this the name of a node, or of an edge stored in the page? */
-export function isPart(name) {
+function isPart(name) {
   const edge = nodeOf.has(name) ? null : edgeNamed(name);
   return nodeOf.has(name) || (edge !== null && models.some(model => model.of.has(edge.code)));
 }

@@ -293,13 +293,13 @@ def test_drawing_neither_heeds_nor_changes_settings(tmp_path: Path):
     ("change", "message"),
     [
         ({"x": (), "y": ()}, "'one' is empty"),
-        ({"y": (1.0, float("nan"))}, "'one' has nan among its y"),
-        ({"x": (1.0, float("inf"))}, "'one' has inf among its x"),
-        ({"low": (0.0, float("nan")), "high": (2.0, 2.0)}, "'one' has nan among its low"),
+        ({"y": (1.0, float("nan"))}, "'one' has nan in y"),
+        ({"x": (1.0, float("inf"))}, "'one' has inf in x"),
+        ({"low": (0.0, float("nan")), "high": (2.0, 2.0)}, "'one' has nan in low"),
         ({"y": (1.0,)}, "'one' has 2 x and 1 y"),
         ({"labels": ("a",)}, "'one' has 2 x and 1 labels"),
-        ({"low": (0.0, 0.0)}, "'one' has one end"),
-        ({"model": "spare"}, "'one' is of model 'spare': want one of dense, sparse"),
+        ({"low": (0.0, 0.0)}, "'one' has only one end"),
+        ({"model": "spare"}, "'one' has model 'spare': want one of dense, sparse"),
     ],
 )
 def test_series_that_cannot_be_drawn_are_refused(change: dict, message: str):

@@ -45,13 +45,13 @@ def test_curves_have_one_axis_and_their_own_place():
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_one_result_is_not_beside_another(count: int):
-    with pytest.raises(ValueError, match="want two or more, of one kind"):
+    with pytest.raises(ValueError, match="want two or more of one type"):
         side_by_side({"one": scores(1)} if count else {})
 
 
 def test_other_kinds_are_refused():
     model, pairs = tiny_bridge("gpt2"), tiny_pairs()
-    with pytest.raises(ValueError, match="2 results of kind NodeScores, PatchingResult: want"):
+    with pytest.raises(ValueError, match="2 results of types NodeScores, PatchingResult: want"):
         side_by_side({"a": direct_logit_attribution(model, pairs, **QUIET), "b": patch_heads(model, pairs, **QUIET)})
     with pytest.raises(ValueError, match=r"a TokenizedPairs has no plot\(\)"):
         side_by_side({"a": pairs, "b": pairs})

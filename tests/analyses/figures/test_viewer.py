@@ -163,7 +163,7 @@ def test_one_model_needs_no_second():
     assert [model["name"] for model in data["models"]] == ["model"] and [*data["legends"]] == ["circuit"]
     assert data["patterns"]["lossy"] == [False] and len(viewer.layout().panels) == 1
     assert data_of(circuit_viewer(scores, attention=attention_of(shape, 1.0)).html)["patterns"]["lossy"] == [True]
-    with pytest.raises(ValueError, match="a difference is of two circuits: give circuit_viewer the scores of a second"):
+    with pytest.raises(ValueError, match="a difference needs two circuits: give circuit_viewer the scores of a second"):
         viewer.layout("difference", 3.25)
     with pytest.raises(ValueError, match="attention edges of 2 models for scores of 1"):
         circuit_viewer(scores, attention=(attention_of(shape, 0.2),) * 2)
@@ -231,16 +231,19 @@ def test_models_without_any_score(tmp_path: Path):
     [
         ({"share": 0.0}, "share must be above 0"),
         ({"max_edges": 0}, "max_edges must be at least 1, not 0"),
-        ({"labels": ({"a9.h9": "far"}, {})}, "label of 'a9.h9': no such node"),
-        ({"tokens": [["a"]]}, "tokens of 1 prompts: want 2 of 9 each"),
+        ({"labels": ({"a9.h9": "far"}, {})}, "label for 'a9.h9': no such node"),
+        ({"tokens": [["a"]]}, "tokens of 1 prompts: want 2 prompts of 9 tokens each"),
         ({"titles": ["one"]}, "1 titles for 2 prompts"),
         (
             {"attention": (attention_of((1, 3, 3, 4), 1),) * 2},
-            "attention edges of 3 layers of 3 heads for",
+            "attention edges have 3 layers of 3 heads, but the scores have 2 layers of 2 heads",
         ),
         ({"attention": (attention_of((1, 2, 2, 4), 1), attention_of((1, 2, 2, 5), 1))}, "attention edges differ"),
         ({"pruned": [None]}, "pruned circuits of 1 models for scores of 2"),
-        ({"pruned": [None, (scores_of(2, 3, 0).top(1), 0.9)]}, "a pruned circuit of 2 layers of 3 heads, but scores"),
+        (
+            {"pruned": [None, (scores_of(2, 3, 0).top(1), 0.9)]},
+            "the pruned circuit has 2 layers of 3 heads, but",
+        ),
     ],
 )
 def test_what_does_not_belong_together_is_refused(change: dict[str, Any], message: str):

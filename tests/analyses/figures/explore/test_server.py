@@ -83,7 +83,7 @@ def test_the_page_comes_with_its_token(server: Server):
 @pytest.mark.parametrize("path", ["/", "/?token=", "/?token=x", "/?token=%C3%A9"])
 def test_no_page_without_the_token(server: Server, path: str):
     status, text, _ = ask(server, "GET", path)
-    assert status == 403 and "open the whole address" in text and "stub" not in text
+    assert status == 403 and "open the full address" in text and "stub" not in text
 
 
 @pytest.mark.parametrize("path", ["/ask", "/etc/passwd", "/../session.py", "/explorer.js", "/favicon.ico"])

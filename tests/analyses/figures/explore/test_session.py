@@ -86,7 +86,7 @@ def test_steps_are_undone_and_done_again(found: Any):
     for wanted in states[1:]:
         found.redo()
         assert drawn(found) == wanted
-    with pytest.raises(ValueError, match="nothing to do again"):
+    with pytest.raises(ValueError, match="nothing to redo"):
         found.redo()
     found.undo()
     found.cut("m0")  # what was undone is forgotten
@@ -136,18 +136,18 @@ def test_the_same_cut_in_both_models(dense: Any, sparse: Any):
         ({"do": "cut", "names": ["a9.h9"]}, "no such part: 'a9.h9'"),
         ({"do": "cut", "names": "a0"}, "want a list of names"),
         ({"do": "cut", "names": [0]}, "want a list of names"),
-        ({"do": "cut"}, "cut wants names"),
-        ({"do": "cut", "names": [], "more": 1}, "cut wants names"),
+        ({"do": "cut"}, "cut takes names"),
+        ({"do": "cut", "names": [], "more": 1}, "cut takes names"),
         ({"do": "ask", "prompt": " \n"}, "the prompt is empty"),
-        ({"do": "ask", "prompt": None}, "want a text"),
+        ({"do": "ask", "prompt": None}, "want a string"),
         ({"do": "ask", "prompt": "word " * 300}, "want at most 256"),
         ({"do": "ask", "prompt": "x" * 10_001}, "want at most 10,000"),
         ({"do": "ask", "prompt": "half \ud800"}, "lone surrogate"),
         ({"do": "note", "name": "b0", "label": "", "group": "", "pinned": True}, "no such part: 'b0'"),
-        ({"do": "note", "name": "a0", "label": 3, "group": "", "pinned": True}, "want a text"),
+        ({"do": "note", "name": "a0", "label": 3, "group": "", "pinned": True}, "want a string"),
         ({"do": "load", "shared": "/etc/passwd"}, "want a JSON object"),
         ({"do": "load", "shared": {"sparselens": "x"}}, "not the state of an exploration"),
-        ({"do": "redo"}, "nothing to do again"),
+        ({"do": "redo"}, "nothing to redo"),
         ({"do": "save"}, "no such command"),
         ({"do": "__class__"}, "no such command"),
         ([], "no such command"),
@@ -189,7 +189,7 @@ def test_states_are_shared_as_json(found: Any, sparse: Any, tmp_path: Path):
         ({"notes": {"x": {}}}, "no such part: 'x'"),
         ({"notes": {"a0": {"color": "red"}}}, "want label, group and pinned"),
         ({"notes": []}, "and notes"),
-        ({"prompt": 5}, "want a text"),
+        ({"prompt": 5}, "want a string"),
         ({"sparselens": "exploration 99"}, "want sparselens = 'exploration 1'"),
     ],
 )
