@@ -134,7 +134,7 @@ def lay_out_difference(first: Circuit, second: Circuit, names: Sequence[str]) ->
     kind = np.where(one & two, 2, np.where(two, 1, 0))
     source, destination = np.nonzero(one | two)
     largest = max(_largest(first), _largest(second))
-    scores = [_array(circuit) * circuit.kept.cpu().numpy() / largest for circuit in (first, second)]
+    scores = [_scores(circuit) * circuit.kept.cpu().numpy() / largest for circuit in (first, second)]
     score = np.where(np.abs(scores[0]) >= np.abs(scores[1]), *scores)[source, destination]
     counts = (int((one & ~two).sum()), int((two & ~one).sum()), int((one & two).sum()))
     styles = kind[source, destination] + len(KINDS) * (score < 0)
@@ -220,7 +220,7 @@ def _entrance(place: dict[str, Node], destination: str) -> tuple[float, float]:
 
 
 def _signed(circuit: Circuit, name: str, largest: float) -> Edges:
-    kept, scores = circuit.kept.cpu().numpy(), _array(circuit)
+    kept, scores = circuit.kept.cpu().numpy(), _scores(circuit)
     source, destination = np.nonzero(kept)
     score = scores[source, destination]
     share = circuit.score_share if scores.any() else 0.0
@@ -228,13 +228,13 @@ def _signed(circuit: Circuit, name: str, largest: float) -> Edges:
     return Edges(said, source, destination, np.abs(score) / largest, (score < 0).astype(int))
 
 
-def _array(circuit: Circuit) -> Float[np.ndarray, "source destination"]:
+def _scores(circuit: Circuit) -> Float[np.ndarray, "source destination"]:
     scores = circuit.scores.detach().cpu().double().masked_fill(~circuit.graph.exists, 0.0)
     return (scores if circuit.total is None else scores.nan_to_num(0.0)).numpy()  # unmeasured edges are not drawn
 
 
 def _largest(circuit: Circuit) -> float:
-    return float(np.abs(_array(circuit)).max()) or 1.0
+    return float(np.abs(_scores(circuit)).max()) or 1.0
 
 
 def _arranged(

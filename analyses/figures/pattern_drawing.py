@@ -14,7 +14,7 @@ from sparselens.analyses.attribution.attention_edges import AttentionEdges
 from sparselens.analyses.engine.renamed import renamed_argument
 from sparselens.analyses.figures.given import model_names, refuse_others
 from sparselens.analyses.figures.paper import Drawing
-from sparselens.analyses.figures.pattern_grid import chosen, draw_bands, whole
+from sparselens.analyses.figures.pattern_grid import all_heads, chosen_heads, draw_bands
 
 Heads = Sequence[tuple[int, int]]  # (layer, head)
 
@@ -30,7 +30,9 @@ class PatternFigure(Drawing):
 
     def draw(self, width: float = 6.75) -> Any:
         """The matplotlib Figure."""
-        bands = chosen(self.patterns, self.heads, self.names) if self.heads else whole(self.patterns, self.names)
+        bands = (
+            chosen_heads(self.patterns, self.heads, self.names) if self.heads else all_heads(self.patterns, self.names)
+        )
         return draw_bands(bands, self.tokens, width)
 
 

@@ -46,7 +46,7 @@ class Band:
         return 4 + 2 * gap
 
 
-def whole(patterns: Patterns, names: tuple[str, ...]) -> list[Band]:
+def all_heads(patterns: Patterns, names: tuple[str, ...]) -> list[Band]:
     """All heads of all models, side by side, first layer at the bottom."""
     n_layers, n_heads = patterns[0].shape[:2]
     upward = range(n_layers)[::-1]
@@ -55,7 +55,7 @@ def whole(patterns: Patterns, names: tuple[str, ...]) -> list[Band]:
     return [Band(squares, rows, [f"head {head}" for _ in names for head in range(n_heads)], names)]
 
 
-def chosen(patterns: Patterns, heads: Sequence[tuple[int, int]], names: tuple[str, ...]) -> list[Band]:
+def chosen_heads(patterns: Patterns, heads: Sequence[tuple[int, int]], names: tuple[str, ...]) -> list[Band]:
     """Chosen heads, one model above the other, in bands of at most `WIDEST`."""
     n_bands = -(-len(heads) // WIDEST)
     per_band = -(-len(heads) // n_bands)

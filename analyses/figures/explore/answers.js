@@ -39,7 +39,7 @@ function change(difference) {
 }
 
 /** The heading above the tables: the position whose next token is predicted. */
-export function askedOf(app) {
+export function positionHeading(app) {
   const last = app.position === app.state.tokens.length - 1;
   return make("h2", {}, `After ${app.position} `, make("span", { class: "token" }, visible(app.state.tokens[app.position])), last ? ", the last token" : "");
 }

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 MATRIX = 7  # rows and columns of the table that explains an edge
 
 
-def obeyed(explored: "Exploration", command: Any) -> dict[str, Any]:
+def run_command(explored: "Exploration", command: Any) -> dict[str, Any]:
     """Run a page's command; returns the reply.
 
     Raises:

@@ -1,7 +1,7 @@
 /** The page: the exploration's `state`, display settings (`view`), and `send` for commands to the session (null on a recorded page). */
 
 import { make, offer, pageData } from "../pages/dom.js";
-import { answerOf, askedOf } from "./answers.js";
+import { answerOf, positionHeading } from "./answers.js";
 import { circuitChoice } from "./circuit.js";
 import { drawingOf, legendOf } from "./drawing.js";
 import { headsOf } from "./heads.js";
@@ -20,8 +20,8 @@ class Explorer {
     this.queue = Promise.resolve();
     this.build();
     listen(this);
-    this.take({ state: data.state });
-    if (data.note) this.complain(data.note);
+    this.receive({ state: data.state });
+    if (data.note) this.showMessage(data.note);
   }
 
   // -- state
@@ -73,39 +73,39 @@ class Explorer {
 
   /** Send a command after all earlier ones; draws the reply, or shows the error. */
   ask(command) {
-    if (!this.send) return this.complain(RECORDED);
+    if (!this.send) return this.showMessage(RECORDED);
     this.pending += 1;
-    this.tellStatus();
+    this.showStatus();
     this.queue = this.queue
       .then(() => this.send(command))
-      .then(reply => this.take(reply), error => this.complain(`no reply: ${error.message || error}`))
-      .finally(() => { this.pending -= 1; this.tellStatus(); });
+      .then(reply => this.receive(reply), error => this.showMessage(`no reply: ${error.message || error}`))
+      .finally(() => { this.pending -= 1; this.showStatus(); });
   }
 
-  take(reply) {
-    if (reply.error) return this.complain(reply.error);
+  receive(reply) {
+    if (reply.error) return this.showMessage(reply.error);
     if (reply.page) return offer(new Blob([reply.page], { type: "text/html" }), "explore.html");
     if (reply.why) return this.explain(reply.why);
     const before = this.state;
     this.state = reply.state;
     if (before && (before.prompt !== this.state.prompt || String(before.cuts) !== String(this.state.cuts))) this.view.why = null;
     for (const model of this.state.models) readEdges(model);
-    if (before?.prompt !== this.state.prompt) this.turn(before);
+    if (before?.prompt !== this.state.prompt) this.changePrompt(before);
     if (!this.state.models.some(model => model.layer > partOf(this.view.head).layer)) this.view.head = "a0.h0";
     this.render();
   }
 
   /** After a change of prompt, show the prediction at its last token. Cuts of edges and tokens belonged to the old prompt. */
-  turn(before) {
+  changePrompt(before) {
     this.prompt.value = this.state.prompt;
     if (!before) return;
     this.view.position = null;
     const lost = before.cuts.filter(name => /[p:]/.test(name) && !this.isCut(name)).length;
-    if (lost) this.complain(`The new prompt removed ${count(lost, "cut")} of edges and tokens; Undo goes back to the old prompt.`);
+    if (lost) this.showMessage(`The new prompt removed ${count(lost, "cut")} of edges and tokens; Undo goes back to the old prompt.`);
   }
 
-  /** Show an error until it is dismissed. */
-  complain(text) {
+  /** Show an error or a notice until it is dismissed. */
+  showMessage(text) {
     const line = make("p", {}, make("span", {}, text), make("button", { type: "button", "aria-label": "dismiss", onclick: () => line.remove() }, "×"));
     this.errors.append(line);
     while (this.errors.children.length > 3) this.errors.firstChild.remove();
@@ -150,16 +150,16 @@ class Explorer {
   render() {
     if (!this.state) return;
     const key = this.root.getRootNode().activeElement?.dataset?.key, scrolled = [...this.root.querySelectorAll(".scroll")].map(box => box.scrollLeft);
-    const asked = this.state.tokens.length ? this.state.models : [];
+    const models = this.state.tokens.length ? this.state.models : [];
     this.drawn = this.width;
     this.tools.replaceChildren(...this.toolbar());
-    this.answers.replaceChildren(...(asked.length ? [askedOf(this)] : []), ...asked.map(model => answerOf(this, model)));
+    this.answers.replaceChildren(...(models.length ? [positionHeading(this)] : []), ...models.map(model => answerOf(this, model)));
     this.parts.replaceChildren(...partsOf(this).filter(Boolean));
     this.reasons.replaceChildren(...whyOf(this));
-    this.drawings.replaceChildren(...(asked.length ? [circuitChoice(this)] : []), ...asked.map(model => drawingOf(this, model)), ...(asked.length ? [legendOf(this)] : []));
-    this.patterns.replaceChildren(...asked.map(model => headsOf(this, model)));
+    this.drawings.replaceChildren(...(models.length ? [circuitChoice(this)] : []), ...models.map(model => drawingOf(this, model)), ...(models.length ? [legendOf(this)] : []));
+    this.patterns.replaceChildren(...models.map(model => headsOf(this, model)));
     [...this.root.querySelectorAll(".scroll")].forEach((box, i) => { box.scrollLeft = scrolled[i] || 0; });
-    this.tellStatus();
+    this.showStatus();
     hover(this, null);
     if (key) (this.root.querySelector(`[data-key="${CSS.escape(key)}"]`) ?? this.root).focus({ preventScroll: true });  // so that Ctrl+Z keeps working
   }
@@ -186,11 +186,11 @@ class Explorer {
     try {
       this.ask({ do: "load", shared: JSON.parse(await file.text()) });
     } catch (error) {
-      this.complain(`${file.name} is not JSON: ${error.message}`);
+      this.showMessage(`${file.name} is not JSON: ${error.message}`);
     }
   }
 
-  tellStatus() {
+  showStatus() {
     const { tokens, cuts, milliseconds } = this.state;
     this.root.classList.toggle("busy", this.pending > 0);
     this.root.setAttribute("aria-busy", String(this.pending > 0));

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from sparselens.analyses.attribution.qk_attribution import QKAttribution
-from sparselens.analyses.figures.explore.commands import obeyed
+from sparselens.analyses.figures.explore.commands import run_command
 from sparselens.analyses.figures.explore.models import Models
 from sparselens.analyses.figures.explore.page import framed, recorded_page
 from sparselens.analyses.figures.explore.steps import Note, Step, step_of, text_in
@@ -68,7 +68,7 @@ class Exploration:
     # -- actions
 
     def ask(self, prompt: Any) -> None:
-        """Run another prompt. Cuts of heads and MLPs stay; those of edges and tokens belong to the old prompt and do not.
+        """Run another prompt. Heads and MLPs stay cut; edges and tokens, which belong to the old prompt, do not.
 
         Raises:
             ValueError: the prompt is empty or too long, or the tokenizer cannot represent it.
@@ -181,7 +181,7 @@ class Exploration:
         """Run a page's command and return the reply; {"error": message} if it fails with a ValueError."""
         try:
             with self._lock:
-                return obeyed(cast(Any, self), command)  # type checkers see this class under two module names
+                return run_command(cast(Any, self), command)  # type checkers see this class under two module names
         except ValueError as error:
             return {"error": str(error)}
 

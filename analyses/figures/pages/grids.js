@@ -67,10 +67,10 @@ function enlarge() {
     const drawing = largeOf(patternsOf(i), Math.floor(place / heads), place % heads);
     return make("figure", {}, make("figcaption", {}, make("b", {}, `${model.name} ${name}`), `: ${cells.length} edges${label}`), drawing);
   }));
-  models.forEach((model, i) => tellWeights(document.querySelectorAll("#patterns .large svg")[i], model, attentionOf(i)[place], words));
+  models.forEach((model, i) => showWeights(document.querySelectorAll("#patterns .large svg")[i], model, attentionOf(i)[place], words));
 }
 
-function tellWeights(drawing, model, cells, words) {
+function showWeights(drawing, model, cells, words) {
   for (const cell of cells) cell.rect.addEventListener("pointerenter", () => {
     byId("weight").textContent = `${model.name}: “${words[cell.query]}” (${cell.query}) attends to “${words[cell.key]}” (${cell.key}) with weight ${cell.weight.toFixed(3)}`;
     for (const word of drawing.querySelectorAll(".word")) word.classList.toggle("on", [cell.query, cell.key].includes(+word.dataset.token));
