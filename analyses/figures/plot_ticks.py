@@ -98,7 +98,7 @@ def set_small_ticks(axis: Any) -> None:
 
 
 def _with_guides(axes: Any, plot: Plot, ticks: Ticks) -> Ticks:
-    """Guides keep their number, and round numbers stand back from them; none is above 100 % where no value is."""
+    """Add the guides to the ticks, without ticks too close to a guide, or above 100 % if no value is."""
     points = 72 / axes.get_figure().dpi
     values = [y for series in plot.series for y in (*series.y, *series.high)]
     if plot.percent_y and max(values) <= 1.0001:

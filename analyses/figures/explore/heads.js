@@ -7,7 +7,7 @@ import { count, partOf } from "./names.js";
 
 export function headsOf(app, model) {
   return make("figure", { class: "patterns" },
-    make("figcaption", {}, make("b", { class: `ink ${model.gated ? "sparse" : "dense"}` }, model.name), " heads: click one to cut it"),
+    make("figcaption", {}, make("b", { class: `ink ${model.gated ? "sparse" : "dense"}` }, model.name), app.send ? " heads: click one to cut it" : " heads"),
     make("div", { class: "pair" }, gridOf(patternsOf(app, model), (layer, head) => buttonOf(app, model, `a${layer}.h${head}`)), enlarged(app, model)));
 }
 

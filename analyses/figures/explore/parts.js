@@ -9,7 +9,7 @@ export function partsOf(app) {
   const sorted = [...groups].sort(([a], [b]) => a.localeCompare(b));
   return [
     make("h2", {}, "Cut and pinned parts"),
-    names.length ? null : make("p", { class: "quiet" }, "None yet. Click a part to cut it, click again to restore it; Shift+click or P pins it."),
+    names.length ? null : make("p", { class: "quiet" }, app.send ? "None yet. Click a part to cut it, click again to restore it; Shift+click or P pins it." : "None."),
     ...sorted.map(([group, members]) => groupOf(app, group, members)),
     fieldOf(app),
   ];

@@ -216,7 +216,7 @@ def test_from_two_models_to_a_figure(tmp_path: Path):
         ({"tokens": [["a", "b"]] * 2}, "tokens of 2 prompts for edges of 1"),
         ({"titles": ["one", "two"]}, "2 titles for 1 prompts"),
         ({"outputs": [["x"]]}, "1 outputs for 2 positions"),
-        ({"arrows": [[(1, 2)]]}, r"arrows \[\(1, 2\)\] leave the 2 positions"),
+        ({"arrows": [[(1, 2)]]}, r"arrows \[\(1, 2\)\]: want positions from 0 to 1"),
         ({"other": table([], n_heads=3)}, r"differ in \(prompts, layers, heads, positions\)"),
     ],
 )
