@@ -1,4 +1,4 @@
-"""What every drawing for paper has to be: no text on another, none off the paper, none too small."""
+"""Checks that a drawing is legible: no overlapping texts, none outside the page, none too small."""
 
 from itertools import combinations
 from typing import Any
@@ -7,12 +7,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-TOUCH = 0.25  # points that two boxes may share, and that a box may leave the paper
+TOUCH = 0.25  # points by which boxes may overlap, or leave the page
 
 
 def shown_texts(figure: Figure) -> list[tuple[str, Any]]:
-    """Every text that is drawn, with its extent in pixels: titles, labels, ticks, legends, notes."""
-    figure.draw_without_rendering()  # ticks come into being when drawn
+    """All visible texts with their extents in pixels: titles, labels, ticks, legends, notes."""
+    figure.draw_without_rendering()  # ticks are created when drawn
     renderer = FigureCanvasAgg(figure).get_renderer()
     texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
     shown = [(text.get_text(), text.get_window_extent(renderer)) for text in texts if _is_in_view(text)]
@@ -20,7 +20,7 @@ def shown_texts(figure: Figure) -> list[tuple[str, Any]]:
 
 
 def _is_in_view(text: Text) -> bool:
-    """Matplotlib keeps labels of ticks beyond the ends of an axis, but does not draw them."""
+    """Whether a label is drawn; matplotlib keeps labels of ticks beyond the ends of an axis without drawing them."""
     axes = text.axes
     for axis in (axes.xaxis, axes.yaxis) if axes is not None and hasattr(axes, "xaxis") else ():
         for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
@@ -32,7 +32,7 @@ def _is_in_view(text: Text) -> bool:
 
 
 def assert_legible(figure: Figure, smallest: float = 5.0) -> list[str]:
-    """Returns the texts that were looked at."""
+    """Assert that a figure is legible; returns its texts."""
     touch = TOUCH * figure.dpi / 72
     shown = shown_texts(figure)
     width, height = figure.get_size_inches() * figure.dpi

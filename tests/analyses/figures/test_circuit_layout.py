@@ -1,4 +1,4 @@
-"""The layout of the layer x head drawing, by hand for two layers of two heads, and the files drawn from it."""
+"""Tests of the layer x head layout, computed by hand for two layers of two heads, and of the files drawn from it."""
 
 import re
 from pathlib import Path
@@ -82,7 +82,7 @@ def test_an_edge_leads_from_the_top_of_its_source_to_the_receiver():
     start, end = place["input"], place["a0.h0"]
     np.testing.assert_allclose(path[0], [start.x, start.y - start.height / 2])
     np.testing.assert_allclose(path[7], [end.x - 0.27 * end.width, end.y + end.height / 2])
-    assert (path[1, 0], path[2, 0]) == (path[0, 0], path[3, 0])  # leaves and arrives upright
+    assert (path[1, 0], path[2, 0]) == (path[0, 0], path[3, 0])  # vertical at both ends
 
 
 def test_queries_keys_and_values_arrive_left_to_right():
@@ -121,7 +121,7 @@ def test_the_difference_of_two_circuits():
         ("#004f8c", DASH), ("#8f959c", DASH), ("#d05500", ()), ("#d05500", ()),
     ]  # fmt: skip
     assert len({label.text for label in layout.legend} & {"only in dense", "only in sparse", "in both"}) == 3
-    assert [swatch.style.dash for swatch in layout.swatches] == [(), (), (), DASH]  # as in the circuits: negative
+    assert [swatch.style.dash for swatch in layout.swatches] == [(), (), (), DASH]  # dashes: negative, as in circuits
 
 
 def test_names_cannot_break_a_header():
@@ -179,4 +179,4 @@ def test_svg_has_the_labels_as_text_and_dashes(tmp_path: Path):
 def test_the_same_input_gives_the_same_bytes():
     layouts = [lay_out_circuits([DENSE, SPARSE], NAMES) for _ in range(2)]
     first, second = (draw_circuits(layout, "svg", 40) for layout in layouts)
-    assert first == second  # all forms: test_plot_drawing.py
+    assert first == second  # all formats: test_plot_drawing.py

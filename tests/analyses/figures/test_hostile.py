@@ -1,4 +1,4 @@
-"""Strings that would run if they were taken for markup, in every place of every page that is written: nothing runs."""
+"""Tests that strings which would run as markup do not run, wherever they occur on any page."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Paths of edges in the layer x head drawing: through no node but their own, whatever the shape of the graph."""
+"""Tests that edges of the layer x head drawing avoid all nodes but their own, for graphs of any shape."""
 
 import numpy as np
 import pytest

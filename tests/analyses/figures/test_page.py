@@ -1,4 +1,4 @@
-"""The pages' scripts: modules that are checked as such come out as one function, with nothing global."""
+"""Tests that the modules of a page become one script in one function, with nothing global."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Attention patterns: what is drawn is the edges' weights, with legible words, and pages that ask nobody."""
+"""Tests of attention patterns: correct weights, legible texts, and pages that make no requests."""
 
 import html
 import json
@@ -24,7 +24,7 @@ HOSTILE = ["$x$", "</script>", "two\nlines", "שלום", "<b>", "_u", "&amp;", "
 
 
 def causal(layers: int, heads: int, pos: int, keep: float = 1.0, n_prompts: int = 1) -> AttentionEdges:
-    """Random causal patterns of which a share is kept."""
+    """Random causal patterns that keep a share of the edges."""
     rng = np.random.default_rng(0)
     visible = np.tril(np.ones((n_prompts, layers, heads, pos, pos)))
     weight = visible * rng.random(visible.shape)
@@ -95,7 +95,7 @@ def test_chosen_heads_are_legible(n: int, width: float):
 
 def test_tokens_stand_where_they_can_be_read_and_numbers_where_not():
     large = assert_legible(drawn(figure_of(2, 2, IOI, heads=[(0, 0), (1, 1)])))
-    assert large.count(" Mary") == 2 + 2  # beside two rows, below two columns
+    assert large.count(" Mary") == 2 + 2  # next to two rows, below two columns
     long = assert_legible(drawn(figure_of(2, 2, IOI * 9, heads=[(0, 0), (1, 1)])))
     assert " Mary" not in long and "100" in long
 
@@ -122,7 +122,7 @@ def test_equal_steps_of_weight_are_equal_steps_of_lightness():
 
 def test_the_same_patterns_give_the_same_bytes(tmp_path: Path):
     made = figure_of(2, 2, list("abc"))
-    first, second = (made.save(tmp_path / "p.svg").read_bytes() for _ in range(2))  # all forms: test_plot_drawing.py
+    first, second = (made.save(tmp_path / "p.svg").read_bytes() for _ in range(2))  # all formats: test_plot_drawing.py
     assert first == second
 
 

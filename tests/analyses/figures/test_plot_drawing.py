@@ -1,4 +1,4 @@
-"""Plots: what is drawn is what was given, legible at the width of a column, and the same file every time."""
+"""Tests of plots: they draw the given numbers, are legible at column width, and give the same file every time."""
 
 import re
 from dataclasses import replace
@@ -118,7 +118,7 @@ def test_a_guide_is_drawn_and_numbered():
 def test_dotted_series_are_dotted():
     (axes,) = drawn(PLOTS["edges"]).axes
     styles = [line.get_linestyle() for line in axes.lines if line.get_marker() in "os"]
-    assert styles == ["-", "--", "-", "--"]  # a pattern of one's own reads back as dashes
+    assert styles == ["-", "--", "-", "--"]  # matplotlib returns custom dash patterns as "--"
 
 
 @pytest.mark.parametrize("width", [3.25, 6.75])
@@ -359,7 +359,7 @@ def test_a_saved_page_asks_the_network_for_nothing(tmp_path: Path):
     heat_map(torch.ones(2, 2), "x").write_html(tmp_path / "page.html", include_plotlyjs=True)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert asks_for('<script src="https://cdn.plot.ly/plotly.js">') == ["https://cdn.plot.ly/plotly.js"]
-    head = page[:2000] + page[-2000:]  # the script between holds strings that look like tags
+    head = page[:2000] + page[-2000:]  # the script in between contains strings that look like tags
     assert not asks_for(head)
 
 

@@ -1,4 +1,4 @@
-"""Results beside each other: one colour scale, one axis, every figure's own labels."""
+"""Tests of plots side by side: a common colour scale and axis, and each figure's own labels."""
 
 from itertools import pairwise
 from typing import Any

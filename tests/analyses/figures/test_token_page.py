@@ -1,4 +1,4 @@
-"""The page: what it holds, that no string can break out of it, and, where Chromium is at hand, that it works."""
+"""Tests of the token page: its data, that no string can break out of it, and, with Chromium, that it works."""
 
 import base64
 import json
@@ -53,7 +53,7 @@ def test_the_demo_page_is_small():
 
 def test_the_page_asks_for_nothing():
     page = demo_view().html
-    assert set(re.findall(r"\w+://[\w./]+", page)) == {"http://www.w3.org/2000/svg"}  # a name, not an address
+    assert set(re.findall(r"\w+://[\w./]+", page)) == {"http://www.w3.org/2000/svg"}  # a namespace
     assert "default-src 'none'" in page
     assert not re.search(r"<link|@import|\ssrc=|fetch\(|XMLHttpRequest", page)
 

@@ -1,4 +1,4 @@
-"""The layout of the token x layer drawing, computed by hand for two positions, and the files drawn from it."""
+"""Tests of the token x layer layout, computed by hand for two positions, and of the files drawn from it."""
 
 import re
 from pathlib import Path
@@ -54,12 +54,12 @@ def three_prompts(tokens: list[str]) -> TokenView:
 def test_an_edge_leads_from_its_key_to_its_query_one_layer_up():
     layout = small_view().layout
     (curve,) = layout.panels[1].curves
-    offset = layout.node_x[0] - curve[0, 0]  # head 1 of two leaves to the right of the middle
+    offset = layout.node_x[0] - curve[0, 0]  # head 1 of two starts right of the middle
     assert offset < 0
     bottom, top = -layout.band - NODE_HEIGHT / 2, -2 * layout.band + NODE_HEIGHT / 2
     np.testing.assert_allclose(curve[0], [layout.node_x[0] - offset, bottom])
     np.testing.assert_allclose(curve[3], [layout.node_x[1] - offset, top])
-    assert (curve[1, 0], curve[2, 0]) == (curve[0, 0], curve[3, 0])  # leaves and arrives upright
+    assert (curve[1, 0], curve[2, 0]) == (curve[0, 0], curve[3, 0])  # vertical at both ends
     assert top < curve[1, 1] < bottom and top < curve[2, 1] < bottom
 
 
@@ -163,7 +163,7 @@ def test_png(tmp_path: Path):
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path):
     first, second = (small_view().save(tmp_path / "figure.svg").read_bytes() for _ in range(2))
-    assert first == second  # all forms: test_plot_drawing.py
+    assert first == second  # all formats: test_plot_drawing.py
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

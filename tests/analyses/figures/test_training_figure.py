@@ -1,4 +1,4 @@
-"""The one figure of a run: what it shows, that it can be read, and that it follows a run in a notebook."""
+"""Tests of the figure of a run: its content, its legibility, and live updates in a notebook."""
 
 import math
 import re
@@ -19,7 +19,7 @@ EVERYTHING = ["held-out loss", "open edges", "multiplier", "gate bias", "learnin
 
 
 def history(n: int = 31, every: int = 200, layers: int = 4) -> list[dict[str, Any]]:
-    """A run as most are: quickly back to its target, then slowly sparser, once too far."""
+    """A typical run: back to its target quickly, then slowly sparser, with one miss."""
     records = []
     for place in range(n):
         done = place / max(1, n - 1)
@@ -148,7 +148,7 @@ def constant(records: list[dict[str, Any]]) -> None:
 
 
 def nothing(records: list[dict[str, Any]]) -> None:
-    """As it is."""
+    """The records unchanged."""
 
 
 def many_events(records: list[dict[str, Any]]) -> None:
@@ -193,7 +193,7 @@ def result(records: list[dict[str, Any]]) -> PostTrainResult:
 
 
 def test_files_come_out_alike(tmp_path: Path):
-    """As .svg; what is drawn becomes one of the other files as all drawings do (`test_plot_drawing.py`)."""
+    """Tests .svg only; the other formats are tested in `test_plot_drawing.py`."""
     figure = analyses.training_figure(result(history()))
     assert figure.step == 400
     path = figure.save(tmp_path / "run.svg")

@@ -1,4 +1,4 @@
-"""The circuit viewer: what its page holds, that no string can break out of it, that it cuts where the scores do.
+"""Tests of the circuit viewer: its data, that no string breaks out of the page, that its thresholds match the scores.
 
 Where Chromium is at hand the page is used as a person would, with the network off, on light and on dark paper.
 """
@@ -31,7 +31,7 @@ HOSTILE = ["</script><script>alert(1)</script>", "<!--", "\u2028 & \u2029", "{{d
 
 
 def scores_of(n_layers: int, n_heads: int, seed: int, power: int = 3, digits: int | None = None) -> EdgeScores:
-    """Random scores; rounded ones hold ties and zeros."""
+    """Random scores; rounding them gives ties and zeros."""
     graph = Graph.of_shape(n_layers, n_heads)
     values = 0.1 * torch.randn(graph.exists.shape, generator=torch.Generator().manual_seed(seed)) ** power
     values = (values if digits is None else values.round(decimals=digits)) * graph.exists
@@ -39,7 +39,7 @@ def scores_of(n_layers: int, n_heads: int, seed: int, power: int = 3, digits: in
 
 
 def attention_of(shape: tuple[int, int, int, int], kept: float, seed: int = 0) -> AttentionEdges:
-    """Causal patterns of (prompts, layers, heads, positions) of which a part of the edges is there."""
+    """Causal patterns of shape (prompts, layers, heads, positions) that have a share of the edges."""
     rng = np.random.default_rng(seed)
     weight = rng.dirichlet(np.full(shape[-1], 0.3), size=shape).astype(np.float32)
     index = np.nonzero(np.tril(rng.random((*shape, shape[-1])) < kept))
@@ -80,7 +80,7 @@ def test_the_ranking_is_that_of_the_circuits(digits: int | None, dtype: torch.dt
         kept[ranked.source[:n], ranked.destination[:n]] = True
         assert kept.equal(scores.top(n).kept)
     assert ranked.score.astype(float).tolist() == scores.mean[ranked.source, ranked.destination].tolist()
-    reached = np.cumsum(np.abs(ranked.score.astype(float)))  # one after the other, as the page adds
+    reached = np.cumsum(np.abs(ranked.score.astype(float)))  # summed one by one, as the page does
     for share in (0.1, 0.5, 0.9, 0.999, 1.0):
         n = int((reached < share * ranked.total * (1 - 1e-12)).sum()) + 1
         assert n == len(scores.smallest(share))
@@ -133,7 +133,7 @@ def test_a_page_of_gpt2_small_is_small():
 
 def test_the_page_asks_for_nothing():
     page = demo_viewer().html
-    assert set(re.findall(r"\w+://[\w./]+", page)) == {"http://www.w3.org/2000/svg"}  # a name, not an address
+    assert set(re.findall(r"\w+://[\w./]+", page)) == {"http://www.w3.org/2000/svg"}  # a namespace
     assert "default-src 'none'" in page and "{{" not in re.sub(r"\{\{data\}\}", "", page)
     assert not re.search(r"<link|@import|fetch\(|XMLHttpRequest|innerHTML|eval\(", page)
 
@@ -403,7 +403,7 @@ const tops = ["3 0", "0 0"].map(place => boxOf(document.querySelector(`.grid [da
 use().catch(error => { said.error = String(error.stack); }).finally(() => leave(said));
 """
 SHARES, TOPS = [0.001, 0.1, 0.25, 0.5, 0.9, 0.905, 0.99, 0.999, 1.0], [0, 1, 5, 100, 10**6]
-SEVEN = 40  # edges that are asked for by number; some are dead ends
+SEVEN = 40  # a number of largest edges; some are dead ends
 
 
 @pytest.mark.slow
@@ -423,7 +423,7 @@ def test_the_page_works_in_a_browser(tmp_path: Path, dark: bool):
 
     n_edges = dense.graph.n_edges
     assert said["cuts"] == [[len(dense.smallest(share)), len(sparse.smallest(share))] for share in SHARES]
-    scored = [int((scores.mean != 0).sum()) for scores in (dense, sparse)]  # no edge without a score is drawn
+    scored = [int((scores.mean != 0).sum()) for scores in (dense, sparse)]  # edges of score 0 are not drawn
     assert min(scored) < n_edges and said["tops"] == [[min(n, most) for most in scored] for n in TOPS]
     (tmp_path / "dense.json").write_text(json.dumps(said["json"]), encoding="utf-8")
     loaded = Circuit.load(tmp_path / "dense.json")
@@ -468,7 +468,7 @@ def test_the_page_works_in_a_browser(tmp_path: Path, dark: bool):
     assert said["labels"] == [HOSTILE[0][:15] + "…"] * 2
     assert re.match(r"dense: “.*” \(0\) attends to “.*” \(0\) with weight 0\.\d{3}$", said["weight"])
     assert said["besides"] and said["upward"] and said["stylesOfKinds"]
-    sparse_edges = attention_of((2, 4, 4, 9), 0.1, seed=1).of_prompt(1)  # that state asked for prompt 99
+    sparse_edges = attention_of((2, 4, 4, 9), 0.1, seed=1).of_prompt(1)  # from prompt 99, clamped
     assert said["cells"][1] == len(sparse_edges) < said["cells"][0] and said["curves"] > 3
     assert said["ticks"] == ["0.01 %", "0.05 %", "25 %", "100 %"]
     assert said["plainTicks"] == ["0", "0.3", "12,345", "2e-7"]
@@ -505,7 +505,7 @@ def test_the_page_begins_with_the_faithful_circuits_and_is_used_by_keyboard_alon
         page.type("previous TOKEN")  # a label
         page.wait("document.getElementById('matches').textContent === '1 found'")
         assert page.get(NAMES.format("found")) == "a0.h1"
-        page.press("Enter")  # submits nothing: it goes there
+        page.press("Enter")  # submits no form, but focuses the node
         assert page.get("document.activeElement.ariaLabel") == "a0.h1"
         page.press("p")
         for key in ("ArrowUp", "p"):
@@ -638,7 +638,7 @@ def test_the_page_works_in_a_notebooks_frame(tmp_path: Path):
 
 
 def with_more(page: str, script: str) -> str:
-    """The page with more at the end of its script, whose names nothing outside can reach."""
+    """The page with code appended inside its script, since its names cannot be reached from outside."""
     return page.replace("})();\n</script>\n</body>", f"{script}}})();\n</script>\n</body>")
 
 

@@ -1,4 +1,4 @@
-"""The viewer under a person's hands: dragged, zoomed with the wheel, asked for files, on narrow and dark paper."""
+"""Tests of the viewer in use: dragging, zooming with the wheel, saving files, narrow windows and dark mode."""
 
 import json
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def opened(page: Page, address: str, width: int = 1400) -> None:
     page.look(width)
-    page.open("about:blank#")  # else an address that differs behind its # alone would not be loaded anew
+    page.open("about:blank#")  # otherwise a change of only the part after # would not reload the page
     page.open(address)
     page.complaints.clear()
 
@@ -42,7 +42,7 @@ def test_a_drag_moves_what_the_wheel_has_brought_closer(page: Page, address: str
     whole = page.get(BOXES)
     assert len(whole) == 2 and whole[0] == whole[1]
     page.drag(STAGE, 90, 60)
-    page.wheel(STAGE, 300)  # scrolls the page, as everywhere
+    page.wheel(STAGE, 300)  # without Ctrl it scrolls the page
     assert page.get(BOXES) == whole and page.get(STATE) == {}
 
     page.wheel(STAGE, 300, control=True)
@@ -53,11 +53,11 @@ def test_a_drag_moves_what_the_wheel_has_brought_closer(page: Page, address: str
     page.drag(STAGE, -80, -50)
     first, second = page.get(BOXES)
     assert first == second == pytest.approx([left + 80 * scale, top + 50 * scale, width, height], abs=0.2)
-    assert page.get(PAINTED) != painted and {*page.get(STATE)} == {"zoom", "x", "y"}  # a drag chooses nothing
+    assert page.get(PAINTED) != painted and {*page.get(STATE)} == {"zoom", "x", "y"}  # a drag selects nothing
     page.drag(STAGE, 80, 50)
     assert page.get(BOXES)[0] == pytest.approx([left, top, width, height], abs=0.2) and page.get(PAINTED) == painted
 
-    for _ in range(6):  # no further than the paper goes
+    for _ in range(6):  # not beyond the edge of the drawing
         page.drag(STAGE, -150, 120)
     (left, top, width, _), _ = page.get(BOXES)
     assert (left + width, top) == pytest.approx((whole[0][2], whole[0][1]), abs=0.2)

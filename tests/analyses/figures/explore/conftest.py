@@ -1,4 +1,4 @@
-"""A browser and a model for each file that uses the live page."""
+"""A browser and a model for each test file of the live page."""
 
 from collections.abc import Iterator
 from typing import Any

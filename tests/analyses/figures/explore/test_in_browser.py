@@ -1,4 +1,4 @@
-"""The page as a person uses it: typed into, clicked, walked by keyboard, on narrow, dark and printed paper, offline."""
+"""Tests of the page in use: typing, clicking, keyboard, narrow windows, dark mode, print, offline."""
 
 import json
 import re
@@ -70,7 +70,7 @@ def test_clicks_cut_and_the_answer_moves(page: Page, sparse: Any):
         token, before, after = found.state["models"][0]["answers"][-1]["top"][0]
         assert answer.startswith(f"{token}{100 * before:.1f}→ {100 * after:.1f} %")
 
-        page.click("g.part[data-name=m2]")  # again restores
+        page.click("g.part[data-name=m2]")  # a second click restores it
         page.wait(f"!document.querySelector('.parts [data-name=m2]') && {IDLE}")
         page.get(f"document.querySelector('.edge[data-name=\"{edge}\"]').focus()")
         page.press("Enter")
@@ -90,11 +90,11 @@ def test_an_edge_is_cut_with_the_mouse_and_walked_with_arrows(page: Page, sparse
         fresh(page)
         page.open(address)
         names = page.get("[...document.querySelectorAll('.edge')].map(edge => edge.dataset.name)")
-        name = next(name for name in reversed(names) if re.fullmatch(r".*:(\d+)->\1", name))  # an upright line
+        name = next(name for name in reversed(names) if re.fullmatch(r".*:(\d+)->\1", name))  # a vertical line
         page.click(f".edge[data-name='{name}']", x=0.5, y=0.3)
         page.wait(f"{CUTS}.length === 1 && {IDLE}")
         cut = found.step.cuts[0]
-        assert cut.split(".")[0] == name.split(".")[0]  # that one, or one that lies over it
+        assert cut.split(".")[0] == name.split(".")[0]  # that edge, or one on top of it
         assert page.get(f"document.querySelector('.edge[data-name=\"{cut}\"]').classList.contains('fate1')")
         page.get(f"document.querySelector('.edge[data-name=\"{cut}\"]').focus()")
         assert page.get("document.querySelector('.about').textContent").startswith(f"layer {cut[1]}, head {cut[4]}: ")
@@ -123,7 +123,7 @@ def test_the_circuit_of_an_answer_is_its_dependency_cone(page: Page, sparse: Any
             assert f"{len(names)} lead to the answer" in page.get("document.querySelector('figcaption').textContent")
         page.click(f".edge[data-name='{names[0]}']", x=0.5, y=0.5)
         page.wait(f"{CUTS}.length === 1 && {IDLE}")
-        assert found.step.cuts[0] in page.get(drawn)  # what is cut stays, to be restored, and leads nowhere
+        assert found.step.cuts[0] in page.get(drawn)  # a cut edge stays visible, to be restored
         assert f"{len(page.get(drawn)) - 1} lead to the answer" in page.get(
             "document.querySelector('figcaption').textContent"
         )
@@ -150,7 +150,7 @@ def test_it_says_that_it_computes_and_mistakes_stay(page: Page, sparse: Any, mon
         page.click("g.part[data-name=m1]")
         page.wait(f"{CUTS}.length === 0 && {IDLE}")
         assert "a9.h9" in page.get("document.querySelector('.errors').textContent")
-    page.click("g.part[data-name=m1]")  # the server has gone
+    page.click("g.part[data-name=m1]")  # the server has stopped
     page.wait("document.querySelector('.errors').textContent.includes('the server has stopped')")
 
 
@@ -195,7 +195,7 @@ def test_the_recorded_page_shows_the_same_without_a_network(page: Page, sparse: 
     page.click("g.part[data-name=m1]")
     page.wait("document.querySelector('.errors').textContent.includes('This page is a recording')")
     page.look(700)
-    page.wait("document.documentElement.scrollWidth <= 700")  # nothing sticks out
+    page.wait("document.documentElement.scrollWidth <= 700")  # nothing is wider than the window
     paper = "getComputedStyle(document.querySelector('.explore')).backgroundColor"
     assert page.get(paper) == "rgb(255, 255, 255)"
     page.look(700, dark=True)
@@ -249,10 +249,10 @@ def test_an_edge_says_why_it_is_open(page: Page, sparse: Any, tmp_path: Path):
             assert label == row
             assert [float(cell or 0) for cell in cells] == pytest.approx(wanted, abs=0.01)
         assert page.get("[...document.querySelectorAll('.reasons thead th')].map(cell => cell.textContent)") == names
-        assert found.step.cuts == () and len(found._steps) == 2  # asking is no step
+        assert found.step.cuts == () and len(found._steps) == 2  # an explanation is not a step
         saved = tmp_path / "page.html"
         saved.write_text(found.page(view={"why": found.obey({"do": "why", "name": name})["why"]}))
-        part = next(row for row in rows if ":" in row)  # an edge that helped to open it: pointed at, and cut
+        part = next(row for row in rows if ":" in row)  # an edge that helped to open it
         page.click(f".reasons tbody [data-name='{part}']")
         page.wait(f"{CUTS}.length === 1 && !document.querySelector('.reasons *') && {IDLE}")
         assert found.step.cuts == (part,)

@@ -1,4 +1,4 @@
-"""`explore` in JupyterLab, in a real browser: the widget is there, a click cuts an edge, and the numbers change."""
+"""Tests of `explore` in JupyterLab in a real browser: the widget appears, a click cuts, and the numbers change."""
 
 import json
 import os
@@ -25,7 +25,7 @@ CELL = (
     "from sparselens import analyses\n"
     "analyses.explore(sl.load('stories260k-sparse'), prompt='Lily saw a big dog. She was')"
 )
-OUTSIDE = Path(__file__).resolve().parents[4]  # of the folder that JupyterLab runs in: this project
+OUTSIDE = Path(__file__).resolve().parents[4]  # this project, outside the folder that JupyterLab runs in
 
 
 def free_port() -> int:
@@ -36,7 +36,7 @@ def free_port() -> int:
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[str]:
-    """The address of a notebook with one cell in a JupyterLab of its own."""
+    """The address of a notebook with one cell in a fresh JupyterLab."""
     cell = {"cell_type": "code", "execution_count": None, "id": "a", "metadata": {}, "outputs": [], "source": CELL}
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook = {"cells": [cell], "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}

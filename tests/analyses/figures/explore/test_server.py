@@ -1,4 +1,4 @@
-"""Who is let in: this machine, this page, whoever has the token; and that what is wrong is told."""
+"""Tests of who may use the server (this machine, this page, with the token), and that errors are reported."""
 
 import http.client
 import json
@@ -14,7 +14,7 @@ from sparselens.analyses.figures.explore.server import LARGEST, Server
 
 
 class Stub:
-    """In the place of an exploration."""
+    """Stands in for an exploration."""
 
     def __init__(self) -> None:
         self.title, self.state = "stub", {"prompt": "</script>"}
@@ -143,7 +143,7 @@ def test_a_fault_is_told_and_logged(server: Server, caplog: pytest.LogCaptureFix
         status, reply = command(server, "break")
     assert status == 500 and "KeyError: 'inside'" in reply["error"]
     assert "KeyError" in caplog.text and server.token not in caplog.text
-    assert command(server, 1)[0] == 200  # and it goes on
+    assert command(server, 1)[0] == 200  # the server still works
 
 
 def test_a_port_that_is_taken_is_told_at_once():

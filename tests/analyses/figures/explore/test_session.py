@@ -1,4 +1,4 @@
-"""What is cut, undone, noted and shared; that a mistake changes nothing; that no string becomes markup."""
+"""Tests of cuts, undo, notes and sharing; that a failed command changes nothing, and no string becomes markup."""
 
 import json
 import sys
@@ -36,7 +36,7 @@ def found(sparse: Any) -> Any:
 
 
 def drawn(found: Any) -> dict[str, Any]:
-    """What a page shows of the answers and edges, less the time that it took."""
+    """What a page shows of predictions and edges, without timings."""
     state = found.state
     return {name: state[name] for name in ("prompt", "cuts", "notes", "tokens", "models")}
 
@@ -89,7 +89,7 @@ def test_steps_are_undone_and_done_again(found: Any):
     with pytest.raises(ValueError, match="nothing to redo"):
         found.redo()
     found.undo()
-    found.cut("m0")  # what was undone is forgotten
+    found.cut("m0")  # a new step discards what was undone
     assert found.state["can"] == {"undo": True, "redo": False}
 
 
@@ -164,7 +164,7 @@ def test_a_mistake_is_told_and_changes_nothing(found: Any, command: Any, why: st
 def test_a_page_toggles(found: Any):
     assert found.obey({"do": "cut", "names": ["a0.h1", "m1"]})["state"]["cuts"] == ["a0.h1", "m1"]
     assert found.obey({"do": "cut", "names": ["m1"]})["state"]["cuts"] == ["a0.h1"]
-    assert found.obey({"do": "cut", "names": ["a0.h1", "m1"]})["state"]["cuts"] == ["a0.h1", "m1"]  # half was cut
+    assert found.obey({"do": "cut", "names": ["a0.h1", "m1"]})["state"]["cuts"] == ["a0.h1", "m1"]  # one was not cut
     assert found.obey({"do": "restore"})["state"]["cuts"] == []
 
 
@@ -271,11 +271,11 @@ def test_why_an_edge_is_open(found: Any, sparse: Any):
     (said,) = found.obey({"do": "why", "name": "a3.h0:2->9"})["why"]
     assert (said["model"], said["sentence"]) == ("sparse", str(alone)) and len(said["rows"]) == len(said["values"]) == 8
     json.dumps(said, allow_nan=False)
-    assert len(found._steps) == 2  # asking is no step
+    assert len(found._steps) == 2  # an explanation is not a step
 
 
 def test_why_with_cuts(found: Any, sparse: Any):
-    """The score is that of the run without what is cut; the cut edge itself is explained as if it were not."""
+    """The score is that of the run with the cuts; a cut edge itself is explained as if it were not cut."""
     tokens = sparse.to_tokens(PROMPT)
     names = ("a2.h0:1->2", "a1.h1", "m1", "a3.h0:2->9")
     found.cut(*names)
@@ -292,7 +292,7 @@ def test_why_of_two_models(sparse: Any, dense: Any):
     found = analyses.explore(sparse, dense, prompt=PROMPT)
     why = found.why("a3.h0:2->9")
     assert list(why) == ["dense", "sparse"] and why["dense"].is_open is None
-    assert not any(":" in name for name in why["dense"].key_sources)  # its heads read everywhere
+    assert not any(":" in name for name in why["dense"].key_sources)  # its heads attend everywhere
 
 
 @pytest.mark.parametrize(

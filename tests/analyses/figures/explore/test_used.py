@@ -1,4 +1,4 @@
-"""The live page from the first key to the last file: by keyboard alone, prompt after prompt, on any paper."""
+"""Tests of the live page as a whole: by keyboard alone, several prompts, files, any window size."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ FOCUSED = "(document.activeElement.dataset.key ?? document.activeElement.tagName
 
 
 def tab_to(page: Page, condition: str) -> None:
-    """Press Tab until a condition holds of what has the focus."""
+    """Press Tab until the focused element meets a condition."""
     for _ in range(80):
         page.press("Tab")
         if page.get(condition):
