@@ -30,8 +30,9 @@ export function draw(tag, attributes, ...children) {
   return dress(document.createElementNS(SVG, tag), attributes, children);
 }
 
-function dress(element, attributes, children) {
-  for (const [name, value] of Object.entries(attributes || {})) {
+/** Sets attributes and adds children as `make` does; returns the element. @type {(element: any, attributes?: Record<string, any>, children?: any[]) => any} */
+export function dress(element, attributes = {}, children = []) {
+  for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (name.startsWith("aria-")) element.setAttribute(name, String(value));
     else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value === true ? "" : String(value));

@@ -1,18 +1,14 @@
 // Exports what is on the screen as stand-alone files: no CSS variables, nothing hidden.
 
-import { draw, withoutVariables } from "./dom.js";
+import { draw, dress, withoutVariables } from "./dom.js";
 import { alongPaths, data, edgeName, models, nodes, signed, stateText } from "./state.js";
 import { inks, panels, stroke } from "./graph.js";
 import { pathOf } from "./paths.js";
 
-const NAMESPACE = "http://www.w3.org/2000/svg";
-
 function sheet(width, height) {
-  const svg = document.createElementNS(NAMESPACE, "svg");
-  for (const [name, value] of Object.entries({ xmlns: NAMESPACE, viewBox: `0 0 ${width} ${height}`, width: `${width}pt`, height: `${height}pt` })) svg.setAttribute(name, value);
-  svg.appendChild(draw("style", {}, `text { font-family: system-ui, "DejaVu Sans", sans-serif; fill: var(--ink); }`));
-  svg.appendChild(draw("rect", { width, height, fill: "var(--paper)" }));
-  return svg;
+  return draw("svg", { xmlns: "http://www.w3.org/2000/svg", viewBox: `0 0 ${width} ${height}`, width: `${width}pt`, height: `${height}pt` },
+    draw("style", {}, `text { font-family: system-ui, "DejaVu Sans", sans-serif; fill: var(--ink); }`),
+    draw("rect", { width, height, fill: "var(--paper)" }));
 }
 
 export function asText(svg) {
@@ -39,8 +35,7 @@ function graphSvg(view) {
 
 function asFile(mark) {  // what the page's style sheet says about pins: the file has no style sheet
   const looks = mark.tagName === "path" ? { fill: "none", stroke: "var(--mark)", "stroke-width": 3.4, "stroke-opacity": 0.45 } : { "text-anchor": "middle", "dominant-baseline": "central", style: "fill: var(--mark)" };
-  for (const [name, value] of Object.entries(looks)) mark.setAttribute(name, value);
-  return mark;
+  return dress(mark, looks);
 }
 
 function addPlainNode(group, { kind, text, x, y, width, height }, unused) {
@@ -60,8 +55,7 @@ function stacked(parts) {  // drawings of the page one below the other, each und
   parts.forEach(({ text, element }, i) => {
     const y = heights.slice(0, i).reduce((sum, one) => sum + one, 0);
     svg.appendChild(draw("text", { x: 5, y: y + 15, "font-size": 11, "font-weight": 600 }, text));
-    for (const [name, value] of Object.entries({ x: 5, y: y + 22, width: 480, height: heights[i] - 24 })) element.setAttribute(name, value);
-    svg.append(element);
+    svg.append(dress(element, { x: 5, y: y + 22, width: 480, height: heights[i] - 24 }));
   });
   return svg;
 }
@@ -81,8 +75,7 @@ function gridSvg(figure) {  // every head's pattern in its place, first layer at
   const cells = [...figure.querySelectorAll(".grid button")].map(button => {
     const [layer, head] = button.dataset.place.split(" ").map(Number), pattern = button.firstChild.cloneNode(true);
     const place = { x: left + step * head, y: step * (layers - 1 - layer), width: step - 4, height: step - 4 };
-    for (const [name, value] of Object.entries(place)) pattern.setAttribute(name, value);
-    return [draw("rect", { ...place, fill: "none", stroke: "var(--line)" }), pattern];
+    return [draw("rect", { ...place, fill: "none", stroke: "var(--line)" }), dress(pattern, place)];
   });
   const words = [...Array(layers).keys()].map(layer => draw("text", { x: 0, y: step * (layers - layer - 0.5), "font-size": 11 }, `L${layer}`));
   const numbers = [...Array(heads).keys()].map(head => draw("text", { x: left + step * (head + 0.4), y: size.height - 3, "font-size": 11 }, String(head)));

@@ -1,6 +1,6 @@
 // The token x layer drawing: attention edges between positions, layer by layer, dense model above sparse.
 
-import { byId, draw, offer, offerPng, pageData, thousands, withoutVariables } from "./dom.js";
+import { byId, draw, make, offer, offerPng, pageData, thousands, withoutVariables } from "./dom.js";
 
 const data = pageData();
 const svg = byId("drawing");
@@ -146,22 +146,14 @@ function showColumn() {  // all prompts: models one above the other; one prompt:
 
 function toggles(id, count, chosen, label, colour) {
   for (let i = 0; i < count; i++) {
-    const button = byId(id).appendChild(document.createElement("button"));
-    button.type = "button";
-    if (colour) {
-      const key = button.appendChild(document.createElement("span"));
-      key.className = "key";
-      key.style.setProperty("--colour", `var(--head${i % data.colours.length})`);
-    }
-    button.append(String(i));
-    button.setAttribute("aria-label", `${label} ${i}`);
-    button.setAttribute("aria-pressed", "true");
-    chosen.add(i);
-    button.onclick = () => {
+    const key = colour && make("span", { class: "key", style: `--colour: var(--head${i % data.colours.length})` });
+    const button = make("button", { type: "button", "aria-label": `${label} ${i}`, "aria-pressed": true, onclick: () => {
       if (!chosen.delete(i)) chosen.add(i);
       button.setAttribute("aria-pressed", String(chosen.has(i)));
       refresh();
-    };
+    } }, key, String(i));
+    byId(id).append(button);
+    chosen.add(i);
   }
 }
 
