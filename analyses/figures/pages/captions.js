@@ -11,7 +11,7 @@ export function percent(value) {
   return `${(100 * value).toFixed(1)} %`;
 }
 
-export function aboutModel(model, edges) {
+export function modelCaption(model, edges) {
   const share = model.total ? edges.reduce((sum, edge) => sum + Math.abs(edge.score), 0) / model.total : 0;
   const text = `${model.name}: ${thousands(edges.length)} of ${thousands(model.edges)} edges, ${percent(share)} of |score|`;
   return { text, note: [faithfulness(model, edges), deadEnds(model), held(model)].filter(Boolean).join("; ") };
@@ -40,8 +40,8 @@ function held(model) {
   return runsOut(model) ? `this threshold needs more edges than this page stores (${stored})` : `this page stores only ${stored}`;
 }
 
-export function aboutDifference(edges) {
+export function differenceCaption(edges) {
   const kinds = grouped(edges, edge => edge.kind), [first, second, both] = [0, 1, 2].map(kind => thousands(kinds.get(kind)?.length ?? 0));
-  const notes = models.map((model, i) => aboutModel(model, edges.filter(edge => edge.kind === i || edge.kind === 2).map(edge => model.of.get(edge.code))).text);
+  const notes = models.map((model, i) => modelCaption(model, edges.filter(edge => edge.kind === i || edge.kind === 2).map(edge => model.of.get(edge.code))).text);
   return { text: `only ${models[0].name}: ${first}, only ${models[1].name}: ${second}, both: ${both} edges`, note: notes.join("; ") };
 }

@@ -6,8 +6,8 @@ import { pathOf, placesOf, trace } from "./paths.js";
 import { listenTo } from "./pointing.js";
 
 const HEIGHT = data.bottom - data.top, RATIO = data.panel / HEIGHT;
-const FINE = 100;  // the weaker edges beyond this many are drawn without dashes and exact widths: nobody sees these, and they take most of the time
-const TOGETHER = 32;  // this many of them, of nearly equal size, are drawn with one stroke
+const FINE = 100;  // this many edges, the strongest, are drawn exactly; weaker ones without dashes and bends, which would take most of the time unseen
+const TOGETHER = 32;  // this many weaker edges, of nearly equal size, are drawn with one stroke
 export const panels = [];
 
 /** @returns {[number, number]} width and opacity */
@@ -16,7 +16,8 @@ export function stroke(size, count) {
   return [0.35 + 1.25 * weight, least + (0.95 - least) * weight];
 }
 
-export function addPanel(view, list, say) {
+/** Add a panel that shows the edges of `list()` under `caption(edges)`, its heading and note. */
+export function addPanel(view, list, caption) {
   const holder = /** @type {HTMLElement} */ (document.querySelector(`#${view} .panels`));
   holder.style.setProperty("--ratio", String(RATIO));
   holder.style.setProperty("--least", `${Math.round(data.panel * 1.6)}px`);
@@ -26,7 +27,7 @@ export function addPanel(view, list, say) {
   const svg = draw("svg", { role: "group" }, pinned, light, data.rulers.map(([x, y, text, size]) => draw("text", { class: "ruler", x, y, "font-size": size }, text)), boxes, words);
   const stage = make("div", { class: "stage" }, canvas, svg);
   holder.append(make("section", { class: "panel" }, heading, note, stage));
-  const panel = { view, list, say, heading, note, stage, canvas, svg, edges: [], light, pinned, words, boxes, at: "", pins: "" };
+  const panel = { view, list, caption, heading, note, stage, canvas, svg, edges: [], light, pinned, words, boxes, viewBox: "", pins: "" };
   if (!panels.length) boxes[0].setAttribute("tabindex", "0");
   panels.push(panel);
   listenTo(panel);
@@ -105,11 +106,12 @@ export function inks(view) {
 /** Update all of a panel but its canvas. Call it before `paint`, which reads sizes: changes after that force a new layout. */
 export function update(panel) {
   panel.edges = panel.list();
-  const { text, note } = panel.say(panel.edges), used = new Set(panel.edges.flatMap(edge => [edge.source, edge.owner]));
+  const { text, note } = panel.caption(panel.edges), used = new Set(panel.edges.flatMap(edge => [edge.source, edge.owner]));
   const kept = pins(), sought = found();
   panel.heading.textContent = text;
   panel.note.textContent = note;
-  if (panel.at !== String(inView())) panel.svg.setAttribute("viewBox", panel.at = String(inView()));  // setting it lays out all text again
+  const viewBox = String(inView());
+  if (panel.viewBox !== viewBox) panel.svg.setAttribute("viewBox", panel.viewBox = viewBox);  // setting it lays out all text again
   panel.svg.setAttribute("aria-label", text);
   nodes.forEach((node, i) => {
     const { classList, style } = panel.boxes[i], marked = node.name === state.chosen || node.name in kept;

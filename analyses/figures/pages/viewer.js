@@ -2,7 +2,7 @@
 
 import { byId, draw, make, offer, offerPng } from "./dom.js";
 import { alongPaths, applyState, data, difference, keepState, largest, models, modes, signed, state, stateText } from "./state.js";
-import { aboutDifference, aboutModel } from "./captions.js";
+import { differenceCaption, modelCaption } from "./captions.js";
 import { addPanel, found, paint, panels, update, zoomTo } from "./graph.js";
 import { goTo, point, targetNamed } from "./pointing.js";
 import { describe, described } from "./card.js";
@@ -105,7 +105,7 @@ export function refresh() {
 }
 
 function addDifference() {  // only when the tab is first opened, so that a page of many nodes loads faster
-  addPanel("difference", difference, aboutDifference);
+  addPanel("difference", difference, differenceCaption);
   panels.at(-1).name = "either model";
 }
 
@@ -187,7 +187,7 @@ function swatchOf([, , ink, dash]) {
 
 addTabs();
 models.forEach(model => {
-  addPanel("circuit", () => alongPaths(signed(model)), edges => aboutModel(model, edges));
+  addPanel("circuit", () => alongPaths(signed(model)), edges => modelCaption(model, edges));
   panels.at(-1).name = model.name;
 });
 addLegends();
