@@ -3,7 +3,7 @@
 import { enlarged } from "./heads.js";
 import { isEdge, partOf } from "./names.js";
 
-const HINT = "Click an edge, a head, a token, a0 (all heads of layer 0) or m0 (its MLP) to cut it; click again to restore it. Tab and the arrow keys move the focus, Enter cuts, P or Shift+click pins. W or Alt+click explains why an edge is open.";
+const HINT = "Click an edge, a head, a token, a0 (all heads of layer 0) or m0 (its MLP) to cut it; click again to restore it. Tab and the arrow keys move the focus, Enter cuts, P or Shift+click pins. W or Alt+click explains why an edge is open. Ctrl+Z undoes.";
 export const RECORDED = "This page is a recording of one state and cannot run the model. To continue, export the state and import it in `sparselens explore`.";
 const ARROWS = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: "up", ArrowDown: "down" };
 

@@ -302,7 +302,7 @@ def test_why_of_two_models(sparse: Any, dense: Any):
         ("a0.h1", "is not an attention edge"),
         ("a9.h0:1->2", "no such part: 'a9.h0:1->2'"),
         ("a0.h0:5->2", "in layer 0 position 2 does not see position 5"),
-        (7, "name is 7: want a text"),
+        (7, "name is 7: want a string"),
     ],
 )
 def test_there_is_no_why(found: Any, name: Any, said: str):
