@@ -78,7 +78,7 @@ def test_another_prompt_keeps_the_head_that_is_cut(page: Page, sparse: Any):
         assert page.get(tokens) == found.state["tokens"] and " Tim" in found.state["tokens"]
         assert found.step.cuts == ("a1.h1",)
         said = page.get("document.querySelector('.errors').textContent")
-        assert "1 cut of edges and tokens went with the old prompt; Undo brings it back" in said
+        assert "removed 1 cut of edges and tokens; Undo goes back to the old prompt" in said
         page.click(".tools [data-key='tool Undo']")
         page.wait(f"{CUTS}.length === 2 && {IDLE}")
         assert page.get("document.querySelector('textarea').value") == PROMPT
