@@ -183,7 +183,7 @@ def _draw_layers(axes: Any, records: Records) -> Any:
         _edges(steps), np.arange(len(values) + 1) - 0.5, values, cmap=colours, norm=LogNorm(low, top),
         rasterized=values.size > 4000,
     )  # fmt: skip
-    axes.set_ylim(len(values) - 0.5, -0.5)  # layer 0 on top
+    axes.set_ylim(-0.5, len(values) - 0.5)  # upward, as in every other figure
     bar = axes.get_figure().colorbar(mesh, ax=axes, pad=0.03, aspect=18, use_gridspec=False)
     bar.outline.set(linewidth=0.4, edgecolor=QUIET)
     bar.ax.tick_params(color=QUIET, labelcolor=INK, width=0.6, length=2, pad=2, labelsize=SIZE)
