@@ -19,11 +19,11 @@ from .circuits.baselines import random_circuit as random_circuit
 from .circuits.baselines import random_connected_circuits as random_connected_circuits
 from .circuits.baselines import score_by_magnitude as score_by_magnitude
 from .circuits.circuit_runs import Faithfulness as Faithfulness
-from .circuits.cones import DependencyCone as DependencyCone
-from .circuits.cones import OutsideEffect as OutsideEffect
-from .circuits.cones import cut_effects as cut_effects
+from .circuits.cone_interventions import cut_effects as cut_effects
+from .circuits.cone_interventions import outside_effect as outside_effect
+from .circuits.cone_result import DependencyCone as DependencyCone
+from .circuits.cone_result import OutsideEffect as OutsideEffect
 from .circuits.cones import dependency_cone as dependency_cone
-from .circuits.cones import outside_effect as outside_effect
 from .circuits.faithfulness import FaithfulnessCurve as FaithfulnessCurve
 from .circuits.faithfulness import completeness as completeness
 from .circuits.faithfulness import faithfulness as faithfulness

@@ -1,8 +1,8 @@
 """The attention edges of a model on given prompts, as a table of plain numbers: which positions attend to which.
 
-1. Run each prompt with the cache of `hook_pattern` for the weights, and of what defines the edges.
-2. In a sparse model these are the open gates (`hook_gate`); in a dense model all pairs that its masks leave visible
-   (`hook_attn_scores`).
+1. Run each prompt and cache `hook_pattern`, which has the weights, and the activation that defines the edges.
+2. In a sparse model the edges are the open gates (`hook_gate`); in a dense model, all pairs that its masks leave
+   visible (`hook_attn_scores`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,8 +39,8 @@ class AttentionEdges(Result):
     query_pos: Int[np.ndarray, " edge"]
     key_pos: Int[np.ndarray, " edge"]
     weight: Float[np.ndarray, " edge"]  # attention weight after the gate, 0 to 1
-    tokens: tuple[tuple[str, ...], ...] = ()  # of every prompt, without padding; none: not known
-    starts: tuple[int, ...] = ()  # the position of every prompt's first token; none: 0
+    tokens: tuple[tuple[str, ...], ...] = ()  # of every prompt, without padding; empty if not known
+    starts: tuple[int, ...] = ()  # the position of every prompt's first token; empty: all 0
 
     def __len__(self) -> int:
         return len(self.weight)
@@ -55,7 +55,7 @@ class AttentionEdges(Result):
         return {name: getattr(self, name) for name in COLUMNS}
 
     def take(self, which: Bool[np.ndarray, " edge"] | Int[np.ndarray, " taken"]) -> "AttentionEdges":
-        """Some of the edges, by a mask or by their numbers, in that order."""
+        """Some of the edges, chosen by a mask, or by their indices and in that order."""
         columns: dict[str, Any] = {name: getattr(self, name)[which] for name in COLUMNS}
         return replace(self, **columns)
 
@@ -71,10 +71,10 @@ class AttentionEdges(Result):
         return replace(self.take(self.prompt < n), n_prompts=min(n, self.n_prompts), **of_prompts)
 
     def plot(self, prompt: int = 0, other: "AttentionEdges | None" = None, names: Sequence[str] | None = None) -> Any:
-        """The edges of one prompt as the token x layer picture (`token_view`); those of another model below them.
+        """The edges of one prompt as the token x layer picture (`token_view`), with those of another model below.
 
         Args:
-            names: of the models; default: model, or dense and sparse
+            names: names of the models; default: model, or dense and sparse
 
         Raises:
             ValueError: there is no such prompt, or the other edges are of another shape.
@@ -85,7 +85,7 @@ class AttentionEdges(Result):
         return token_view(*every, tokens=every[0].tokens, row_names=names)
 
     def _alone(self, prompt: int) -> "AttentionEdges":
-        """The edges of one prompt, without its padding, as those of the only one."""
+        """The edges of one prompt, without its padding, as if it were the only prompt."""
         edges, start = self.of_prompt(prompt), self.starts[prompt] if self.starts else 0
         tokens = self.tokens[prompt] if self.tokens else tuple(map(str, range(self.n_pos)))
         columns = {"query_pos": edges.query_pos - start, "key_pos": edges.key_pos - start}
@@ -109,18 +109,19 @@ def attention_edges(model: HookedModel, prompts: "TokenizedPairs | Any") -> Atte
     >>> edges.to_frame(), edges.plot(prompt=0)  # a row for each edge; the token x layer picture
 
     Scope: a dense edge is a pair that the mask leaves visible, even if its weight vanishes in half precision.
-    For the few attention modules that show no scores (`leaves_it_to_inner`) it is a pair of weight above zero.
+    For the few attention modules whose scores hooks do not see (`leaves_it_to_inner`) it is a pair whose weight is
+    above zero.
 
     Args:
-        model: in evaluation mode, since gates in training are random.
-        prompts: TokenizedPairs, of which the clean prompts are run, each without its padding and with its positions
-            counted as in `clean`; or Int["batch pos"] token ids without padding
+        model: in evaluation mode, since gates in training are random
+        prompts: TokenizedPairs, whose clean prompts run without padding, with positions counted as in `clean`; or
+            Int["batch pos"] token ids without padding
 
     Raises:
-        ValueError: the model is in training mode, of another kind, or shows no attention pattern; tokens without a mask
-            hold padding, or pairs are another model's.
+        ValueError: the model is in training mode, of another kind, or has no attention pattern to hook; tokens without
+            a mask contain padding; or the pairs are another model's.
     """
-    from sparselens.gates.hooked import refuse_other_model  # with torch
+    from sparselens.gates.hooked import refuse_other_model  # imports torch
 
     refuse_other_model(model)
     if model.training:
@@ -128,7 +129,8 @@ def attention_edges(model: HookedModel, prompts: "TokenizedPairs | Any") -> Atte
     n_heads = n_pos = 0
     starts, parts = dict[int, int](), list[dict[str, np.ndarray]]()
     for rows, first, tokens in _rows(model, prompts):
-        n_heads, columns = _columns(model, tokens)
+        _, cache = model.run_with_cache(tokens, names_filter=shows_edges)
+        n_heads, columns = _read(model, cache)
         columns["query_pos"] += first[columns["prompt"]]
         columns["key_pos"] += first[columns["prompt"]]
         columns["prompt"] = rows[columns["prompt"]]
@@ -136,7 +138,7 @@ def attention_edges(model: HookedModel, prompts: "TokenizedPairs | Any") -> Atte
         n_pos = max(n_pos, int(first.max()) + tokens.shape[1])
         parts.append(columns)
     joined: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
-    order = np.argsort(joined["prompt"], kind="stable")  # layers came one after the other
+    order = np.argsort(joined["prompt"], kind="stable")  # it was by layer first
     joined = {name: column[order] for name, column in joined.items()}
     first_tokens = tuple(starts[row] for row in range(len(starts)))
     shape = len(starts), model.cfg.n_layers, n_heads, n_pos
@@ -154,8 +156,8 @@ def _tokens(model: Any, prompts: Any) -> tuple[tuple[str, ...], ...]:
 
 
 def _rows(model: Any, prompts: Any) -> Iterator[tuple[np.ndarray, np.ndarray, Any]]:
-    """Prompts of one length each, without padding: their numbers, first columns and tokens."""
-    from sparselens.prompts.checks import refuse_misfits, refuse_unreadable  # with torch
+    """Groups of prompts of one length, without padding: their indices, first columns and tokens."""
+    from sparselens.prompts.checks import refuse_misfits, refuse_unreadable  # imports torch
     from sparselens.prompts.tokenized import TokenizedPairs
 
     if not isinstance(prompts, TokenizedPairs):
@@ -168,24 +170,19 @@ def _rows(model: Any, prompts: Any) -> Iterator[tuple[np.ndarray, np.ndarray, An
 
 
 def shows_edges(name: str) -> bool:
-    """Is this one of the hook points that `edges_of` reads?"""
+    """Whether this is one of the hook points that `edges_of` reads."""
     return name.endswith((PATTERN, SCORES, GATE))
 
 
 def edges_of(model: Any, cache: Any, n_pos: int) -> AttentionEdges:
-    """The edges of one prompt of `n_pos` tokens, from the cache of a run, which may have been under hooks."""
+    """The edges of one prompt of `n_pos` tokens, from the cache of a run, possibly under hooks."""
     n_heads, found = _read(model, cache)
     columns: dict[str, Any] = {**found}
     return AttentionEdges(1, model.cfg.n_layers, n_heads, n_pos, **columns)
 
 
-def _columns(model: Any, tokens: Any) -> tuple[int, dict[str, np.ndarray]]:
-    """Number of heads, and the edges of some prompts, layer by layer."""
-    _, cache = model.run_with_cache(tokens, names_filter=shows_edges)
-    return _read(model, cache)
-
-
 def _read(model: Any, cache: Any) -> tuple[int, dict[str, np.ndarray]]:
+    """Number of heads, and the edges of the prompts that ran, layer by layer."""
     layers = [layer for layer in range(model.cfg.n_layers) if f"blocks.{layer}.{PATTERN}" in cache]
     if not layers:
         raise ValueError(f"{type(model).__name__} has no blocks.*.{PATTERN}: load it with eager attention")
@@ -196,14 +193,14 @@ def _read(model: Any, cache: Any) -> tuple[int, dict[str, np.ndarray]]:
 
 def _layer_edges(cache: Any, layer: int, attn: Any) -> dict[str, np.ndarray]:
     from sparselens.gates.gate import is_visible
-    from sparselens.gates.hooked import leaves_it_to_inner  # with torch, which figures of edges can do without
+    from sparselens.gates.hooked import leaves_it_to_inner  # imports torch, which figures of edges do not need
 
     pattern = cache[f"blocks.{layer}.{PATTERN}"].detach().float()
     if not pattern.isfinite().all():
         raise ValueError(f"the attention of layer {layer} is not finite: look for NaN in the weights")
     if f"blocks.{layer}.{GATE}" in cache:
         is_edge = cache[f"blocks.{layer}.{GATE}"] > 0
-    elif leaves_it_to_inner(attn):  # its `hook_attn_scores` shows the softmax, too
+    elif leaves_it_to_inner(attn):  # their `hook_attn_scores` also shows the softmax
         is_edge = pattern > 0
     else:
         is_edge = is_visible(cache[f"blocks.{layer}.{SCORES}"])

@@ -1,8 +1,8 @@
-"""Direct logit attribution: what every head and every MLP writes into the logit difference, bypassing later layers.
+"""Direct logit attribution: what every head and MLP contributes to the logit difference without passing later layers.
 
 1. The last residual stream at END is the sum of what the embedding, the heads, the MLPs and the biases wrote.
-2. The final norm is held as it is in the run: effect(u) = gain * centre(write of u) / root . direction, where direction
-   is the gradient of the logit difference behind the norm: the unembedding of the answer minus that of the wrong one.
+2. The final norm is held fixed as in the run: effect(u) = gain * centre(write of u) / root . direction, where direction
+   is the gradient of the logit difference after the norm: the unembedding of the answer minus that of the wrong answer.
 3. The effects of all nodes and of `biases` (attention's, the norm's, the unembedding's) sum to the logit difference.
 Source: Elhage et al. 2021; Wang et al. 2022, section 3.1; TransformerLens' `stack_head_results` and `logit_attrs`.
 """
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sparselens.analyses.attribution.nodes import NodeScores
 from sparselens.analyses.engine.batching import in_batches
+from sparselens.analyses.engine.edge_products import writes_of
 from sparselens.analyses.engine.norms import Norm, read_norm
 from sparselens.analyses.engine.request import Request, Run, open_request
 from sparselens.analyses.engine.residual_stream import TOLERANCE
@@ -34,16 +35,17 @@ def direct_logit_attribution(
     batch_size: int | None = None,
     progress: bool = True,
 ) -> NodeScores:
-    """What the embedding, every head, every MLP and the biases write into the clean prompts' logit difference at END.
+    """What the embedding, every head, every MLP and the biases contribute directly to the logit difference at END.
 
     >>> effects = direct_logit_attribution(model, pairs)
     >>> effects.per_prompt.shape, effects["a1.h1"], effects.interval("m0")  # [batch source]
-    >>> effects.per_prompt.sum(-1) - effects.clean  # zeros: the effects add up to it
+    >>> effects.per_prompt.sum(-1) - effects.clean  # zeros: the effects sum to the logit difference
 
     Sign convention: positive where a node raises the logit difference.
 
-    Scope: what goes straight to the logits, with the final norm held fixed. A node that acts only through later ones
-    has no direct effect. Where logits are capped (Gemma 2), effects and `clean` are about the logits before the cap.
+    Scope: direct effects on the logits of the clean prompts, with the final norm held fixed. A node that acts only
+    through later nodes has none. Where logits are capped (Gemma 2), effects and `clean` are about the logits before the
+    cap.
 
     Args:
         memory, batch_size: as in `patch_activations`
@@ -75,7 +77,7 @@ def _effects(norm: Norm | None, batch: Request) -> tuple[Float[Tensor, "batch so
         biases = biases + norm.bias.to(biases)
     found = torch.cat([writes, biases[None]])
     direction, difference = _direction(batch, run, read)
-    _refuse(batch, "the final norm is not the unembedding's input", found.sum(0), read)
+    _refuse(batch, "the unembedding does not read the final norm of the stream", found.sum(0), read)
     effects = torch.einsum("sbm,bm->bs", found, direction)
     effects[:, -1] += difference - (read * direction).sum(-1)  # the unembedding's bias
     return effects, difference
@@ -84,19 +86,16 @@ def _effects(norm: Norm | None, batch: Request) -> tuple[Float[Tensor, "batch so
 def _written_at_end(
     batch: Request, run: Run
 ) -> tuple[Float[Tensor, "source batch d_model"], Float[Tensor, "batch d_model"]]:
-    """What every source writes at END, and what biases of attention do."""
-    reading, recorded = batch.reading, run.recorded
-    first = _at_end(batch, recorded[reading.layers[0].at("hook_resid_pre")])
-    parts, biases = [first[None]], torch.zeros_like(first, dtype=torch.promote_types(first.dtype, torch.float32))
+    """What every source writes at END, and what the biases of attention add there."""
+    reading = batch.reading
+    recorded = {name: _at_end(batch, run.recorded[name])[:, None] for name in reading.written_names()}
+    writes = writes_of(reading, recorded)[:, :, 0]
+    biases = torch.zeros_like(writes[0])
     for layer in reading.layers:
-        z = _at_end(batch, recorded[layer.at("attn.hook_z")])[:, None]
-        parts.append(reading.head_writes(layer.number, z)[:, :, 0].to(first.device))
-        unowned = reading.unowned(layer.number, z)
+        unowned = reading.unowned(layer.number, recorded[layer.at("attn.hook_z")])
         if unowned is not None:
             biases = biases + unowned.reshape(-1, unowned.shape[-1]).to(biases)
-        if layer.block.mlp:
-            parts.append(_at_end(batch, recorded[layer.at("hook_mlp_out")])[None].to(first.device))
-    return torch.cat([part.to(biases) for part in parts]), biases
+    return writes, biases
 
 
 def _at_end(batch: Request, values: Float[Tensor, "batch pos *rest"]) -> Float[Tensor, "batch *rest"]:
@@ -107,7 +106,7 @@ def _at_end(batch: Request, values: Float[Tensor, "batch pos *rest"]) -> Float[T
 def _direction(
     batch: Request, run: Run, read: Float[Tensor, "batch d_model"]
 ) -> tuple[Float[Tensor, "batch d_model"], Float[Tensor, " batch"]]:
-    """The gradient of the logit difference at what the unembedding reads, and the difference itself, before a cap."""
+    """The gradient of the logit difference at the unembedding's input, and the difference itself, both before a cap."""
     model, n_pos = batch.model, batch.pairs.clean.shape[1]
     cap = getattr(model.cfg, "output_logits_soft_cap", None) or -1.0
     with torch.enable_grad():

@@ -25,7 +25,7 @@ class EdgeScores(Result):
     """How much each edge matters for a metric.
 
     >>> scores = attribute_edges(model, pairs, "logit_difference")
-    >>> scores["a0.h1->m0"], scores["a0.h1", "m0"], scores.interval("a0.h1->m0")  # its mean, twice, and its interval
+    >>> scores["a0.h1->m0"], scores["a0.h1", "m0"], scores.interval("a0.h1->m0")  # the mean in two ways, its interval
     >>> scores.top(20).edges, scores.stability().mean_overlap
 
     Sign convention: positive where corrupting the edge lowers the metric, in the metric's unit.
@@ -39,9 +39,9 @@ class EdgeScores(Result):
     per_prompt: Float[Tensor, "batch source destination"] | None  # None: only the mean was kept
     clean: Float[Tensor, " batch"]  # the metric of the clean runs
     corrupted: Float[Tensor, " batch"]
-    # sum of |mean|, where only the largest were kept (`Comparison.save`): all others are NaN
+    # sum of |mean| over all edges, if only the largest were kept (`Comparison.save`) and the others are NaN
     total: float | None = None
-    clean_prompt: Int[Tensor, " batch"] | None = None  # its number: equal ones are one observation in intervals
+    clean_prompt: Int[Tensor, " batch"] | None = None  # its index; pairs with the same one count as one observation
 
     _largest = "score"
 
@@ -75,7 +75,7 @@ class EdgeScores(Result):
 
     @property
     def measured(self) -> Bool[Tensor, "source destination"]:
-        """Which edges have a score: all that exist, unless only some were wanted."""
+        """Which edges have a score: all that exist, unless only some were measured."""
         return self.exists & ~self.mean.detach().cpu().isnan()
 
     @property
@@ -93,24 +93,26 @@ class EdgeScores(Result):
         return selection.smallest(self.graph, self._known(), share, self.measured, self.total)
 
     def top(self, n: int, signed: bool = False) -> Circuit:
-        """The `n` edges of largest |mean score|; `signed`: of highest mean score, as MIB's for CPR."""
+        """The `n` edges of largest |mean score|; if `signed`, of highest mean score, as in MIB for CPR."""
         return selection.top(self.graph, self._known(), n, self.measured, signed, self.total)
 
     def greedy(self, n: int) -> Circuit:
-        """From the logits upward, `n` times the edge of largest |mean score| into a node of the circuit (EAP-IG)."""
+        """Start from the logits, and add `n` times the edge of largest |mean score| into the circuit (EAP-IG)."""
         return selection.greedy(self.graph, self._known(), n, self.measured)
 
     def within(self, circuit: Circuit) -> "EdgeScores":
-        """The mean scores of a circuit's edges alone; all others count as not measured.
+        """The mean scores of only a circuit's edges; all others count as not measured.
 
         >>> first = pruned_circuit(model, pairs, scores, goal=0.95)
-        >>> pruned_circuit(model, pairs, scores.within(first.circuit), goal=0.8)  # goes on from there
+        >>> pruned_circuit(model, pairs, scores.within(first.circuit), goal=0.8)  # continues from there
 
         Raises:
-            ValueError: the circuit is one of another graph, or has edges without a score.
+            ValueError: the circuit belongs to another graph, or has edges without a score.
         """
         if circuit.graph != self.graph:
-            raise ValueError(f"the circuit is one of a model with {circuit.graph}, the scores of one with {self.graph}")
+            raise ValueError(
+                f"the circuit belongs to a model with {circuit.graph}, the scores to one with {self.graph}"
+            )
         inside = circuit.kept.to(self.mean.device)
         if unknown := int(self.mean[inside].isnan().sum()):
             raise ValueError(f"{unknown} of the circuit's {len(circuit)} edges have no score here")
@@ -124,7 +126,7 @@ class EdgeScores(Result):
         """
         from sparselens.analyses.circuits.stability import stability
 
-        this: Any = self  # type checkers meet this class under two names
+        this: Any = self  # type checkers see this class under two names
         return stability(this, share)
 
     def of_prompt(self, prompt: int) -> "EdgeScores":
@@ -147,8 +149,8 @@ class EdgeScores(Result):
             ValueError: only the mean was kept.
         """
         scores = self._all()[prompts]
-        alike = None if self.clean_prompt is None else self.clean_prompt[prompts]
-        chosen: dict[str, Any] = {"mean": scores.mean(0), "per_prompt": scores, "clean_prompt": alike}
+        clean_prompt = None if self.clean_prompt is None else self.clean_prompt[prompts]
+        chosen: dict[str, Any] = {"mean": scores.mean(0), "per_prompt": scores, "clean_prompt": clean_prompt}
         return replace(self, **chosen, clean=self.clean[prompts], corrupted=self.corrupted[prompts])
 
     def interval(self, edge: str, level: float = 0.95) -> Interval:
@@ -165,9 +167,9 @@ class EdgeScores(Result):
         return self.mean.sum(-1)
 
     def _known(self) -> Float[Tensor, "source destination"]:
-        """The mean scores, zero where an edge was not measured, as `attribute_edges` has it for `candidates`.
+        """The mean scores, with zero for edges that were not measured, as `attribute_edges` does with `candidates`.
 
-        Where only the largest were kept, the others stay NaN: they are not zero.
+        If only the largest were kept, the others stay NaN, since they are not zero.
         """
         return self.mean if self.total is not None else self.mean.nan_to_num(0.0, torch.inf, -torch.inf)
 

@@ -3,14 +3,14 @@
 1. score(u -> v) = (clean - corrupted write of u) . (dmetric / d input of v), summed over positions: to first order,
    metric(clean) - metric(clean, but v reads the write of u from the corrupted run).
 2. eap: the gradient of the clean run (Nanda 2023; Syed et al. 2023).
-3. eap-ig: mean gradient at input embeddings corrupted + k/m (clean - corrupted), k = 0 .. m-1 (Hanna et al. 2024, as
-   their code has it). The default.
-4. eap-ig-activations: mean over the input, all attention layers and all MLPs, each in turn put k/m of the way, for
-   k = 1 .. m. As in EAP-IG's code no gradient passes through what is put there.
+3. eap-ig: mean gradient at input embeddings corrupted + k/m (clean - corrupted), k = 0 .. m-1 (Hanna et al. 2024, as in
+   their code). The default.
+4. eap-ig-activations: mean over the input, all attention layers and all MLPs, each in turn interpolated k/m of the way
+   from corrupted to clean, for k = 1 .. m. As in EAP-IG's code, no gradient passes through the interpolated activation.
 5. clean-corrupted: mean of the gradients of the clean and the corrupted run.
-6. exact: the difference of step 1 itself, one edge at a time (`exact`). Recommended where the graph has at most 1,000
-   edges: it misses nothing of step 1 and takes seconds to minutes. auto: exact up to there, else eap-ig.
-7. Where gates are hard, gradients stop at them; `gate_gradient` may give gates the slope of training.
+6. exact: the difference in step 1 itself, one edge at a time (`exact`). Recommended if the graph has at most 1,000
+   edges: it needs no approximation and takes seconds to minutes. auto: exact up to that size, otherwise eap-ig.
+7. Gradients stop at hard gates; `gate_gradient` can give gates the gradient used in training.
 EAP-IG's own code gives the same numbers for the loss -metric, divided once more by the number of prompts.
 """
 
@@ -63,24 +63,25 @@ def attribute_edges(
 
     Sign convention: positive where corrupting the edge lowers the metric, in the metric's unit.
 
-    Scope: a first-order estimate of patching one edge while all others stay clean. It misses what edges do jointly and
-    where the metric bends; the faithfulness of the chosen circuit is the test.
+    Scope: a first-order estimate of patching one edge while all others stay clean. It misses joint effects of edges and
+    the curvature of the metric, so test the chosen circuit by its faithfulness.
 
     Args:
         metric: function of (logits, pairs), or name in `sparselens.prompts.metrics`
         method: "eap-ig", "eap", "eap-ig-activations", "clean-corrupted" or "exact"; "auto": exact, as recommended, if
-            the graph has at most 1,000 edges, else eap-ig
+            the graph has at most 1,000 edges, otherwise eap-ig
         steps: m, for the two integrated methods
-        gate_gradient: of a sparse model's hard gates. "none": that of the function, in which a gate is a step.
-            "straight-through": sigmoid'(gate_logit), as in training without noise, so that an edge whose score decides
-            over a gate is seen. A dense model has no gates, and both are the same
-        candidates: for "exact": patch only so many edges, those of largest |EAP-IG score|; the others, untried, score
-            zero. With 32 addition-sparse's faithful circuit is that of all 175 edges, in a third of the time
+        gate_gradient: gradient of a sparse model's hard gates. "none": that of a step function, zero.
+            "straight-through": sigmoid'(gate_logit), as in training without noise, so that edges matter that decide
+            whether a gate is open. In a dense model, which has no gates, both are the same
+        candidates: for "exact": patch only this many edges, those of largest |EAP-IG score|; the others are not tried
+            and score zero. With 32, the faithful circuit of addition-sparse is the same as with all 175 edges, in a
+            third of the time
         per_prompt: keep the scores of every prompt (4 bytes x sources x destinations each); without them, memory does
             not grow with the number of prompts
-        memory: bytes to work in beside the model and the scores, by measuring one prompt. Default: 64 prompts at a time
-            for small models, else 1 GiB
-        batch_size: prompts per run, instead of a budget
+        memory: bytes to use in addition to the model and the scores; one prompt is measured to find the batch size.
+            Default: 64 prompts at a time for small models, otherwise 1 GiB
+        batch_size: prompts per run, instead of a memory budget
         out: file for finished batches; after an interruption the same call resumes from it
 
     Raises:
@@ -109,7 +110,7 @@ def attribute_edges(
 
 
 def _exact_of(request: Request, candidates: int, steps: int, out: str | Path | None) -> EdgeScores:
-    """Exact scores of the edges of largest |EAP-IG score|, zero for all others."""
+    """Exact scores of the edges with the largest |EAP-IG score|, zero for all others."""
     graph = request.reading.graph
     mean = attribute(request, DEFAULT, steps, gradients, _edges, per_prompt=False).mean
     scores = exact_scores(request, top(graph, mean, min(candidates, graph.n_edges)).kept, out)
@@ -130,14 +131,14 @@ def attribute_edge_positions(
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Float[Tensor, "source destination pos"]:
-    """Mean scores of all edges at each position; they sum to `attribute_edges(...).mean`.
+    """Mean scores of all edges at each position; summed over positions they are `attribute_edges(...).mean`.
 
-    >>> attribute_edge_positions(model, pairs).abs().sum((0, 1))  # [pos]: where the score is
+    >>> attribute_edge_positions(model, pairs).abs().sum((0, 1))  # [pos]: how much is at each position
 
     Sign convention: positive where corrupting the edge lowers the metric, in the metric's unit.
 
     Args:
-        method: one of `attribute_edges`' except "exact"; "auto" is eap-ig
+        method: as in `attribute_edges`, except "exact"; "auto" is eap-ig
         gate_gradient: as in `attribute_edges`
 
     Raises:

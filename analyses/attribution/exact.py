@@ -1,4 +1,4 @@
-"""Exact edge patching: the model runs on with one edge at a time carrying its source's write from the corrupted run.
+"""Exact edge patching: the model runs with one edge at a time carrying its source's write from the corrupted run.
 
 1. score(u -> v) = metric(clean) - metric(clean, but v reads x - (clean - corrupted write of u) instead of x).
 2. Many edges into one layer run at once, as rows of a batch that starts at that layer from the clean residual stream.
@@ -46,13 +46,13 @@ def patch_edges(
     progress: bool = True,
     out: str | Path | None = None,
 ) -> EdgeScores:
-    """Exact scores of the named edges (default: all); the others score NaN, and no circuit is chosen from them.
+    """Exact scores of the named edges (default: all); the others are NaN, and never chosen for a circuit.
 
     >>> patch_edges(model, pairs, edges=["a0.h1->m0"]).interval("a0.h1->m0")
 
     Sign convention: positive where corrupting the edge lowers the metric, in the metric's unit.
 
-    Scope: one edge at a time while all others stay clean; edges that back each other up each score low.
+    Scope: one edge at a time, while all others stay clean. Edges that back each other up each score low.
 
     Args:
         memory, batch_size, out: as in `attribute_edges`; rows of a run are edges times prompts
@@ -69,7 +69,7 @@ def patch_edges(
 def exact_scores(
     request: Request, edges: Sequence[str] | Bool[Tensor, "source destination"] | None, out: str | Path | None
 ) -> EdgeScores:
-    """As `patch_edges`, of an open request."""
+    """As `patch_edges`, for an open request."""
     request = request.sharing()
     reading, n = request.reading, len(request)
     exists, chosen = reading.graph.exists, _chosen(reading, edges)
@@ -85,8 +85,8 @@ def exact_scores(
                 scores[batch.prompts[:, None], some[:, 0], some[:, 1]] = values.T.float().cpu()
                 bar.update(values.numel())
     scores, metrics = summed(scores).masked_fill_(exists & ~chosen, torch.nan), summed(metrics)
-    alike = request.pairs.clean_prompt
-    return EdgeScores(reading.graph, "exact", scores.mean(0), scores, metrics[0], metrics[1], clean_prompt=alike)
+    clean_prompt = request.pairs.clean_prompt
+    return EdgeScores(reading.graph, "exact", scores.mean(0), scores, metrics[0], metrics[1], clean_prompt=clean_prompt)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +94,7 @@ class Base:
     """The clean run of some prompts, from which every patch starts, and the writes that patches replace."""
 
     batch: Request
-    clean: Run  # residual streams recorded, too
+    clean: Run  # with its residual streams
     projections: Sequence[Projections]  # of the clean run, by layer
     writes: Writes  # clean - corrupted
 
@@ -109,13 +109,14 @@ def _chosen(
         return graph.matrix(edges)
     if edges.shape != graph.exists.shape or bool((edges.cpu() & ~graph.exists).any()):
         raise ValueError(
-            f"edges {list(edges.shape)} are not among those of this model {list(graph.exists.shape)}: another model's?"
+            f"edges of shape {list(edges.shape)} are not all among this model's, of shape {list(graph.exists.shape)}: "
+            "are they another model's?"
         )
     return edges.cpu()
 
 
 def _batches(request: Request) -> Iterator[tuple[Request, int]]:
-    """Prompts in batches, and how many rows (an edge on a prompt) run at once. Each step gets half of the memory."""
+    """Batches of prompts, and how many rows (an edge on a prompt) run at once. Each step gets half of the memory."""
     one, any_edge = request.batch(longest(request)), torch.zeros(1, 2, dtype=torch.long)
     (n_prompts, rows), _ = one.sizes(lambda _: clean_base(one)[0], lambda base: patched(base, any_edge))
     for some in request.pairs.rows(min(rows, n_prompts)):
@@ -123,7 +124,7 @@ def _batches(request: Request) -> Iterator[tuple[Request, int]]:
 
 
 def clean_base(batch: Request) -> tuple[Base, Float[Tensor, " batch"]]:
-    """The clean run, and the metric of the corrupted one."""
+    """The clean run, and the metric of the corrupted run."""
     reading = batch.reading
     with keeping_projections(batch.model) as projections:
         clean = batch.record([*reading.recorded_names(), reading.end])
@@ -132,7 +133,7 @@ def clean_base(batch: Request) -> tuple[Base, Float[Tensor, " batch"]]:
 
 
 def _runs(base: Base, chosen: Bool[Tensor, "source destination"], size: int) -> Iterator[Edges]:
-    """Edges that run at once: into the heads of one layer, into one MLP, or into the logits.
+    """Groups of edges that run at once: into the heads of one layer, into one MLP, or into the logits.
 
     Edges of sources that write the same in both runs are left out: they score zero.
     """
@@ -148,10 +149,10 @@ def _runs(base: Base, chosen: Bool[Tensor, "source destination"], size: int) -> 
 
 
 def patched(base: Base, edges: Edges, rows: Int[Tensor, " edge"] | None = None) -> Float[Tensor, "row batch"]:
-    """The metric with each edge patched, or with all edges of a row: where `rows` says in which row each is.
+    """The metric with each edge patched; or, if `rows` gives the row of each edge, with all edges of a row patched.
 
-    Edges that run at once, one a row, go into one layer's heads, one MLP, or the logits. Those of a row have different
-    destinations, each of which reads what it would if its own edge alone were patched.
+    Without `rows`, the edges go into the heads of one layer, one MLP, or the logits. With `rows`, the edges of a row
+    have different destinations, and each destination reads what it would if only its own edge were patched.
     """
     reading, rows = base.batch.reading, torch.arange(len(edges)) if rows is None else rows
     graph, count, n_layers = reading.graph, int(rows.max()) + 1, len(reading.layers)
@@ -181,7 +182,7 @@ def _into_layer(base: Base, layer: Layer, edges: Edges, rows: Int[Tensor, " edge
 
 
 def _without(base: Base, stream: Float[Tensor, "*edge batch pos d_model"], edges: Edges) -> Tensor:
-    """The residual stream with the edges' sources as in the corrupted run."""
+    """The residual stream with each edge's source writing as in the corrupted run."""
     return stream - base.writes[edges[:, 0].to(base.writes.device)].to(stream.device)
 
 
@@ -235,7 +236,7 @@ def _put(where: tuple[Any, ...], values: Float[Tensor, "edge batch pos *rest"], 
 def _only_heads(sees: Bool[Tensor, "edge head"], clean: Tensor, activation: Tensor) -> Tensor:
     """The heads' outputs of the clean run, except for heads that use the patched key or value.
 
-    One of every group does, since a norm over the keys may couple the groups (OLMo 2).
+    One head of every group does, since a norm over the keys may couple the groups (OLMo 2).
     """
     found = rearrange(activation, "(row batch) pos head d_head -> row batch pos head d_head", row=len(sees))
     found = torch.where(sees.to(clean.device)[:, None, None, :, None], found, clean)

@@ -1,7 +1,7 @@
-"""Where gradients are taken, and how scores are collected over batches of prompts: what all attributions share.
+"""Where gradients are taken, and how scores are collected over batches of prompts, in all attribution methods.
 
 1. Run the clean and the corrupted prompts, and record what every source writes.
-2. Take the gradient at each of the method's points (`edges` lists them), weighted so that the weights sum to one.
+2. Take the gradient at each of the method's points (listed in `edges`), with weights that sum to one.
 3. `scoring` turns each gradient into scores; their weighted sum is the score of a prompt.
 """
 
@@ -26,7 +26,7 @@ from sparselens.names import unknown
 Method = Literal["eap", "eap-ig", "eap-ig-activations", "clean-corrupted", "exact", "auto"]
 BY_GRADIENT = ("eap", "eap-ig", "eap-ig-activations", "clean-corrupted")
 DEFAULT: Method = "eap-ig"
-FEW_EDGES = 1000  # up to which "auto" takes exact scores
+FEW_EDGES = 1000  # up to this many, "auto" means exact scores
 
 Take = Callable[[Request, bool, Sequence[Hook]], Gradients]  # gradients(request, corrupted, edits)
 Score = Callable[[Gradients], Float[Tensor, "batch *axes"]]
@@ -44,20 +44,20 @@ class Attribution:
 
 
 def chosen(method: str, graph: Graph) -> str:
-    """The method, where "auto" is the exact one for a graph of at most FEW_EDGES edges and else the default."""
+    """The method; "auto" means exact for a graph of at most FEW_EDGES edges, otherwise the default."""
     if method != "auto":
         return method
     return "exact" if graph.n_edges <= FEW_EDGES else DEFAULT
 
 
 def by_gradient(method: str, instead: str) -> str:
-    """The method, where "auto" is the default; for functions without exact scores.
+    """The method, for functions without exact scores; "auto" means the default.
 
     Raises:
-        ValueError: the method is "exact". Says what is exact instead.
+        ValueError: the method is "exact". The message says what is exact instead.
     """
     if method == "exact":
-        raise ValueError(f"method 'exact' is one of edges: {instead} (want {', '.join((*BY_GRADIENT, 'auto'))})")
+        raise ValueError(f"method 'exact' is for edges only: {instead} (want {', '.join((*BY_GRADIENT, 'auto'))})")
     return DEFAULT if method == "auto" else method
 
 
@@ -76,8 +76,8 @@ def attribute(
     """Score prompts in batches.
 
     Args:
-        also: hook points that `scoring` needs beside the sources' writes
-        gate_gradient: of hard gates, see `gate_gradient`
+        also: hook points that `scoring` needs in addition to the sources' writes
+        gate_gradient: of hard gates, see `engine.gate_gradient`
         log: where finished batches are kept
     """
     if method not in BY_GRADIENT:
@@ -142,7 +142,7 @@ def _along_input(
 def _along_activations(
     request: Request, clean: Run, corrupted: Run, steps: int, take: Take
 ) -> Iterator[tuple[float, Gradients]]:
-    """What the input, the heads of a layer, or an MLP write, each in turn put k/m of the way to the clean run."""
+    """The input, the heads of a layer or an MLP, each in turn interpolated k/m of the way to the clean run."""
     names = request.reading.written_names()
     for name in names:
         for step in range(1, steps + 1):

@@ -3,8 +3,8 @@
 1. One run records the residual stream before every layer and every MLP, and after the last layer.
 2. logits = unembed(norm(stream)): each stream goes through the model's own final norm, unembedding and cap.
 3. For pairs: a metric of these logits. For text: the likeliest token with its probability, at every position.
-Source: nostalgebraist 2020, "interpreting GPT: the logit lens". Streams, and their names, are those of TransformerLens'
-`accumulated_resid(incl_mid=True, apply_ln=True)`.
+Source: nostalgebraist 2020, "interpreting GPT: the logit lens". The streams and their names are those of
+TransformerLens' `accumulated_resid(incl_mid=True, apply_ln=True)`.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ PROBABILITY = "probability of the likeliest token"
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LogitLens(Result):
-    """What every residual stream predicts: a metric of pairs, or the likeliest token of a text and its probability.
+    """What every residual stream predicts: a metric on pairs, or the likeliest token of a text and its probability.
 
     >>> lens = logit_lens(model, pairs)
     >>> lens["1_mid"], lens.interval("1_mid"), lens.values.shape  # before the MLP of layer 1; [batch stream]
@@ -44,9 +44,9 @@ class LogitLens(Result):
     what: str  # the metric, or PROBABILITY
     streams: tuple[str, ...]  # 0_pre, 0_mid, 1_pre, ..., final_post
     values: Float[Tensor, "batch stream"] | Float[Tensor, "batch stream pos"]
-    positions: tuple[str, ...] = ()  # a label for every position; none: at the answer's only
-    tokens: tuple[tuple[tuple[str, ...], ...], ...] = ()  # the likeliest of every row of text, stream and position
-    clean_prompt: Int[Tensor, " batch"] | None = None  # its number: equal ones are one observation in intervals
+    positions: tuple[str, ...] = ()  # a label for every position; empty: only the answer's
+    tokens: tuple[tuple[tuple[str, ...], ...], ...] = ()  # the likeliest, for every row of text, stream and position
+    clean_prompt: Int[Tensor, " batch"] | None = None  # its index; pairs with the same one count as one observation
 
     def _line(self) -> str:
         first, last = (float(self.values[:, place, ...].mean()) for place in (0, -1))
@@ -80,7 +80,7 @@ class LogitLens(Result):
         """In plotly: a curve over the streams, or a heat map of streams by positions.
 
         Args:
-            prompt: of text, the row that is shown, each cell with its likeliest token
+            prompt: for text, the row to show, each cell with its likeliest token
 
         Raises:
             ValueError: there is no such prompt.
@@ -122,24 +122,24 @@ def logit_lens(
     batch_size: int | None = None,
     progress: bool = True,
 ) -> LogitLens:
-    """What the final norm and the unembedding make of the residual stream before every layer and MLP, and at the end.
+    """Apply the final norm and the unembedding to the residual stream before every layer and MLP, and at the end.
 
     >>> logit_lens(model, pairs).values.shape  # [batch stream]: the logit difference
     >>> logit_lens(model, pairs, by_position=True).values.shape  # [batch stream pos]: at every position
     >>> logit_lens(model, "Once upon a time, there was a").plot()  # the likeliest token of every layer and position
 
-    Scope: reads every stream as if it were the last. Early layers may represent an answer in other directions, so a low
-    value does not show that it is absent (Belrose et al. 2023, tuned lens).
+    Scope: every stream is read as if it were the last. Early layers may represent an answer in other directions, so a
+    low value does not show that it is absent (Belrose et al. 2023, tuned lens).
 
     Args:
-        prompts: pairs, of which the clean prompts run; a text, tokenized as tasks are; or rows of tokens of one length
+        prompts: pairs, whose clean prompts run; a text, tokenized as tasks are; or rows of tokens of one length
         metric: for pairs; function of (logits, pairs), or name in `sparselens.prompts.metrics`
-        by_position: for pairs, evaluate the metric at every position, not only at END; text always is
+        by_position: for pairs, evaluate the metric at every position, not only at END; text is always read everywhere
         memory, batch_size: as in `patch_activations`
 
     Raises:
-        ValueError: prompts are something else, or another model's; `by_position` of prompts of several lengths; the
-            model's residual stream cannot be read.
+        ValueError: prompts are something else, or another model's; `by_position` with prompts of several lengths; or
+            the model's residual stream cannot be read.
     """
     opened = OpenModel(model)
     if isinstance(prompts, (str, Tensor)):
@@ -171,18 +171,19 @@ def _points(reading: Reading) -> dict[str, str]:
 def _measured(points: Sequence[str], places: Sequence[int | None], batch: Request) -> tuple[Tensor]:
     """The metric of every stream at these positions (None: END): [batch stream place]."""
     recorded = batch.record(points).recorded
-    asked = [batch if place is None else _asked_at(batch, place) for place in places]
-    values = [_through(batch.opened, recorded[name], lambda: [one.measure() for one in asked]) for name in points]
-    return (torch.stack([torch.stack(some, -1) for some in values], 1),)
+    requests = [batch if place is None else _with_end(batch, place) for place in places]
+    values = [_through(batch.opened, recorded[name], lambda: [at.measure() for at in requests]) for name in points]
+    return (torch.stack([torch.stack(at_places, -1) for at_places in values], 1),)
 
 
-def _asked_at(batch: Request, place: int) -> Request:
+def _with_end(batch: Request, place: int) -> Request:
+    """The batch with the answer's position moved to `place`."""
     end = torch.full_like(batch.pairs.end, place)
     return replace(batch, pairs=replace(batch.pairs, positions={**batch.pairs.positions, "END": end}))
 
 
 def _through(opened: OpenModel, stream: Float[Tensor, "batch pos d_model"], call: Callable[[], Any]) -> Any:
-    """What `call` gives while the last block returns this stream, and no other block runs."""
+    """The result of `call` while the last block returns this stream and no block runs."""
     with starting_at(opened.model, len(opened.reading.layers), stream, opened.as_tuple):
         return call()
 
@@ -206,11 +207,11 @@ def _of_text(opened: OpenModel, prompts: str | Int[Tensor, "batch pos"]) -> Logi
             for name in points.values()
         ]
     values, places = (torch.stack([found[part] for found in likeliest], 1).cpu() for part in (0, 1))
-    said = tuple(texts_of(tokenizer, row) for row in places.tolist())
-    return LogitLens(PROBABILITY, tuple(points), values, _labels(texts), said)
+    predicted = tuple(texts_of(tokenizer, row) for row in places.tolist())
+    return LogitLens(PROBABILITY, tuple(points), values, _labels(texts), predicted)
 
 
 def _labels(texts: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """The number of every position, with the token that all rows have there."""
+    """The index of every position, with its token if all rows have the same."""
     columns = [{*column} for column in zip(*texts, strict=True)]
     return tuple(f"{at} {column.pop() if len(column) == 1 else ''}".rstrip() for at, column in enumerate(columns))

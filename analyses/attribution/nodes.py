@@ -3,7 +3,7 @@
 1. score(u) = (clean - corrupted write of u) . (dmetric / d residual stream where u writes).
 2. score(l, h, q, k) = (clean - corrupted pattern[q, k] * value[k]) . (dmetric / d z of head h at q).
 3. A node's score is the sum of its edges' scores; a head's is the sum over its attention edges. A closed edge of a
-   sparse model moves nothing, so only edges that are open in at least one of the two runs score.
+   sparse model moves nothing, so only edges that are open in at least one of the two runs have a score.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparselens.analyses.attribution.integration import DEFAULT, Method, Score, attribute, by_gradient
-from sparselens.analyses.engine.edge_products import differences, exact_dtype
+from sparselens.analyses.engine.edge_products import differences
 from sparselens.analyses.engine.gate_gradient import GateGradient
 from sparselens.analyses.engine.gradients import Gradients, gradients_at
+from sparselens.analyses.engine.norms import widened
 from sparselens.analyses.engine.partial_runs import Activations, Hook
 from sparselens.analyses.engine.request import Request, open_request, refuse_several_lengths
 from sparselens.analyses.engine.residual_stream import TOLERANCE, Layer, Reading
@@ -29,15 +30,15 @@ from sparselens.prompts.metrics import Metric, logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.results import Result
 
-_SHOWN = 1e-3  # share of the largest score that a node without a cell in the map needs to be named in its title
+_SHOWN = 1e-3  # of the largest score: nodes above this that have no cell in the map are named in its title
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class NodeScores(Result):
-    """How much each node matters to a metric, in its unit: positive where the node raises it.
+    """How much each node matters for a metric, in the metric's unit: positive where the node raises it.
 
     >>> scores = attribute_nodes(model, pairs)  # or direct_logit_attribution, or patch_paths
-    >>> scores["a1.h0"], scores.interval("a1.h0"), scores.per_prompt.shape  # its mean, twice, and [batch source]
+    >>> scores["a1.h0"], scores.interval("a1.h0"), scores.per_prompt.shape  # its mean, with interval; [batch source]
     """
 
     sources: tuple[str, ...]
@@ -46,7 +47,7 @@ class NodeScores(Result):
     clean: Float[Tensor, " batch"]  # the metric of the clean runs
     corrupted: Float[Tensor, " batch"] | None  # None: no corrupted prompt was run
     what: str = "nodes"  # what is scored: nodes, direct effects, paths to a1.h0<q>
-    clean_prompt: Int[Tensor, " batch"] | None = None  # its number: equal ones are one observation in intervals
+    clean_prompt: Int[Tensor, " batch"] | None = None  # its index; pairs with the same one count as one observation
 
     _largest = "score"
 
@@ -69,7 +70,7 @@ class NodeScores(Result):
         return mean_interval(self.per_prompt[:, self._place(node)], level, clusters=self.clean_prompt)
 
     def plot(self) -> Any:
-        """The mean scores of heads and MLPs as a plotly heat map, layer by layer; the title has the others."""
+        """The mean scores of heads and MLPs as a plotly heat map, layer by layer; others are in the title."""
         from sparselens.analyses.figures.heat_maps import heat_map
 
         places = {name: _row_and_column(name) for name in self.sources if name[0] in "am"}
@@ -119,7 +120,7 @@ class AttentionEdgeScores(Result):
         return self.mean[head_of(head, self.mean.shape)]
 
     def plot(self, head: str | None = None) -> Any:
-        """The mean scores of one head as a plotly heat map; by default of the head with the largest."""
+        """The mean scores of one head as a plotly heat map; by default the head with the largest score."""
         from sparselens.analyses.figures.heat_maps import pattern_map
 
         return pattern_map(self.mean, head, self.positions, "score")
@@ -153,7 +154,7 @@ def attribute_nodes(
     Scope: a first-order estimate, as `attribute_edges`.
 
     Args:
-        method: one of `attribute_edges`' except "exact" (`patch_heads` and `patch_activations` are exact); "auto" is
+        method: as in `attribute_edges`, except "exact" (`patch_heads` and `patch_activations` are exact); "auto" is
             eap-ig
         gate_gradient: as in `attribute_edges`
 
@@ -190,10 +191,10 @@ def attribute_attention_edges(
     Scope: a first-order estimate, as `attribute_edges`, with pattern and value changed together.
 
     Args:
-        method: one of `attribute_edges`' except "exact" (`patch_activations` with site="attention_edges" is exact);
+        method: as in `attribute_edges`, except "exact" (`patch_activations` with site="attention_edges" is exact);
             "auto" is eap-ig
-        gate_gradient: as in `attribute_edges`; of the gates behind an attention edge, on the way to the logits. Whether
-            its own gate is open is in the score anyway
+        gate_gradient: as in `attribute_edges`, for gates between an attention edge and the logits; whether the edge's
+            own gate is open is in the score anyway
         per_prompt: keep the scores of every prompt
 
     Raises:
@@ -260,7 +261,7 @@ def _attention(reading: Reading, clean: Activations, corrupted: Activations) -> 
 
 
 def _moved(layer: Layer, recorded: Activations, gradients: Gradients) -> Float[Tensor, "batch head query_pos key_pos"]:
-    """What every attention edge of a layer moves in a run, times the gradient where it arrives."""
+    """What every attention edge of a layer moves in a run, times the gradient at its query position."""
     pattern, value = pattern_and_value(layer, recorded)
     return pattern * torch.einsum("bqhe,bkhe->bhqk", gradients.at[layer.at("attn.hook_z")].to(value), value)
 
@@ -271,11 +272,11 @@ def pattern_and_value(
     """The pattern of a layer in a run, and the values of every query head."""
     pattern, value = recorded[layer.at("attn.hook_pattern")], recorded[layer.at("attn.hook_v")]
     value = value.repeat_interleave(layer.block.n_heads // value.shape[2], 2)
-    return pattern.to(exact_dtype(pattern.dtype)), value.to(exact_dtype(value.dtype))
+    return widened(pattern), widened(value)
 
 
 def refuse_other_outputs(reading: Reading, recorded: Activations) -> None:
-    """Raise a ValueError where what a head puts out in a run is not its pattern times its values."""
+    """Raise a ValueError if the output of a head in a run is not its pattern times its values."""
     for layer in reading.layers:
         z = recorded[layer.at("attn.hook_z")]
         found = torch.einsum("bhqk,bkhe->bqhe", *pattern_and_value(layer, recorded))

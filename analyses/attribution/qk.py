@@ -1,10 +1,10 @@
-"""Why is this gate open? The score of an attention edge, exactly, as a sum over pairs of writers (QK attribution).
+"""Why is this gate open? The score of an attention edge as an exact sum over pairs of sources (QK attribution).
 
 1. A head's query at position i and its key at position j are linear in the residual streams there, once the norms of
    the run are held fixed; and the streams are sums of what the input, heads, MLPs and biases wrote.
-2. The score is bilinear in query and key, but for a position bias and a soft-cap (`query_key_form`).
+2. The score is bilinear in query and key, except for a position bias and a soft-cap (`query_key_form`).
 3. So score = sum over pairs (a, b) of [what a wrote into the query] . [what b wrote into the key] + position bias. In a
-   sparse model the gate is a threshold on it, and nothing else. The sum is compared to the run's own score.
+   sparse model the gate is a threshold on this score and nothing else. The sum is checked against the run's own score.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparselens.analyses.attribution.qk_attribution import QKAttribution
+from sparselens.analyses.engine.hidden_attention import showing_attention
 from sparselens.analyses.engine.partial_runs import Activations, Hook, recording, run
 from sparselens.analyses.engine.prompt_tokens import Position, place_of, prompt_tokens
-from sparselens.analyses.engine.query_key_form import Place, query_key_form, showing_scores
+from sparselens.analyses.engine.query_key_form import Place, query_key_form
 from sparselens.analyses.engine.request import OpenModel
 from sparselens.analyses.engine.residual_stream import TOLERANCE, Reading
 from sparselens.analyses.engine.written import written_at, written_names
@@ -32,7 +33,7 @@ from sparselens.prompts.checks import refuse_misfits
 from sparselens.prompts.fitting import text_of
 from sparselens.prompts.tokenized import TokenizedPairs
 
-AT_ONCE = 16  # prompts of a run
+AT_ONCE = 16  # prompts per run
 
 
 def explain_edge(
@@ -44,7 +45,7 @@ def explain_edge(
     *,
     by_position: bool = False,
 ) -> QKAttribution:
-    """Why a gate is open or closed: what was written into the query times what was written into the key, for all pairs.
+    """Why a gate is open or closed: what each source wrote into the query, times what each wrote into the key.
 
     >>> found = explain_edge(model, "Lily saw a big dog. She was", "a2.h3", 8, 1)
     >>> found.mean.shape, found.query_sources  # [query_source key_source], ("input", "a0.h0", ..., "b_Q")
@@ -52,21 +53,21 @@ def explain_edge(
 
     Rows and columns: `input` (in models with position embeddings `token` and `position`), every earlier head and MLP,
     `b_O` for the output biases and post-norm biases of attention so far, `b_Q` and `b_K` for the biases of the layer's
-    norm, queries and keys. A dense model has no gate, and the same score.
+    norm, queries and keys. A dense model has the same kind of score, but no gate.
 
     Sign convention: positive where the pair raises the score, and so opens the gate; in the score's unit.
 
     Scope: exact, with the norms of this run held fixed (the layer's own, those of queries and keys, post-norms), rotary
-    encodings included. The softmax of a dense model sees only differences of scores between keys; terms that are equal
-    for all keys are included here, too.
+    encodings included. The softmax of a dense model depends only on differences of scores between keys; terms that are
+    equal for all keys are nevertheless included here.
 
     Args:
         prompts: a text, its tokens, rows of tokens without padding, or pairs, whose clean prompts are run
         head: the head that reads, such as "a2.h3"
         query_pos: the position that reads: a name among `pairs.positions`, or an index, negative from the end
-        key_pos: the position that is read
-        by_position: heads' writes split by where they were read: instead of `a1.h2` all its attention edges
-            `a1.h2:3->8` that carried something. For prompts of one length and one position each.
+        key_pos: the position that is read, given in the same way
+        by_position: split the writes of heads by the position they came from: instead of `a1.h2`, all its attention
+            edges `a1.h2:3->8` that carried something; for prompts of one length with the same two positions
 
     Raises:
         ValueError: there is no such head or position, the query does not see the key, or the model is one that
@@ -87,19 +88,19 @@ def explain_under(
     """As `explain_edge`, in a run under hooks."""
     opened = model if isinstance(model, OpenModel) else OpenModel(model)
     layer, number = head_of(head, (opened.model.cfg.n_layers, opened.model.cfg.n_heads))
-    asked = _asked(opened, prompts, query_pos, key_pos)
-    groups = _alike(asked)
+    located = _locate(opened, prompts, query_pos, key_pos)
+    groups = _alike(located)
     if by_position and len(groups) > 1:
         raise ValueError("by_position wants prompts of one length, with the same two positions in all")
     rows, parts = list[int](), list[_Explained]()
-    with evaluating(opened.model), torch.no_grad(), showing_scores(opened.model):
+    with evaluating(opened.model), torch.no_grad(), showing_attention(opened.model):
         for (_, *at), members in groups.items():
-            for some in (members[start : start + AT_ONCE] for start in range(0, len(members), AT_ONCE)):
-                tokens = torch.stack([asked[row].tokens for row in some]).to(opened.device)
+            for batch in (members[start : start + AT_ONCE] for start in range(0, len(members), AT_ONCE)):
+                tokens = torch.stack([located[row].tokens for row in batch]).to(opened.device)
                 parts.append(_explained(opened, tokens, Place(layer, number, *at), hooks, by_position))
-                rows += some
-    bias, joined = _gate_bias(opened.model, layer, number, asked), _joined(parts, rows)
-    query, key = (_label(opened, asked, *side) for side in (("query_pos", query_pos), ("key_pos", key_pos)))
+                rows += batch
+    bias, joined = _gate_bias(opened.model, layer, number, located), _joined(parts, rows)
+    query, key = (_label(opened, located, *side) for side in (("query_pos", query_pos), ("key_pos", key_pos)))
     return QKAttribution(
         head,
         query,
@@ -108,21 +109,21 @@ def explain_under(
         is_open=None if bias is None else joined.score + bias > 0,
         gate_bias=bias,
         soft_cap=_soft_cap(opened.model),
-        query_pos=torch.tensor([one.first + one.query_pos for one in asked]),
-        key_pos=torch.tensor([one.first + one.key_pos for one in asked]),
+        query_pos=torch.tensor([prompt.first + prompt.query_pos for prompt in located]),
+        key_pos=torch.tensor([prompt.first + prompt.key_pos for prompt in located]),
     )
 
 
-def _gate_bias(model: Any, layer: int, head: int, asked: Sequence["_Asked"]) -> float | None:
-    """What a gate adds to the score: its bias, less what ALiBi biases have in excess."""
+def _gate_bias(model: Any, layer: int, head: int, located: Sequence["_Located"]) -> float | None:
+    """What a gate adds to the score: its bias, minus the surplus of ALiBi biases (`LayerGate.surplus`)."""
     settings, gate = find_settings(model), gate_of(model.blocks[layer].attn)
     if settings is None or gate is None:
         return None if settings is None else settings.gate_bias
-    surplus = {_surplus(gate, head, len(one.tokens), one.query_pos) for one in asked}
+    surplus = {_surplus(gate, head, len(prompt.tokens), prompt.query_pos) for prompt in located}
     if len(surplus) > 1:
         raise ValueError(
-            "in this model the length of a prompt moves the score of a query: want prompts of one length, with the "
-            "query at one place"
+            "in this model a query's score depends on the length of the prompt: want prompts of one length, with the "
+            "query at the same position"
         )
     return settings.gate_bias - surplus.pop()
 
@@ -135,34 +136,34 @@ def _surplus(gate: LayerGate, head: int, length: int, query_pos: int) -> float:
 # -- prompts and positions
 
 
-class _Asked(NamedTuple):
+class _Located(NamedTuple):
     """One prompt without padding, and two positions in it."""
 
     tokens: Int[Tensor, " pos"]
     query_pos: int
     key_pos: int
-    first: int  # padding before it
+    first: int  # number of padding tokens before it
 
 
-def _asked(
+def _locate(
     opened: OpenModel, prompts: str | Tensor | TokenizedPairs, query_pos: Position, key_pos: Position
-) -> list[_Asked]:
-    """All prompts, in their order."""
+) -> list[_Located]:
+    """All prompts in their order, with the two positions."""
     if isinstance(prompts, TokenizedPairs):
         refuse_misfits(opened.model, prompts)
-        found: dict[int, _Asked] = {}
+        found: dict[int, _Located] = {}
         for rows, first, tokens in prompts.clean_rows():
             for row, start, ids in zip(rows.tolist(), first.tolist(), tokens, strict=True):
                 query, key = (_column(prompts, row, start, len(ids), given) for given in (query_pos, key_pos))
-                found[row] = _Asked(ids, query, key, start)
+                found[row] = _Located(ids, query, key, start)
         return [found[row] for row in sorted(found)]
     tokens = prompt_tokens(opened, prompts)
     query, key = (place_of(given, tokens.shape[1]) for given in (query_pos, key_pos))
-    return [_Asked(ids, query, key, 0) for ids in tokens]
+    return [_Located(ids, query, key, 0) for ids in tokens]
 
 
 def _column(pairs: TokenizedPairs, row: int, first: int, length: int, given: Position) -> int:
-    """A position in the prompt without its padding."""
+    """The index of a position in the prompt without its padding."""
     if isinstance(given, int):
         return place_of(given if given < 0 else given - first, length)
     if given == "END" and given not in pairs.positions:
@@ -172,20 +173,20 @@ def _column(pairs: TokenizedPairs, row: int, first: int, length: int, given: Pos
     return place_of(int(pairs.positions[given][row]) - first, length)
 
 
-def _alike(asked: Sequence[_Asked]) -> dict[tuple[int, int, int], list[int]]:
-    """The numbers of prompts by length and positions."""
+def _alike(located: Sequence[_Located]) -> dict[tuple[int, int, int], list[int]]:
+    """The indices of prompts, by length and positions."""
     groups: dict[tuple[int, int, int], list[int]] = {}
-    for row, one in enumerate(asked):
-        groups.setdefault((len(one.tokens), one.query_pos, one.key_pos), []).append(row)
+    for row, prompt in enumerate(located):
+        groups.setdefault((len(prompt.tokens), prompt.query_pos, prompt.key_pos), []).append(row)
     return groups
 
 
-def _label(opened: OpenModel, asked: Sequence[_Asked], side: str, given: Position) -> str:
-    """The name of a position as it was given, else its token and index where all prompts have the same."""
+def _label(opened: OpenModel, located: Sequence[_Located], side: str, given: Position) -> str:
+    """The name of a position if it was given by name, otherwise its index, with its token if all prompts share it."""
     if isinstance(given, str):
         return given
-    places = {getattr(one, side) for one in asked}
-    ids = {int(one.tokens[getattr(one, side)]) for one in asked}
+    places = {getattr(prompt, side) for prompt in located}
+    ids = {int(prompt.tokens[getattr(prompt, side)]) for prompt in located}
     where = str(*places) if len(places) == 1 else str(given)
     tokenizer = getattr(opened.model, "tokenizer", None)
     if tokenizer is None or len(ids) > 1 or not next(iter(ids)) < len(tokenizer):
@@ -208,9 +209,9 @@ class _Explained(NamedTuple):
 
 
 def _joined(parts: Sequence[_Explained], rows: Sequence[int]) -> _Explained:
-    """All prompts in their order, without the edges of heads that carried nothing."""
+    """All prompts in their order, without attention edges that carried nothing."""
     order, (_, _, *values) = torch.tensor(rows).argsort(), zip(*parts, strict=True)
-    pairs, bias, score, weight = (torch.cat(one)[order].cpu() for one in values)
+    pairs, bias, score, weight = (torch.cat(batches)[order].cpu() for batches in values)
     sources: list[tuple[str, ...]] = []
     for axis, names in ((1, parts[0].query_sources), (2, parts[0].key_sources)):
         carries = (pairs != 0).any(0).any(2 - axis)

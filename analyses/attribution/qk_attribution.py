@@ -1,4 +1,4 @@
-"""The score of a head between two positions as a sum over who wrote the query and who wrote the key."""
+"""The score of a head between two positions, as a sum over pairs of what wrote the query and what wrote the key."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,12 +36,12 @@ class QKAttribution(Result):
 
     head: str
     query: str  # label of the position that reads
-    key: str  # the position that is read
+    key: str  # label of the position that is read
     query_sources: tuple[str, ...]
     key_sources: tuple[str, ...]
     per_prompt: Float[Tensor, "batch query_source key_source"]
     position_bias: Float[Tensor, " batch"]  # ALiBi and the like; zero elsewhere
-    score: Float[Tensor, " batch"]  # what feeds the gate and the softmax: with scale, position bias and soft-cap
+    score: Float[Tensor, " batch"]  # the input of gate and softmax, with scale, position bias and soft-cap
     weight: Float[Tensor, " batch"]  # attention weight, after the gate
     is_open: Bool[Tensor, " batch"] | None  # None: a dense model has no gate
     gate_bias: float | None  # the gate is open where score + gate_bias > 0
@@ -98,7 +98,7 @@ class QKAttribution(Result):
     # -- what closes the gate
 
     def closing(self) -> list[SourcePair]:
-        """The fewest pairs without which the gate would be closed, largest first; `without` does it in a run.
+        """The fewest pairs without which the gate would be closed, largest first; `without` removes them in a run.
 
         Raises:
             ValueError: there is no open gate, there are several prompts, or no pairs close it.
@@ -118,12 +118,12 @@ class QKAttribution(Result):
         return [self._pair(int(number)) for number in order[: int(enough[0]) + 1]]
 
     def without(self, pairs: Sequence[Sequence[Any]]) -> list[tuple[str, Callable[..., Tensor]]]:
-        """Hooks that replace the score by the sum of all other pairs; on the prompts of the attribution.
+        """Hooks that replace the score by the sum of all other pairs, for runs on the prompts of the attribution.
 
         >>> logits = model.run_with_hooks(tokens, fwd_hooks=found.without(found.closing()))  # with that gate closed
 
         Raises:
-            ValueError: something is not the name of a source.
+            ValueError: a name is not that of a source.
         """
         left = self.per_prompt.clone()
         for pair in pairs:
@@ -144,7 +144,7 @@ class QKAttribution(Result):
     def _capped(self, values: Tensor) -> Tensor:
         return values if self.soft_cap is None else self.soft_cap * torch.tanh(values / self.soft_cap)
 
-    # -- how it shows itself
+    # -- display
 
     def sentence(self, n: int = 3) -> str:
         """The finding in words, with the `n` largest pairs.
@@ -194,33 +194,33 @@ class QKAttribution(Result):
         }
 
     def folded(self, most: int = 8) -> tuple[list[str], list[str], Float[Tensor, "row column"]]:
-        """Names of rows and columns and their sums, with all but the `most` largest of each folded into one."""
+        """Names of rows and columns, and the matrix, with all but the `most` largest of each summed into one."""
         mean = self.mean
         rows, row_names = _fold(mean.abs().amax(1), self.query_sources, most)
         columns, column_names = _fold(mean.abs().amax(0), self.key_sources, most)
         return row_names, column_names, rows @ mean @ columns.T
 
     def plot(self, most: int = 8) -> Any:
-        """The pairs as a plotly heat map: who wrote the query downward, who wrote the key to the right.
+        """The pairs as a plotly heat map: query sources as rows, key sources as columns.
 
         Args:
-            most: rows and columns shown; all others are summed into one row and column
+            most: number of rows and columns to show; all others are summed into one
         """
         from sparselens.analyses.figures.heat_maps import heat_map
 
         rows, columns, values = self.folded(most)
         title = f"{self.head} at {self.query} reads {self.key}: score {float(self.score.mean()):.2f}"
-        figure = heat_map(values, title, rows=rows, columns=columns, value_label="part of the score")
+        figure = heat_map(values, title, rows=rows, columns=columns, value_label="contribution")
         figure.update_traces(texttemplate="%{z:+.2f}")
-        figure.update_xaxes(title_text="wrote the key")
-        figure.update_yaxes(title_text="wrote the query")
+        figure.update_xaxes(title_text="key source")
+        figure.update_yaxes(title_text="query source")
         return figure
 
 
 def _fold(
     sizes: Float[Tensor, " source"], names: tuple[str, ...], most: int
 ) -> tuple[Float[Tensor, "kept source"], list[str]]:
-    """A matrix that keeps the largest in their order and adds up all others, and the names of what it keeps."""
+    """A matrix that keeps the largest sources in their order and sums all others, and the names of its rows."""
     kept = sizes.argsort(descending=True, stable=True)[: min(most, int((sizes > 0).sum()))].sort().values
     left = torch.ones_like(sizes).index_fill(0, kept, 0)
     picked = torch.eye(len(sizes), dtype=sizes.dtype)[kept]

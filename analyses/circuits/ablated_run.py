@@ -1,14 +1,14 @@
-"""Runs a model in which only a circuit's edges carry this run's writes; all other edges carry the ablation's.
+"""Runs a model in which only a circuit's edges carry the writes of this run; all other edges carry ablated writes.
 
 Several circuits run at once, as rows of a batch.
 
 1. v reads x_ablated + sum over kept edges u -> v of (write of u in this run - its ablated write).
 2. Sources run in the model's own modules, in order; only their inputs are replaced, so that every head reads its
    queries, keys and values through edges of its own.
-3. Where query heads share keys and values, attention runs on as many copies of a prompt as heads share one, and copy r
+3. Where several query heads share keys and values, attention runs on one copy of a prompt for each of them, and copy r
    keeps the r-th head of every group.
-4. What no kept edge touches costs little: heads that read nothing of the circuit share one projection of the ablated
-   stream, and blocks that write nothing to it are skipped.
+4. What no kept edge touches costs little: heads that read nothing from the circuit share one projection of the ablated
+   stream, and blocks that write nothing to the circuit are skipped.
 """
 
 from collections.abc import Callable
@@ -21,9 +21,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparselens.analyses.circuits.mixing import Mixed
-from sparselens.analyses.engine.edge_products import Writes, exact_dtype
+from sparselens.analyses.engine.edge_products import Writes
 from sparselens.analyses.engine.gradients import frozen
-from sparselens.analyses.engine.norms import Norm
+from sparselens.analyses.engine.norms import Norm, widened
 from sparselens.analyses.engine.partial_runs import Activations, Hook, silent_projections, skipping
 from sparselens.analyses.engine.request import PerPrompt, Request
 from sparselens.analyses.engine.residual_stream import Layer, Reading
@@ -32,11 +32,11 @@ from sparselens.circuits.graph import RECEIVERS
 
 @dataclass(frozen=True, eq=False)
 class Ablated:
-    """What edges outside the circuit carry, and the residual streams that it adds up to."""
+    """What edges outside the circuit carry, and the residual streams that these writes add up to."""
 
     reading: Reading
-    recorded: Activations  # of the run whose writes they are, where they are those of a run
-    given: Writes | None  # else these
+    recorded: Activations  # of the run whose writes are carried; empty if they are `given`
+    given: Writes | None
     streams: Activations  # by the hook point at which they are read
     metric: PerPrompt  # of the run in which no edge is kept
 
@@ -46,7 +46,7 @@ class Ablated:
         return self._recorded(self.reading.layers[0].at("hook_resid_pre")) if self.given is None else self.given[0]
 
     def heads(self, layer: Layer) -> Float[Tensor, "head batch pos d_model"]:
-        """What a layer's heads write: made of their outputs when asked for, which take far less memory."""
+        """What a layer's heads write, computed on demand from their outputs, which take far less memory."""
         if self.given is not None:
             return self.given[self.reading.graph.head_sources(layer.number)]
         return self.reading.head_writes(layer.number, self.recorded[layer.at("attn.hook_z")])
@@ -58,42 +58,27 @@ class Ablated:
         return self._recorded(layer.at("hook_mlp_out"))
 
     def _recorded(self, name: str) -> Tensor:
-        values = self.recorded[name]
-        return values.to(exact_dtype(values.dtype))
+        return widened(self.recorded[name])
 
 
 def ablated_by(batch: Request, writes: Writes | None = None) -> Ablated:
-    """Ablation by the corrupted run, or by these writes of all sources. Biases stay.
+    """Ablation by the corrupted run, or by these writes of all sources. Biases are kept.
 
-    Streams are summed from the writes instead of changed by the difference: zeros must leave exactly nothing, since
+    Streams are summed from the writes instead of corrected by a difference: zero writes must give exactly zero, since
     at a gate bias of 0 the sign of a rounding error would open gates.
     """
     reading = batch.reading
     names = [*reading.recorded_names(), reading.end]
     run = batch.record(names, corrupted=True)
-    start = run.recorded[reading.layers[0].at("hook_resid_pre")]
-    exact = exact_dtype(start.dtype)
     if writes is None:
-        streams = {name: run.recorded[name].to(exact) for name in [*reading.stream_names(), reading.end]}
+        streams = {name: widened(run.recorded[name]) for name in [*reading.stream_names(), reading.end]}
         made = {name: run.recorded[name] for name in reading.written_names()}
         return Ablated(reading, made, None, streams, run.metric)
-    writes = writes.to(start.device, exact).expand(-1, *start.shape)
+    start = widened(run.recorded[reading.layers[0].at("hook_resid_pre")])
+    writes = writes.to(start).expand(-1, *start.shape)
     ablated = Ablated(reading, {}, writes, _streams(reading, writes, run.recorded), run.metric)
     nothing = torch.zeros_like(reading.graph.exists)[None]
     return replace(ablated, metric=run_circuits(batch, nothing, ablated, writes[0])[0])
-
-
-def writes_of(reading: Reading, recorded: Activations) -> Writes:
-    """The writes of every source in a recorded run."""
-    start = recorded[reading.layers[0].at("hook_resid_pre")]
-    writes = start.new_empty(len(reading.graph.sources), *start.shape, dtype=exact_dtype(start.dtype))
-    writes[0] = start
-    for layer in reading.layers:
-        heads = reading.graph.head_sources(layer.number)
-        writes[heads] = reading.head_writes(layer.number, recorded[layer.at("attn.hook_z")]).to(writes)
-        if layer.block.mlp:
-            writes[heads.stop] = recorded[layer.at("hook_mlp_out")].to(writes)
-    return writes
 
 
 def _streams(reading: Reading, writes: Writes, recorded: Activations) -> Activations:
@@ -118,10 +103,10 @@ def run_circuits(
     ablated: Ablated,
     start: Float[Tensor, "batch pos d_model"],
 ) -> Float[Tensor, "circuit batch"]:
-    """The metric of the clean prompts when only a circuit's edges carry what the run makes, for several at once.
+    """The metric of the clean prompts when only a circuit's edges carry this run's writes, for several circuits.
 
     Args:
-        kept: which edges are in the circuit, or the share of what the run makes that each carries
+        kept: which edges are in the circuit, or the share of this run's writes that each edge carries
         start: what the input writes in the clean run
     """
     reading, circuits = batch.reading, len(kept)
@@ -129,7 +114,7 @@ def run_circuits(
     changes = ablated.start.new_zeros(len(reading.graph.sources), circuits, *ablated.start.shape)
     changes[0] = start.to(changes) - ablated.start
     run = _CircuitsRun(reading, kept.to(changes), ablated, changes, copies)
-    with skipping(batch.model, run.needless(), batch.opened.as_tuple), silent_projections(batch.model):
+    with skipping(batch.model, run.skipped_blocks(), batch.opened.as_tuple), silent_projections(batch.model):
         found = batch.repeated(copies * circuits).measure(run.hooks())
     return found[: circuits * len(batch)].unflatten(0, (circuits, -1))
 
@@ -140,12 +125,13 @@ def edge_gradient(
     ablated: Ablated,
     start: Float[Tensor, "batch pos d_model"],
 ) -> Float[Tensor, "source destination"]:
-    """The derivative of the metric by the share to which every edge carries what the run makes, summed over prompts.
+    """The derivative of the metric with respect to the share of this run's writes on each edge, summed over prompts.
 
-    With every share one it is EAP of the clean run.
+    If all shares are 1, it is EAP of the clean run.
 
     Args:
-        kept: the shares, from 0 to 1; where no edge of a source or a head has one, the derivative is left out
+        kept: the shares, from 0 to 1; if all edges of a source or into a head have share 0, their derivatives are not
+            computed and stay zero
 
     Raises:
         ValueError: the metric has no gradient.
@@ -160,9 +146,9 @@ def edge_gradient(
 
 @dataclass(frozen=True, eq=False)
 class _CircuitsRun:
-    """One run, whose rows are circuits times prompts, `copies` times over.
+    """One run, whose rows are circuits times prompts, repeated `copies` times.
 
-    `changes` fills up with each source's write minus its ablated write.
+    The run fills `changes` with each source's write minus its ablated write.
     """
 
     reading: Reading
@@ -170,8 +156,10 @@ class _CircuitsRun:
     ablated: Ablated
     changes: Float[Tensor, "source circuit batch pos d_model"]
     copies: int
-    read: dict[int, Float[Tensor, "reader row pos d_model"]] = field(default_factory=dict[int, Tensor])  # by heads
-    traced: list[tuple[slice, Tensor]] = field(default_factory=list[tuple[slice, Tensor]])  # writes, if gradients flow
+    read: dict[int, Float[Tensor, "reader row pos d_model"]] = field(
+        default_factory=dict[int, Tensor]
+    )  # by heads, per layer
+    traced: list[tuple[slice, Tensor]] = field(default_factory=list[tuple[slice, Tensor]])  # writes with gradients
 
     def hooks(self) -> list[Hook]:
         """The hooks that replace inputs and record writes."""
@@ -185,16 +173,17 @@ class _CircuitsRun:
                 hooks.append((layer.at("hook_mlp_out"), partial(self._mlp_writes, layer)))
         return [*hooks, (self.reading.end, self._into_logits)]
 
-    def needless(self) -> dict[int, Callable[[], Tensor]]:
-        """The blocks whose writes no kept edge carries, with what they return: that of the last one is read."""
+    def skipped_blocks(self) -> dict[int, Callable[[], Tensor]]:
+        """The blocks whose writes no kept edge carries, with what to return for them."""
         found: dict[int, Callable[[], Tensor]] = {}
         for layer in self.reading.layers:
             heads = self.reading.graph.head_sources(layer.number)
             if not self.kept[:, heads.start : heads.stop + layer.block.mlp].any():
-                found[layer.number] = partial(self._skipped, layer)
+                found[layer.number] = partial(self._instead_of, layer)
         return found
 
-    def _skipped(self, layer: Layer) -> Tensor:
+    def _instead_of(self, layer: Layer) -> Tensor:
+        """What a skipped block returns; only the output of the last block is read."""
         like = next(self.reading.model.blocks[layer.number].parameters())
         if layer is self.reading.layers[-1]:
             return self._into_logits(like)
@@ -207,7 +196,7 @@ class _CircuitsRun:
         """The inputs of these destinations, circuit by circuit."""
         kept, changes = self.kept[:, :written, columns], self.changes[:written]
         sources = kept.any(2).any(0).nonzero()[:, 0]
-        if not kept.requires_grad and 2 * len(sources) < written:  # to copy some costs as much as to multiply all
+        if not kept.requires_grad and 2 * len(sources) < written:  # a copy of more costs as much as a product of all
             kept, changes = kept[:, sources], changes.index_select(0, sources)
         base = self.ablated.streams[stream]
         numbers = rearrange(changes, "source circuit batch pos d_model -> circuit source (batch pos d_model)")
@@ -221,7 +210,7 @@ class _CircuitsRun:
         return rearrange(read, "circuit reader batch pos d_model -> reader (circuit batch) pos d_model")
 
     def _into_heads(self, layer: Layer, number: int, activation: Tensor) -> Tensor:
-        """Queries, keys or values of heads that read nothing of the circuit are those of the ablated stream."""
+        """Queries, keys or values; heads that read nothing from the circuit get those of the ablated stream."""
         receiver, base = RECEIVERS[number], self.ablated.streams[layer.at("hook_resid_pre")]
         weight, bias = self.reading.weight(layer.number, receiver), self.reading.bias(layer.number, receiver)
         own, stream = self._heads_read(layer, number)
@@ -241,7 +230,7 @@ class _CircuitsRun:
     def _heads_read(
         self, layer: Layer, number: int
     ) -> tuple[Bool[Tensor, " head"], Float[Tensor, "reader row pos d_model"]]:
-        """Which heads read something of the circuit, and what; read for queries, keys and values together."""
+        """Which heads read something from the circuit, and what; computed for queries, keys and values together."""
         graph = self.reading.graph
         columns, written = graph.head_destinations(layer.number), graph.head_sources(layer.number).start
         own = self.kept[:, :written, columns].any(1).any(0).view(len(RECEIVERS), -1)
@@ -261,7 +250,7 @@ class _CircuitsRun:
         self._write(heads, self.reading.head_writes(layer.number, z), self.ablated.heads(layer))
 
     def _into_mlp(self, layer: Layer, activation: Tensor) -> Tensor:
-        """One copy is enough: an MLP reads the same whichever head of a group a copy keeps."""
+        """The MLP's input on one copy: it is the same whichever head of a group a copy keeps."""
         place = self.reading.graph.head_destinations(layer.number).stop
         written = int(self.reading.graph.reads[place])
         stream = self._reads(layer.mid, written, torch.tensor([place], device=self.kept.device))[0]

@@ -1,15 +1,14 @@
-"""How faithful a prompt's best attention edges are: edges between positions, as the paper counts them.
+"""Faithfulness of each prompt's best attention edges: edges between positions, as the paper counts them.
 
 1. An attention edge (layer, head, q, k) carries pattern[q, k] * value[k] to the output of its head at q.
 2. Kept edges carry what they carry in this run, all others what they carry in the corrupted run (primed):
        z[q] = sum over kept k of pattern[q, k] value[k]  +  sum over other k of pattern'[q, k] value'[k]
-   Embeddings and MLPs run as they are. "Nothing" is the run in which no edge is kept.
-3. Every prompt keeps its own edges, those of the largest |score|. An edge that carries nothing in either run, as one
-   whose gate is closed in both, makes no difference.
+   Embeddings and MLPs run unchanged. The ablated run is the one in which no edge is kept.
+3. Every prompt keeps its own edges, those of the largest |score|. An edge that carries nothing in either run, such as
+   one whose gate is closed in both, makes no difference.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -21,11 +20,10 @@ from sparselens.analyses.attribution.nodes import AttentionEdgeScores, pattern_a
 from sparselens.analyses.circuits.circuit_runs import Faithfulness
 from sparselens.analyses.circuits.faithfulness import FaithfulnessCurve
 from sparselens.analyses.engine.batching import in_batches
+from sparselens.analyses.engine.hidden_attention import showing_attention
 from sparselens.analyses.engine.partial_runs import Activations, Hook, recording
 from sparselens.analyses.engine.request import Request, open_request
 from sparselens.analyses.engine.residual_stream import Layer
-from sparselens.analyses.patching.patch_sites import SITES, shows_only_copies
-from sparselens.gates.modes import open_gates
 from sparselens.models.hooked_model import HookedModel
 from sparselens.prompts.metrics import Metric, logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
@@ -51,16 +49,16 @@ def attention_edge_curve(
 
     Sign convention: as `faithfulness`.
 
-    Scope: which attention edges matter, with every MLP and embedding left as it is; a circuit of `faithfulness` ablates
-    those, too, and is one set of edges for all prompts.
+    Scope: which attention edges matter if all MLPs and embeddings are left unchanged. A circuit of `faithfulness` also
+    ablates those, and is one set of edges for all prompts.
 
     Args:
-        sizes: numbers of edges, rising; default: 0, the powers of two, and all that carry anything on some prompt
+        sizes: numbers of edges, rising; default: 0, the powers of two, and the most that have a score on any prompt
         memory, batch_size: as in `attribute_edges`
 
     Raises:
-        ValueError: sizes do not rise, the scores are of other prompts or of means only, a head's output is not its
-            pattern times its values, or as `attribute_edges`.
+        ValueError: sizes do not rise, the scores are of other prompts or means only, a head's output is not its pattern
+            times its values, or as `attribute_edges`.
     """
     per_prompt = scores.per_prompt
     if per_prompt is None or len(per_prompt) != len(pairs):
@@ -71,15 +69,12 @@ def attention_edge_curve(
     if not numbers or numbers != sorted(numbers) or numbers[0] < 0:
         raise ValueError(f"sizes must rise from 0 or more, not {numbers}")
     runs = torch.zeros(len(numbers) + 2, len(pairs))
-    # with gates, all open, also the families whose patterns are else seen only after they were used
-    module: Any = model
-    gated = open_gates(module) if shows_only_copies(model, SITES["attention_edges"]) else nullcontext()
     options: Any = {"memory": memory, "batch_size": batch_size, "progress": progress}
-    with gated, open_request(model, pairs, metric, **options) as request:
+    with showing_attention(model), open_request(model, pairs, metric, **options) as request:
         for rows, (found,) in in_batches(request, partial(_metrics, per_prompt, numbers), "attention edges"):
             runs[:, rows] = found.float().cpu()
-    *kept, clean, nothing = runs
-    points = tuple(Faithfulness(one, clean, nothing, pairs.clean_prompt) for one in kept)
+    *kept, clean, ablated = runs
+    points = tuple(Faithfulness(circuit, clean, ablated, pairs.clean_prompt) for circuit in kept)
     return FaithfulnessCurve(tuple(numbers), total, points)
 
 
@@ -90,7 +85,7 @@ def _default_sizes(total: int) -> list[int]:
 def _metrics(
     scores: Float[Tensor, "prompt layer head query_pos key_pos"], numbers: Sequence[int], batch: Request
 ) -> tuple[Float[Tensor, "run batch"]]:
-    """The metric with so many edges kept; then of the clean run, and with none kept."""
+    """The metric with each number of edges kept, then of the clean run, then with none kept."""
     ranks = _ranks(scores[batch.prompts.cpu()]).to(batch.opened.device)
     names = [layer.at(f"attn.{name}") for layer in batch.reading.layers for name in (*_READ, "hook_z")]
     corrupted = batch.record(names, corrupted=True).recorded
@@ -101,7 +96,7 @@ def _metrics(
 
 
 def _ranks(scores: Float[Tensor, "batch layer head query_pos key_pos"]) -> Ranks:
-    """The place of each edge in its prompt's order, from 0."""
+    """The rank of each edge on its prompt, 0 for the largest |score|."""
     order = scores.flatten(1).abs().argsort(dim=1, descending=True, stable=True)
     ranks = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
     return ranks.view(scores.shape)
@@ -120,7 +115,7 @@ def _hooks(batch: Request, corrupted: Activations, ranks: Ranks, number: int) ->
 
 
 def _mixture(layer: Layer, here: Activations, corrupted: Activations, kept: Tensor) -> Callable[[Tensor], Tensor]:
-    """A hook that gives the output of a layer's heads, of which each edge carries what it is to carry."""
+    """A hook that returns the outputs of a layer's heads, from this run's kept edges and the corrupted run's others."""
 
     def mixed(z: Tensor) -> Tensor:
         parts = ((kept, here), (~kept, corrupted))

@@ -1,11 +1,11 @@
 """Baselines that a circuit must beat: edges drawn at random, and edges of the sources whose writes differ most.
 
-Edges drawn uniformly seldom lead from the input to the logits, and then do nothing. `random_connected_circuits` walks
-at random among circuits that do:
+Edges drawn uniformly seldom connect the input to the logits, and then do nothing. `random_connected_circuits` makes a
+random walk among circuits whose edges do:
 
 1. Start from the circuit without its dead ends, with the heads of every layer shuffled.
-2. Exchange the destinations of two edges, or move an end of one to another node of the layer that is in the circuit,
-   where this makes no dead end. This leaves the number of edges out of and into every layer as it was.
+2. Exchange the destinations of two edges, or move one end of an edge to another node of the same layer in the circuit,
+   if this makes no dead end. The number of edges out of and into every layer stays the same.
 """
 
 import random
@@ -25,8 +25,8 @@ from sparselens.models.hooked_model import HookedModel
 from sparselens.prompts.metrics import Metric, logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
 
-DRAWS = 10  # random circuits
-MOVES = 30  # tried for every edge
+DRAWS = 10  # random circuits, by default
+MOVES = 30  # tried moves per edge
 
 
 def random_circuit(graph: Graph, n: int, seed: int = 0) -> Circuit:
@@ -44,14 +44,14 @@ def random_circuit(graph: Graph, n: int, seed: int = 0) -> Circuit:
 
 
 def random_connected_circuits(circuit: Circuit, draws: int = DRAWS, seed: int = 0) -> list[Circuit]:
-    """Random circuits on which every edge leads from the input to the logits; all scores are zero.
+    """Random circuits in which every edge is on a path from the input to the logits; all scores are zero.
 
     Each has as many edges as the circuit has without its dead ends, and as many out of and into every layer.
 
     >>> null = random_connected_circuits(scores.smallest(0.9), seed=0)  # ten of them
 
-    Scope: which MLPs are in the circuit stays, and how many heads of every layer; what is random is which heads, and
-    which edges join them.
+    Scope: the MLPs in the circuit and the number of heads in every layer stay the same; which heads these are, and
+    which edges join them, is random.
 
     Raises:
         ValueError: draws is not positive.
@@ -63,7 +63,7 @@ def random_connected_circuits(circuit: Circuit, draws: int = DRAWS, seed: int = 
 
 
 class _Walk:
-    """A random walk among circuits without dead ends, of one graph and with one number of edges at every layer."""
+    """A random walk among circuits of one graph that have no dead ends and the same numbers of edges at every layer."""
 
     def __init__(self, circuit: Circuit, generator: random.Random) -> None:
         self._graph, self._random = circuit.graph, generator
@@ -89,7 +89,7 @@ class _Walk:
         return Circuit(self._graph, kept)
 
     def _exchange(self) -> None:
-        """The destinations of two edges."""
+        """Exchange the destinations of two edges."""
         one, other = (self._random.randrange(len(self._edges)) for _ in range(2))
         (source, destination), (second, another) = self._edges[one], self._edges[other]
         if self._free(source, another) and self._free(second, destination):
@@ -97,7 +97,7 @@ class _Walk:
             self._put(other, (second, destination))
 
     def _move_source(self) -> None:
-        """To a node of its layer that reads something; the old one must still write something."""
+        """Move an edge to another source in the layer that reads something, if the old one still writes something."""
         number = self._random.randrange(len(self._edges))
         old, destination = self._edges[number]
         new = self._random.choice(self._sources[old])
@@ -107,7 +107,7 @@ class _Walk:
             self._put(number, (new, destination))
 
     def _move_destination(self) -> None:
-        """To a node of its layer that writes something; the old one must still read something."""
+        """Move an edge to another destination in the layer that writes something, if the old one still reads."""
         number = self._random.randrange(len(self._edges))
         source, old = self._edges[number]
         new = self._random.choice(self._destinations[old])
@@ -127,13 +127,13 @@ class _Walk:
 
 
 def _layers_of(names: Sequence[str]) -> list[list[int]]:
-    """For every node, the nodes of its layer: `a2.h1`, `a2.h3<q>` and `m2` are of one."""
+    """For every node, the nodes of its layer: `a2.h1`, `a2.h3<q>` and `m2` are all of layer 2."""
     layers = [name.partition(".")[0].lstrip("am") for name in names]
     return [[place for place, other in enumerate(layers) if other == layer] for layer in layers]
 
 
 def _shuffled(graph: Graph, generator: random.Random) -> tuple[list[int], list[int]]:
-    """New places of sources and destinations, when the heads of every layer change places."""
+    """New rows of sources and columns of destinations after the heads of every layer are shuffled."""
     rows, columns = list(range(len(graph.sources))), list(range(len(graph.destinations)))
     for layer, block in enumerate(graph.blocks):
         order = list(range(block.n_heads))
@@ -155,13 +155,14 @@ def score_by_magnitude(
     batch_size: int | None = None,
     progress: bool = True,
 ) -> EdgeScores:
-    """Score every edge by how much its source's write differs between the two runs, whatever reads it.
+    """Score every edge by how much its source's write differs between the two runs, regardless of what reads it.
 
     >>> score_by_magnitude(model, pairs).top(50)  # the circuit to beat
 
     Sign convention: scores are Euclidean norms over positions and d_model, and so never negative.
 
-    Scope: attribution without gradients; it knows nothing of the metric, which is recorded only for the baselines.
+    Scope: attribution without gradients. The metric does not affect the scores; only its clean and corrupted values are
+    recorded.
     """
 
     def norms(batch: Request) -> tuple[Tensor, PerPrompt, PerPrompt]:
@@ -175,5 +176,5 @@ def score_by_magnitude(
         for rows, (found, clean, corrupted) in in_batches(request, norms, "magnitude"):
             sizes[rows], metrics[:, rows] = found.float().cpu(), torch.stack([clean, corrupted]).float().cpu()
     scores = sizes[:, :, None] * graph.exists
-    alike = pairs.clean_prompt
-    return EdgeScores(graph, "magnitude", scores.mean(0), scores, metrics[0], metrics[1], clean_prompt=alike)
+    clean_prompt = pairs.clean_prompt
+    return EdgeScores(graph, "magnitude", scores.mean(0), scores, metrics[0], metrics[1], clean_prompt=clean_prompt)

@@ -3,8 +3,8 @@
 1. A cell is a pair of groups. Cells that share a group depend on each other, so the sampling units are groups.
 2. Jackknife: the mean without each of the G groups in turn, its row and its column.
    SE^2 = (G - 1) / G * sum over groups of (mean without g - mean of these)^2.
-3. Student's t of G - 1 degrees of freedom. If all cells were independent this would be too wide (Snijders & Borgatti
-   1999, Connections 22:161, have (G - 2) / (2 G) for those); a group that is hard in one cell is so in most.
+3. Student's t with G - 1 degrees of freedom. If all cells were independent, this would be too wide (Snijders & Borgatti
+   1999, Connections 22:161, use (G - 2) / (2 G) then); but a group that is hard in one cell is hard in most.
 """
 
 import math
@@ -23,7 +23,7 @@ def mean_over_cells(
     columns: Sequence[str],
     level: float = 0.95,
 ) -> Interval:
-    """Mean of the chosen cells. The ends are NaN if leaving out one of the groups leaves no cell.
+    """Mean of the chosen cells with its interval, whose ends are NaN if leaving out one of the groups leaves no cell.
 
     Raises:
         ValueError: no cell is chosen.

@@ -1,10 +1,10 @@
 """Runs of circuits: the metric of every prompt with all edges outside a circuit ablated.
 
-1. What all circuits share on some prompts is run once: the clean run, and the one with every edge ablated.
+1. The runs that all circuits share are made once: the clean run, and the one with every edge ablated.
 2. Several circuits run at once, as rows of a batch (`ablated_run`).
-3. What an edge adds within a circuit is its integrated gradient (Sundararajan et al. 2017) over the share to which the
-   circuit's edges act, from none to all, by the midpoint rule.
-4. Several processes share the prompts (`engine.processes`).
+3. What an edge adds within a circuit is its integrated gradient (Sundararajan et al. 2017), as all edges of the circuit
+   go from the ablated writes to this run's, by the midpoint rule.
+4. Several processes can share the prompts (`engine.processes`).
 """
 
 import math
@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparselens.analyses.circuits.ablated_run import Ablated, ablated_by, edge_gradient, run_circuits, writes_of
+from sparselens.analyses.circuits.ablated_run import Ablated, ablated_by, edge_gradient, run_circuits
 from sparselens.analyses.engine.batching import in_batches, longest
 from sparselens.analyses.engine.budget import MEMORY
-from sparselens.analyses.engine.edge_products import Writes
+from sparselens.analyses.engine.edge_products import Writes, writes_of
 from sparselens.analyses.engine.gradients import written
 from sparselens.analyses.engine.processes import mine, summed
 from sparselens.analyses.engine.request import PerPrompt, Request, refuse_several_lengths
@@ -31,9 +31,9 @@ from sparselens.prompts.intervals import Clusters, Interval, ratio_interval
 from sparselens.results import Result
 
 Ablation = Literal["corrupted", "mean", "zero"]
-STEPS = 3  # of the midpoint rule. One orders SmolLM2's edges far worse
-DELAY = 5.0  # seconds after which a bar shows
-ROUNDING = 5e-6  # of a metric: what float32 may make of runs that are the same
+STEPS = 3  # of the midpoint rule; with one, SmolLM2's edges are ordered far worse
+DELAY = 5.0  # seconds after which a progress bar shows
+ROUNDING = 5e-6  # relative difference that float32 rounding may cause between equal metrics
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -41,20 +41,21 @@ class Faithfulness(Result):
     """The metric of a circuit, of the whole model, and of the run with every edge ablated, for every prompt.
 
     >>> found = faithfulness(model, scores.top(50), pairs)
-    >>> found.mean, found.interval(), found.per_prompt.shape  # the ratio of the means, twice, and [batch]
+    >>> found.mean, found.interval(), found.per_prompt.shape  # the ratio of the means, with its interval; [batch]
 
-    Sign convention: 1 where the circuit scores as the whole model, 0 where it scores as the ablated one.
+    Sign convention: 1 if the circuit scores like the whole model, 0 if it scores like the ablated one.
     """
 
     circuit: Float[Tensor, " batch"]
     clean: Float[Tensor, " batch"]
     ablated: Float[Tensor, " batch"]
-    clean_prompt: Int[Tensor, " batch"] | None = None  # its number: equal ones are one observation in intervals
+    clean_prompt: Int[Tensor, " batch"] | None = None  # its index; pairs with the same one count as one observation
 
     def _line(self) -> str:
         whole, nothing, n = float(self.clean.mean()), float(self.ablated.mean()), len(self.clean)
-        sure = f"{self.interval()}" if self._differs else "not known"
-        return f"{sure}, {n} prompts: metric {float(self.circuit.mean()):.3g}, {whole:.3g} whole, {nothing:.3g} ablated"
+        ratio = f"{self.interval()}" if self._differs else "undefined"
+        metrics = f"metric {float(self.circuit.mean()):.3g}, {whole:.3g} whole, {nothing:.3g} ablated"
+        return f"{ratio}, {n} prompts: {metrics}"
 
     def _columns(self) -> dict[str, list[Any]]:
         names = ("circuit", "clean", "ablated", "per_prompt")
@@ -78,7 +79,7 @@ class Faithfulness(Result):
 
     @property
     def _differs(self) -> bool:
-        """Do clean and ablated runs differ by more than float32 rounds?"""
+        """Whether clean and ablated runs differ by more than float32 rounding."""
         gap, size = (self.clean - self.ablated).mean().abs(), torch.stack([self.clean, self.ablated]).abs().mean()
         return bool(gap > ROUNDING * size)
 
@@ -89,17 +90,17 @@ class Faithfulness(Result):
             clusters: prompts that are one observation; default: those with the same clean prompt
 
         Raises:
-            ValueError: on average clean and ablated runs score the same.
+            ValueError: on average, clean and ablated runs score the same.
         """
         if not self._differs:
-            raise ValueError("clean and ablated runs score the same, so there is no faithfulness: nothing differs")
+            raise ValueError("clean and ablated runs score the same, so faithfulness is undefined")
         alike = self.clean_prompt if clusters is None else clusters
         return ratio_interval(self.circuit - self.ablated, self.clean - self.ablated, level, clusters=alike)
 
 
 @dataclass(frozen=True, eq=False)
 class _Baselines:
-    """What all circuits share on some prompts."""
+    """The runs that all circuits share, on some prompts."""
 
     batch: Request
     clean: PerPrompt  # the metric
@@ -111,7 +112,7 @@ class CircuitRunner:
     """Runs circuits of one graph on an open request; the runs that all of them share are made once.
 
     Args:
-        gradients: make room for `contributions`, too
+        gradients: leave enough memory for `contributions`
     """
 
     def __init__(self, request: Request, graph: Graph, ablation: str, *, gradients: bool = False) -> None:
@@ -119,7 +120,7 @@ class CircuitRunner:
             raise unknown("ablation", ablation, get_args(Ablation))
         reading = request.reading
         if reading.graph != graph:
-            raise ValueError(f"the circuit is one of a model with {graph}, not of this one with {reading.graph}")
+            raise ValueError(f"the circuit belongs to a model with {graph}, not to this one with {reading.graph}")
         self._request = request = request.sharing() if ablation == "corrupted" else request
         self._ablation = ablation
         self._post_norm = any(layer.post_norm is not None for layer in reading.layers)
@@ -132,13 +133,13 @@ class CircuitRunner:
                 found = self._baselines(rows)
                 self.clean[rows], self.ablated[rows] = (x.float().cpu() for x in (found.clean, found.ablated.metric))
                 self._kept += [found] * keep
-                del found  # before the next are made
+                del found  # free its memory before the next batch
                 bar.update(len(rows))
         self.clean, self.ablated = summed(self.clean), summed(self.ablated)
         self._clean_prompt = request.pairs.clean_prompt
 
     def _plan(self, gradients: bool) -> tuple[list[Int[Tensor, " row"]], int, bool]:
-        """The prompts that run together, the rows that may, and whether to keep what is shared."""
+        """The prompts that run together, how many rows may run at once, and whether to keep the shared runs."""
         request, graph = self._request, self._request.reading.graph
         whole, first = Circuit(graph, graph.exists), longest(request)
         one = request.batch(first)
@@ -169,14 +170,14 @@ class CircuitRunner:
                         self._run(found, [circuits[number] for number in some.tolist()]).float().cpu()
                     )
                     (own if bar is None else bar).update(len(some) * len(rows))
-                del found  # before the next are made
+                del found  # free its memory before the next batch
         return [Faithfulness(row, self.clean, self.ablated, self._clean_prompt) for row in summed(values)]
 
     def contributions(self, circuit: Circuit) -> Float[Tensor, "source destination"]:
-        """What every edge of the circuit adds to the metric within it, on average over prompts; zero outside.
+        """What every edge of the circuit adds to the metric within it, averaged over prompts; zero outside.
 
-        About as much in sum as the circuit adds to the run in which every edge is ablated. Not under zero ablation in a
-        model with RMS norms, which do not see a share that all edges have in common: there it is their order alone.
+        The sum is about what the circuit adds to the run in which every edge is ablated. This does not hold under zero
+        ablation in a model with RMS norms, which undo a scaling of all edges: there only their order is meaningful.
 
         Raises:
             ValueError: the metric has no gradient.
@@ -185,13 +186,13 @@ class CircuitRunner:
         for number, rows in enumerate(self._rows):
             found = self._kept[number] if self._kept else self._baselines(rows)
             total += self._contributions(found, [circuit], STEPS).float().cpu()
-            del found  # before the next are made
+            del found  # free its memory before the next batch
         return summed(total) / len(self._request)
 
     def _contributions(
         self, shared: _Baselines, circuits: Sequence[Circuit], steps: int = 1
     ) -> Float[Tensor, "source destination"]:
-        """Of one circuit, in sum over these prompts."""
+        """The contributions in one circuit, summed over these prompts."""
         (circuit,) = circuits
         kept = self.acting(circuit).kept.to(shared.start)
         shares = [(number + 0.5) / steps for number in range(steps)]
@@ -209,7 +210,7 @@ class CircuitRunner:
         return _Baselines(batch, clean.metric, clean.recorded[start], ablated_by(batch, writes))
 
     def acting(self, circuit: Circuit) -> Circuit:
-        """The circuit without its dead ends: the edges that no run of it would miss."""
+        """The circuit without its dead ends, which have no effect on its runs."""
         return circuit if self._post_norm else circuit.pruned(from_input=self._ablation == "corrupted")
 
     def _run(self, shared: _Baselines, circuits: Sequence[Circuit]) -> Float[Tensor, "circuit batch"]:

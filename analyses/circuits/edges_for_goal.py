@@ -1,6 +1,6 @@
 """The confidence interval of the smallest faithful circuit's size: which of the tried sizes would other prompts need?
 
-In every resample of the prompts the smallest of them that reaches the goal is taken, as the search does.
+In every resample of the prompts, take the smallest tried circuit that reaches the goal, as the search does.
 """
 
 import numpy as np
@@ -12,15 +12,16 @@ from sparselens.prompts.intervals import Clusters, Interval, bootstrap_interval
 def edges_for_goal(
     tried: FaithfulnessCurve, goal: float, level: float = 0.95, seed: int = 0, clusters: Clusters = None
 ) -> Interval | None:
-    """The smallest tried circuit that is at least that faithful, with the BCa interval of its number of edges.
+    """The number of edges of the smallest tried circuit that reaches the goal, with its BCa interval.
 
-    A resample in which no circuit is counts as all edges of the graph. None if no circuit is on the prompts themselves.
+    A resample in which no circuit reaches it counts as all edges of the graph. None if no circuit reaches it on the
+    prompts themselves.
 
     Args:
         clusters: default: the clean prompts that the circuits were run on
 
     Raises:
-        ValueError: nothing is as good as the whole model or better, at least in one resample.
+        ValueError: in a resample, the fully ablated model scores as well as the whole model or better.
     """
     if tried.first_to_reach(goal) is None:
         return None
@@ -33,10 +34,10 @@ def edges_for_goal(
 
 
 def edges_reached(tried: FaithfulnessCurve, goal: float, weights: np.ndarray) -> np.ndarray:
-    """The smallest tried circuit that reaches the goal, for every row of weights of the prompts.
+    """The number of edges of the smallest tried circuit that reaches the goal, for every row of prompt weights.
 
-    NaN where the gap between the whole model and nothing is none, or of the other sign than that of all prompts:
-    faithfulness divides by it.
+    NaN if the gap between clean and ablated runs, by which faithfulness divides, is zero or has another sign than over
+    all prompts.
     """
     whole, nothing = (getattr(tried.points[0], name).double().numpy() for name in ("clean", "ablated"))
     alone = np.stack([point.circuit.double().numpy() for point in tried.points], 1)

@@ -44,19 +44,19 @@ def faithfulness(
     >>> found = faithfulness(model, scores.top(50), pairs)
     >>> found.interval(), found.per_prompt.shape  # the ratio of the means, [batch]
 
-    Sign convention: 1 where the circuit scores as the whole model, 0 where it scores as the ablated one; it may be
-    above 1 or negative.
+    Sign convention: 1 if the circuit scores like the whole model, 0 if it scores like the ablated one; it may be above
+    1 or negative.
 
-    Scope: what the circuit does under this ablation. Another ablation asks another question and gives another number.
+    Scope: what the circuit does under this ablation. Another ablation is another question, with another answer.
 
     Args:
         ablation: what edges outside the circuit carry: the corrupted run's writes, their mean over corrupted prompts at
-            each position, or zero. Input edges carry token and position embeddings, so both are ablated.
+            each position, or zero. Edges from the input carry token and position embeddings, so both are ablated.
         memory, batch_size: as in `attribute_edges`
 
     Raises:
-        ValueError: the circuit is another model's, the ablation is unknown or a mean of prompts of several lengths, or
-            as `attribute_edges`.
+        ValueError: the circuit is another model's, the ablation is unknown or a mean over prompts of several lengths,
+            or as `attribute_edges`.
     """
     given: Any = circuit
     if not isinstance(given, Circuit):
@@ -122,11 +122,11 @@ class FaithfulnessCurve(Result):
 
     With f_i the faithfulness of the circuit of nominal share s_i, and trapezoids in between:
 
-        CPR = sum_i (s_{i+1} - s_i) (f_i + f_{i+1}) / 2,    CMD = the same of |1 - f|
+        CPR = sum_i (s_{i+1} - s_i) (f_i + f_{i+1}) / 2,    CMD = the same for |1 - f|
 
-    as `evaluate_area_under_curve` of github.com/hannamw/MIB-circuit-track (b759df3) has them: on a linear axis, from
-    0.001 to 1; a circuit of share s has `int(s * total)` edges, and dead ends do not act. Two rankings go into MIB's
-    table: of |score| for CMD (here `choose="top"`) and, where it was run, of the signed score for CPR ("signed").
+    as in `evaluate_area_under_curve` of github.com/hannamw/MIB-circuit-track (b759df3): on a linear axis, from 0.001 to
+    1; a circuit of share s has `int(s * total)` edges, and dead ends do not act. MIB's table uses two rankings: by
+    |score| for CMD (here `choose="top"`) and, where it was run, by the signed score for CPR ("signed").
     """
 
     n_edges: tuple[int, ...]
@@ -148,7 +148,7 @@ class FaithfulnessCurve(Result):
         return self.points[self.n_edges.index(n_edges)]
 
     def plot(self) -> Any:
-        """Faithfulness over the number of edges, in plotly; the empty circuit has no place on its log axis."""
+        """Faithfulness over the number of edges, in plotly; its log axis cannot show the empty circuit."""
         from sparselens.analyses.figures.plot import curve
 
         values, labels = [point.mean for point in self.points], ("edges", "faithfulness")
@@ -196,10 +196,10 @@ def faithfulness_curve(
     Sign convention and scope are those of `faithfulness`.
 
     Args:
-        sizes: shares of all edges (floats, rounded down to whole edges as by MIB) or numbers of edges (ints), rising;
-            areas run from the first to the last
-        choose: "top": by |mean score|, as MIB's CMD; "signed": by mean score, so that edges that lower the metric come
-            last, as MIB's CPR; "greedy": from the logits upward, as EAP-IG
+        sizes: shares of all edges (floats, rounded down to whole edges as in MIB) or numbers of edges (ints), rising;
+            areas are taken from the first to the last
+        choose: "top": by |mean score|, as for MIB's CMD; "signed": by mean score, so that edges that lower the metric
+            come last, as for MIB's CPR; "greedy": starting from the logits, as in EAP-IG
 
     Raises:
         ValueError: sizes do not rise, the choice is unknown, or as `faithfulness`.

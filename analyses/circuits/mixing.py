@@ -1,4 +1,4 @@
-"""What destinations read, as sums of what sources write; gradients need no copy of the writes for every read."""
+"""What destinations read, as sums of what sources write, without storing a copy of the writes for every read."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Mixed(torch.autograd.Function):
-    """`kept.mT @ numbers`, in whose rows the writes lie already: autograd would keep a copy of them for every read."""
+    """`kept.mT @ numbers`, where `numbers` holds the writes already; autograd would keep a copy of them per read."""
 
     @staticmethod
     def forward(
@@ -20,7 +20,7 @@ class Mixed(torch.autograd.Function):
         places: Sequence[slice],
         *writes: Float[Tensor, "_written circuit batch pos d_model"],
     ) -> Float[Tensor, "circuit reader number"]:
-        """The sums; `writes` only tell autograd whose numbers stand in which rows (`places`)."""
+        """The sums; `writes` only connect the rows of `numbers` (at `places`) to autograd's graph."""
         ctx.kept, ctx.numbers, ctx.places = kept.detach(), numbers, places
         ctx.like = [(write.shape, write.device, write.dtype) for write in writes]
         return kept.mT @ numbers

@@ -1,15 +1,15 @@
-"""The pruned circuit: as few edges as reach the goal by themselves, chosen and evaluated on different prompts.
+"""The pruned circuit: as few edges as possible that reach the goal, chosen and evaluated on different prompts.
 
 1. Split the clean prompts into two halves: the circuit is chosen on one and evaluated on the other.
 2. Start from all edges, ordered by their scores: those that lower the metric first.
-3. Run the circuit without the first nine tenths of them, without three quarters, half, ..., and keep the largest cut
-   that leaves most of what it had above the goal. Order the rest anew, by what each edge adds within this circuit
+3. Run the circuit without the first nine tenths of them, without three quarters, half, ..., and take the largest cut
+   that leaves most of its faithfulness above the goal. Order the rest again, by what each edge adds within this circuit
    (`CircuitRunner.contributions`), and repeat.
-4. Where none may go, run the circuit without each of 16 groups of edges. Remove as many groups as still leave it
-   faithful, the most harmless first, verified by a run. Repeat; where no group can go, halve the groups.
-5. End when no single edge can be removed, or after the given number of runs.
-ACDC (Conmy et al. 2023) also removes edges while a circuit does its task, one at a time from the logits down, each by
-its own effect; Edge Pruning (Bhaskar et al. 2024) trains the shares to which edges act, by the gradient used here.
+4. If no such cut is possible, run the circuit without each of 16 groups of edges. Remove as many groups as leave it
+   faithful, the most harmless first, verified by a run. Repeat; if no group can be removed, halve the groups.
+5. Stop when no single edge can be removed, or after the given number of runs.
+ACDC (Conmy et al. 2023) also removes edges as long as a circuit does its task, one at a time starting from the logits,
+each by its own effect; Edge Pruning (Bhaskar et al. 2024) trains the share of each edge, with the gradient used here.
 """
 
 import math
@@ -36,10 +36,10 @@ from sparselens.prompts.metrics import Metric, logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.results import Result
 
-CUTS = ((0.9, 0.75, 0.5, 0.3), (0.15, 0.07, 0.03))  # shares of the edges; the later ones if none of the first may go
-LEFT = 0.6  # of the faithfulness above the goal, that a cut has to leave
-GROUPS = 16  # into which the edges are divided at first
-SMALL, RUNS, FEWER_RUNS = 10_000, 400, 120  # circuits to run by default: up to so many edges, and beyond
+CUTS = ((0.9, 0.75, 0.5, 0.3), (0.15, 0.07, 0.03))  # shares of the edges; the second row if none of the first works
+LEFT = 0.6  # share of the faithfulness above the goal that a cut has to leave
+GROUPS = 16  # number of groups at first
+SMALL, RUNS, FEWER_RUNS = 10_000, 400, 120  # default: RUNS circuits for graphs of up to SMALL edges, else FEWER_RUNS
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -52,10 +52,10 @@ class PrunedCircuit(Result):
 
     circuit: Circuit
     held_out: Faithfulness  # on the other half
-    start: int  # edges before
-    untested: int  # edges that may be removable: the runs were used up before each was tried alone. 0: none is
-    chosen_on: Int[Tensor, " chosen"]  # the numbers of the prompts that chose it
-    tried: FaithfulnessCurve  # on those: the best circuit of every size that was run
+    start: int  # number of edges before pruning
+    untested: int  # edges that might be removable, because the runs ran out before each was tried alone; 0: none is
+    chosen_on: Int[Tensor, " chosen"]  # indices of the prompts on which it was chosen
+    tried: FaithfulnessCurve  # on these prompts: the best circuit of every size that was run
 
     def _line(self) -> str:
         left = f", {self.untested} of which were not tried" if self.untested else ""
@@ -65,9 +65,9 @@ class PrunedCircuit(Result):
         return self.circuit._columns()
 
     def size_interval(self, goal: float, level: float = 0.95, clusters: Clusters = None) -> Interval | None:
-        """Edges of the smallest circuit on the way that reaches the goal, with its bootstrap interval over prompts.
+        """Number of edges of the smallest tried circuit that reaches the goal, with its bootstrap interval.
 
-        None if none does with the prompts as they are.
+        None if no circuit reaches it on the prompts themselves.
 
         Args:
             clusters: one label for each of `chosen_on`
@@ -89,24 +89,24 @@ def pruned_circuit(
     batch_size: int | None = None,
     progress: bool = True,
 ) -> PrunedCircuit | None:
-    """Remove edges for as long as what is left reaches the goal on half of the prompts.
+    """Remove edges as long as the remaining circuit reaches the goal on half of the prompts.
 
-    None if not even all edges reach it.
+    None if even the circuit of all edges does not reach it.
 
     >>> found = pruned_circuit(model, pairs, attribute_edges(model, pairs), goal=0.8)
-    >>> len(found.circuit), found.held_out.interval(), found.untested  # edges, on the other half, 0: no edge can go
+    >>> len(found.circuit), found.held_out.interval(), found.untested  # edges; on the other half; 0: no edge can go
 
-    Scope: a circuit that does the task, not all that the model does. Edges that lower the metric go first, so a circuit
-    may score higher than the model on the way; with `metric="kl_divergence"` it has to predict what the model predicts.
-    No single edge can be removed on the prompts that it was chosen on; a smaller circuit of other edges may exist. On
-    the other prompts it may be less faithful than the goal.
+    Scope: a circuit that does the task, not everything that the model does. Edges that lower the metric are removed
+    first, so a circuit may score higher than the model; with `metric="kl_divergence"` it has to predict what the model
+    predicts. On the prompts that it was chosen on, no single edge can be removed; a smaller circuit of other edges may
+    exist. On the other prompts it may be less faithful than the goal.
 
     Args:
-        scores: of these pairs, for the first order, which stays where the metric has no gradient; if they were kept per
-            prompt, those of the choosing half are used
-        runs: circuits to run at most on the choosing half, a run forward and back being one. Default: 400, or 120 for a
-            graph of more than 10,000 edges, whose runs take long
-        seed: for the two halves
+        scores: of these pairs, for the initial order of edges (the only one if the metric has no gradient); if they
+            were kept per prompt, only those of the choosing half are used
+        runs: maximum number of circuits to run on the choosing half; a forward and backward pass counts as one.
+            Default: 400, or 120 for a graph of more than 10,000 edges, whose runs take long
+        seed: for the random split into two halves
 
     Raises:
         ValueError: all pairs have the same clean prompt, `runs` is below 1, or as `faithfulness`.
@@ -136,7 +136,7 @@ def pruned_circuit(
 
 
 def halves(pairs: TokenizedPairs, seed: int) -> tuple[Int[Tensor, " chosen"], Int[Tensor, " other"]]:
-    """The numbers of the pairs in two halves at random, which share no clean prompt.
+    """The indices of the pairs in two random halves that share no clean prompt.
 
     Raises:
         ValueError: there is only one clean prompt.
@@ -152,15 +152,15 @@ def halves(pairs: TokenizedPairs, seed: int) -> tuple[Int[Tensor, " chosen"], In
 
 
 class _Pruning:
-    """A circuit that loses edges."""
+    """A circuit from which edges are removed step by step."""
 
     def __init__(
         self, runner: CircuitRunner, scores: EdgeScores, goal: float, runs: int, bar: Any, gradients: bool
     ) -> None:
         self._runner, self._goal, self._left, self._bar, self._gradients = runner, goal, runs, bar, gradients
-        self._tried = dict[int, tuple[Circuit, Faithfulness]]()  # the best of every size
+        self._tried = dict[int, tuple[Circuit, Faithfulness]]()  # the best circuit of every size
         whole = scores.top(int(scores.measured.sum()))
-        self._helps = 1 if runner.clean.mean() > runner.ablated.mean() else -1  # the sign of an edge that does
+        self._helps = 1 if runner.clean.mean() > runner.ablated.mean() else -1  # the sign of an edge that helps
         self._values = self._helps * scores.mean
         self.start, self.circuit = len(whole), runner.acting(whole)
         self.untested = len(self.circuit)
@@ -170,7 +170,7 @@ class _Pruning:
         """Remove edges until none can go, or the runs are used up."""
         if self.found.mean >= self._goal:
             while self._cut():
-                self._order_anew()
+                self._reorder()
             self._remove_groups()
             while self._go_back_to_smallest():
                 self._remove_groups()
@@ -181,7 +181,7 @@ class _Pruning:
         return FaithfulnessCurve(sizes, self.circuit.graph.n_edges, tuple(self._tried[size][1] for size in sizes))
 
     def _cut(self) -> bool:
-        """Leave out the largest part of the edges that may go, if any."""
+        """Remove the largest part of the edges that can go, if any."""
         order, least = self._least_first(), self._goal + LEFT * (self.found.mean - self._goal)
         for cuts in CUTS:
             numbers = [number for cut in cuts if (number := int(cut * len(order)))]
@@ -192,14 +192,15 @@ class _Pruning:
                     return True
         return False
 
-    def _order_anew(self) -> None:
+    def _reorder(self) -> None:
+        """Order the edges by what they add within the circuit, if the metric has a gradient and runs are left."""
         if self._gradients and self._left > STEPS:
             self._left -= STEPS
             self._values = self._helps * self._runner.contributions(self.circuit)
             self._bar.update(STEPS * len(self.found.clean))
 
     def _go_back_to_smallest(self) -> bool:
-        """Go on from the smallest circuit so far that reaches the goal, if it is smaller than this one."""
+        """Continue from the smallest circuit so far that reaches the goal, if it is smaller than this one."""
         smallest = min(size for size, (_, found) in self._tried.items() if found.mean >= self._goal)
         if smallest < len(self.circuit):
             self._take(*self._tried[smallest])
@@ -207,7 +208,7 @@ class _Pruning:
         return False
 
     def _remove_groups(self) -> None:
-        """Remove harmless groups of edges, smaller and smaller ones, until no single edge can go."""
+        """Remove harmless groups of edges, smaller and smaller ones, until no single edge can be removed."""
         size = math.ceil(len(self.circuit) / GROUPS)
         while self._left:
             groups = list(self._least_first().split(size))
@@ -223,7 +224,7 @@ class _Pruning:
                 return
 
     def _remove(self, order: Sequence[Tensor]) -> None:
-        """Remove the first of these groups, as many as leave the circuit faithful; without the first alone it is."""
+        """Remove as many of the first groups as leave the circuit faithful; it is without the first one."""
         before, enough, too_many = self.circuit, 0, len(order) + 1
         while enough + 1 < too_many and self._left:
             doubles = too_many > len(order)
@@ -250,7 +251,7 @@ class _Pruning:
         return self._runner.acting(replace(circuit, kept=kept.view_as(circuit.kept)))
 
     def _run(self, circuits: Sequence[Circuit]) -> list[Faithfulness]:
-        """As many of these as there are runs left for."""
+        """Run as many of these circuits as there are runs left."""
         some = circuits[: self._left]
         self._left -= len(some)
         ran = self._runner.run(some, self._bar) if some else []

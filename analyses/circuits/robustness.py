@@ -1,11 +1,11 @@
 """Does a circuit survive other prompts of the same task: another template, another draw, another model?
 
-1. On every group of prompts find a circuit in the same way: score all edges, and take the smallest prefix of the
-   ranking that reaches the goal (`search`). One attribution and one search a group.
+1. On every group of prompts, find a circuit in the same way: score all edges, and take the smallest prefix of the
+   ranking that reaches the goal (`search`). This is one attribution and one search per group.
 2. Run every circuit on every group. A cell is the faithfulness of the row's circuit on the column's prompts.
 3. On its own prompts a circuit reaches the goal because it was chosen to; the test is off the diagonal. Groups that
-   differ only in the draw say how much of the drop is chance.
-`stability` compares single prompts, by their scores alone.
+   differ only in the random draw show how much of the drop is chance.
+`stability` compares single prompts, by their scores only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ from sparselens.prompts.metrics import Metric, logit_difference
 from sparselens.prompts.tokenized import TokenizedPairs
 from sparselens.results import Result
 
-LEAST = 2  # different clean prompts in a group: one has no interval
+LEAST = 2  # different clean prompts in a group; with one there is no interval
 _SHOWN = 40  # characters of a group's name in a picture
 
 
@@ -43,12 +43,12 @@ class Robustness(Result):
     """Faithfulness of circuits found on some groups of prompts, on all groups, and how much the circuits overlap.
 
     >>> found.faithfulness, found.interval("seed 0", "seed 1")  # a matrix; found on the first, run on the second
-    >>> found.own(), found.across(), found.overlap()  # means on own prompts, on others', and of Jaccard indices
+    >>> found.own(), found.across(), found.overlap()  # mean on own prompts, on others' prompts, mean Jaccard index
     """
 
     circuits: Mapping[str, Circuit]  # by the group that each was found on
     runs: Mapping[tuple[str, str], Faithfulness]  # (found on, run on)
-    clusters: Mapping[str, Clusters]  # of every group that circuits were run on: the clean prompt of every pair
+    clusters: Mapping[str, Clusters]  # for every group that circuits were run on: the clean prompt of every pair
     goal: float
 
     def _line(self) -> str:
@@ -100,7 +100,7 @@ class Robustness(Result):
 
     @cached_property
     def jaccard(self) -> Float[Tensor, "found_on found_on"]:
-        """Edges in both of two circuits, as a share of those in either."""
+        """Number of edges in both of two circuits, divided by the number in either."""
         every = list(self.circuits.values())
         return torch.tensor([[one.jaccard(other) for other in every] for one in every])
 
@@ -135,14 +135,14 @@ class Robustness(Result):
         """Mean Jaccard index of two different circuits, with its interval over groups.
 
         Raises:
-            ValueError: there is but one circuit.
+            ValueError: there is only one circuit.
         """
         different = ~np.eye(len(self.circuits), dtype=bool)
         values, names = self.jaccard.double().numpy(), self.found_on
         return _within(mean_over_cells(values, different, names, names, level))
 
     def overlap_with(self, other: "Robustness", level: float = 0.95) -> Interval:
-        """Mean Jaccard index with another model's circuits, each with the one of the same group.
+        """Mean Jaccard index with another model's circuits, each compared with the one of the same group.
 
         Raises:
             ValueError: no group is in both.
@@ -156,14 +156,15 @@ class Robustness(Result):
         return mean_over_cells(values, self._cells(own), self.found_on, self.run_on, level)
 
     def _cells(self, own: bool) -> Bool[np.ndarray, "found_on run_on"]:
-        """Where the names of row and column agree, or differ."""
+        """Where the names of row and column are the same, or where they differ."""
         agree = np.array(self.found_on)[:, None] == np.array(self.run_on)
         return agree if own else ~agree
 
 
 def _within(share: Interval) -> Interval:
-    """The interval of a share, which is neither below 0 nor above 1."""
-    return replace(share, low=max(share.low, 0.0), high=min(share.high, 1.0)) if share.low == share.low else share
+    """The interval of a share, clipped to 0 and 1."""
+    low, high = np.clip((share.low, share.high), 0, 1).tolist()
+    return replace(share, low=low, high=high)
 
 
 def robustness(
@@ -188,23 +189,23 @@ def robustness(
     >>> found.across(), found.overlap()  # mean faithfulness on other templates, mean Jaccard index, with intervals
     >>> robustness(sparse, groups, circuits=found.circuits).own()  # the same circuits inside another model
 
-    Sign convention: 1 where a circuit scores as the whole model on those prompts, 0 where it scores as the ablated one.
+    Sign convention: 1 if a circuit scores like the whole model on those prompts, 0 if it scores like the ablated one.
 
-    Scope: the circuit of a group is the smallest prefix of the ranking of its mean scores that is as faithful as the
-    goal, not the only one. A low overlap of circuits that are faithful to each other's prompts says that there are
-    several; low faithfulness across groups says that the circuit is one of the prompts, not of the task.
+    Scope: the circuit of a group is the smallest prefix of the ranking by mean scores that reaches the goal, not the
+    only circuit that does. A low overlap of circuits that are faithful on each other's prompts means that there are
+    several; low faithfulness across groups means that the circuit is specific to its prompts, not to the task.
 
     Args:
         groups: pairs by name: `TokenizedPairs.groups()` for templates, several seeds, or resampled rows
-        method, steps, gate_gradient: of edge attribution, see `attribute_edges`
-        goal: faithfulness that each circuit is searched for, on its own group (`faithful_circuit`)
+        method, steps, gate_gradient: for edge attribution, see `attribute_edges`
+        goal: faithfulness that each circuit has to reach on its own group (`faithful_circuit`)
         ablation: what edges outside a circuit carry, see `faithfulness`
-        circuits: run these instead, such as another model's or those of held-out templates; then none is searched for
+        circuits: run these instead of searching, such as another model's circuits or those of held-out templates
         memory, batch_size: as in `attribute_edges`
 
     Raises:
-        ValueError: there are too few groups or circuits, a group is too small or its prompts do not move the metric, a
-            circuit is of a model of other shape, or as `attribute_edges` and `faithful_circuit`.
+        ValueError: there are too few groups or circuits, a group is too small or its prompts do not change the metric,
+            a circuit is of a model of another shape, or as `attribute_edges` and `faithful_circuit`.
     """
     refuse_goal(goal)
     _refuse_groups(groups, circuits)
@@ -248,7 +249,7 @@ def _refuse_groups(groups: Mapping[str, TokenizedPairs], circuits: Mapping[str, 
         raise ValueError(f"want groups of pairs by name, such as pairs.groups(), not {given!r:.80}")
     if circuits is None and len(groups) < 2:
         raise ValueError(
-            f"a circuit is compared between groups, and there is {len(groups) or 'none'}: want two or more, such as "
+            f"circuits are compared between groups, and there is {len(groups) or 'none'}: want two or more, such as "
             "pairs.groups() of a task with several templates, or pairs of several seeds"
         )
     if not groups or (circuits is not None and not circuits):
@@ -269,6 +270,6 @@ def _refuse_groups(groups: Mapping[str, TokenizedPairs], circuits: Mapping[str, 
 
 
 def _short(names: Sequence[str]) -> list[str]:
-    """Names that fit beside a picture, still different."""
+    """Names short enough for the axes of a picture, and still different."""
     cut = [name if len(name) <= _SHOWN else f"{name[: _SHOWN - 3]}..." for name in names]
     return [name if cut.count(name) == 1 else f"{number} {name}" for number, name in enumerate(cut)]

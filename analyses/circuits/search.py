@@ -1,11 +1,11 @@
 """The smallest faithful prefix of the ranking: how many of the highest-scoring edges reach a faithfulness.
 
 1. Double the number of edges until the circuit of the top n is faithful enough.
-2. Divide the gap to the last n that was not by three, until it is one edge.
-3. Several sizes run at once, as rows of a batch: four doublings, or both divisions of a gap. A model that runs a few
-   prompts takes little longer for twice as many.
+2. Divide the gap to the last n that was not faithful enough by three, until it is one edge.
+3. Several sizes run at once, as rows of a batch: four doublings, or both divisions of a gap. With few prompts, a run
+   takes little longer for twice as many rows.
 Faithfulness need not rise with every edge, so a smaller faithful prefix may exist between the sizes that were tried.
-Nor is every edge of the prefix needed: `pruning` finds circuits of fewer edges.
+Not every edge of the prefix is needed either: `pruning` finds circuits of fewer edges.
 """
 
 import math
@@ -69,17 +69,17 @@ def search(
     progress: bool,
     kept: dict[int, Faithfulness] | None = None,
 ) -> tuple[Circuit, Faithfulness]:
-    """As `faithful_circuit`, with circuits of an open request.
+    """As `faithful_circuit`, for an open request.
 
     Args:
-        kept: receives what was found for every number of edges tried, and for twice the final number
+        kept: filled with the faithfulness of every number of edges tried, and of twice the final number
     """
     total, n_prompts = int(scores.measured.sum()), len(runner.clean)
     doubled = [*(2**power for power in range((total - 1).bit_length())), total]  # 1, 2, 4, ...
     with bars.progress_bar(2 * len(doubled) * n_prompts, "search", "run", progress, DELAY) as bar:
 
         def narrowed(sizes: Sequence[int], too_few: int, best: Tried | None = None) -> tuple[int, Tried]:
-            """How many edges are too few, and the fewest that are enough: else `best`, or the most that were tried."""
+            """The most edges known to be too few, and the fewest that are enough, else `best` or the most tried."""
             circuits = [scores.top(size) for size in sizes]
             ran = list(zip(circuits, runner.run(circuits, bar), strict=True))
             if kept is not None:

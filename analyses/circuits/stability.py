@@ -1,9 +1,9 @@
-"""Circuits of single prompts against one for all: how many edges each needs, and how much they agree.
+"""Circuits of single prompts compared with one for all prompts: how many edges each needs, and how much they agree.
 
 1. Choose a circuit for every prompt by the paper's rule, and one by the mean scores.
 2. Compare them: sizes, Jaccard overlaps, rank correlations.
-3. Or draw cumulative curves: where prompts use different edges, the mean of the prompts' curves lies above the curve of
-   the mean scores. That gap is the paper's sign of instability (Fig. 4a).
+3. Or draw cumulative curves: if prompts use different edges, the mean of the prompts' curves is above the curve of the
+   mean scores. This gap is the paper's sign of instability (Fig. 4a).
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Stability(Result):
     overlap: Float[Tensor, "batch other"]  # Jaccard index of each pair of prompts' circuits
     overlap_with_mean: Float[Tensor, " batch"]
     rank_correlation: Float[Tensor, " batch"]  # Spearman's, of a prompt's |scores| with the |mean scores|
-    clean_prompt: Int[Tensor, " batch"] | None = None  # its number: equal ones are one observation in intervals
+    clean_prompt: Int[Tensor, " batch"] | None = None  # its index; pairs with the same one count as one observation
 
     def _line(self) -> str:
         sizes = f"{self.size_interval()} edges a prompt, {self.size_of_mean} of the mean scores"
@@ -50,7 +50,7 @@ class Stability(Result):
 
     @property
     def mean_overlap(self) -> float:
-        """Mean Jaccard index over pairs of different clean prompts; NaN where there is but one."""
+        """Mean Jaccard index over pairs of different clean prompts; NaN if there is only one clean prompt."""
         prompt = torch.arange(len(self.overlap)) if self.clean_prompt is None else self.clean_prompt
         different = prompt[:, None] != prompt
         return float(self.overlap[different].mean())
@@ -61,7 +61,7 @@ class Stability(Result):
 
 
 def stability(scores: EdgeScores, share: float = 0.9) -> Stability:
-    """How much the prompts' own circuits differ (also `EdgeScores.stability`).
+    """How much the prompts' own circuits differ (also available as `EdgeScores.stability`).
 
     >>> found = stability(attribute_edges(model, pairs))
     >>> found.sizes, found.overlap.shape  # Int[" batch"], [batch batch]
@@ -147,7 +147,7 @@ def edges_needed(scores: EdgeScores, share: float = 0.9) -> Int[Tensor, " batch"
 def edges_of_mean(
     scores: EdgeScores, weights: Float[np.ndarray, "resample prompt"], share: float = 0.9
 ) -> Float[np.ndarray, " resample"]:
-    """Number of edges that the mean scores need to reach a share of their sum of |scores|, with prompts so weighted."""
+    """Number of edges that the mean scores need to reach a share of their sum of |scores|, by row of prompt weights."""
     assert scores.per_prompt is not None
     values = scores.per_prompt[:, scores.exists].double()
     sizes = []

@@ -1,4 +1,4 @@
-"""Results batch by batch, under a progress bar; finished batches are kept in a log."""
+"""Runs a request in batches of prompts, with a progress bar; a log keeps finished batches."""
 
 from collections.abc import Callable, Iterator
 
@@ -14,25 +14,25 @@ from sparselens.bars import progress_bar
 def in_batches(
     request: Request, call: Callable[[Request], Tensors], label: str, log: BatchLog | None = None
 ) -> Iterator[tuple[Int[Tensor, " batch"], Tensors]]:
-    """The results of `call` on batches of prompts of one length, with the indices of those prompts.
+    """Yield the results of `call` on batches of prompts of equal length, each with the indices of its prompts.
 
-    If memory was measured by a trial run, its result comes first. Batches that the log holds are not run again.
+    If a trial run measured the memory, its result comes first. Batches that the log holds are not run again.
 
     Raises:
         ValueError: the memory is too small for one prompt.
     """
     log, first = log or BatchLog(), longest(request)
-    one = request.batch(first)
-    (size,), result = one.sizes(lambda _: call(one))
+    trial = request.batch(first)
+    (size,), result = trial.sizes(lambda _: call(trial))
     with progress_bar(len(request), label, "prompt", request.progress) as bar:
         if result is not None:
             bar.update(1)
             yield first, result
         left = (rows if result is None else rows[rows != first] for rows in request.pairs.rows(len(request)))
-        batches = (some for rows in left if len(rows) for some in rows.split(size))
-        for some, found in exchanged(batches, lambda some: log.once([some], lambda: call(request.batch(some)))):
-            yield some, found
-            bar.update(len(some))
+        batches = (batch for rows in left if len(rows) for batch in rows.split(size))
+        for rows, found in exchanged(batches, lambda rows: log.once([rows], lambda: call(request.batch(rows)))):
+            yield rows, found
+            bar.update(len(rows))
 
 
 def longest(request: Request) -> Int[Tensor, "1"]:

@@ -1,9 +1,9 @@
-"""How many rows run at once: a fixed number for small models, otherwise what fits a measured budget.
+"""Batch size: a fixed number of rows for small models, otherwise as many as fit into a memory budget.
 
-1. `batch_size=` is taken as it is.
-2. Without `memory=`, a model that needs less than `MEMORY` for `BATCH_SIZE` prompts, by a generous estimate, gets
-   `BATCH_SIZE`: a trial run would cost more time than it saves.
-3. Otherwise each step is tried on one prompt, the bytes of its tensors are counted, and steps share the budget equally.
+1. `batch_size=` is used as given.
+2. Without `memory=`, `BATCH_SIZE` rows run at once if a generous estimate says that so many prompts need less than
+   `MEMORY`: a trial run would cost more time than it saves.
+3. Otherwise each step runs on one prompt, the bytes of its tensors are counted, and the steps share the budget equally.
 """
 
 from collections.abc import Callable
@@ -13,13 +13,13 @@ from typing import Any
 
 from sparselens.analyses.engine.partial_runs import peak_bytes
 
-MEMORY = 2**30  # bytes that an analysis allocates beside the model, by default
+MEMORY = 2**30  # default: bytes that an analysis may allocate in addition to the model
 BATCH_SIZE = 64  # rows
 
 
 @dataclass(frozen=True)
 class Budget:
-    """`batch_size` rows at once, or as many as fit into `memory` bytes beside the model."""
+    """Run `batch_size` rows at once, or as many as fit into `memory` bytes in addition to the model."""
 
     batch_size: int | None = None
     memory: int | None = None
@@ -29,11 +29,11 @@ class Budget:
             raise ValueError(f"batch_size = {self.batch_size}: want 1 or more")
 
     def sizes(self, model: Any, n_pos: int, *steps: Callable[[Any], Any]) -> tuple[list[int], Any]:
-        """Rows of each step that can run at once, and the last step's result on one prompt (None: nothing was tried).
+        """Rows of each step that can run at once, and the last step's result on one prompt (None without a trial run).
 
         Args:
             n_pos: tokens of the longest prompt
-            steps: each on one prompt, given the result of the step before it
+            steps: each runs on one prompt, and receives the result of the previous step
 
         Raises:
             ValueError: the memory is too small for one prompt.
@@ -54,7 +54,7 @@ class Budget:
 
 
 def _most_bytes(model: Any, n_pos: int) -> int:
-    """A generous bound on what one prompt takes in any analysis: all activations, writes and gradients in float64."""
+    """A generous bound on the bytes per prompt in any analysis: all activations, writes and gradients in float64."""
     cfg = model.cfg
     d_mlp = getattr(cfg, "d_mlp", None) or 4 * cfg.d_model
     per_layer = cfg.d_model * (20 + 8 * cfg.n_heads) + 4 * d_mlp + 6 * cfg.n_heads * n_pos

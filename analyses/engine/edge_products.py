@@ -1,12 +1,14 @@
-"""Edge scores from sources' writes and destinations' gradients, as few large matrix products.
+"""Edge scores from sources' writes and destinations' gradients, computed as a few large matrix products.
 
 1. score(u -> v) = sum over positions and d_model of (clean - corrupted write of u) * (dmetric / d input of v).
-2. dmetric / d input of v = J^T W g, for a head's query, key or value with gradient g, and J of the layer's norm.
-3. J^T W g = (W' g - x_hat (x_hat . W' g) / d_model) / root, with W' = gain * W, centred in a LayerNorm.
+2. dmetric / d input of v = J^T W g, with g the gradient at a head's query, key or value, and J the Jacobian of the
+   layer's norm.
+3. J^T W g = (W' g - x_hat (x_hat . W' g) / d_model) / root, with W' = gain * W, centred for a LayerNorm.
 4. All heads of a layer read the same x, and x_hat . W' g = (query - its bias terms) . g, so the norm costs one pass
-   over the gradients. A layer's destinations read a prefix of all sources, so every layer is one product.
+   over the gradients. A layer's destinations read a prefix of the sources, so every layer is one product.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparselens.analyses.engine.gradients import Gradients
+from sparselens.analyses.engine.norms import widened
 from sparselens.analyses.engine.partial_runs import Activations
 from sparselens.analyses.engine.residual_stream import Layer, Reading
 from sparselens.circuits.graph import RECEIVERS
@@ -23,27 +26,46 @@ Writes = Float[Tensor, "source batch pos d_model"]
 
 
 def differences(reading: Reading, clean: Activations, corrupted: Activations) -> Writes:
-    """Every source's write in the clean run minus its write in the corrupted one."""
-    first = reading.layers[0].at("hook_resid_pre")
-    start = _difference(clean, corrupted, first)
+    """Every source's write in the clean run minus its write in the corrupted run."""
+
+    def difference(name: str) -> Tensor:
+        return widened(clean[name]) - widened(corrupted[name])
+
+    def head_writes(layer: Layer) -> Tensor:
+        z = layer.at("attn.hook_z")
+        if layer.post_norm is None:  # then writes are linear in z
+            return reading.head_writes(layer.number, difference(z))
+        return torch.sub(*(reading.head_writes(layer.number, run[z]) for run in (clean, corrupted)))
+
+    return _collected(reading, difference, head_writes)
+
+
+def writes_of(reading: Reading, recorded: Activations) -> Writes:
+    """The write of every source in a recorded run."""
+    return _collected(
+        reading,
+        lambda name: widened(recorded[name]),
+        lambda layer: reading.head_writes(layer.number, recorded[layer.at("attn.hook_z")]),
+    )
+
+
+def _collected(reading: Reading, write: Callable[[str], Tensor], head_writes: Callable[[Layer], Tensor]) -> Writes:
+    """The writes of all sources: `write` gives those of the input and MLPs by hook point."""
+    start = write(reading.layers[0].at("hook_resid_pre"))
     writes = start.new_empty(len(reading.graph.sources), *start.shape)
     writes[0] = start
     for layer in reading.layers:
-        heads, z = reading.graph.head_sources(layer.number), layer.at("attn.hook_z")
-        if layer.post_norm is None:
-            writes[heads] = reading.head_writes(layer.number, _difference(clean, corrupted, z)).to(writes)
-        else:
-            ends = (reading.head_writes(layer.number, run[z]) for run in (clean, corrupted))
-            writes[heads] = torch.sub(*ends).to(writes)
+        heads = reading.graph.head_sources(layer.number)
+        writes[heads] = head_writes(layer).to(writes)
         if layer.block.mlp:
-            writes[heads.stop] = _difference(clean, corrupted, layer.at("hook_mlp_out")).to(writes)
+            writes[heads.stop] = write(layer.at("hook_mlp_out")).to(writes)
     return writes
 
 
 def edge_products(
     reading: Reading, writes: Writes, gradients: Gradients, by_position: bool = False
 ) -> Float[Tensor, "batch source destination"] | Float[Tensor, "batch source destination pos"]:
-    """Scores of every prompt: each destination's gradient times everything written before it."""
+    """Scores of every prompt: the product of each destination's gradient and every write before it."""
     graph = reading.graph
     sizes = [writes.shape[1], len(graph.sources), len(graph.destinations), *[writes.shape[2]] * by_position]
     scores = writes.new_zeros(sizes)
@@ -61,7 +83,7 @@ def edge_products(
 
 
 def _multiply(writes: Writes, read: Float[Tensor, "reader batch pos d_model"], out: Tensor) -> None:
-    """Products of all sources and destinations, prompt by prompt; summed over positions unless `out` has them."""
+    """Products of all sources and destinations, prompt by prompt; summed over positions unless `out` has that axis."""
     for row in range(writes.shape[1]):
         if out.ndim == 3:
             torch.mm(writes[:, row].flatten(1), read[:, row].flatten(1).T, out=out[row])
@@ -73,7 +95,8 @@ def head_gradients(reading: Reading, layer: Layer, gradients: Gradients) -> Floa
     """The metric's gradient at the inputs of the queries, keys and values of every head."""
     stream = gradients.recorded[layer.at("hook_resid_pre")]
     batch, pos, d_model = stream.shape
-    read = stream.new_empty(3, layer.block.n_heads, batch * pos, d_model, dtype=exact_dtype(stream.dtype))
+    dtype = torch.promote_types(stream.dtype, torch.float32)
+    read = stream.new_empty(3, layer.block.n_heads, batch * pos, d_model, dtype=dtype)
     x_hat = inverse = None
     if layer.norm is not None:
         x_hat, inverse = (values.flatten(0, 1) for values in layer.norm.standardise(stream))
@@ -89,7 +112,7 @@ def head_gradients(reading: Reading, layer: Layer, gradients: Gradients) -> Floa
 
 
 class _Heads(NamedTuple):
-    """Queries, keys or values of all heads of a layer; `value` is x_hat times the weight, without bias terms."""
+    """Queries, keys or values of all heads in a layer; `value` is x_hat times the weight, without bias terms."""
 
     gradient: Float[Tensor, "head row d_head"]
     value: Float[Tensor, "head row d_head"]
@@ -111,20 +134,9 @@ def _heads(reading: Reading, layer: Layer, gradients: Gradients, receiver: str) 
 
 def mlp_gradient(layer: Layer, gradients: Gradients) -> Float[Tensor, "batch pos d_model"]:
     """The metric's gradient at the input of a layer's MLP."""
-    stream, gradient = gradients.recorded[layer.mid], gradients.at[layer.mlp_in]
-    gradient = gradient.to(exact_dtype(gradient.dtype))
-    return gradient if layer.mlp_norm is None else layer.mlp_norm.pull_back(gradient, stream)
+    gradient = widened(gradients.at[layer.mlp_in])
+    return gradient if layer.mlp_norm is None else layer.mlp_norm.pull_back(gradient, gradients.recorded[layer.mid])
 
 
 def _by_head(values: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "head row d_head"]:
     return rearrange(values, "batch pos head d_head -> head (batch pos) d_head")
-
-
-def _difference(clean: Activations, corrupted: Activations, name: str) -> Tensor:
-    dtype = exact_dtype(clean[name].dtype)
-    return clean[name].to(dtype) - corrupted[name].to(dtype)
-
-
-def exact_dtype(dtype: torch.dtype) -> torch.dtype:
-    """At least single precision."""
-    return torch.promote_types(dtype, torch.float32)

@@ -1,4 +1,4 @@
-"""Digests of models and prompts: two requests are the same only if every number in them is."""
+"""Digests that identify models and prompts: two are equal only if every number in them is."""
 
 import hashlib
 import numbers
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparselens.gates.surgery import find_settings
 from sparselens.prompts.tokenized import TokenizedPairs
 
-# Settings of a configuration that say where a model comes from or where it is, and not what it computes.
+# Settings that record where a model comes from or where it is, and do not affect what it computes.
 _ORIGIN = {
     "_name_or_path",
     "device",
@@ -28,7 +28,7 @@ def of_model(model: nn.Module) -> str:
     """A digest of a model: its weights and buffers, the settings that a forward pass reads, and its gate bias."""
     settings = find_settings(model)
     config = getattr(model, "cfg", None)
-    # where a setting of the wrapped transformers model has no copy in TransformerLens' own, it is still in there
+    # the config of the wrapped transformers model, for settings that TransformerLens does not copy
     own = getattr(getattr(model, "original_model", None), "config", None)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     plain = [sorted(_plain(vars(values)).items()) for values in (config, own) if values is not None]
@@ -36,7 +36,7 @@ def of_model(model: nn.Module) -> str:
 
 
 def of_pairs(pairs: TokenizedPairs) -> str:
-    """A digest of prompt pairs: everything that a run or a metric can read of them."""
+    """A digest of prompt pairs: everything in them that a run or a metric can read."""
     tensors = {f.name: value for f in fields(pairs) if isinstance(value := getattr(pairs, f.name), Tensor)}
     return of_tensors({**tensors, **{f"position {name}": where for name, where in pairs.positions.items()}})
 
@@ -51,14 +51,14 @@ def of_tensors(tensors: Mapping[str, Tensor], **settings: Any) -> str:
 
 
 def _plain(values: Mapping[Any, Any]) -> dict[str, Any]:
-    """What a forward pass may read of a configuration: numbers and strings, and lists and mappings of them."""
+    """The settings that a forward pass may read: numbers and strings, and lists and mappings of them."""
     named = {name: value for name, value in values.items() if isinstance(name, str) and name not in _ORIGIN}
     found = {name: _plain_value(value) for name, value in named.items()}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def _plain_value(value: Any) -> Any:
-    """The value in a form whose `repr` is reproducible; None for what is neither number nor string."""
+    """The value in a form whose `repr` is reproducible; None for other objects."""
     if isinstance(value, Mapping):
         return sorted(_plain(value).items())
     if isinstance(value, (list, tuple)):

@@ -1,8 +1,8 @@
 """The gradient of a hard gate in attribution.
 
-gate = 1[gate_logit > 0] is flat on both sides of its step, so in evaluation it has no gradient: attribution does not
-see that a changed score opens or closes an edge. "straight-through" (Bengio et al. 2013, arXiv 1308.3432) gives it the
-slope of training, without noise: d gate / d gate_logit = sigmoid'(gate_logit). What the run computes stays the same.
+gate = 1[gate_logit > 0] is flat on both sides of its step, so in evaluation mode its gradient is zero: attribution does
+not see that a changed score opens or closes an edge. "straight-through" (Bengio et al. 2013, arXiv 1308.3432) uses the
+gradient of training, without noise: d gate / d gate_logit = sigmoid'(gate_logit). The forward pass does not change.
 """
 
 from typing import Any, Literal, get_args
@@ -16,7 +16,7 @@ GateGradient = Literal["none", "straight-through"]
 
 
 def gate_gradient_hooks(model: Any, gate_gradient: str) -> list[Hook]:
-    """Hooks that give every gate of the model this gradient; none for a dense model, which has no gates."""
+    """Hooks that give every gate of the model this gradient; an empty list for a dense model, which has no gates."""
     if gate_gradient == "none":
         return []
     hooks: list[Hook] = []
@@ -29,7 +29,7 @@ def gate_gradient_hooks(model: Any, gate_gradient: str) -> list[Hook]:
 
 
 def refuse_gate_gradient(gate_gradient: str, method: str) -> None:
-    """Raise a ValueError if the gate gradient is unknown, or the method uses no gradient at all."""
+    """Raise a ValueError if the gate gradient is unknown, or given for a method without gradients."""
     if gate_gradient not in get_args(GateGradient):
         raise ValueError(f"no such gate_gradient: {gate_gradient!r} (want {', '.join(get_args(GateGradient))})")
     if method == "exact" and gate_gradient != "none":
@@ -37,7 +37,7 @@ def refuse_gate_gradient(gate_gradient: str, method: str) -> None:
 
 
 class _Slope:
-    """Carries the gate logits of one layer to its gates."""
+    """Passes the gate logits of one layer on to its gates."""
 
     _soft: Tensor | None = None
 

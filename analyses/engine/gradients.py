@@ -1,11 +1,11 @@
-"""Runs for attribution: what every source writes, and the metric's gradient wherever a destination reads.
+"""Runs for attribution: what every source writes, and the metric's gradient at what every destination reads.
 
-1. The gradient is taken where each destination alone reads: after W_Q, W_K and W_V for heads, behind the norm for MLPs,
-   at the last residual stream for the logits.
-2. From there to the residual stream it follows by a formula (`norms`, `edge_products`), since all heads of a layer read
+1. The gradient is taken where only one destination reads: after W_Q, W_K and W_V for heads, after the norm for MLPs, at
+   the last residual stream for the logits.
+2. Formulas take it from there back to the residual stream (`norms`, `edge_products`), since all heads of a layer read
    the same numbers.
-3. Where query heads share keys and values, each head's part of the gradient is separated by going back from the scores
-   and the heads' outputs once for every head of a group.
+3. Where query heads share keys and values, each head's part of the gradient is separated by one backward pass, from the
+   attention scores and the heads' outputs, for every head of a group.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,16 +27,16 @@ from sparselens.circuits.graph import RECEIVERS
 class Gradients(Run):
     """A run with its residual streams, queries, keys and values, and the metric's gradient."""
 
-    at: Activations  # gradients; those of keys and values once for every query head
+    at: Activations  # gradients by hook point; for keys and values, one for each query head
 
 
 def written(request: Request, corrupted: bool = False) -> Run:
-    """Run forward, and record what every source's write is computed from."""
+    """Run forward, and record the activations from which the sources' writes are computed."""
     return request.record([*request.reading.written_names(), *request.also], corrupted=corrupted)
 
 
 def gradients(request: Request, corrupted: bool = False, edits: Sequence[Hook] = ()) -> Gradients:
-    """Run forward and back, for the gradient at everything that destinations read; `edits` act before the recording.
+    """Run forward and backward, for the gradient at everything that destinations read; `edits` act before recording.
 
     Raises:
         ValueError: the metric has no gradient.
@@ -51,7 +51,7 @@ def gradients(request: Request, corrupted: bool = False, edits: Sequence[Hook] =
 
 
 def gradients_at(request: Request, corrupted: bool, edits: Sequence[Hook], at: Sequence[str]) -> Gradients:
-    """Run forward and back, for the gradient at these hook points."""
+    """Run forward and backward, for the gradient at these hook points."""
     return _back(request, corrupted, edits, request.reading.written_names(), at, False)[0]
 
 
@@ -61,9 +61,9 @@ def _back(
     edits: Sequence[Hook],
     recorded_names: Sequence[str],
     at: Sequence[str],
-    again: bool,
+    retain_graph: bool,
 ) -> tuple[Gradients, Activations]:
-    """One run, and the activations at which the gradient was taken, with their graph if they are used `again`."""
+    """One run, and the activations at which the gradient was taken."""
     reading, watched, recorded = request.reading, dict[str, Tensor](), dict[str, Tensor]()
     hooks = [
         *edits,
@@ -75,14 +75,16 @@ def _back(
         values = request.measure(hooks, corrupted)
         if not values.requires_grad:
             raise ValueError("the metric has no gradient: attribution needs one that changes smoothly with the logits")
-        found = torch.autograd.grad(values.sum(), list(watched.values()), retain_graph=again, materialize_grads=True)
+        found = torch.autograd.grad(
+            values.sum(), list(watched.values()), retain_graph=retain_graph, materialize_grads=True
+        )
     recorded |= {name: activation.detach() for name, activation in watched.items()}
     return Gradients(values.detach(), recorded, dict(zip(watched, found, strict=True))), watched
 
 
 @contextmanager
 def frozen(model: Any) -> Iterator[None]:
-    """Inside, no parameter requires a gradient, so that nothing is stored for one."""
+    """Inside, no parameter requires a gradient, so none is stored."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
@@ -94,12 +96,12 @@ def frozen(model: Any) -> Iterator[None]:
 
 
 def _start(stream: Tensor) -> Tensor:
-    """The gradient goes back to here."""
+    """End the backward pass at this activation."""
     return stream.detach().requires_grad_()
 
 
 def _watch(watched: Activations, name: str, activation: Tensor) -> Tensor:
-    """Pass on a view, so that the gradient there is that of this destination alone."""
+    """Pass on a view, whose gradient is that of this destination alone."""
     watched[name] = activation.view_as(activation)
     return watched[name]
 
@@ -113,7 +115,7 @@ def _read_at(reading: Reading, grouped: bool) -> list[str]:
 
 
 def _separate(layer: Layer, watched: Activations, at: Activations) -> None:
-    """Replace the gradients of shared keys and values by one for every query head that uses them."""
+    """Replace the gradients of shared keys and values by one for each query head that uses them."""
     shared = layer.block.n_heads // layer.block.n_kv_heads
     for receiver, seen in (("k", "attn.hook_attn_scores"), ("v", "attn.hook_z")):
         name, outcome = layer.at(f"attn.hook_{receiver}"), layer.at(seen)
@@ -132,7 +134,7 @@ def _separate(layer: Layer, watched: Activations, at: Activations) -> None:
 
 
 def _only_every(gradient: Tensor, axis: int, first: int, step: int) -> Tensor:
-    """The gradient of every `step`-th head from `first` on; zero elsewhere."""
+    """The gradient of every `step`-th head starting at `first`; zero elsewhere."""
     kept = torch.zeros_like(gradient)
     places = torch.arange(first, gradient.shape[axis], step, device=gradient.device)
     return kept.index_copy(axis, places, gradient.index_select(axis, places))

@@ -1,8 +1,8 @@
-"""LayerNorm and RMSNorm as formulas, read from a model's modules and verified on random numbers.
+"""LayerNorm and RMSNorm as formulas, read from a model's modules and verified on random inputs.
 
 1. x_hat = centre(x) / root with root = sqrt(mean of squares + eps), and y = gain * x_hat + bias. `centre` subtracts the
    mean in a LayerNorm and does nothing in an RMSNorm.
-2. Back: J^T g = (centre(h) - x_hat mean(h x_hat)) / root with h = gain * g.
+2. Backward: J^T g = (centre(h) - x_hat mean(h x_hat)) / root with h = gain * g.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Norm:
-    """One norm over d_model, in float32 at least."""
+    """One norm over d_model, computed in float32 or wider."""
 
     gain: Float[Tensor, " d_model"]
     bias: Float[Tensor, " d_model"]
@@ -27,7 +27,7 @@ class Norm:
         self, x: Float[Tensor, "*batch d_model"]
     ) -> tuple[Float[Tensor, "*batch d_model"], Float[Tensor, "*batch 1"]]:
         """x_hat and 1 / root."""
-        x = self.centre(x.to(torch.promote_types(x.dtype, torch.float32)))
+        x = self.centre(widened(x))
         inverse = (x.square().mean(-1, keepdim=True) + self.eps).rsqrt()
         return x * inverse, inverse
 
@@ -42,7 +42,7 @@ class Norm:
     def into(
         self, x: Float[Tensor, "reader row d_model"], weight: Float[Tensor, "reader d_model d_head"]
     ) -> Float[Tensor, "reader row d_head"]:
-        """What weights make of the output, (x W') / root + bias W with W' = centre(gain W): x is read, not normed."""
+        """The output times a weight, as (x W') / root + bias W with W' = centre(gain W): no normed x is stored."""
         folded = self.gain.to(weight)[:, None] * weight
         if self.centred:
             squares, folded = x.var(-1, correction=0, keepdim=True), folded - folded.mean(1, keepdim=True)
@@ -59,6 +59,11 @@ class Norm:
         return (self.centre(inner) - x_hat * (inner * x_hat).mean(-1, keepdim=True)) * inverse
 
 
+def widened(values: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+    """The same values in float32 or wider."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def read_norm(module: Any, d_model: int) -> Norm | None:
     """The formula of a norm module of TransformerLens or transformers; None if no formula reproduces it."""
     parameter = next(iter(module.parameters()), torch.zeros(()))
@@ -70,7 +75,7 @@ def read_norm(module: Any, d_model: int) -> Norm | None:
         wanted = module(x)
         tried = [(_error(norm(x), wanted), norm) for norm in _candidates(module, x)]
     error, norm = min(tried, key=lambda pair: pair[0])
-    tolerance = max(1e-5, 4 * torch.finfo(wanted.dtype).eps)  # transformers norms in single precision
+    tolerance = max(1e-5, 4 * torch.finfo(wanted.dtype).eps)  # transformers' norms compute in float32
     return norm if error < tolerance else None
 
 

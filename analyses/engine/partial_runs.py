@@ -1,8 +1,9 @@
 """Runs a model under hooks, and only the part of it that a patch can change.
 
 1. Blocks before the patched one are skipped: a stand-in returns the residual stream of an earlier run.
-2. If the patch leaves that stream alone, the patched block's queries, keys and values are reused as well.
-3. After the last attention layer positions no longer mix, so the last MLP and the unembedding run at the answer's only.
+2. If the patch does not change that stream, the patched block's queries, keys and values are reused as well.
+3. After the last attention layer, positions no longer mix, so the last MLP and the unembedding run only at the answer's
+   position.
 The model still makes its own masks, positions and norms for the batch that runs, so nothing is assumed about them.
 """
 
@@ -20,19 +21,19 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 Result = TypeVar("Result")
 Activations = dict[str, Tensor]  # by the name of the hook point
-Hook = tuple[str, Callable[[Tensor], Tensor | None]]  # hook point or module; returns what takes its place, or None
+Hook = tuple[str, Callable[[Tensor], Tensor | None]]  # name of a hook point or module; returns a replacement or None
 
 
 def run(
     model: Any, tokens: Int[Tensor, "batch pos"], hooks: Sequence[Hook] = (), **options: Any
 ) -> Float[Tensor, "batch out_pos d_vocab"]:
-    """Logits of a TransformerBridge or HookedTransformer under hooks; no keys and values are cached for generation.
+    """Logits of a TransformerBridge or HookedTransformer under hooks, without caching keys and values for generation.
 
-    A name that is not a hook point names a module, whose first input is hooked: HookedTransformer's MLPs have no
-    hook point for theirs.
+    A name that is not a hook point is that of a module, and its first input is hooked: HookedTransformer has no hook
+    point for the input of an MLP.
 
     Args:
-        options: of the model's forward, such as a cache of keys and values
+        options: passed to the model's forward, such as a cache of keys and values
     """
     options = ({"use_cache": False} if hasattr(model, "original_model") else {}) | options
     known = model.hook_dict if hooks else ()  # a TransformerBridge rebuilds it at every access
@@ -57,10 +58,10 @@ def _replace_first(call: Callable[[Tensor], Tensor | None], _module: Any, args: 
 
 
 def recording(recorded: Activations, names: Sequence[str], prompts: Int[Tensor, " batch"] | None = None) -> list[Hook]:
-    """Hooks that copy activations into `recorded`: some families go on to add to them in place.
+    """Hooks that copy activations into `recorded`; copies, since some model families add to them in place later.
 
     Args:
-        prompts: their indices; an activation that is not finite is refused with the index of its prompt
+        prompts: indices of the prompts, with which an activation that is not finite is reported
     """
 
     def record(name: str, activation: Tensor) -> None:
@@ -91,7 +92,7 @@ def returns_tuple(model: Any, tokens: Int[Tensor, "batch pos"]) -> bool:
 
 @contextmanager
 def starting_at(model: Any, layer: int, residual: Float[Tensor, "batch pos d_model"], as_tuple: bool) -> Iterator[None]:
-    """Inside, block `layer` reads `residual`, whatever the tokens are, and the blocks before it do not run.
+    """Inside, block `layer` reads `residual`, whatever the tokens are, and earlier blocks do not run.
 
     Args:
         as_tuple: whether the blocks return tuples (`returns_tuple`)
@@ -104,7 +105,7 @@ def starting_at(model: Any, layer: int, residual: Float[Tensor, "batch pos d_mod
 def skipping(
     model: Any, blocks: Mapping[int, Callable[[], Float[Tensor, "batch pos d_model"]]], as_tuple: bool
 ) -> Iterator[None]:
-    """Inside, the numbered blocks do not run: each returns what its callable gives.
+    """Inside, these blocks do not run: each returns the result of its callable.
 
     Args:
         as_tuple: whether the blocks return tuples (`returns_tuple`)
@@ -124,7 +125,7 @@ Projections = dict[nn.Module, Float[Tensor, "batch pos features"]]
 
 @contextmanager
 def keeping_projections(model: Any) -> Iterator[list[Projections]]:
-    """Records the outputs of the modules that make queries, keys and values, layer by layer.
+    """Record the outputs of the modules that compute queries, keys and values, layer by layer.
 
     Stays empty where there are no such modules (HookedTransformer), or where their output has another shape.
     """
@@ -143,7 +144,7 @@ def keeping_projections(model: Any) -> Iterator[list[Projections]]:
 
 @contextmanager
 def holding(projections: Projections, rows: Int[Tensor, " row"]) -> Iterator[None]:
-    """Inside, these modules return their recorded outputs, one prompt per row, whatever their input is."""
+    """Inside, these modules return their recorded outputs for the prompts in `rows`, whatever their input is."""
     calls = {module: _ignoring_arguments(partial(_rows_of, values, rows)) for module, values in projections.items()}
     with _standing_in(calls):
         yield
@@ -155,9 +156,9 @@ def _rows_of(values: Tensor, rows: Tensor) -> Tensor:
 
 @contextmanager
 def silent_projections(model: Any) -> Iterator[None]:
-    """Inside, what makes queries, keys, values and the output of attention gives zeros, without computing.
+    """Inside, the query, key, value and output projections of attention return zeros, without computing.
 
-    For runs whose hooks replace all of these. Only where they are linear layers; elsewhere they run as ever.
+    For runs whose hooks replace all of these. Projections that are not linear layers run as usual.
     """
     linear = [
         inner for block in model.blocks for inner in _projections(block, "qkvo") if hasattr(inner, "out_features")
@@ -171,15 +172,15 @@ def _zeros(features: int, x: Tensor) -> Tensor:
 
 
 def _projections(block: Any, names: str) -> list[Any]:
-    """The model's own modules behind these, inside their hook points; none in HookedTransformer."""
+    """The model's own modules that TransformerLens wraps under these names; none in a HookedTransformer."""
     inside = (getattr(block.attn._modules.get(name), "original_component", None) for name in names)
     return [inner for inner in inside if inner is not None]
 
 
 @contextmanager
 def _standing_in(calls: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Inside, a callable takes the place of each module's forward."""
-    before = {module: module.__dict__.get("forward") for module in calls}  # accelerate, for one, puts its own there
+    """Inside, a callable replaces the forward of each module."""
+    before = {module: module.__dict__.get("forward") for module in calls}  # accelerate, for example, sets one
     try:
         for module, call in calls.items():
             module.__dict__["forward"] = call
@@ -192,7 +193,7 @@ def _standing_in(calls: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None
 
 
 def _ignoring_arguments(call: Callable[[], Any]) -> Callable[..., Any]:
-    """The same call, whatever it is given."""
+    """The same call, ignoring any arguments."""
     return lambda *_, **__: call()
 
 
@@ -201,7 +202,7 @@ def only_at(model: Any, end: Int[Tensor, " batch"], n_pos: int, trim_mlp: bool =
     """Inside, logits are computed at one position per prompt, with shape `batch 1 d_vocab`.
 
     Args:
-        trim_mlp: run the last MLP at this position only, too. Not while its output is recorded or patched.
+        trim_mlp: also run the last MLP at this position only; must be False while its output is recorded or patched
     """
     handles = [model.unembed.register_forward_pre_hook(partial(_pick, end))]
     last_mlp = model.blocks[-1]._modules.get("mlp")
@@ -216,23 +217,23 @@ def only_at(model: Any, end: Int[Tensor, " batch"], n_pos: int, trim_mlp: bool =
 
 
 def _pick(end: Tensor, _module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Every input at the chosen position only; some families pass the residual stream to the MLP as well."""
+    """Every input at the chosen position only; some families also pass the residual stream to the MLP."""
     rows = torch.arange(len(end))
     return tree_map(lambda x: x[rows.to(x.device), end.to(x.device)][:, None] if isinstance(x, Tensor) else x, args)
 
 
 def _spread(n_pos: int, _module: Any, _args: Any, output: Any) -> Any:
-    """The same output at all positions, only one of which is read. A copy, since some families add to it in place."""
+    """Repeat the output at all positions, of which one is read; a copy, since some families add to it in place."""
     return tree_map(lambda x: x.repeat(1, n_pos, 1) if x.ndim == 3 and x.shape[1] == 1 else x, output)
 
 
 class _Allocations(TorchDispatchMode):
-    """Counts the bytes of tensors that are made inside the block and alive at the same time."""
+    """Counts the bytes of tensors that are created inside the block and alive at the same time."""
 
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0
-        # Held weakly and by identity: the next tensor may get the address of one that was freed.
+        # Weak references, not addresses: a new tensor may get the address of one that was freed.
         self._known = weakref.WeakSet[torch.UntypedStorage]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -255,7 +256,7 @@ def _storages(tree: Any) -> list[torch.UntypedStorage]:
 
 
 def peak_bytes(call: Callable[[], Result]) -> tuple[Result, int]:
-    """What `call` returns, and the peak memory of the tensors it made, in bytes over all devices."""
+    """The result of `call`, and the peak memory of the tensors it created, in bytes over all devices."""
     with _Allocations() as allocations:
         result = call()
         return result, allocations.peak

@@ -1,4 +1,4 @@
-"""Old names and orders of arguments: accepted for one more release, with a DeprecationWarning."""
+"""Accepts old names and orders of arguments for one more release, with a DeprecationWarning."""
 
 import warnings
 from collections.abc import Callable
@@ -11,7 +11,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def renamed_argument(
     old: str, new: str, translate: Callable[[Any], Any] = lambda value: value
 ) -> Callable[[Function], Function]:
-    """Accept the keyword `old`, and pass what `translate` makes of its value as `new`.
+    """Accept the keyword `old`, and pass its value, after `translate`, as `new`.
 
     >>> @renamed_argument("source", "ablation")
     ... def patch_heads(model, pairs, *, ablation="corrupted"): ...
@@ -33,11 +33,11 @@ def renamed_argument(
 
 
 def pairs_first(call: Function) -> Function:
-    """Accept the old order (model, scores, pairs, ...) where it is now (model, pairs, scores, ...)."""
+    """Accept the old order (model, scores, pairs, ...) as well as the new one (model, pairs, scores, ...)."""
 
     @wraps(call)
     def in_any_order(*args: Any, **options: Any) -> Any:
-        from sparselens.prompts.tokenized import TokenizedPairs  # with torch, which figures can do without
+        from sparselens.prompts.tokenized import TokenizedPairs  # imports torch, which figures do not need
 
         if len(args) > 2 and isinstance(args[2], TokenizedPairs):
             warn(f"{call.__name__}(model, scores, pairs, ...) is now (model, pairs, scores, ...)", stacklevel=3)
@@ -48,5 +48,6 @@ def pairs_first(call: Function) -> Function:
 
 
 def warn(message: str, stacklevel: int) -> None:
-    """Warn that an old form goes."""
-    warnings.warn(f"{message}; the old form goes in sparselens 0.2", DeprecationWarning, stacklevel=stacklevel + 1)
+    """Warn that an old form will be removed."""
+    message = f"{message}; the old form will be removed in sparselens 0.2"
+    warnings.warn(message, DeprecationWarning, stacklevel=stacklevel + 1)

@@ -1,9 +1,9 @@
-"""One request behind every analysis: a model, prompt pairs, a metric, and the runs that answer it.
+"""One request behind every analysis: a model, prompt pairs and a metric, and the runs made with them.
 
 1. `open_request` refuses pairs that the model cannot read or that differ in length, and puts the model into evaluation
-   mode. What is found out about model and pairs is kept, so that analyses of one request share it.
-2. `Request.batch` takes prompts of one length, without padding, onto the model's device. `Request.sharing` makes
-   their runs begin where the two prompts of a pair first differ.
+   mode. What is found out about the model is cached in an `OpenModel`, so that several requests can share it.
+2. `Request.batch` moves prompts of one length, without padding, to the model's device. `Request.sharing` makes their
+   runs start where the two prompts of a pair first differ.
 3. `Request.measure` is the metric of a run under hooks; `Request.record` keeps activations of the run as well.
 """
 
@@ -42,12 +42,12 @@ _ALONG_POSITIONS = ("hook_resid_pre", "hook_resid_post", "hook_q", "hook_k", "ho
 
 
 class OpenModel:
-    """A model in evaluation mode, and what has been found out about it."""
+    """A model, and a cache of what has been found out about it."""
 
     def __init__(self, model: HookedModel) -> None:
         refuse_other_model(model)
-        self.model: Any = model  # analyses look into TransformerLens' modules, which carry no types
-        self.begins_behind = dict[tuple[int, int], bool]()  # (length, start): do such runs agree?
+        self.model: Any = model  # analyses use TransformerLens' modules, which carry no types
+        self.begins_behind = dict[tuple[int, int], bool]()  # (length, start): whether such runs agree with whole ones
         parameter = next(self.model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
 
@@ -62,7 +62,7 @@ class OpenModel:
         return returns_tuple(self.model, torch.zeros(1, 1, dtype=torch.long, device=self.device))
 
     def has_gradient(self, metric: Metric, pairs: TokenizedPairs) -> bool:
-        """Does the metric change smoothly with the logits?"""
+        """Whether the metric is differentiable with respect to the logits."""
         one = pairs[:1]._without_padding().to(self.device)
         with torch.enable_grad():
             size = (*one.clean.shape, self.model.cfg.d_vocab)
@@ -70,7 +70,7 @@ class OpenModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of weights and settings: hashing them takes seconds for a large model."""
+        """A digest of weights and settings; cached, since hashing takes seconds for a large model."""
         return of_model(self.model)
 
 
@@ -92,9 +92,9 @@ class Request:
     prompts: Int[Tensor, " batch"]  # the pairs' indices among all pairs
     budget: Budget = field(default_factory=Budget)
     progress: bool = False
-    also: tuple[str, ...] = ()  # hook points that are recorded in every run, beside what sources write
-    starts: Mapping[int, int] = field(default_factory=dict[int, int])  # by length of a prompt: where its runs begin
-    prefix: Prefix | None = None  # of a batch whose runs do not begin at the first token
+    also: tuple[str, ...] = ()  # hook points to record in every run, in addition to the sources' writes
+    starts: Mapping[int, int] = field(default_factory=dict[int, int])  # length of a prompt -> where its runs start
+    prefix: Prefix | None = None  # of a batch whose runs do not start at the first token
 
     @property
     def model(self) -> Any:
@@ -115,11 +115,11 @@ class Request:
         return self.budget.sizes(self.model, self.pairs.clean.shape[1] + left_out, *steps)
 
     def sharing(self) -> "Request":
-        """The same request, whose runs leave out what clean and corrupted prompts have in common at their beginning.
+        """The same request, whose runs skip the tokens that clean and corrupted prompts share at their beginning.
 
-        Only for runs in which all positions there are as in both prompts: nothing is set to zero or to a mean, and no
-        position is asked for by its number. If the model cannot, or the metric is not one of `sl.metrics`, the request
-        as it is.
+        Only for runs that leave these positions unchanged: nothing is set to zero or to a mean, and no position is
+        addressed by its index. If the model cannot do this, or the metric is not one of `sl.metrics`, the request is
+        returned unchanged.
         """
         if self.starts or self.metric not in METRICS.values():
             return self
@@ -130,7 +130,7 @@ class Request:
             return self
         found = replace(self, starts={length: start for length, (start, _) in worth.items()})
         known = self.opened.begins_behind
-        for length, (start, row) in worth.items():  # of every length: rotary encodings may depend on it
+        for length, (start, row) in worth.items():  # every length is checked: rotary encodings may depend on it
             if (length, start) not in known:
                 known[length, start] = agrees(self._along_positions(row), partial(found._along_positions, row))
             if not known[length, start]:
@@ -138,7 +138,7 @@ class Request:
         return found
 
     def _along_positions(self, row: int) -> Activations:
-        """What analyses record of a clean prompt."""
+        """The activations that analyses record, on one clean prompt."""
         recorded: Activations = {}
         names = [name for name in self.model.hook_dict if name.endswith(_ALONG_POSITIONS)]
         self.batch(torch.tensor([row])).measure(recording(recorded, names))
@@ -155,22 +155,22 @@ class Request:
         return replace(batch, pairs=behind(pairs, start), prefix=prefix)
 
     def rows(self, rows: Int[Tensor, " row"]) -> "Request":
-        """Some prompts of a batch, in any order and as often as they are named."""
+        """Some prompts of a batch, in any order and possibly repeated."""
         prefix = self.prefix and self.prefix.of(rows)
         return replace(self, pairs=self.pairs[rows], prompts=self.prompts[rows], prefix=prefix)
 
     def repeated(self, count: int) -> "Request":
-        """The prompts of a batch `count` times over."""
+        """The prompts of a batch, repeated `count` times."""
         return self.rows(torch.arange(len(self)).repeat(count))
 
     def measure(self, hooks: Sequence[Hook] = (), corrupted: bool = False, trim_mlp: bool = False) -> PerPrompt:
         """The metric of a run under hooks.
 
-        The metrics of `sl.metrics` read the logits at the answer's position only, so no others are computed for them:
-        they see these at every position. A metric of your own gets all logits.
+        The metrics of `sl.metrics` read the logits only at the answer's position, so only these are computed for them,
+        and repeated at every position. A metric of your own gets all logits.
 
         Args:
-            trim_mlp: run the last MLP at the answer's position only, too. Not while it is recorded or edited.
+            trim_mlp: also run the last MLP at the answer's position only; must be False while it is recorded or edited
 
         Raises:
             ValueError: the metric does not return one finite number per prompt.
@@ -213,13 +213,13 @@ def open_request(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> Iterator[Request]:
-    """Inside, the request's runs can be made: in evaluation mode, and without gradients unless one is asked for.
+    """Check the inputs and yield a request; inside, the model is in evaluation mode and gradients are disabled.
 
     Args:
-        model: or an `OpenModel`, so that several requests share what has been found out about it
+        model: a model; or an `OpenModel`, to share what has been found out about it between requests
         metric: function or name in `sparselens.prompts.metrics`
-        memory: bytes to work in beside the model; a trial run is measured
-        batch_size: rows (prompts, or patched prompts) per run; nothing is measured
+        memory: bytes to use in addition to the model; the batch size is found by a trial run
+        batch_size: rows (prompts, or patched prompts) per run, without a trial run
 
     Raises:
         ValueError: there is no such metric, the prompts of a pair differ in length, or the pairs are another model's.
@@ -234,11 +234,11 @@ def open_request(
 
 
 def refuse_unequal(pairs: TokenizedPairs) -> None:
-    """Raise a ValueError if the prompts of some pair differ in length, or padding cannot be cut off.
+    """Raise a ValueError if the two prompts of a pair differ in length, or if padding cannot be cut off.
 
     Every position needs its counterpart, and prompts of one length run without their masks.
     """
-    if pairs.corrupted_mask is not None:  # else the other mask is for both
+    if pairs.corrupted_mask is not None:  # otherwise one mask is for both
         mask = torch.ones_like(pairs.corrupted_mask) if pairs.attention_mask is None else pairs.attention_mask
         unequal = (mask != pairs.corrupted_mask).any(-1).nonzero()
         if len(unequal):
@@ -250,12 +250,13 @@ def refuse_unequal(pairs: TokenizedPairs) -> None:
         if batch.attention_mask is not None:
             broken = int(rows[int((batch.attention_mask == 0).any(-1).nonzero()[0])])
             raise ValueError(
-                f"prompt {broken} has padding inside, or on another side than prompts as long: pad all on one side"
+                f"prompt {broken} has padding inside, or on another side than prompts of the same length: pad all on "
+                "one side"
             )
 
 
 def refuse_several_lengths(pairs: TokenizedPairs, what: str) -> None:
-    """Raise a ValueError unless all prompts have one length, without which a mean over prompts means nothing."""
+    """Raise a ValueError unless all prompts have one length; a mean over prompts at a position needs that."""
     refuse_other_pairs(pairs)
     lengths = sorted({batch.clean.shape[1] for _, batch in pairs.batches(len(pairs))})
     if len(lengths) > 1:

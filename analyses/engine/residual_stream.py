@@ -1,10 +1,10 @@
 """How components write to the residual stream and read from it: found in the model's modules, verified by a short run.
 
 1. Head h of layer l writes z_h W_O[h]; b_O belongs to no head. In post-norm models it writes its share of the norm:
-   gain * centre(z_h W_O[h]) / root, with the root that the run's own norm divides by.
+   gain * centre(z_h W_O[h]) / root, where root is what the norm divides by in this run.
 2. Its queries, keys and values are W norm(x) + b, where x is the residual stream before the layer.
 3. An MLP reads norm(x), with a norm of its own, that of the attention (GPT-J, Falcon, Phi) or none (OLMo 2).
-4. `input` writes what block 0 reads: token and position embeddings, and whatever the model does to them.
+4. `input` writes what block 0 reads: token and position embeddings, after whatever the model does to them.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from sparselens.analyses.engine.norms import Norm, read_norm
+from sparselens.analyses.engine.norms import Norm, read_norm, widened
 from sparselens.analyses.engine.partial_runs import Activations, recording, run
 from sparselens.circuits.graph import RECEIVERS, Block, Graph
 from sparselens.gates.probe import refuse_broken_weights
@@ -27,7 +27,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """How one block reads and writes; None where there is no norm."""
+    """How one block reads and writes; a norm that it does not have is None."""
 
     number: int
     norm: Norm | None  # between the residual stream and queries, keys, values
@@ -59,12 +59,12 @@ class Reading:
         """W_Q, W_K or W_V of every query head."""
         block = self.layers[layer].block
         found = getattr(self.model.blocks[layer].attn, f"W_{receiver.upper()}").detach()
-        return _exact(_per_head(found, block))
+        return widened(_per_head(found, block))
 
     def bias(self, layer: int, receiver: str) -> Float[Tensor, "head d_head"] | None:
         """b_Q, b_K or b_V of every query head; None where there is none."""
         found = getattr(self.model.blocks[layer].attn, f"b_{receiver.upper()}", None)
-        return None if found is None else _exact(_per_head(found.detach(), self.layers[layer].block))
+        return None if found is None else widened(_per_head(found.detach(), self.layers[layer].block))
 
     def head_writes(
         self,
@@ -75,31 +75,32 @@ class Reading:
         """What the heads of a layer write to the residual stream.
 
         Args:
-            whole: where `z` is part of the heads' outputs, all of them: a post-norm divides by the root of their sum
+            whole: the complete outputs of the heads if `z` is a part of them: a post-norm divides by the root of their
+                sum
         """
         attn, post_norm = self.model.blocks[layer].attn, self.layers[layer].post_norm
-        weight = _exact(attn.W_O.detach())
-        flat = rearrange(_exact(z), "batch pos head d_head -> head (batch pos) d_head")
+        weight = widened(attn.W_O.detach())
+        flat = rearrange(widened(z), "batch pos head d_head -> head (batch pos) d_head")
         writes = rearrange(torch.bmm(flat, weight), "head (batch pos) d_model -> head batch pos d_model", batch=len(z))
         if post_norm is None:
             return writes
         bias = getattr(attn, "b_O", None)
-        total = writes.sum(0) if whole is None else torch.einsum("bthe,hem->btm", _exact(whole), weight)
-        _, inverse = post_norm.standardise(total + (0 if bias is None else _exact(bias.detach())))
+        total = writes.sum(0) if whole is None else torch.einsum("bthe,hem->btm", widened(whole), weight)
+        _, inverse = post_norm.standardise(total + (0 if bias is None else widened(bias.detach())))
         return post_norm.centre(writes) * inverse * post_norm.gain
 
     def unowned(
         self, layer: int, z: Float[Tensor, "batch pos head d_head"]
     ) -> Float[Tensor, "*_batch_pos d_model"] | None:
-        """What attention adds to the residual stream beside its heads' writes: biases. None where there are none."""
+        """What attention writes in addition to its heads, from its biases; None if it has none."""
         attn, post_norm = self.model.blocks[layer].attn, self.layers[layer].post_norm
         bias = getattr(attn, "b_O", None)
-        bias = None if bias is None else _exact(bias.detach())
+        bias = None if bias is None else widened(bias.detach())
         if post_norm is None:
             return bias
         found = post_norm.bias
         if bias is not None and bias.any():
-            flat = torch.einsum("bthe,hem->btm", _exact(z), _exact(attn.W_O.detach()))
+            flat = torch.einsum("bthe,hem->btm", widened(z), widened(attn.W_O.detach()))
             found = found + post_norm.centre(bias) * post_norm.standardise(flat + bias)[1] * post_norm.gain
         return found
 
@@ -116,16 +117,12 @@ class Reading:
         return names + [layer.mid for layer in self.layers if layer.block.mlp]
 
     def recorded_names(self) -> list[str]:
-        """Both."""
+        """The hook points of the streams and of the writes."""
         return self.stream_names() + self.written_names()
 
 
-def _exact(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
-
-
 def _per_head(values: Tensor, block: Block) -> Tensor:
-    """Keys' and values' weights once for every query head that shares them."""
+    """Repeat the weights of shared keys and values for every query head that uses them."""
     return values.repeat_interleave(block.n_heads // len(values), 0) if len(values) < block.n_heads else values
 
 
@@ -137,7 +134,7 @@ def read_model(model: Any) -> Reading:
 
     Raises:
         ValueError: it is another kind of model, its weights are not finite, or its residual stream is not the sum of
-            what heads and MLPs write (BERT and others that normalise the sum). Says where.
+            what heads and MLPs write (BERT and others that normalise the sum). The message says where.
     """
     graph = Graph.of_model(model)
     device = next(model.parameters()).device
@@ -157,7 +154,7 @@ def read_model(model: Any) -> Reading:
 
 
 def _outline(model: Any, number: int, block: Block) -> Layer:
-    """What is known of a layer before its norms are found."""
+    """What is known about a layer before its norms are found."""
     at = f"blocks.{number}.".__add__
     mlp_in = at("mlp.hook_in") if at("mlp.hook_in") in model.hook_dict else at("mlp")
     mid = at("hook_resid_pre" if block.parallel else "hook_resid_mid")
@@ -171,16 +168,16 @@ def _names(layer: Layer) -> list[str]:
 
 
 def _verified(outline: Reading, layer: Layer, recorded: Activations) -> Layer:
-    """The layer with its norms, each chosen as the one that reproduces the recorded run.
+    """The layer with its norms, each chosen because it reproduces the recorded run.
 
     Raises:
         ValueError: none does.
     """
-    before, after = (_exact(recorded[layer.at(name)]) for name in ("hook_resid_pre", "hook_resid_post"))
+    before, after = (widened(recorded[layer.at(name)]) for name in ("hook_resid_pre", "hook_resid_post"))
     middle = after
     if layer.block.mlp:
-        output = _exact(recorded[layer.at("hook_mlp_out")])
-        middle = after - output if layer.block.parallel else _exact(recorded[layer.mid])
+        output = widened(recorded[layer.at("hook_mlp_out")])
+        middle = after - output if layer.block.parallel else widened(recorded[layer.mid])
         _refuse(outline, layer, "its MLP does not add to the residual stream", _error(after - middle, output))
     norm = _find(
         outline, layer, ("ln1",), "queries are not a function of the residual stream", partial(_queries_off, recorded)
@@ -210,7 +207,7 @@ def _find(
 
 
 def _queries_off(recorded: Activations, outline: Reading, layer: Layer, norm: Norm | None) -> float:
-    stream = _exact(recorded[layer.at("hook_resid_pre")])
+    stream = widened(recorded[layer.at("hook_resid_pre")])
     normed, errors = stream if norm is None else norm(stream), [0.0]
     for receiver in RECEIVERS:
         seen, bias = recorded[layer.at(f"attn.hook_{receiver}")], outline.bias(layer.number, receiver)
@@ -229,7 +226,7 @@ def _heads_off(recorded: Activations, written: Tensor, outline: Reading, layer: 
 
 
 def _mlp_off(recorded: Activations, _outline: Reading, layer: Layer, norm: Norm | None) -> float:
-    stream = _exact(recorded[layer.mid])
+    stream = widened(recorded[layer.mid])
     return _error(stream if norm is None else norm(stream), recorded[layer.mlp_in])
 
 
@@ -242,7 +239,7 @@ def _refuse(outline: Reading, layer: Layer, otherwise: str, error: float) -> Non
     if not error <= TOLERANCE.get(dtype, 1e-5):
         raise ValueError(
             f"cannot read layer {layer.number} of this {_kind(outline.model)}: {otherwise} (off by {error:.2g}). "
-            "Want a residual stream to which heads and MLPs add, each reading it through a LayerNorm, RMSNorm or none"
+            "Want heads and MLPs that add to the residual stream and read it through a LayerNorm, RMSNorm or no norm"
         )
 
 

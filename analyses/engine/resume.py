@@ -1,9 +1,10 @@
 """Keeps the results of finished batches on disk, so that an interrupted call loses only the batch in flight.
 
 1. The file begins with a line of JSON that identifies the request: model, prompts, metric and settings.
-2. Each batch adds a record: digests of what the batch is and of its content, the content's length, and safetensors.
-3. The same call cuts its work into the same batches, and so ends with the numbers of an uninterrupted run, bit by bit.
-   A record that is cut short or damaged, or of a batch of another size, is computed again.
+2. Each batch appends a record: a digest that identifies the batch, a digest of its content, the content's length, and
+   the content as safetensors.
+3. The same call splits its work into the same batches, and so ends with exactly the numbers of an uninterrupted run.
+   A batch is computed again if its record is truncated or damaged, or of another batch size.
 """
 
 import hashlib
@@ -30,7 +31,7 @@ _HEAD = 2 * _DIGEST + _LENGTH
 
 
 class BatchLog:
-    """Finished batches in a file, which is made with the first of them; without a path, nothing is kept."""
+    """Finished batches in a file, which is created with the first of them; without a path, nothing is kept."""
 
     def __init__(self, path: Path | None = None, request: Mapping[str, Any] | None = None) -> None:
         self._path, self._request = path, json.dumps(request).encode() + b"\n"
@@ -39,10 +40,10 @@ class BatchLog:
             os.truncate(path, self._find_records(path))
 
     def once(self, batch: Sequence[Tensor], make: Callable[[], Tensors]) -> Tensors:
-        """The result of `make` for this batch: from the file if it is there, else computed now and written to disk.
+        """The result of `make` for this batch: read from the file if it is there, otherwise computed and written.
 
         Args:
-            batch: numbers that identify it
+            batch: tensors that identify it
         """
         if self._path is None:
             return make()
@@ -55,7 +56,7 @@ class BatchLog:
         return tuple(kept[str(number)] for number in range(len(kept)))
 
     def _read(self, path: Path, key: bytes) -> bytes | None:
-        """The content of a record; None where there is none, or it is not what was written."""
+        """The content of a record; None if there is none, or it is damaged."""
         if key not in self._places:
             return None
         start, length = self._places[key]
@@ -74,7 +75,7 @@ class BatchLog:
             return file.tell() - len(record), len(record)
 
     def _find_records(self, path: Path) -> int:
-        """Note the place of every whole record. Returns where the last one ends."""
+        """Note the place of every complete record. Returns where the last one ends."""
         size = path.stat().st_size
         with path.open("rb") as file:
             line = file.readline()
@@ -92,13 +93,13 @@ class BatchLog:
 
 
 def batch_log(out: str | Path | None, request: Request, **settings: Any) -> BatchLog:
-    """The log of one call, identified by its request and settings. Tensors among these are known by their digest.
+    """The log of one call, identified by its request and settings (tensors by their digest).
 
-    The memory budget is not among them, so that a run that ran out of memory can resume with less.
+    The memory budget is not part of that, so a run that ran out of memory can resume with less.
 
     Raises:
-        ValueError: the file belongs to another call, or is something else: says what differs. Or the metric has no name
-            that distinguishes it from others.
+        ValueError: the file belongs to another call (the message says what differs) or is not a log, or the metric has
+            no unique name.
     """
     if out is None:
         return BatchLog()
@@ -106,16 +107,16 @@ def batch_log(out: str | Path | None, request: Request, **settings: Any) -> Batc
     identity = {
         "metric": unique_name(request.metric),
         "prompts": of_pairs(request.pairs),
-        "gate bias": None if gates is None else gates.gate_bias,  # in the model's fingerprint too, but says more
+        "gate bias": None if gates is None else gates.gate_bias,  # also in the fingerprint, but here an error names it
         "model": request.opened.fingerprint,
     }
-    told = {n: _digest([value]).hexdigest() if isinstance(value, Tensor) else value for n, value in settings.items()}
+    known = {n: _digest([value]).hexdigest() if isinstance(value, Tensor) else value for n, value in settings.items()}
     number = rank()
-    return BatchLog(Path(f"{out}.{number}" if number else out), identity | told)
+    return BatchLog(Path(f"{out}.{number}" if number else out), identity | known)
 
 
 def _refuse_another(path: Path, line: bytes, wanted: bytes) -> None:
-    """Raise a ValueError unless the line is the wanted one, cut short."""
+    """Raise a ValueError unless the line is the wanted one, possibly truncated."""
     if not wanted.startswith(line):
         raise ValueError(f"{path} {_difference(line, json.loads(wanted))}. Choose another file, or delete it")
 
@@ -136,7 +137,7 @@ def unique_name(metric: Metric) -> str:
     """A name that no other metric has.
 
     Raises:
-        ValueError: it has none, as a lambda.
+        ValueError: it has none, such as a lambda.
     """
     for name, known in METRICS.items():
         if metric is known:
@@ -145,7 +146,7 @@ def unique_name(metric: Metric) -> str:
     if "<" in name or isinstance(metric, (partial, MethodType)):
         raise ValueError(
             f"out= resumes only with a metric that has a name of its own, not {metric!r}: define it with def at the "
-            "top of a module, or omit out="
+            "top level of a module, or omit out="
         )
     return f"{metric.__module__}.{name}"
 

@@ -1,9 +1,9 @@
-"""Who wrote what to the residual stream at one position, before a layer reads it there: the terms of its sum.
+"""What each source wrote to the residual stream at one position, before a layer reads it: the terms of that sum.
 
 1. `input`, or `token` and `position` where block 0 reads the sum of two embeddings.
-2. Every earlier head and MLP by its name. On request, heads are split into their attention edges: `a0.h1:3->7` is what
+2. Every earlier head and MLP, by name. Optionally, heads are split into their attention edges: `a0.h1:3->7` is what
    head 1 of layer 0 moved from position 3 to 7.
-3. `b_O`: biases of outputs and post-norms of attention, which belong to no head.
+3. `b_O`: the output and post-norm biases of attention, which belong to no head.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparselens.analyses.engine.edge_products import exact_dtype
+from sparselens.analyses.engine.norms import widened
 from sparselens.analyses.engine.partial_runs import Activations
 from sparselens.analyses.engine.residual_stream import TOLERANCE, Layer, Reading
 from sparselens.circuits.graph import INPUT
@@ -21,7 +21,7 @@ EMBEDDINGS = ("hook_embed", "hook_pos_embed")
 
 
 def written_names(reading: Reading, n_layers: int, by_position: bool) -> list[str]:
-    """The hook points of all that is written before a layer reads."""
+    """The hook points to record for everything written before layer `n_layers` reads."""
     points = reading.model.hook_dict
     names = [name for name in EMBEDDINGS if name in points] + [reading.layers[0].at("hook_resid_pre")]
     for layer in reading.layers[:n_layers]:
@@ -33,7 +33,7 @@ def written_names(reading: Reading, n_layers: int, by_position: bool) -> list[st
 def written_at(
     reading: Reading, n_layers: int, pos: int, recorded: Activations, by_position: bool
 ) -> tuple[list[str], Float[Tensor, "source batch d_model"]]:
-    """All that is written at a position before a layer reads."""
+    """Names and values of everything written at a position before layer `n_layers` reads."""
     names, writes = _embeddings(recorded, recorded[reading.layers[0].at("hook_resid_pre")][:, pos], pos)
     biases: list[Tensor] = []
     for layer in reading.layers[:n_layers]:
@@ -55,8 +55,8 @@ def written_at(
 def _embeddings(
     recorded: Activations, start: Float[Tensor, "batch d_model"], pos: int
 ) -> tuple[list[str], list[Tensor]]:
-    """What block 0 reads: token and position embeddings where it is their sum, else one input."""
-    start = start.to(exact_dtype(start.dtype))
+    """What block 0 reads: token and position embeddings if it is their sum, otherwise one input."""
+    start = widened(start)
     found = [recorded[name].to(start) for name in EMBEDDINGS if name in recorded]
     if len(found) == 2 and all(values.ndim == 3 for values in found):
         token, position = (values[:, pos].expand_as(start) for values in found)
@@ -72,7 +72,7 @@ def _by_head(reading: Reading, layer: Layer, pos: int, recorded: Activations) ->
 
 
 def _by_position(reading: Reading, layer: Layer, pos: int, recorded: Activations) -> Iterator[tuple[str, Tensor]]:
-    """Heads split by key position; a head stays whole if a hook has changed its output, as cutting it does."""
+    """Heads split by key position; a head stays whole if a hook changed its output, as cutting it does."""
     z = recorded[layer.at("attn.hook_z")][:, pos : pos + 1]
     value = recorded[layer.at("attn.hook_v")]
     value = value.repeat_interleave(z.shape[2] // value.shape[2], 2)

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparselens.analyses.engine.edge_products import exact_dtype
 from sparselens.analyses.engine.norms import Norm
 from sparselens.analyses.engine.partial_runs import recording, run
 from sparselens.analyses.engine.request import OpenModel
@@ -114,7 +113,7 @@ def freeze(opened: OpenModel, transcoders: Transcoders, tokens: Int[Tensor, " po
     points = ("hook_resid_pre", "attn.hook_pattern", "attn.hook_z", "hook_mlp_out")
     names = [name for layer in reading.layers for name in (*map(layer.at, points), layer.mid)]
     logits = run(opened.model, tokens[None].to(opened.device), recording(recorded, [*names, reading.end]))
-    dtype = exact_dtype(logits.dtype)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
     kept = {name: values[0].to(dtype) for name, values in recorded.items()}
     layers: list[FrozenLayer] = []
     for layer in reading.layers:

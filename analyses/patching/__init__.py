@@ -1,1 +1,1 @@
-"""What a model does when an activation of one run takes the place of another's."""
+"""Activation patching: what a model does when an activation is replaced by that of another run."""

@@ -2,10 +2,11 @@
 
 1. value = metric(base run with one activation replaced), where the base is the clean (noising) or the corrupted prompt
    (denoising), and the replacement comes from the other prompt, the mean over corrupted prompts, or zero.
-2. Both prompts of every pair run once; the activations at the site and what every block of the base run reads are kept.
+2. Both prompts of every pair run once; the activations at the site and the inputs of all blocks in the base run are
+   kept.
 3. A patch whose activation is the same in both runs changes nothing: its value is the base run's.
-4. All others run in batches, one row per (prompt, patch), from the patched block on and, where no patch has a position
-   or is zero or a mean, behind what the two prompts have in common (`engine.prefixes`).
+4. All others run in batches, one row per (prompt, patch), starting at the patched block. If patches cover all positions
+   and come from the other prompt, runs also skip the tokens that both prompts share at the start (`engine.prefixes`).
 Source: Vig et al. 2020; Meng et al. 2022; Heimersheim and Nanda 2024 for noising and denoising.
 """
 
@@ -40,7 +41,7 @@ def patch_heads(
     >>> result = patch_heads(model, pairs, "logit_difference", by_position=True)
     >>> result.values.shape, result.effects.mean(0)  # [batch layer head pos], Float["layer head pos"]
 
-    Options, sign convention and scope are those of `patch_activations`, which patches other sites, too.
+    Options, sign convention and scope are those of `patch_activations`, which also patches other sites.
     """
     return patch_activations(model, pairs, metric, "heads", **options)
 
@@ -61,15 +62,15 @@ def patch_activations(
     progress: bool = True,
     out: str | Path | None = None,
 ) -> PatchingResult:
-    """The metric of every prompt under every patch of one kind.
+    """Replace one activation at a time, and measure the metric of every prompt under each patch.
 
     >>> patch_activations(model, pairs, site="mlps").values.shape  # [batch layer]
     >>> patch_activations(model, pairs, site="residual", by_position=True).values.shape  # [batch layer pos]
 
-    Sign convention: `PatchingResult.effects` is the metric under the patch minus that of the base run; noising a
+    Sign convention: `PatchingResult.effects` is the metric under the patch minus that of the base run. Noising a
     component that matters gives a negative effect, denoising it a positive one.
 
-    Scope: one component at a time while all others stay as in the base run. Components that back each other up each
+    Scope: one component at a time, while all others stay as in the base run. Components that back each other up each
     have a small effect.
 
     Args:
@@ -77,15 +78,15 @@ def patch_activations(
         metric: function of (logits, pairs), or name in `sparselens.prompts.metrics`
         site: `heads` (a head's output, before W_O), `mlps`, `attention` (the output of a layer's heads together),
             `residual` (the input of a block), or `attention_edges` (one weight of one head, query and key)
-        base: the run that is changed: "clean" (noising) or "corrupted" (denoising)
+        base: the run to patch: "clean" (noising) or "corrupted" (denoising)
         ablation: what replaces the activation: that of the other prompt ("corrupted" or "clean"), "zero", or the "mean"
             over corrupted prompts at each position
         by_position: one patch per position instead of one for all positions
         only: the patches to run, each indexed by layer and the rest of `PatchingResult.axes`; default: all
-        memory: bytes to work in beside the model, by measuring one prompt. Default: 64 rows at a time for small models,
-            else 1 GiB
-        batch_size: rows (a patch on a prompt) per run, instead of a budget
-        progress: show a bar with the time left
+        memory: bytes to use in addition to the model; one prompt is measured to find the batch size. Default: 64 rows
+            at a time for small models, otherwise 1 GiB
+        batch_size: rows (one patch on one prompt) per run, instead of a memory budget
+        progress: show a progress bar
         out: file for finished batches; after an interruption the same call resumes from it
 
     Raises:
@@ -120,8 +121,8 @@ def patch_activations(
                     values[where] = found.to(values)
                     bar.update(len(cells))
         clean, corrupted = baselines
-        asked = request.pairs.labels, request.pairs.clean_prompt
-        return PatchingResult(site, axes, base, ablation, values, clean, corrupted, *asked)
+        labels, clean_prompt = request.pairs.labels, request.pairs.clean_prompt
+        return PatchingResult(site, axes, base, ablation, values, clean, corrupted, labels, clean_prompt)
 
 
 def _chosen(only: Sequence[Sequence[int]] | None, axes: Sequence[str], shape: Sequence[int]) -> Bool[Tensor, "*cell"]:
@@ -138,7 +139,7 @@ class _Group:
 
     batch: Request
     recorded: Recorded
-    window: tuple[slice, ...]  # their columns along every axis of a cell
+    window: tuple[slice, ...]  # the part of every axis of a cell that they use
 
 
 def _group(setup: Patching, batch: Request, recorded: Recorded) -> _Group:
@@ -147,7 +148,7 @@ def _group(setup: Patching, batch: Request, recorded: Recorded) -> _Group:
 
 
 def _window(pairs: TokenizedPairs, prompts: Tensor, cell: Sequence[str], n_heads: int) -> tuple[slice, ...]:
-    """The columns of prompts without their padding, in tensors of all prompts."""
+    """The part of every axis of a cell that these prompts use: positions without their padding."""
     columns = slice(0, pairs.clean.shape[1])
     if pairs.attention_mask is not None:
         used = pairs.attention_mask[prompts.to(pairs.attention_mask.device)].any(0).nonzero()
@@ -156,7 +157,7 @@ def _window(pairs: TokenizedPairs, prompts: Tensor, cell: Sequence[str], n_heads
 
 
 def _settle(setup: Patching, group: _Group, values: Tensor, chosen: Tensor) -> Bool[Tensor, "batch layer *cell"]:
-    """Fill in the patches that change nothing; returns those that are left to run."""
+    """Fill in the values of patches that change nothing; returns the patches left to run."""
     (site,), recorded, prompts = setup.sites, group.recorded, group.batch.prompts
     todo = torch.zeros(len(prompts), *values.shape[1:], dtype=torch.bool)
     for layer, name in enumerate(setup.names):
@@ -168,7 +169,7 @@ def _settle(setup: Patching, group: _Group, values: Tensor, chosen: Tensor) -> B
 
 
 def _batches(todo: Tensor, size: int) -> Iterator[tuple[int, Int[Tensor, "row axis"]]]:
-    """Layer by layer, the row in the group and the cell of every patch to run, `size` of them at a time."""
+    """Layer by layer, the prompt's row in the group and the cell of every patch to run, `size` of them at a time."""
     for layer in range(todo.shape[1]):
         for cells in todo[:, layer].nonzero().split(size):
             if len(cells):

@@ -1,10 +1,10 @@
-"""Cuts: parts of a model that are taken out of a run, by names that pages, files and Python share.
+"""Cuts: parts of a model that are removed from a run. Pages, files and Python use the same names for them.
 
     a0.h1:3->7  an attention edge: in head 1 of layer 0, position 7 no longer reads position 3
     a0.h1, a0   a head, all heads of a layer: they write nothing
     m0          an MLP: it writes nothing
     p3          a token: no other position reads it, in any head
-An edge is cut by closing its gate, in a dense model by setting its weight to zero; other weights stay as they are.
+An edge is cut by closing its gate or, in a dense model, by setting its weight to zero; other weights do not change.
 """
 
 import re
@@ -19,12 +19,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparselens.analyses.attribution.attention_edges import AttentionEdges, edges_of, shows_edges
-from sparselens.analyses.patching.patch_sites import SITES, shows_only_copies
+from sparselens.analyses.engine.hidden_attention import refuse_hidden_attention
+from sparselens.analyses.patching.patch_sites import SITES
 from sparselens.gates.surgery import is_sparse
 
 EXAMPLES = "a0.h1:3->7, a0.h1, a0, m0 or p3"
 _NUMBER = "(0|[1-9][0-9]{0,5})"
-_AXES = {  # what the numbers in a name count
+_AXES = {  # the axes along which the numbers in a name are indices
     re.compile(pattern.replace("N", _NUMBER)): axes
     for pattern, axes in {
         r"aN\.hN:N->N": ("layer", "head", "key_pos", "query_pos"),
@@ -37,7 +38,7 @@ _AXES = {  # what the numbers in a name count
 
 
 class Shape(NamedTuple):
-    """How many of each there are to cut."""
+    """How many parts of each kind a model has on a prompt."""
 
     layer: int
     head: int
@@ -52,25 +53,25 @@ class Shape(NamedTuple):
         return cls(n_layers, model.cfg.n_heads, n_layers * has_mlps, n_pos)
 
     def has(self, cut: "Cut") -> bool:
-        """Is there such a part?"""
+        """Whether there is such a part."""
         sizes = {**self._asdict(), "key_pos": self.pos, "query_pos": self.pos}
         return all(number < sizes[axis] for axis, number in cut.places)
 
 
 class Cut(NamedTuple):
-    """A name that is read: which numbers it has, along which axes."""
+    """The name of a part, and the indices in it with their axes."""
 
     name: str
     places: tuple[tuple[str, int], ...]
 
     @property
     def at_position(self) -> bool:
-        """Does it name a position, so that in another prompt it would be another part?"""
+        """Whether the name has a position, so that it means something else in another prompt."""
         return any(axis.endswith("pos") for axis, _ in self.places)
 
 
 def read_cut(name: str) -> Cut:
-    """What a name names.
+    """Parse the name of a part.
 
     Raises:
         ValueError: it is not the name of a part.
@@ -83,7 +84,7 @@ def read_cut(name: str) -> Cut:
 
 
 def refuse_unknown(names: Iterable[str], shapes: Collection[Shape]) -> None:
-    """Raise a ValueError if a name is not that of a part of at least one model."""
+    """Raise a ValueError if no model has a part of this name."""
     for name in names:
         cut = read_cut(name)
         if not any(shape.has(cut) for shape in shapes):
@@ -101,10 +102,10 @@ class Cuts:
 
     @classmethod
     def of(cls, names: Iterable[str], shape: Shape) -> "Cuts":
-        """The named parts, as far as a model of this shape has them.
+        """The named parts; those that a model of this shape does not have are left out.
 
         Raises:
-            ValueError: something is not the name of a part.
+            ValueError: a name is not that of a part.
         """
         pairs = (shape.layer, shape.head, shape.pos, shape.pos)
         cuts = cls(*(torch.zeros(size, dtype=torch.bool) for size in (pairs, pairs[:2], (shape.mlp,))))
@@ -133,23 +134,20 @@ class Cuts:
             self.heads[layer, slice(None) if head is None else head] = True
 
     def cover(self, edges: AttentionEdges) -> Bool[np.ndarray, " edge"]:
-        """Which of the edges are cut, by themselves or with their head."""
+        """Which of the edges are cut, alone or with their head."""
         closed = (self.edges | self.heads[..., None, None]).numpy()
         return closed[edges.layer, edges.head, edges.query_pos, edges.key_pos]
 
 
 def cut_hooks(model: Any, cuts: Cuts) -> list[tuple[str, Callable[..., Tensor]]]:
-    """Hooks under which a model runs without what is cut.
+    """Hooks that remove the cut parts from a model's run.
 
     Raises:
         ValueError: the patterns of this dense model cannot be changed.
     """
     cut_layers = cuts.edges.any(-1).any(-1).any(-1)
-    if cut_layers.any() and shows_only_copies(model, SITES["attention_edges"]):
-        raise ValueError(
-            f"this dense {type(model).__name__} shows only a copy of its patterns, so its edges cannot be cut: give it "
-            "open gates (sparselens.sparsify(model, gate_bias=1e4)), or cut heads and MLPs"
-        )
+    if cut_layers.any():
+        refuse_hidden_attention(model, "its edges cannot be cut", "cut heads and MLPs")
     point = "hook_gate" if is_sparse(model) else "hook_pattern"
     close = [(f"blocks.{layer}.attn.{point}", partial(_close, cuts.edges[layer])) for layer in _where(cut_layers)]
     silence = [
@@ -170,14 +168,14 @@ def _close(closed: Tensor, activation: Tensor, **_: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class CutRun:
-    """What a model does on one prompt."""
+    """The output and the attention edges of a model on one prompt, without the cut parts."""
 
     log_probs: Float[Tensor, "pos d_vocab"]
-    edges: AttentionEdges  # without those that are cut
+    edges: AttentionEdges
 
 
 def run_with_cuts(model: Any, tokens: Int[Tensor, "1 pos"], cuts: Cuts) -> CutRun:
-    """Run a model, dense or sparse, once, without what is cut.
+    """Run a model, dense or sparse, once without the cut parts.
 
     Raises:
         ValueError: the model is in training mode, its patterns cannot be changed, or its logits are NaN.

@@ -1,6 +1,6 @@
-"""What all patching shares: prompts are run once to record them, then rows of prompts run with parts replaced.
+"""The runs of all patching: prompts run once to record them, then rows of prompts run with parts replaced.
 
-1. The base run is clean (noising) or corrupted (denoising); its residual streams are where patched runs start.
+1. The base run is clean (noising) or corrupted (denoising); patched runs start from its residual streams.
 2. The ablation is what replaces a part of it: the other prompt's activation, the mean over corrupted prompts, or zero.
 """
 
@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sparselens.analyses.engine.hidden_attention import showing_attention
 from sparselens.analyses.engine.partial_runs import Activations, Hook, Projections, keeping_projections
 from sparselens.analyses.engine.request import Request, refuse_several_lengths
-from sparselens.analyses.patching.patch_sites import Site, shows_only_copies
-from sparselens.gates.modes import open_gates
+from sparselens.analyses.patching.patch_sites import Site
 from sparselens.names import unknown
 
 BASES = ("clean", "corrupted")
@@ -31,18 +31,23 @@ class Patching:
 
     request: Request
     sites: tuple[Site, ...]
-    base: str  # the run that is changed
+    base: str  # the run to patch
     ablation: str  # what replaces parts of it
-    means: Activations | None = None  # of the corrupted prompts, for the ablation "mean"
+    means: Activations | None = None  # over the corrupted prompts, for the ablation "mean"
 
     @property
     def names(self) -> list[str]:
         """The hook points of all sites."""
         return [site.hook_name(layer) for site in self.sites for layer in range(self.request.model.cfg.n_layers)]
 
+    @property
+    def trim_mlp(self) -> bool:
+        """Whether the last MLP may run at the answer's position only."""
+        return not any(site.name == "mlps" for site in self.sites)
+
     def measure(self, batch: Request, hooks: Sequence[Hook], corrupted: bool = False) -> Float[Tensor, " batch"]:
         """The metric of a run under hooks."""
-        return batch.measure(hooks, corrupted, trim_mlp=not any(site.name == "mlps" for site in self.sites))
+        return batch.measure(hooks, corrupted, self.trim_mlp)
 
 
 @dataclass(frozen=True)
@@ -75,15 +80,15 @@ def patching(request: Request, sites: Sequence[Site], base: str, ablation: str) 
         raise ValueError(f"base and ablation are both {base!r}: nothing would change (want ablation={other!r} with it)")
     if ablation == "mean":
         refuse_several_lengths(request.pairs, "means at each position")
-    model = request.model
-    with open_gates(model) if any(shows_only_copies(model, site) for site in sites) else nullcontext():
+    of_edges = any(site.name == "attention_edges" for site in sites)
+    with showing_attention(request.model) if of_edges else nullcontext():
         if ablation in BASES and not any({"pos", "key_pos"} & {*site.cell} for site in sites):
             request = request.sharing()
         yield Patching(request, tuple(sites), base, ablation)
 
 
 def record(setup: Patching, batch: Request) -> Recorded:
-    """Run clean and corrupted prompts, and keep what patches need of them.
+    """Run clean and corrupted prompts, and keep what patches need from them.
 
     Raises:
         ValueError: an activation is not finite, or a hook point is not reached.
@@ -93,7 +98,7 @@ def record(setup: Patching, batch: Request) -> Recorded:
     wanted[setup.base] = [*setup.names, *residuals]
     if setup.ablation in wanted:
         wanted[setup.ablation] = setup.names
-    trim = not any(site.name == "mlps" for site in setup.sites)
+    trim = setup.trim_mlp
     with keeping_projections(batch.model) as projections:
         runs = {setup.base: batch.record(wanted[setup.base], corrupted=setup.base == "corrupted", trim_mlp=trim)}
     (other,) = wanted.keys() - runs.keys()
@@ -113,10 +118,10 @@ def _constant(setup: Patching, base: Activations) -> Activations:
 def groups(
     setup: Patching, one_row: Callable[[Patching, Request, Recorded], Any]
 ) -> Iterator[tuple[Request, Recorded, int]]:
-    """Prompts of one length that are recorded together, what is recorded, and how many patched rows run at once.
+    """Batches of prompts of one length, what was recorded on them, and how many patched rows can run at once.
 
     Args:
-        one_row: makes a patched run of one row, by which it is measured how many fit
+        one_row: makes a patched run of one row, whose memory is measured
     """
     request, trial = setup.request, replace(setup, base="clean", ablation="corrupted")
     for rows in request.pairs.rows(len(request)):
@@ -132,12 +137,12 @@ def groups(
 
 
 def with_means(setup: Patching, rows: Int[Tensor, " batch"], size: int) -> Patching:
-    """The same patches with the mean activations over the corrupted prompts among `rows`, `size` of them at a time."""
+    """The same patches with the mean activations over the corrupted prompts in `rows`, which run `size` at a time."""
     sums, dtypes = Activations(), dict[str, torch.dtype]()
     source: Any = replace(setup, base="clean", ablation="corrupted")
     for some in rows.split(size):
         for name, values in record(source, setup.request.batch(some)).replacement.items():
-            wide = torch.promote_types(values.dtype, torch.float32)  # bfloat16 would lose every small addend
+            wide = torch.promote_types(values.dtype, torch.float32)  # in bfloat16, small terms would be lost
             sums[name] = sums.get(name, 0) + values.sum(0, keepdim=True, dtype=wide) / len(rows)
             dtypes[name] = values.dtype
     return replace(setup, means={name: total.to(dtypes[name]) for name, total in sums.items()})

@@ -1,4 +1,4 @@
-"""The sites at which a model can be patched: a hook point per block, and which part of its activation one patch is."""
+"""The sites at which a model can be patched: a hook point per block, and the part of it that one patch replaces."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -8,8 +8,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sparselens.gates.hooked import leaves_it_to_inner
-from sparselens.gates.surgery import is_sparse
 from sparselens.names import unknown
 
 
@@ -20,7 +18,7 @@ class Site:
     name: str
     hook: str  # after `blocks.{layer}.`
     layout: tuple[str, ...]  # axes of the activation, after batch
-    cell: tuple[str, ...]  # those that index the patches of a layer, in the order of `layout`
+    cell: tuple[str, ...]  # the axes that index the patches of a layer, in the order of `layout`
 
     def by_position(self) -> "Site":
         """The same site with one patch per position."""
@@ -35,7 +33,7 @@ class Site:
         return tuple(model.cfg.n_heads if axis == "head" else n_pos for axis in self.cell)
 
     def differs(self, one: Tensor, other: Tensor) -> Bool[Tensor, "batch *cell"]:
-        """The cells in which two activations differ, bit by bit: only these can change under a patch."""
+        """The cells in which two activations differ at all: only there does a patch change anything."""
         inside = [axis + 1 for axis, name in enumerate(self.layout) if name not in self.cell]
         different = one != other
         return different.any(inside) if inside else different
@@ -62,7 +60,7 @@ SITES = {
 
 
 def find_site(model: Any, name: str, by_position: bool = False) -> Site:
-    """The site of that name, present in every block of `model`.
+    """The site of this name, which every block of the model must have.
 
     Raises:
         ValueError: there is no such site, or the model has no such hook point.
@@ -75,19 +73,6 @@ def find_site(model: Any, name: str, by_position: bool = False) -> Site:
     if missing:
         raise ValueError(f"this {type(model).__name__} has no {missing[0]} to patch")
     return site.by_position() if by_position else site
-
-
-def shows_only_copies(model: Any, site: Site) -> bool:
-    """Whether this hook point shows a copy only, so that a patch of it would be lost.
-
-    True for the patterns of dense models whose attention TransformerLens leaves to transformers (GPT-Neo, GPT-J, OPT,
-    BERT). With gates, even open ones, their patterns can be patched.
-    """
-    return (
-        site.name == "attention_edges"
-        and not is_sparse(model)
-        and any(leaves_it_to_inner(b.attn) for b in model.blocks)
-    )
 
 
 def replacing(

@@ -1,4 +1,4 @@
-"""What activation patching finds: the metric of every prompt under every patch."""
+"""The result of activation patching: the metric of every prompt under every patch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,18 +22,18 @@ class PatchingResult(Result):
     >>> heads["a0.h1"], heads.effects.mean(0)[0, 1], heads.normalised_interval(0, 1)  # the mean effect, twice
 
     Sign convention: `values` is the metric itself. `effects` is what the patch adds to the base run's metric: negative
-    where noising a component that matters. `normalised` is 1 as in the clean run and 0 as in the corrupted one.
+    for noising a component that matters. `normalised` is 1 for the clean run's metric and 0 for the corrupted run's.
     """
 
     site: str
-    axes: tuple[str, ...]  # of `values`: batch, layer, then those that number the patches of a layer
+    axes: tuple[str, ...]  # of `values`: batch, layer, then those that index the patches of a layer
     base: str
     ablation: str
     values: Float[Tensor, "batch layer *cell"]  # NaN for patches that were left out
     clean: Float[Tensor, " batch"]  # the metric without a patch
     corrupted: Float[Tensor, " batch"]
     positions: tuple[str, ...] = ()  # `TokenizedPairs.labels`
-    clean_prompt: Int[Tensor, " batch"] | None = None  # its number: equal ones are one observation in intervals
+    clean_prompt: Int[Tensor, " batch"] | None = None  # its index; pairs with the same one count as one observation
 
     _largest = "effect"
 
@@ -53,7 +53,7 @@ class PatchingResult(Result):
         return known | {"metric": self.mean[cell].tolist(), "effect": effects[cell].tolist()}
 
     def __getitem__(self, node: str) -> Float[Tensor, "*place"]:
-        """Mean effect of patching a head (`a0.h1`) or an MLP (`m0`), of every position where these were patched apart.
+        """Mean effect of patching a head (`a0.h1`) or an MLP (`m0`), by position if positions were patched separately.
 
         Raises:
             ValueError: nothing of that name was patched.
@@ -68,10 +68,10 @@ class PatchingResult(Result):
         return effects[names.index(node)]
 
     def plot(self, head: str | None = None) -> Any:
-        """The mean effects as a plotly heat map, with tokens on the axes where positions were patched apart.
+        """The mean effects as a plotly heat map, with tokens on the axes if positions were patched separately.
 
         Args:
-            head: of attention edges, those of one head; default: the head with the largest effect
+            head: for attention edges, the head to show; default: the head with the largest effect
         """
         from sparselens.analyses.figures.heat_maps import heat_map, pattern_map
 
@@ -107,7 +107,7 @@ class PatchingResult(Result):
 
     @property
     def normalised(self) -> Float[Tensor, "batch layer *cell"]:
-        """(value - corrupted) / (clean - corrupted): 1 as in the clean run, 0 as in the corrupted one.
+        """(value - corrupted) / (clean - corrupted): 1 for the clean run's metric, 0 for the corrupted run's.
 
         NaN for prompts whose clean and corrupted metric are equal.
         """
@@ -115,7 +115,7 @@ class PatchingResult(Result):
         return (self.values - self._along_batch(self.corrupted)) / gap.masked_fill(gap == 0, torch.nan)
 
     def interval(self, *cell: int, level: float = 0.95) -> Interval:
-        """Mean metric under one patch, indexed as `axes` after batch, with its interval over clean prompts."""
+        """Mean metric under one patch, indexed by `axes` after batch, with its interval over clean prompts."""
         return mean_interval(self._cell(cell), level, clusters=self.clean_prompt)
 
     def normalised_interval(self, *cell: int, level: float = 0.95) -> Interval:
@@ -136,7 +136,7 @@ class PatchingResult(Result):
 
 
 def refuse_cell(cell: Sequence[int], axes: Sequence[str], shape: Sequence[int]) -> None:
-    """Raise a ValueError if no patch has these numbers along the axes."""
+    """Raise a ValueError if no patch has these indices."""
     if len(cell) != len(shape) or not all(0 <= number < size for number, size in zip(cell, shape, strict=True)):
         known = ", ".join(f"{axis} 0 to {size - 1}" for axis, size in zip(axes, shape, strict=True))
         raise ValueError(f"no such patch: {tuple(cell)} (want {known})")

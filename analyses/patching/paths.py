@@ -1,11 +1,11 @@
-"""Path patching: what a node does to the metric through chosen receivers alone.
+"""Path patching: how much a node matters for the metric through chosen receivers only.
 
 1. Both prompts of every pair run once.
-2. A receiver reads what it would if the sender had written as on the corrupted prompt, and everything between them as
-   on the clean one: its query, key, value or MLP input is that of the clean stream - (clean - corrupted write).
+2. A receiver reads what it would read if the sender had written as on the corrupted prompt, and everything between them
+   as on the clean one: its query, key, value or MLP input is computed from clean stream - (clean - corrupted write).
 3. The clean prompt runs with all receivers patched like this: score = metric(clean) - metric(patched run).
-Source: Wang et al. 2022, appendix B, who freeze the heads between; here MLPs between are frozen, too, so that the path
-is one edge. For a single receiver these are the exact edge scores (`patch_edges`).
+Source: Wang et al. 2022, appendix B, who freeze the heads in between; here the MLPs in between are frozen too, so that
+the path is one edge. For a single receiver these are the exact edge scores (`patch_edges`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -50,13 +50,13 @@ def patch_paths(
     from one receiver to another are not counted.
 
     Args:
-        receivers: inputs of heads, `a2.h3<q>`, `<k>` or `<v>`, or all three, `a2.h3`; MLPs, `m1`; or `logits` alone
-        senders: `input`, heads `a0.h1` and MLPs `m0`; default: all that write before a receiver reads
+        receivers: inputs of heads (`a2.h3<q>`, `<k>` or `<v>`; `a2.h3` for all three) and MLPs (`m1`); or only `logits`
+        senders: `input`, heads (`a0.h1`) and MLPs (`m0`); default: all that write before a receiver reads
         memory, batch_size, out: as in `attribute_edges`; rows of a run are senders times prompts
 
     Raises:
-        ValueError: there is no such node, a sender writes after all receivers read, keys or values that heads share are
-            received in several layers, or as `patch_edges`.
+        ValueError: there is no such node, a sender writes after all receivers read, receivers include keys or values
+            that heads share, in a combination that cannot be patched, or as `patch_edges`.
     """
     names = [receivers] if isinstance(receivers, str) else list(receivers)
     with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
@@ -71,7 +71,7 @@ def patch_paths(
                 base, corrupted = clean_base(batch)
                 metrics[:, batch.prompts] = torch.stack([base.clean.metric, corrupted]).float().cpu()
                 differs = base.writes[rows.to(base.writes.device)].flatten(1).any(1).cpu()
-                bar.update(len(batch) * int((~differs).sum()))  # they write the same in both runs, and score zero
+                bar.update(len(batch) * int((~differs).sum()))  # senders that write the same in both runs score zero
                 for some in rows[differs].split(max(1, at_once // len(batch))) if differs.any() else ():
                     where = [batch.prompts, some]
                     (found,) = log.once(where, lambda: (base.clean.metric - _patched(base, some, into),))  # noqa: B023
@@ -89,7 +89,7 @@ def _patched(base: Base, senders: Int[Tensor, " row"], into: Int[Tensor, " desti
 
 
 def _batches(request: Request, rows: Tensor, into: Tensor) -> Iterator[tuple[Request, int]]:
-    """Prompts in batches, and how many rows (a sender on a prompt) run at once. Each step gets half of the memory."""
+    """Batches of prompts, and how many rows (a sender on a prompt) run at once. Each step gets half of the memory."""
     one = request.batch(longest(request))
     (n_prompts, at_once), _ = one.sizes(lambda _: clean_base(one)[0], lambda base: _patched(base, rows[:1], into))
     for some in request.pairs.rows(min(at_once, n_prompts)):
@@ -97,7 +97,7 @@ def _batches(request: Request, rows: Tensor, into: Tensor) -> Iterator[tuple[Req
 
 
 def _destinations(graph: Graph, names: Sequence[str]) -> Int[Tensor, " destination"]:
-    """The columns of receivers; a head without <q>, <k> or <v> is all three."""
+    """The columns of the receivers; a head without <q>, <k> or <v> stands for all three."""
     heads = {name.partition("<")[0] for name in graph.destinations if "<" in name}
     each = [[f"{name}<{part}>" for part in RECEIVERS] if name in heads else [name] for name in names]
     found = sorted({graph.destination(name) for some in each for name in some})
@@ -109,8 +109,8 @@ def _destinations(graph: Graph, names: Sequence[str]) -> Int[Tensor, " destinati
     layers = sorted({name.partition(".")[0] for name in shared} | {graph.destinations[found[0]].partition(".")[0]})
     if shared and len(layers) > 1:
         raise ValueError(
-            f"{shared[-1]} is shared with other heads, so all of these must be in one layer, and no receiver in an "
-            f"earlier one: not in {', '.join(layers)}"
+            f"{shared[-1]} is shared with other heads: receivers like this must be in one layer, and no receiver in an "
+            f"earlier one, but they are in {', '.join(layers)}"
         )
     if shared:
         _refuse_mixed(graph, layers[0], {graph.destinations[column] for column in found})
@@ -118,7 +118,7 @@ def _destinations(graph: Graph, names: Sequence[str]) -> Int[Tensor, " destinati
 
 
 def _refuse_mixed(graph: Graph, layer: str, names: set[str]) -> None:
-    """Raise a ValueError if a head that is to receive something would see a key or value patched for another one.
+    """Raise a ValueError if a receiving head would also see a key or value that is patched for another head.
 
     `exact.patched` keeps the outputs of heads that receive something, and of one head of every group, since a norm
     over all keys may couple the groups.
@@ -133,19 +133,19 @@ def _refuse_mixed(graph: Graph, layer: str, names: set[str]) -> None:
             other = next((one for one in patched if one // shared == head // shared and head not in patched), None)
             if seen and other is not None:
                 raise ValueError(
-                    f"heads {other} and {head} of {layer} share keys and values, so {layer}.h{other}<{part}> cannot be "
-                    f"patched alone beside the other receivers: ask in separate calls, or add {layer}.h{head}<{part}>"
+                    f"heads {other} and {head} of {layer} share keys and values, so these receivers cannot include "
+                    f"{layer}.h{other}<{part}> alone: add {layer}.h{head}<{part}>, or use separate calls"
                 )
 
 
 def _is_shared(graph: Graph, name: str) -> bool:
-    """Is this the key or the value of several heads?"""
+    """Whether this is the key or the value of several heads."""
     block = graph.blocks[int(name[1:].partition(".")[0])] if name[-3:] in ("<k>", "<v>") else None
     return block is not None and 0 < block.n_kv_heads < block.n_heads
 
 
 def _sources(graph: Graph, names: Sequence[str] | None, into: Int[Tensor, " destination"]) -> Int[Tensor, " source"]:
-    """The rows of senders."""
+    """The rows of the senders."""
     writes_before = graph.exists[:, into].any(1)
     rows = writes_before.nonzero()[:, 0].tolist() if names is None else [graph.source(name) for name in names]
     for row in rows:

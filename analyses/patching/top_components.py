@@ -1,7 +1,7 @@
 """How many components carry a behaviour: the metric when only the top k of them act (the paper's Fig. 3).
 
 1. Rank heads, MLPs or both by |effect| under activation patching, per prompt or by the mean over prompts.
-2. Run the clean prompt with all but the top k replaced, in every layer at once; the embedding stays.
+2. Run the clean prompt with all but the top k ablated, in all layers at once; the embedding is kept.
 3. share(k) = (metric of that run - ablated) / (clean - ablated). "Ablated" is the corrupted run, or for means and zeros
    the run in which all components are replaced.
 The ranking by patching is our choice; the paper does not say how it ranks.
@@ -37,19 +37,19 @@ RANKINGS = ("prompt", "mean")
 
 @dataclass(frozen=True, repr=False)
 class ComponentCurve(Result):
-    """The metric of every prompt when only its top components act.
+    """The metric of every prompt when only its top components act, and all others are ablated.
 
     Raises:
         ValueError: counts do not rise.
     """
 
     counts: tuple[int, ...]  # numbers of components that act
-    rank_by: str  # "prompt": ranked for every prompt; "mean": once, by the mean effect
+    rank_by: str  # "prompt": ranked separately for every prompt; "mean": once, by the mean effect
     values: Float[Tensor, "batch count"]
     clean: Float[Tensor, " batch"]
     corrupted: Float[Tensor, " batch"]
     ablated: Float[Tensor, " batch"]  # no component acts: the corrupted run, or all at the means or zeros
-    clean_prompt: Int[Tensor, " batch"] | None = None  # its number: equal ones are one observation in intervals
+    clean_prompt: Int[Tensor, " batch"] | None = None  # its index; pairs with the same one count as one observation
 
     def __post_init__(self) -> None:
         if list(self.counts) != sorted(set(self.counts)):
@@ -97,9 +97,9 @@ class ComponentCurve(Result):
     def smallest_of(
         self, weights: Float[np.ndarray, "resample prompt"], share: float = 0.9
     ) -> Float[np.ndarray, " resample"]:
-        """`smallest` with prompts so weighted; the largest count where a resample never reaches the share.
+        """`smallest` for every resample, given as weights of the prompts; the largest count if it is never reached.
 
-        NaN where the gap between clean and ablated is none, or of the other sign than that of all prompts.
+        NaN if in a resample clean and ablated do not differ, or differ with another sign than over all prompts.
         """
         values, clean, ablated = (x.double().numpy() for x in (self.values, self.clean, self.ablated))
         base, sign = (weights @ ablated)[:, None], np.sign((clean - ablated).mean())
@@ -136,12 +136,13 @@ def keep_top(
     Scope: the top k by single effects need not be the best k together; the curve is an upper bound on how many
     components suffice.
 
-    Sign convention: a share is 1 where the kept components score as the whole model, 0 where as the ablated one.
+    Sign convention: a share is 1 if the kept components score like the whole model, 0 if like the ablated one.
 
     Args:
         scores: of the same pairs, over all positions, for `heads`, `mlps` or both
         counts: numbers of components, in any order; default: 0 to all of them
-        rank_by: "prompt": rank components anew for every prompt (Fig. 3a); "mean": once, by |mean effect| (Fig. 3b)
+        rank_by: "prompt": rank components separately for every prompt (Fig. 3a); "mean": once, by |mean effect|
+            (Fig. 3b)
         ablation: "corrupted", "mean" (over corrupted prompts) or "zero"
         memory, batch_size, out: as in `patch_activations`
 
@@ -167,14 +168,14 @@ def keep_top(
         with patching(request, sites, "clean", ablation) as setup:
             values, clean, corrupted = _run(setup, order, tried, log)
     ablated = corrupted if ablation == "corrupted" else values[:, 0]
-    asked = values[:, [tried.index(n) for n in counts]]
-    return ComponentCurve(counts, rank_by, asked, clean, corrupted, ablated, pairs.clean_prompt)
+    values = values[:, [tried.index(n) for n in counts]]
+    return ComponentCurve(counts, rank_by, values, clean, corrupted, ablated, pairs.clean_prompt)
 
 
 def _run(
     setup: Patching, order: Int[Tensor, "batch component"], tried: Sequence[int], log: BatchLog
 ) -> tuple[Float[Tensor, "batch count"], Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-    """The metric with the first components of the order acting, as many as `tried` says, and that of the baselines."""
+    """The metric when the first n components of the order act, for each n in `tried`, and of the two baselines."""
     request = setup.request
     dtype = torch.promote_types(request.opened.dtype, torch.float32)
     values, baselines = torch.zeros(len(request), len(tried), dtype=dtype), torch.zeros(2, len(request), dtype=dtype)

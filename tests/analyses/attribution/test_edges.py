@@ -451,7 +451,7 @@ def test_scores_within_a_circuit_are_those_of_its_edges():
     with pytest.raises(ValueError, match="3 of the circuit's 10 edges have no score here"):
         inside.within(scores.top(10))
     sums = TASKS["addition"].tokenize(shipped("addition").tokenizer, 2)
-    with pytest.raises(ValueError, match="the circuit is one of a model with 4 layers of 2 heads, the scores of one"):
+    with pytest.raises(ValueError, match="the circuit belongs to a model with 4 layers of 2 heads, the scores to one"):
         scores.within(attribute_edges(shipped("addition"), sums, logit_difference, "eap", progress=False).top(1))
 
 

@@ -12,7 +12,7 @@ import sparselens as sl
 from sparselens.analyses.attribution.edges import attribute_edges
 from sparselens.analyses.attribution.exact import patch_edges
 from sparselens.analyses.circuits import ablated_run
-from sparselens.analyses.circuits.ablated_run import ablated_by, writes_of
+from sparselens.analyses.circuits.ablated_run import ablated_by
 from sparselens.analyses.circuits.circuit_runs import CircuitRunner, Faithfulness
 from sparselens.analyses.circuits.faithfulness import (
     SIZES,
@@ -22,6 +22,7 @@ from sparselens.analyses.circuits.faithfulness import (
     faithfulness_curve,
     minimality,
 )
+from sparselens.analyses.engine.edge_products import writes_of
 from sparselens.analyses.engine.request import open_request
 from sparselens.circuits.circuit import Circuit
 from sparselens.circuits.graph import Graph
@@ -272,7 +273,7 @@ def test_the_interval_is_that_of_the_ratio_of_means():
 
 def test_a_circuit_from_another_model():
     other = whole(Graph.of_shape(3, 2))
-    with pytest.raises(ValueError, match="3 layers of 2 heads, not of this one with 2 layers of 4 heads"):
+    with pytest.raises(ValueError, match="3 layers of 2 heads, not to this one with 2 layers of 4 heads"):
         faithfulness(tiny_bridge("gpt2"), other, tiny_pairs(), logit_difference, **QUIET)
 
 

@@ -140,5 +140,5 @@ def test_prompts_that_do_not_move_the_metric_are_refused():
 
 def test_circuits_of_another_shape_are_refused():
     circuit = Circuit(Graph.of_shape(1, 1), ["input->m0"])
-    with pytest.raises(ValueError, match="the circuit is one of a model with"):
+    with pytest.raises(ValueError, match="the circuit belongs to a model with"):
         robustness(tiny_bridge("gpt2"), {"all": tiny_pairs(4)}, circuits={"one": circuit}, **QUIET)

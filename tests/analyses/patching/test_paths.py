@@ -141,10 +141,10 @@ def test_a_path_that_was_killed_goes_on(tmp_path: Any):
         (
             ["a0.h0<q>", "a1.h0<k>"],
             None,
-            r"a1\.h0<k> is shared with other heads, so all of these must be in one layer",
+            r"a1\.h0<k> is shared with other heads: receivers like this must be in one layer",
         ),
         (["a1.h0<k>", "a1.h1<v>"], None, r"heads 0 and 1 of a1 share keys and values, .* add a1\.h1<k>"),
-        (["a1.h0<k>", "a1.h1<q>"], None, r"a1\.h0<k> cannot be patched alone beside the other receivers"),
+        (["a1.h0<k>", "a1.h1<q>"], None, r"these receivers cannot include a1\.h0<k> alone: add a1\.h1<k>"),
         (["a1.h0<k>", "a1.h3<k>"], None, r"heads 0 and 1 of a1 share keys and values"),
     ],
 )
