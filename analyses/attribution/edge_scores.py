@@ -139,8 +139,8 @@ class EdgeScores(Result):
         if not 0 <= prompt < len(scores):
             raise ValueError(f"prompt = {prompt}: want 0 to {len(scores) - 1}")
         rows = slice(prompt, prompt + 1)
-        alone: dict[str, Any] = {"mean": scores[prompt], "per_prompt": scores[rows], "clean_prompt": None}
-        return replace(self, **alone, clean=self.clean[rows], corrupted=self.corrupted[rows])
+        metrics = {"clean": self.clean[rows], "corrupted": self.corrupted[rows]}
+        return replace(self, mean=scores[prompt], per_prompt=scores[rows], clean_prompt=None, **metrics)
 
     def of_prompts(self, prompts: Int[Tensor, " chosen"]) -> "EdgeScores":
         """The scores of some prompts.
@@ -150,8 +150,8 @@ class EdgeScores(Result):
         """
         scores = self._all()[prompts]
         clean_prompt = None if self.clean_prompt is None else self.clean_prompt[prompts]
-        chosen: dict[str, Any] = {"mean": scores.mean(0), "per_prompt": scores, "clean_prompt": clean_prompt}
-        return replace(self, **chosen, clean=self.clean[prompts], corrupted=self.corrupted[prompts])
+        metrics = {"clean": self.clean[prompts], "corrupted": self.corrupted[prompts]}
+        return replace(self, mean=scores.mean(0), per_prompt=scores, clean_prompt=clean_prompt, **metrics)
 
     def interval(self, edge: str, level: float = 0.95) -> Interval:
         """The mean score of one edge, with a bootstrap confidence interval over clean prompts.

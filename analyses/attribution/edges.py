@@ -104,9 +104,9 @@ def attribute_edges(
         how: dict[str, Any] = {"gate_gradient": gate_gradient, "per_prompt": per_prompt}
         log = batch_log(out, request, method=method, steps=steps, **how)
         found = attribute(request, method, steps, gradients, _edges, log=log, **how)
-    parts: dict[str, Any] = {part: getattr(found, part) for part in ("mean", "per_prompt", "clean", "corrupted")}
     name = method if gate_gradient == "none" else f"{method}, {gate_gradient} gates"
-    return EdgeScores(request.reading.graph, name, **parts, clean_prompt=pairs.clean_prompt)
+    found_scores = found.mean, found.per_prompt, found.clean, found.corrupted
+    return EdgeScores(request.reading.graph, name, *found_scores, clean_prompt=pairs.clean_prompt)
 
 
 def _exact_of(request: Request, candidates: int, steps: int, out: str | Path | None) -> EdgeScores:

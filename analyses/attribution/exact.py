@@ -6,7 +6,7 @@
    direct path, Wang et al. 2022).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -71,15 +71,15 @@ def exact_scores(
 ) -> EdgeScores:
     """As `patch_edges`, for an open request."""
     request = request.sharing()
-    reading, n = request.reading, len(request)
+    reading, n, any_edge = request.reading, len(request), torch.zeros(1, 2, dtype=torch.long)
     exists, chosen = reading.graph.exists, _chosen(reading, edges)
     scores, metrics = torch.zeros(n, *exists.shape), torch.zeros(2, n)
     log = batch_log(out, request, method="exact", edges=chosen)
     with progress_bar(int(chosen.sum()) * n, "exact", "edge", request.progress) as bar:
-        for batch, rows in mine(_batches(request)):
+        for batch, at_once in mine(batches(request, lambda base: patched(base, any_edge))):
             base, corrupted = clean_base(batch)
             metrics[:, batch.prompts] = torch.stack([base.clean.metric, corrupted]).float().cpu()
-            for some in _runs(base, chosen, max(1, rows // len(batch))):
+            for some in _runs(base, chosen, max(1, at_once // len(batch))):
                 where = [batch.prompts, some]
                 (values,) = log.once(where, lambda: (base.clean.metric - patched(base, some),))  # noqa: B023
                 scores[batch.prompts[:, None], some[:, 0], some[:, 1]] = values.T.float().cpu()
@@ -115,12 +115,16 @@ def _chosen(
     return edges.cpu()
 
 
-def _batches(request: Request) -> Iterator[tuple[Request, int]]:
-    """Batches of prompts, and how many rows (an edge on a prompt) run at once. Each step gets half of the memory."""
-    one, any_edge = request.batch(longest(request)), torch.zeros(1, 2, dtype=torch.long)
-    (n_prompts, rows), _ = one.sizes(lambda _: clean_base(one)[0], lambda base: patched(base, any_edge))
-    for some in request.pairs.rows(min(rows, n_prompts)):
-        yield request.batch(some), rows
+def batches(request: Request, one_row: Callable[[Base], Tensor]) -> Iterator[tuple[Request, int]]:
+    """Batches of prompts, and how many patched rows (a patch on a prompt) run at once.
+
+    Args:
+        one_row: makes a patched run of one row; it and the clean run get half of the memory each
+    """
+    one = request.batch(longest(request))
+    (n_prompts, at_once), _ = one.sizes(lambda _: clean_base(one)[0], one_row)
+    for rows in request.pairs.rows(min(at_once, n_prompts)):
+        yield request.batch(rows), at_once
 
 
 def clean_base(batch: Request) -> tuple[Base, Float[Tensor, " batch"]]:

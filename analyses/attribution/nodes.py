@@ -165,8 +165,8 @@ def attribute_nodes(
     with open_request(model, pairs, metric, memory=memory, batch_size=batch_size, progress=progress) as request:
         found = attribute(request.sharing(), method, steps, _node_gradients, _nodes, gate_gradient=gate_gradient)
     assert found.per_prompt is not None
-    parts: dict[str, Any] = {part: getattr(found, part) for part in ("mean", "per_prompt", "clean", "corrupted")}
-    return NodeScores(request.reading.graph.sources, **parts, clean_prompt=pairs.clean_prompt)
+    sources, found_scores = request.reading.graph.sources, (found.mean, found.per_prompt, found.clean, found.corrupted)
+    return NodeScores(sources, *found_scores, clean_prompt=pairs.clean_prompt)
 
 
 def attribute_attention_edges(

@@ -25,10 +25,10 @@ def showing_attention(model: Any) -> Iterator[None]:
         yield
 
 
-def refuse_hidden_attention(model: Any, problem: str, otherwise: str) -> None:
+def refuse_hidden_attention(model: Any, problem: str, alternative: str) -> None:
     """Raise a ValueError if hooks see only copies of this model's attention patterns."""
     if hides_attention(model):
         raise ValueError(
             f"this dense {type(model).__name__} shows only a copy of its patterns, so {problem}: give it open gates "
-            f"(sparselens.sparsify(model, gate_bias=1e4)) or {otherwise}"
+            f"(sparselens.sparsify(model, gate_bias=1e4)) or {alternative}"
         )

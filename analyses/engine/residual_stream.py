@@ -179,22 +179,24 @@ def _verified(outline: Reading, layer: Layer, recorded: Activations) -> Layer:
         output = widened(recorded[layer.at("hook_mlp_out")])
         middle = after - output if layer.block.parallel else widened(recorded[layer.mid])
         _refuse(outline, layer, "its MLP does not add to the residual stream", _error(after - middle, output))
-    norm = _find(
+    norm = _find_norm(
         outline, layer, ("ln1",), "queries are not a function of the residual stream", partial(_queries_off, recorded)
     )
     layer = replace(layer, norm=norm)
     heads_off = partial(_heads_off, recorded, middle - before)
-    post_norm = _find(outline, layer, ("ln1_post",), "the residual stream is not the sum of what is written", heads_off)
+    post_norm = _find_norm(
+        outline, layer, ("ln1_post",), "the residual stream is not the sum of what is written", heads_off
+    )
     layer = replace(layer, post_norm=post_norm)
     if not layer.block.mlp:
         return layer
     mlp_off = partial(_mlp_off, recorded)
-    norm = _find(outline, layer, ("ln2", "ln1"), "its MLP reads something other than the residual stream", mlp_off)
+    norm = _find_norm(outline, layer, ("ln2", "ln1"), "its MLP reads something other than the residual stream", mlp_off)
     return replace(layer, mlp_norm=norm)
 
 
-def _find(
-    outline: Reading, layer: Layer, names: tuple[str, ...], otherwise: str, off: Callable[[Reading, Layer, Any], float]
+def _find_norm(
+    outline: Reading, layer: Layer, names: tuple[str, ...], problem: str, off: Callable[[Reading, Layer, Any], float]
 ) -> Norm | None:
     """The norm of the block, or None for no norm, that reproduces the run best."""
     modules = outline.model.blocks[layer.number]._modules
@@ -202,7 +204,7 @@ def _find(
     norms = [read_norm(modules[name], d_model) for name in names if modules.get(name) is not None] + [None]
     errors = [off(outline, layer, norm) for norm in norms]
     best = min(range(len(norms)), key=errors.__getitem__)
-    _refuse(outline, layer, otherwise, errors[best])
+    _refuse(outline, layer, problem, errors[best])
     return norms[best]
 
 
@@ -234,11 +236,11 @@ def _error(found: Tensor, seen: Tensor, scale: Tensor | None = None) -> float:
     return float((found - seen).abs().max() / (seen if scale is None else scale).abs().max().clamp_min(1e-30))
 
 
-def _refuse(outline: Reading, layer: Layer, otherwise: str, error: float) -> None:
+def _refuse(outline: Reading, layer: Layer, problem: str, error: float) -> None:
     dtype = next(outline.model.parameters()).dtype
     if not error <= TOLERANCE.get(dtype, 1e-5):
         raise ValueError(
-            f"cannot read layer {layer.number} of this {_kind(outline.model)}: {otherwise} (off by {error:.2g}). "
+            f"cannot read layer {layer.number} of this {_kind(outline.model)}: {problem} (off by {error:.2g}). "
             "Want heads and MLPs that add to the residual stream and read it through a LayerNorm, RMSNorm or no norm"
         )
 

@@ -8,17 +8,16 @@ Source: Wang et al. 2022, appendix B, who freeze the heads in between; here the 
 the path is one edge. For a single receiver these are the exact edge scores (`patch_edges`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sparselens.analyses.attribution.exact import Base, clean_base, patched
+from sparselens.analyses.attribution.exact import Base, batches, clean_base, patched
 from sparselens.analyses.attribution.nodes import NodeScores
-from sparselens.analyses.engine.batching import longest
-from sparselens.analyses.engine.request import Request, open_request
+from sparselens.analyses.engine.request import open_request
 from sparselens.analyses.engine.resume import batch_log
 from sparselens.bars import progress_bar
 from sparselens.circuits.graph import LOGITS, RECEIVERS, Graph
@@ -67,7 +66,7 @@ def patch_paths(
         scores, metrics = torch.zeros(n, len(graph.sources)), torch.zeros(2, n)
         log = batch_log(out, request, method="paths", receivers=into, senders=rows)
         with progress_bar(n * len(rows), "paths", "path", request.progress) as bar:
-            for batch, at_once in _batches(request, rows, into):
+            for batch, at_once in batches(request, lambda base: _patched(base, rows[:1], into)):
                 base, corrupted = clean_base(batch)
                 metrics[:, batch.prompts] = torch.stack([base.clean.metric, corrupted]).float().cpu()
                 differs = base.writes[rows.to(base.writes.device)].flatten(1).any(1).cpu()
@@ -86,14 +85,6 @@ def _patched(base: Base, senders: Int[Tensor, " row"], into: Int[Tensor, " desti
     """The metric with the paths of one sender in each row patched."""
     rows, columns = base.batch.reading.graph.exists[senders][:, into].nonzero().T
     return patched(base, torch.stack([senders[rows], into[columns]], 1), rows)
-
-
-def _batches(request: Request, rows: Tensor, into: Tensor) -> Iterator[tuple[Request, int]]:
-    """Batches of prompts, and how many rows (a sender on a prompt) run at once. Each step gets half of the memory."""
-    one = request.batch(longest(request))
-    (n_prompts, at_once), _ = one.sizes(lambda _: clean_base(one)[0], lambda base: _patched(base, rows[:1], into))
-    for some in request.pairs.rows(min(at_once, n_prompts)):
-        yield request.batch(some), at_once
 
 
 def _destinations(graph: Graph, names: Sequence[str]) -> Int[Tensor, " destination"]:
