@@ -10,20 +10,64 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sparselens.analyses.attribution.attention_edges import attention_edges
-from sparselens.analyses.circuits.cone_interventions import noise_effect
-from sparselens.analyses.circuits.cone_result import DependencyCone
-from sparselens.analyses.engine.renamed import renamed_argument
+from sparselens.analyses.attribution.attention_edges import AttentionEdges, attention_edges
+from sparselens.analyses.circuits.held_patterns import OutsideEffect, held_change, noise_effect, states_from
+from sparselens.analyses.engine.budget import Budget
+from sparselens.analyses.engine.hidden_attention import refuse_hidden_attention
+from sparselens.analyses.engine.renamed import renamed_argument, warn
+from sparselens.bars import progress_bar
+from sparselens.gates.modes import evaluating
 from sparselens.models.hooked_model import HookedModel
 from sparselens.prompts.checks import refuse_other_pairs
 from sparselens.prompts.tokenized import TokenizedPairs
+from sparselens.results import Result
+
+
+@dataclass(frozen=True, repr=False)
+class DependencyCone(Result):
+    """What the logits at some positions of each prompt can depend on.
+
+    >>> cone = dependency_cone(model, pairs)
+    >>> cone.states.shape, cone.size, cone.edges.per_layer()  # [batch state pos], [batch], [batch layer]
+    """
+
+    tokens: Int[Tensor, "batch pos"]
+    positions: Bool[np.ndarray, "batch pos"]  # the positions of the logits that the cone is about
+    states: Bool[np.ndarray, "batch state pos"]  # entry l: the input of block l; the last: the unembedding's input
+    edges: AttentionEdges  # only those inside
+    outside: OutsideEffect | None = None  # the effect of noise outside the cone
+
+    def _line(self) -> str:
+        states = f"{float(self.size.mean()):.1f} of {self.states[0].size} states"
+        return f"{len(self.tokens)} prompts: {states}, {len(self.edges) / len(self.tokens):.1f} edges each, on average"
+
+    def _columns(self) -> dict[str, Any]:
+        return {"prompt": range(len(self.tokens)), "states": self.size, "edges": self.edges.per_layer().sum(1)}
+
+    def plot(self, prompt: int = 0) -> Any:
+        """The states in one prompt's cone, as a plotly heat map of layers by positions."""
+        from sparselens.analyses.figures.heat_maps import heat_map
+
+        return heat_map(torch.from_numpy(self.states[prompt]).float(), f"Cone of prompt {prompt}", columns="pos")
+
+    @property
+    def size(self) -> Int[np.ndarray, " batch"]:
+        """Number of states in every prompt's cone."""
+        return self.states.sum((1, 2))
+
+    @property
+    def answers(self) -> Bool[np.ndarray, "batch pos"]:
+        """The old name of `positions`."""
+        warn("DependencyCone.answers is now DependencyCone.positions", stacklevel=2)
+        return self.positions
 
 
 @renamed_argument("answers", "positions")
@@ -66,9 +110,9 @@ def dependency_cone(
         states[:, layer] = states[:, layer + 1]
         states[edges.prompt[reached], layer, edges.key_pos[reached]] = True
         inside |= reached
-    cone = DependencyCone(tokens, chosen, states, edges.take(inside))
     answered = prompts if isinstance(prompts, TokenizedPairs) and positions is None else None
-    return replace(cone, outside=noise_effect(model, cone, answered))
+    outside = noise_effect(model, tokens, torch.from_numpy(chosen), torch.from_numpy(states), answered)
+    return DependencyCone(tokens, chosen, states, edges.take(inside), outside)
 
 
 def _chosen(
@@ -91,3 +135,70 @@ def _chosen(
     chosen = np.zeros(tuple(tokens.shape), dtype=bool)
     np.put_along_axis(chosen, places, True, axis=1)
     return tokens, chosen
+
+
+def outside_effect(
+    model: HookedModel, cone: DependencyCone, other: Int[Tensor, "batch pos"]
+) -> Float[Tensor, " batch"]:
+    """The largest change of a logit at the cone's positions when every state outside it is taken from another prompt.
+
+    Patterns are held, so the change is zero up to rounding: a check of the cone.
+
+    >>> outside_effect(model, cone, pairs.corrupted).max()  # about 1e-6
+
+    Args:
+        other: token ids of the same shape as `cone.tokens`
+
+    Raises:
+        ValueError: the shapes differ, or the model's patterns cannot be held.
+    """
+    if other.shape != cone.tokens.shape:
+        raise ValueError(f"other is {list(other.shape)}, the cone's tokens {list(cone.tokens.shape)}")
+    module = _holdable(model)
+    with evaluating(module), torch.no_grad():
+        hooks = states_from(module, other, torch.from_numpy(cone.states))
+        return held_change(module, cone.tokens, torch.from_numpy(cone.positions), hooks)
+
+
+def cut_effects(
+    model: HookedModel,
+    cone: DependencyCone,
+    *,
+    memory: int | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> Float[Tensor, " edge"]:
+    """The largest change of a logit at the cone's positions when one of its edges is cut, for each of `cone.edges`.
+
+    All other patterns are held. Changes are absolute values, and so never negative.
+
+    >>> cut_effects(model, cone).shape  # [edge], in the order of cone.edges
+
+    Args:
+        memory, batch_size: as in `attribute_edges`; rows of a run are edges
+
+    Raises:
+        ValueError: the model's patterns cannot be held, or the memory is too small.
+    """
+    module, found = _holdable(model), torch.zeros(len(cone.edges))
+    if not len(found):
+        return found
+
+    def cut(edges: Tensor) -> Tensor:
+        part = cone.edges.take(edges.numpy())
+        positions = torch.from_numpy(cone.positions[part.prompt])
+        return held_change(module, cone.tokens[torch.from_numpy(part.prompt)], positions, cut=part).float().cpu()
+
+    budget = Budget(batch_size, memory)
+    with evaluating(module), torch.no_grad(), progress_bar(len(found), "cuts", "edge", progress) as bar:
+        (size,), _ = budget.sizes(module, cone.tokens.shape[1], lambda _: cut(torch.arange(1)))
+        for edges in torch.arange(len(found)).split(size):
+            found[edges] = cut(edges)
+            bar.update(len(edges))
+    return found
+
+
+def _holdable(model: Any) -> Any:
+    """The model; a ValueError if its patterns cannot be held."""
+    refuse_hidden_attention(model, "they cannot be held", "use its sparse model")
+    return model

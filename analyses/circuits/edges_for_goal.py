@@ -3,6 +3,8 @@
 In every resample of the prompts, take the smallest tried circuit that reaches the goal, as the search does.
 """
 
+from functools import partial
+
 import numpy as np
 
 from sparselens.analyses.circuits.faithfulness import FaithfulnessCurve
@@ -10,7 +12,7 @@ from sparselens.prompts.intervals import Clusters, Interval, bootstrap_interval
 
 
 def edges_for_goal(
-    tried: FaithfulnessCurve, goal: float, level: float = 0.95, seed: int = 0, clusters: Clusters = None
+    tried: FaithfulnessCurve, goal: float, level: float = 0.95, clusters: Clusters = None
 ) -> Interval | None:
     """The number of edges of the smallest tried circuit that reaches the goal, with its BCa interval.
 
@@ -26,11 +28,9 @@ def edges_for_goal(
     if tried.first_to_reach(goal) is None:
         return None
 
-    def edges(weights: np.ndarray) -> np.ndarray:
-        return edges_reached(tried, goal, weights)
-
-    alike = tried.points[0].clean_prompt if clusters is None else clusters
-    return bootstrap_interval(edges, len(tried.points[0].clean), level, seed, clusters=alike)
+    first = tried.points[0]
+    alike = first.clean_prompt if clusters is None else clusters
+    return bootstrap_interval(partial(edges_reached, tried, goal), len(first.clean), level, clusters=alike)
 
 
 def edges_reached(tried: FaithfulnessCurve, goal: float, weights: np.ndarray) -> np.ndarray:

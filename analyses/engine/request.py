@@ -186,9 +186,7 @@ class Request:
         refuse_unless_finite("the metric", values, self.prompts)
         return values
 
-    def record(
-        self, names: Sequence[str], hooks: Sequence[Hook] = (), corrupted: bool = False, trim_mlp: bool = False
-    ) -> Run:
+    def record(self, names: Sequence[str], corrupted: bool = False, trim_mlp: bool = False) -> Run:
         """The metric of a run, and its activations at the named hook points.
 
         Raises:
@@ -196,7 +194,7 @@ class Request:
         """
         recorded: Activations = {}
         with torch.no_grad():
-            metric = self.measure([*hooks, *recording(recorded, names, self.prompts)], corrupted, trim_mlp)
+            metric = self.measure(recording(recorded, names, self.prompts), corrupted, trim_mlp)
         silent = [name for name in names if name not in recorded]
         if silent:
             raise ValueError(f"{silent[0]} was not called in a run of this {type(self.model).__name__}")
