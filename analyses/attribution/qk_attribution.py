@@ -210,10 +210,10 @@ class QKAttribution(Result):
 
         rows, columns, values = self.folded(most)
         title = f"{self.head} at {self.query} reads {self.key}: score {float(self.score.mean()):.2f}"
-        figure = heat_map(values, title, rows=rows, columns=columns, value_label="contribution")
+        figure = heat_map(values, title, rows=rows, columns=columns, value_label="part of the score")
         figure.update_traces(texttemplate="%{z:+.2f}")
-        figure.update_xaxes(title_text="key source")
-        figure.update_yaxes(title_text="query source")
+        figure.update_xaxes(title_text="wrote the key")
+        figure.update_yaxes(title_text="wrote the query")
         return figure
 
 

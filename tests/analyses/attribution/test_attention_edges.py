@@ -1,4 +1,4 @@
-"""The table of attention edges, against counts by hand and the model's own patterns and gates."""
+"""The table of attention edges, against hand-made counts and the model's own patterns and gates."""
 
 from pathlib import Path
 
@@ -107,7 +107,7 @@ def test_training_mode_is_refused():
 
 def test_a_model_without_patterns_is_refused():
     class TransformerBridge:
-        __module__ = "transformer_lens"  # by its name and this a model is known
+        __module__ = "transformer_lens"  # a model is recognised by this and its name
         training = False
         cfg = type("cfg", (), {"n_layers": 2})
 

@@ -1,4 +1,4 @@
-"""Direct logit attribution: by hand, all of the logit difference, and TransformerLens' own numbers."""
+"""Direct logit attribution: hand-computed, summing to the logit difference, and equal to TransformerLens' numbers."""
 
 from typing import Any
 
@@ -46,7 +46,7 @@ def test_effects_are_all_of_the_logit_difference(family: str, gate_bias: float |
 
 @pytest.mark.parametrize("name", ["stories260k", "stories260k-sparse"])
 def test_equal_to_transformer_lens(name: str):
-    """TransformerLens wants the norm's gain folded into the unembedding; ours is the model as it is."""
+    """TransformerLens wants the norm's gain folded into the unembedding; ours uses the model as it is."""
     model = sl.load(name)
     pairs = TASKS["gendered_pronoun"].tokenize(model.tokenizer, 3)
     (_, pairs) = next(pairs.batches(3))

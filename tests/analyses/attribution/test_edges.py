@@ -1,4 +1,4 @@
-"""Edge scores: by hand, against one run an edge, against TransformerLens, for every family, dense and sparse."""
+"""Edge scores: hand-computed, against one run per edge, and against TransformerLens; every family, dense and sparse."""
 
 from dataclasses import replace
 from typing import Any
@@ -28,7 +28,7 @@ READABLE = sorted(set(FAMILIES) - {"bert"})
 
 
 def scores_of(model: Any, pairs: TokenizedPairs, method: str = "eap", **options: Any) -> EdgeScores:
-    """With two steps, which are several as five are."""
+    """With two steps, enough to be several."""
     metric, options = options.pop("metric", logit_difference), {"steps": 2, "progress": False} | options
     return attribute_edges(model, pairs, metric, method, **options)  # pyright: ignore
 
@@ -100,7 +100,7 @@ def test_the_circuits_of_these_scores():
 
 @pytest.mark.parametrize("family", READABLE)
 def test_scores_are_exact_for_a_small_difference(family: str):
-    """The odd part of what two opposite small changes do: the even part is of second order."""
+    """The odd part of the effects of two opposite small changes: the even part is of second order."""
     in_double = family != "gpt-oss"  # its experts have no double precision
     model = tiny_model(family, seed=1)
     model = bridge_of(model.double() if in_double else model)
@@ -115,7 +115,7 @@ def together(*some: TokenizedPairs) -> TokenizedPairs:
 
 
 def odd_part(scores: Tensor) -> Tensor:
-    """Of scores under a change (first half) and under the opposite one."""
+    """The odd part of scores under a change (first half) and under the opposite change."""
     return torch.sub(*scores.chunk(2)) / 2
 
 
@@ -128,7 +128,7 @@ def test_scores_of_a_sparse_model_are_exact_for_a_small_difference(family: str):
     assert 0.05 < float(gates.open_fraction.mean()) < 0.95
     ends = together(*near_pairs(model, 1e-5))
     eap, exact = (odd_part(per_prompt(model, ends, method)) for method in ("eap", "exact"))
-    assert relative(eap, exact) < 0.02  # transformers makes the softmax in single precision
+    assert relative(eap, exact) < 0.02  # transformers computes the softmax in single precision
 
 
 def test_open_gates_score_as_the_dense_model():
@@ -142,7 +142,7 @@ def test_open_gates_score_as_the_dense_model():
 
 @pytest.mark.parametrize("family", ["gpt2", "neox", "llama"])
 def test_eap_agrees_with_transformer_lens(family: str):
-    """Its gradient is that of the corrupted run: with the prompts exchanged its scores are ours, the sign turned."""
+    """Its gradient is that of the corrupted run: with the prompts exchanged, its scores are ours with opposite sign."""
     from transformer_lens.tools.analysis import EdgeAttributionConfig, attribution_patch
 
     options = {"num_key_value_heads": 4} if family == "llama" else {}  # theirs refuses shared keys and values

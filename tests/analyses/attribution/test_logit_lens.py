@@ -1,4 +1,4 @@
-"""The logit lens: TransformerLens' own numbers, and what it says of pairs and of text."""
+"""The logit lens: equal to TransformerLens' numbers; on pairs and on text."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Scores of nodes and attention edges: by hand, and as parts and sums of the others."""
+"""Scores of nodes and attention edges: hand-computed, and as parts and sums of other scores."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Why a gate is open: the score as a sum over writers of query and key, exact in every family, and what closes it."""
+"""Why a gate is open: the score as a sum over pairs of sources, exact in every family, and what closes the gate."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -156,7 +156,7 @@ def opened(model: Any, prompts: list[Tensor], n: int) -> Iterator[tuple[Tensor, 
     ("name", "task"), [("stories260k-sparse", "gendered_pronoun"), ("addition-sparse", "addition")]
 )
 def test_without_the_closing_pairs_the_gate_closes(name: str, task: str):
-    """On 24 open edges of each model: in a run without the named pairs the gate is closed, with one less it is open."""
+    """On 24 open edges of each model: without the named pairs the gate is closed, with one of them back it is open."""
     model = shipped(name)
     pairs = TASKS[task].tokenize(model.tokenizer, 6)
     prompts = [tokens[row : row + 1] for rows, _, tokens in pairs.clean_rows() for row in range(len(rows))]

@@ -1,4 +1,4 @@
-"""Circuits of attention edges: the whole, nothing, one head's edges, and what sparse models leave."""
+"""Circuits of attention edges: all of them, none, one head's edges, and the open ones of sparse models."""
 
 from dataclasses import replace
 from typing import Any
@@ -17,7 +17,7 @@ QUIET: dict[str, Any] = {"progress": False}
 
 
 def patched(model: Any, pairs: Any, heads: Any) -> torch.Tensor:
-    """The metric of the clean run in which the named heads put out what they do in the corrupted run."""
+    """The metric of the clean run in which the named heads have their outputs of the corrupted run."""
     names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.cfg.n_layers)]
     _, cache = model.run_with_cache(pairs.corrupted)
 

@@ -1,4 +1,4 @@
-"""The interval of a mean over pairs of groups: by hand, and how often it holds the truth."""
+"""The interval of a mean over pairs of groups: hand-computed, and how often it contains the truth."""
 
 import math
 

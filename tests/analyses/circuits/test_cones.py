@@ -57,7 +57,7 @@ def test_a_story_depends_on_its_cone_alone():
 
 
 def test_a_state_inside_matters():
-    """Leaving one state out of the cone shows: the proof can fail."""
+    """Leaving one state out of the cone changes the logits: the proof can fail."""
     model = shipped("addition-sparse")
     cone = dependency_cone(model, addition_tokens(), list(TASK.answer_positions))
     edge = int(cut_effects(model, cone, progress=False).argmax())
@@ -86,7 +86,7 @@ def test_a_cone_is_exact_with_the_patterns_held_and_not_in_a_fresh_run(name: str
 
 
 def test_what_a_fresh_run_does_by_the_model_itself():
-    """Noise enters by hooks on the states outside, here put in by hand at one prompt."""
+    """The noise that is put on the states outside, repeated with plain hooks."""
     model = shipped("addition-sparse")
     pairs = TASKS["addition"].solved_by(model, n=6)
     cone = dependency_cone(model, pairs)

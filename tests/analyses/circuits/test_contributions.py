@@ -1,4 +1,4 @@
-"""What edges add within a circuit: the derivative by the share to which they act."""
+"""What edges add within a circuit: the derivative with respect to the share at which they act."""
 
 from dataclasses import replace
 from typing import Any

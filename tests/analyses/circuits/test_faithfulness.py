@@ -1,4 +1,4 @@
-"""What circuits do alone: by hand, at both ends, and for every family."""
+"""What circuits do alone: hand-computed, with all edges and with none, and in every family."""
 
 from contextlib import nullcontext
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Pruned circuits: no edge of them can go, other prompts judge them, and time is kept."""
+"""Pruned circuits: no edge can be removed, they are evaluated on other prompts, and the limit of runs is kept."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Circuits of one group of prompts on another: each cell as by hand, once scored a group, across models and back."""
+"""Circuits of one group of prompts on another: cells computed separately, one attribution per group, two models."""
 
 from collections.abc import Callable
 from itertools import pairwise

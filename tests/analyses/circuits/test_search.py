@@ -1,4 +1,4 @@
-"""The smallest faithful circuit: against all circuits of top edges, and what is refused."""
+"""The smallest faithful circuit, against all circuits of top edges; and invalid input."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Circuits of single prompts beside that of all, and what circuits must beat."""
+"""Circuits of single prompts compared with that of all prompts, and the baselines that circuits must beat."""
 
 from collections import Counter
 from itertools import combinations

@@ -1,4 +1,4 @@
-"""Names of models: other for whatever changes a forward, the same for all else."""
+"""Fingerprints of models: different for whatever changes a forward pass, the same otherwise."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The gradient of hard gates: the slope of training, where it is asked for, and the same numbers in the run."""
+"""The gradient of hard gates: that of training on request, without a change of the forward pass."""
 
 from typing import Any
 

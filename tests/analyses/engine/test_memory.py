@@ -1,4 +1,4 @@
-"""That memory does not grow with the number of prompts, but for a few numbers each."""
+"""Memory does not grow with the number of prompts, except for a few numbers per prompt."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Runs that begin behind what the two prompts of a pair have in common give what whole runs give, in every family."""
+"""Runs that skip what the two prompts of a pair share at the start give what whole runs give, in every family."""
 
 from dataclasses import replace
 from typing import Any
@@ -101,7 +101,7 @@ def test_prompts_begin_where_any_of_their_length_differs():
     with open_request(model, pairs_from(6, 1, 7), "logit_difference") as request:
         assert request.sharing().starts == {}  # one token is not worth it
     with open_request(model, replace(pairs, positions={"END": torch.tensor([8, 8, 3, 8])}), "accuracy") as request:
-        assert request.sharing().starts == {9: 3}  # the answer stands before the first difference
+        assert request.sharing().starts == {9: 3}  # the answer's position is before the first difference
 
 
 def test_a_model_is_tried_once_for_each_length_and_beginning(monkeypatch: pytest.MonkeyPatch):

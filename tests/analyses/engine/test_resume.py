@@ -1,4 +1,4 @@
-"""What an interrupted analysis keeps, and that going on from it gives the numbers of an uninterrupted one."""
+"""What an interrupted analysis keeps, and that resuming it gives the numbers of an uninterrupted one."""
 
 import functools
 import os

@@ -1,4 +1,4 @@
-"""Patched values against numbers worked out by hand, plain whole runs, and TransformerLens' own functions."""
+"""Patched values against hand-computed numbers, plain whole runs, and TransformerLens' own functions."""
 
 import contextlib
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""A cut is what a hook written by hand computes, in gated and in dense models; names say what is cut."""
+"""A cut does what a hand-written hook does, in sparse and in dense models; names say what is cut."""
 
 from typing import Any
 
@@ -98,7 +98,7 @@ def test_parts_that_no_model_has_are_refused(name: str):
     shape = Shape.of(model_of("dense"), 6)
     with pytest.raises(ValueError, match=f"no such part: '{name}' .there are layer < 2, head < 4, mlp < 2, pos < 6"):
         refuse_unknown(["a1.h3", name], [shape])
-    refuse_unknown([name], [shape, Shape(9, 9, 9, 9)])  # one of two models is enough, and the other stays as it is
+    refuse_unknown([name], [shape, Shape(9, 9, 9, 9)])  # it is enough if one of two models has the part
     assert not any(mask.any() for mask in vars(Cuts.of([name], shape)).values())
 
 

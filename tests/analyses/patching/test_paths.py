@@ -1,4 +1,4 @@
-"""Path patching: exact edges one by one, and an implementation of its own with plain TransformerLens hooks."""
+"""Path patching, against exact edge scores and a separate implementation with plain TransformerLens hooks."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -18,7 +18,7 @@ QUIET: dict[str, Any] = {"progress": False}
 
 
 def by_hooks(model: Any, pairs: sl.TokenizedPairs, sender: str, receivers: Sequence[str]) -> Tensor:
-    """Wang et al. 2022, with everything between frozen: three runs, by the model's own hook points alone.
+    """Wang et al. 2022, with everything in between frozen: three runs, using only the model's own hook points.
 
     1. Clean and corrupted runs. 2. A clean run in which every head and MLP writes what it did on the clean prompt, but
     for the sender; what the receivers compute there is kept. 3. A clean run with that put in its place.
@@ -59,7 +59,7 @@ def by_hooks(model: Any, pairs: sl.TokenizedPairs, sender: str, receivers: Seque
 
 
 def _point(receiver: str) -> tuple[str, int | None]:
-    """Where a receiver is put: a head's query, key or value, or the input of an MLP."""
+    """The hook point of a receiver: a head's query, key or value, or the input of an MLP."""
     if receiver[0] == "m":
         return f"blocks.{receiver[1:]}.mlp.hook_in", None
     return f"blocks.{receiver[1]}.attn.hook_{receiver[6]}", int(receiver[4])
@@ -121,7 +121,7 @@ def test_all_heads_that_share_a_key_or_value_as_by_one_plain_hook(part: str):
     assert (alone.per_prompt - found.per_prompt).abs().max() > 1e-3
 
 
-def test_a_path_that_was_killed_goes_on(tmp_path: Any):
+def test_an_interrupted_call_resumes(tmp_path: Any):
     model, pairs = tiny_bridge("gpt2"), tiny_pairs()
     whole = patch_paths(model, pairs, "m1", batch_size=2, **QUIET)
     again = [patch_paths(model, pairs, "m1", batch_size=2, out=tmp_path / "log", **QUIET) for _ in range(2)]

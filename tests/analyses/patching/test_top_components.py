@@ -1,4 +1,4 @@
-"""Keeping only the top components: ends of the curve, the order, numbers by hand."""
+"""Keeping only the top components: ends of the curve, order, hand-computed numbers."""
 
 from dataclasses import replace
 from typing import Any
