@@ -72,8 +72,8 @@ def attribute_edges(
             the graph has at most 1,000 edges, otherwise eap-ig
         steps: m, for the two integrated methods
         gate_gradient: gradient of a sparse model's hard gates. "none": that of a step function, zero.
-            "straight-through": sigmoid'(gate_logit), as in training without noise, so that edges matter that decide
-            whether a gate is open. In a dense model, which has no gates, both are the same
+            "straight-through": sigmoid'(gate_logit), as in training without noise, so that edges also score by opening
+            or closing gates. In a dense model, which has no gates, both are the same
         candidates: for "exact": patch only this many edges, those of largest |EAP-IG score|; the others are not tried
             and score zero. With 32, the faithful circuit of addition-sparse is the same as with all 175 edges, in a
             third of the time

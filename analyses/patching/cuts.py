@@ -110,28 +110,20 @@ class Cuts:
         pairs = (shape.layer, shape.head, shape.pos, shape.pos)
         cuts = cls(*(torch.zeros(size, dtype=torch.bool) for size in (pairs, pairs[:2], (shape.mlp,))))
         for cut in map(read_cut, names):
-            if shape.has(cut):
-                cuts._add(**dict(cut.places))
+            match cut.places if shape.has(cut) else ():
+                case (("mlp", mlp),):
+                    cuts.mlps[mlp] = True
+                case (("pos", pos),):
+                    cuts.edges[..., pos] |= torch.arange(shape.pos) != pos
+                case (("layer", layer), ("head", head), (_, key_pos), (_, query_pos)):
+                    cuts.edges[layer, head, query_pos, key_pos] = True
+                case (("layer", layer), ("head", head)):
+                    cuts.heads[layer, head] = True
+                case (("layer", layer),):
+                    cuts.heads[layer] = True
+                case _:
+                    pass
         return cuts
-
-    def _add(
-        self,
-        layer: int | None = None,
-        head: int | None = None,
-        key_pos: int | None = None,
-        query_pos: int | None = None,
-        mlp: int | None = None,
-        pos: int | None = None,
-    ) -> None:
-        if mlp is not None:
-            self.mlps[mlp] = True
-        elif pos is not None:
-            others = torch.arange(self.edges.shape[-1]) != pos
-            self.edges[..., pos] |= others
-        elif query_pos is not None:
-            self.edges[layer, head, query_pos, key_pos] = True
-        else:
-            self.heads[layer, slice(None) if head is None else head] = True
 
     def cover(self, edges: AttentionEdges) -> Bool[np.ndarray, " edge"]:
         """Which of the edges are cut, alone or with their head."""
