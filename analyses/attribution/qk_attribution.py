@@ -104,7 +104,7 @@ class QKAttribution(Result):
             ValueError: there is no open gate, there are several prompts, or no pairs close it.
         """
         if len(self) > 1:
-            raise ValueError(f"closing() is for one prompt, not for {len(self)}: .of_prompt(0).closing()")
+            raise ValueError(f"closing() is for one prompt, not for {len(self)}: call .of_prompt(0).closing()")
         if self.is_open is None or self.gate_bias is None or not self.is_open[0]:
             state = "has no gate" if self.is_open is None else "is closed already"
             raise ValueError(f"{self.head} from {self.query} to {self.key} {state}: there is nothing to close")

@@ -187,7 +187,7 @@ def test_pairs_close_gates_behind_soft_caps_position_biases_and_norms(family: st
 
 def test_what_cannot_be_closed():
     model, tokens = tiny_bridge("gpt2"), tiny_tokens(batch=2)
-    with pytest.raises(ValueError, match=r"is for one prompt, not for 2: \.of_prompt"):
+    with pytest.raises(ValueError, match=r"is for one prompt, not for 2: call \.of_prompt"):
         analyses.explain_edge(model, tokens, "a1.h0", 4, 2).closing()
     with pytest.raises(ValueError, match="has no gate"):
         analyses.explain_edge(model, tokens[0], "a1.h0", 4, 2).closing()
