@@ -1,4 +1,4 @@
-"""What models are asked to do: one task per file, strings and labels only. `TASKS` finds a task by its name."""
+"""The tasks that models are evaluated on: one per file, strings and labels only. `TASKS` holds them by name."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -54,7 +54,7 @@ _ALL = (
 
 
 class Tasks(Result, dict[str, Task]):
-    """Tasks by name, which list themselves with an example of each."""
+    """Tasks by name, displayed as a list with an example of each."""
 
     def __missing__(self, name: str) -> NoReturn:
         raise unknown("task", name, self)
@@ -78,7 +78,7 @@ class Tasks(Result, dict[str, Task]):
 
 
 def _cut(text: str, width: int) -> str:
-    """On one line, without the middle of what is too long: the answers stand at the end."""
+    """The text on one line. If too long, the middle is cut out, since the answers are at the end."""
     text = text.replace("\n", "\\n")
     return text if len(text) <= width else f"{text[: width // 3]}…{text[width // 3 + 1 - width :]}"
 
@@ -89,9 +89,9 @@ __all__ = ["TASKS", "find_task"]
 
 
 def find_task(name: str) -> Task:
-    """The task of that name.
+    """The task with this name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such task.
     """
     return TASKS[name]

@@ -1,4 +1,4 @@
-"""Acronyms: the third letter of an abbreviation whose words have just been read.
+"""Acronyms: the third letter of an abbreviation, right after the words that it abbreviates.
 
     clean     The Royal Music Hall (RM      -> "H", not "F"
     third     The Royal Music Fund (RM
@@ -21,7 +21,7 @@ TEMPLATES = (
     "He works for the {FIRST} {SECOND} {THIRD} ({ACRONYM}",
     "Everyone in town knows the {FIRST} {SECOND} {THIRD} ({ACRONYM}",
 )
-# Words that make a plausible name in any combination; short ones, for small vocabularies.
+# Words that make a plausible name in any combination. They are short, to be single tokens in small vocabularies.
 FIRST = """
 Royal National Central Global Northern Southern Western Eastern United Young Open Big Happy Joint Old New Modern Local
 Junior Fine Free Daily Great Main Upper Zurich Little Kenya Victoria
@@ -30,8 +30,9 @@ SECOND = """
 Music Garden Dance Book Film Water Energy Insect Jazz Kite Language Nature Ocean Pet River Sun Train Village Youth
 Art Bird Cat Dog Fire History Radio Peace Tree Animal Data Health Steel Zoo Video
 """
-# By their initial, so that each letter is the answer equally often. All have four letters: most small vocabularies have
-# as many tokens for one as for another. The initials are those that large vocabularies rarely join to others.
+# Grouped by initial, so that each letter is the answer equally often. All have four letters, so that most small
+# vocabularies split them into the same number of tokens. The initials are ones that large vocabularies rarely merge
+# with the letters before them.
 THIRD = """
 Farm Fund Firm, Game Gang Gala, Hall Home Hunt, Jury Jazz, Kids Kite Kits, Mill Mine Mail, News Nest Note,
 View Vote Vans, Week Walk Wave, Year Yard Yoga, Zone
@@ -40,18 +41,18 @@ CORRUPTIONS = {"third": ("THIRD",), "words": ("FIRST", "SECOND", "THIRD")}
 
 
 def by_initial(words: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Words that share their initial, with it."""
+    """Groups of words that share an initial: (initial, words)."""
     groups = (tuple(group.split()) for group in words.split(","))
     return tuple((group[0][0], group) for group in groups)
 
 
 def letter_is_a_token(names: tuple[str, str]) -> tuple[Continuation, ...]:
-    """Every third letter must be a token of its own after the first two."""
+    """Every possible third letter must be a token of its own after these first two."""
     return tuple((f" ({names[0][0]}{names[1][0]}", letter) for letter, _ in ENDINGS)
 
 
 def draw(random: Draw, words: Lists, corruption: str) -> PromptPair:
-    """One pair; the third word of the corrupted prompt has another initial, the letters in brackets are the same."""
+    """One pair; the corrupted prompt has a third word with another initial, but the same letters in brackets."""
     (first, second), (other_first, other_second) = random.sample(words["first two"], 2)
     (answer, thirds), (wrong, other_thirds) = random.sample(ENDINGS, 2)
     slots = {"FIRST": first, "SECOND": second, "THIRD": random.choice(thirds), "ACRONYM": first[0] + second[0]}

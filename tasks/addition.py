@@ -1,14 +1,14 @@
 """Addition of two numbers, one token per character: `53+21=?????` in, `53+21=00074` out.
 
-The toy of the paper's Fig. 1. Both numbers are zero-padded to `digits`, the sum to `2 * digits + 1` places (five for
-two digits, as in the figure), most significant digit first.
-Bidirectional (the figure): the model reads the `?`, and all of them are filled at once, each at its own position.
+The toy task of the paper's Fig. 1. Both numbers are zero-padded to `digits`, the sum to `2 * digits + 1` places (five
+for two digits, as in the figure), most significant digit first.
+Bidirectional (as in the figure): the model reads the `?` and fills in all of them at once, each at its own position.
 Causal: the model reads `53+21=0007` and predicts `00074` at the last five positions, each as the next character.
 
-As a task of pairs, with one place of the answer asked for:
-    clean     47+28=?????     -> "7" at the tens
-    carry     41+28=?????     -> "6": another unit, and no carry into the tens
-    units     48+28=?????     asked at the units: "5" becomes "6"
+As a task of pairs, only one digit of the answer is evaluated:
+    clean     47+28=?????     -> "7" in the tens place
+    carry     41+28=?????     -> "6": another units digit, and no carry into the tens
+    units     48+28=?????     evaluated in the units place: "5" becomes "6"
 Source: the toy of Draye et al. 2025, arXiv 2512.05865, Fig. 1. Circuit there: layer 0 reads the digits of each column,
 layer 1 the carry.
 """
@@ -41,16 +41,16 @@ class Addition:
 
     def __post_init__(self) -> None:
         if self.digits < 1:
-            raise ValueError(f"digits = {self.digits}: want at least 1")
+            raise ValueError(f"digits = {self.digits}: want 1 or more")
 
     @property
     def answer_width(self) -> int:
-        """Places of the answer. A sum needs digits + 1 of them; the figure has five for two digits."""
+        """Number of places in the answer. A sum needs only digits + 1; the figure has five for two digits."""
         return 2 * self.digits + 1
 
     @property
     def length(self) -> int:
-        """Characters of a full problem."""
+        """Number of characters in a full problem."""
         return len(self.full(0, 0))
 
     @property
@@ -60,23 +60,23 @@ class Addition:
         return tuple(range(first, first + self.answer_width))
 
     def problems(self) -> list[tuple[int, int]]:
-        """All pairs in order: (0, 0), (0, 1), ... for two digits 10,000 of them."""
+        """All pairs in order: (0, 0), (0, 1), ...; 10,000 for two digits."""
         below = 10**self.digits
         return [(a, b) for a in range(below) for b in range(below)]
 
     def sample(self, n: int, seed: int = 0) -> list[tuple[int, int]]:
-        """N pairs drawn uniformly, with replacement. The first k of them are the same for every n >= k."""
+        """Draw n pairs uniformly, with replacement. The first k of them are the same for every n >= k."""
         below = 10**self.digits
-        # Random.random() is the one stream that Python promises to keep, for an integer seed, across versions
+        # random() is the only method whose numbers Python promises to keep across versions, given an integer seed
         uniform = random.Random(seed).random
         return [(int(uniform() * below), int(uniform() * below)) for _ in range(n)]
 
     def prompt(self, a: int, b: int) -> str:
-        """What the model reads: the question and the open places, or for a causal model all but the last character."""
+        """What the model reads: the question and a `?` for each place, or if causal all but the last character."""
         return self.full(a, b)[:-1] if self.causal else self._question(a, b) + "?" * self.answer_width
 
     def answer(self, a: int, b: int) -> str:
-        """What the model has to say at `answer_positions`."""
+        """What the model should predict at `answer_positions`."""
         return f"{a + b:0{self.answer_width}}"
 
     def full(self, a: int, b: int) -> str:
@@ -84,12 +84,12 @@ class Addition:
         return self._question(a, b) + self.answer(a, b)
 
     def carries(self, a: int, b: int) -> tuple[bool, ...]:
-        """Does each column overflow? Units first, so entry i is the column of 10**i."""
+        """Whether each column overflows. Units first, so entry i is the column of 10**i."""
         self._check(a, b)
         return tuple(a % 10**column + b % 10**column >= 10**column for column in range(1, self.digits + 1))
 
     def carry_arrows(self, a: int, b: int) -> tuple[tuple[int, int], ...]:
-        """For every carry, from the position that answers the overflowing column to the one that it is carried to."""
+        """For every carry, the positions that predict the overflowing column and the column that it carries into."""
         places = self.answer_positions[::-1]  # units first
         return tuple((places[i], places[i + 1]) for i, overflows in enumerate(self.carries(a, b)) if overflows)
 
@@ -97,7 +97,7 @@ class Addition:
         """One of KINDS.
 
         "propagated carry": some column overflows into a column that overflows too. "separate carries": several carries,
-        none of which enters a column that overflows; it takes three digits.
+        none of which goes into a column that overflows; this takes at least three digits.
         """
         carries = self.carries(a, b)
         if any(low and high for low, high in pairwise(carries)):
@@ -111,11 +111,11 @@ class Addition:
     def _check(self, a: int, b: int) -> None:
         for number in (a, b):
             if not 0 <= number < 10**self.digits:
-                raise ValueError(f"{number} is not a number of {self.digits} digits: want 0 to {10**self.digits - 1}")
+                raise ValueError(f"{number} does not fit in {self.digits} digits: want 0 to {10**self.digits - 1}")
 
 
 def draw(addition: Addition, random: Draw, words: Lists, corruption: str) -> PromptPair:  # noqa: ARG001 - of DrawPair
-    """One pair that differs in the units digit of the first number alone; the digits before the one asked for agree."""
+    """One pair. Only the units digit of the first number differs; answers agree before the digit evaluated."""
     place = {"carry": 10, "units": 1}[corruption]
     while True:
         a, b = (random.below(10**addition.digits) for _ in range(2))
@@ -133,13 +133,13 @@ def _pair(addition: Addition, a: int, other: int, b: int, place: int) -> PromptP
     )
     spans = _digits(addition)
     if not addition.causal:
-        spans[f"S{len(str(place)) - 1}"] = (asked, asked + 1)  # the place of the sum: one token, or it is refused
+        spans[f"S{len(str(place)) - 1}"] = (asked, asked + 1)  # this place of the sum must be a single token
     spans["END"] = (asked, asked + 1)
     return PromptPair(clean, corrupted, (right,), (wrong,), spans, spans)
 
 
 def _digits(addition: Addition) -> dict[str, Span]:
-    """Where the digits of the two numbers stand, named by their power of ten: A1, A0, B1, B0."""
+    """The positions of the digits of both numbers, named by power of ten: A1, A0, B1, B0."""
     width = addition.digits
     starts = {"A": 0, "B": width + 1}
     return {
@@ -161,7 +161,7 @@ def addition_task(addition: Addition) -> Task:
 
 
 def ids(text: str) -> list[int]:
-    """The token id of every character: its place in ALPHABET."""
+    """The token id of every character: its index in ALPHABET."""
     unknown = set(text) - set(ALPHABET)
     if unknown:
         raise ValueError(f"no such character: {min(unknown)!r} (want one of {ALPHABET})")

@@ -4,10 +4,11 @@
     second    three plus six is
     both      one plus eight is
     clean     3+4=                   -> "7", not "9"
-No number is zero: the sum would be one that can be copied.
-Source: asked of language models since Brown et al. 2020, arXiv 2005.14165. Known circuits: early MLPs encode the
-operands, attention moves them to END, late MLPs produce the result (Stolfo et al. 2023, arXiv 2305.15054), by a bag of
-heuristics (Nikankin et al. 2024, arXiv 2410.21272). The toy of one character per token is `addition`.
+No number is zero, since the sum could then be copied.
+Source: language models have been evaluated on such sums since Brown et al. 2020, arXiv 2005.14165. Known circuits:
+early MLPs encode the operands, attention moves them to END, late MLPs produce the result (Stolfo et al. 2023, arXiv
+2305.15054), by a bag of heuristics (Nikankin et al. 2024, arXiv 2410.21272). `addition` is the toy version with one
+token per character.
 """
 
 from sparselens.prompts.draw import Draw
@@ -24,12 +25,12 @@ TEMPLATES = (
     "Question: what is {A} plus {B}? Answer:",
     "{A} and {B} make",
 )
-BARE = ("{A}+{B}=",)  # the only form that has single tokens where every digit is a token of its own
+BARE = ("{A}+{B}=",)  # the only form with one-token answers if every digit is a token of its own
 NUMBER_WORDS = tuple(
     """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
     eighteen nineteen twenty""".split()
 )
-Sum = tuple[int, str]  # the number, as the answer has it
+Sum = tuple[int, str]  # the number, and its text in the answer
 
 
 def _kind(sums: range, words: bool = False, bare: bool = False) -> Words:
@@ -58,9 +59,9 @@ KINDS = {
 
 
 def draw(random: Draw, words: Lists, corruption: str) -> PromptPair:
-    """One pair of different sums, in which the second number differs or both are drawn anew.
+    """One pair with different sums; the corrupted prompt changes the second number or both.
 
-    The sums are drawn first and then split: each is right as often as it is wrong.
+    The sums are drawn first and then split into two numbers, so each sum is right as often as it is wrong.
     """
     kind, sums = random.choice(usable_kinds(words))
     (right, answer), (wrong, wrong_answer) = random.sample(sums, 2)

@@ -2,9 +2,10 @@
 
     clean      Are these brackets balanced? ( ( ) ) ( ) Answer:     -> " yes", not " no"
     rewritten  Are these brackets balanced? ( ( ) ) ( ( Answer:
-Half of the clean prompts are balanced, half are the rewritten ones. Half of these have as many opening brackets as
-closing ones, exchanged in the middle, so that only their order tells; half differ in number, so that counting does.
-Source: the small model of Redwood Research that classifies such strings, taken apart in the ARENA course
+Half of the clean prompts are balanced, half are unbalanced rewritings. Half of the rewritings have as many opening as
+closing brackets but two swapped in the middle, so only the order gives them away; in the other half the numbers
+differ, so counting is enough.
+Source: the small model of Redwood Research that classifies such strings, analysed in the ARENA course
 (learn.arena.education, chapter 1.5.1). Known circuit there: one head counts, another finds where the depth is negative.
 """
 
@@ -21,11 +22,11 @@ TEMPLATES = (
     "( ) is balanced: yes. ) ( is balanced: no. {before}{FIRST}{between}{SECOND}{after} is balanced:",
     "( ( is balanced: no. ( ) ( ) is balanced: yes. {before}{FIRST}{between}{SECOND}{after} is balanced:",
 )
-PAIRS = (4, 5, 6, 7, 8)  # of brackets in a string; of fewer there are too few balanced ones
+PAIRS = (4, 5, 6, 7, 8)  # number of bracket pairs in a string; with fewer there are too few balanced strings
 
 
 def is_balanced(brackets: str) -> bool:
-    """Does every opening bracket close, none closing before it opens?
+    """Whether every opening bracket is closed, and no bracket closes before it opens.
 
     >>> is_balanced("(()())"), is_balanced("())("), is_balanced("(()")
     (True, False, False)
@@ -48,18 +49,19 @@ def balanced(random: Draw, n: int) -> str:
 
 
 def exchanged(brackets: str) -> list[tuple[int, int]]:
-    """Pairs of places whose brackets, exchanged, leave it unbalanced though neither counts nor ends give it away."""
+    """Pairs of places to swap so that the string is unbalanced, although neither counts nor ends give it away."""
     inner = range(1, len(brackets) - 1)
     places = [(i, j) for i in inner for j in inner if i < j and brackets[i] != brackets[j]]
     return [(i, j) for i, j in places if not is_balanced(_with(brackets, {i: brackets[j], j: brackets[i]}))]
 
 
 def rewritten(random: Draw, brackets: str, counts: bool) -> tuple[str, int, int] | None:
-    """The string with one or both of two brackets changed so that it is not balanced, and where the two are.
+    """The string with one or both of two brackets changed so that it is unbalanced, and the places of the two.
+
+    None if that is not possible.
 
     Args:
-        counts: with another number of opening than closing brackets; if not, two in the middle are exchanged. None
-            where no exchange does it
+        counts: make the numbers of opening and closing brackets differ; otherwise swap two brackets in the middle
     """
     if counts:
         first, second = sorted(random.sample(range(len(brackets)), 2))
@@ -79,7 +81,7 @@ def _with(brackets: str, changes: dict[int, str]) -> str:
 
 
 def draw(random: Draw, words: Lists, corruption: str) -> PromptPair:  # noqa: ARG001 - of type DrawPair
-    """One pair of a balanced string and one that is not, in either order."""
+    """One pair: a balanced and an unbalanced string, in either order."""
     counts, found, good = random.flip(), None, ""
     while found is None:
         good = balanced(random, random.choice(PAIRS))
@@ -92,7 +94,7 @@ def draw(random: Draw, words: Lists, corruption: str) -> PromptPair:  # noqa: AR
 
 
 def _slots(brackets: str, first: int, second: int) -> dict[str, str]:
-    """The brackets around and between the two, spaced: else large vocabularies have tokens for several."""
+    """The brackets before, between and after the two. Spaced, since large vocabularies merge adjacent brackets."""
     before, between, after = brackets[:first], brackets[first + 1 : second], brackets[second + 1 :]
     return {
         "before": "".join(f"{bracket} " for bracket in before),

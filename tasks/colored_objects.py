@@ -1,11 +1,11 @@
-"""Colored objects: what color is the object asked about?
+"""Colored objects: what color is the object in question?
 
     clean         Mom bought a red pen, a blue cup and a green hat. The cup is     -> " blue", not " red", " green"
     other_object  Mom bought a red pen, a blue cup and a green hat. The hat is
     other_color   Mom bought a red pen, a pink cup and a green hat. The cup is
 Source: Merullo et al. 2023, "Circuit component reuse across tasks in transformer language models", arXiv 2310.08744,
-after BIG-bench. Known circuit (GPT-2 medium): duplicate-token and induction heads mark the thing asked for, content
-gatherers bring it to END, mover heads copy its color: in good part the circuit of indirect object identification.
+after BIG-bench. Known circuit (GPT-2 medium): duplicate-token and induction heads mark the object in question, content
+gatherers bring it to END, mover heads copy its color. It largely reuses the circuit of indirect object identification.
 """
 
 from itertools import permutations
@@ -15,7 +15,7 @@ from sparselens.prompts.pairs import PromptPair, pair
 from sparselens.prompts.task import Lists, Task
 from sparselens.prompts.words import Words, spaced
 
-# The places 1, 2, 3 are filled with OBJECT and COLOR, which are asked for, and with the other two, in all orders.
+# The places 1, 2, 3 are filled in all orders with the object in question (OBJECT, COLOR) and two others.
 PLACED = (
     "On the table there is {1}, {2} and {3}. The {ASKED} is",
     "In the box there was {1}, {2} and {3}. The color of the {ASKED} was",
@@ -43,7 +43,7 @@ basket lamp clock key bowl ribbon button phone blanket towel
 
 
 def draw(random: Draw, words: Lists, corruption: str) -> PromptPair:
-    """One pair; every place in the row is asked for equally often. The new color stands nowhere else, and is wrong."""
+    """One pair; each of the three places is asked about equally often. The new color of `other_color` is always wrong."""
     objects, (*colors, new) = random.sample(words["object"], 3), random.sample(words["color"], 4)
     slots = dict(zip(SLOTS, (*objects, *colors), strict=True))
     changes = {"ASKED": objects[1]} if corruption == "other_object" else {"COLOR": new}

@@ -3,14 +3,15 @@
     clean          The capital of France is the city of     -> " Paris", not " Rome"
     other_country  The capital of Italy is the city of
 Source: the relation of Todd et al. 2023, "Function vectors in large language models", arXiv 2310.15213, and others; the
-facts are those of Wikipedia's list of national capitals (2024), less disputed, shared and eponymous ones. Circuit: in
-general (Geva et al. 2023, arXiv 2304.14767) early MLPs enrich COUNTRY, late attention carries the capital to END.
+facts are from Wikipedia's list of national capitals (2024), without disputed, shared and eponymous ones. Circuit: for
+facts in general (Geva et al. 2023, arXiv 2304.14767), early MLPs enrich COUNTRY, late attention moves the capital to
+END.
 """
 
 from sparselens.prompts.draw import Draw
 from sparselens.prompts.pairs import PromptPair, pair
 from sparselens.prompts.task import Lists, Task
-from sparselens.prompts.words import Words
+from sparselens.prompts.words import Words, spaced
 
 TEMPLATES = (
     "The capital of {COUNTRY} is the city of",
@@ -64,15 +65,11 @@ def draw(random: Draw, words: Lists, corruption: str) -> PromptPair:  # noqa: AR
     return pair(random.choice(TEMPLATES), {"COUNTRY": country}, {"COUNTRY": other}, f" {capital}", f" {others_capital}")
 
 
-def _both(fact: tuple[str, str]) -> tuple[str, ...]:
-    return tuple(f" {name}" for name in fact)
-
-
 country_capital = Task(
     "country_capital",
     "which city is the capital of a country?",
     draw,
-    words={"capital": Words(CAPITALS, _both)},
+    words={"capital": Words(CAPITALS, lambda fact: (*spaced(fact[0]), *spaced(fact[1])))},
     corruptions={"other_country": ("COUNTRY",)},
     source="Todd et al. 2023, arXiv 2310.15213; facts: Wikipedia, List of national capitals (2024)",
     circuit="early MLPs enrich the country, late attention carries the capital to the end (Geva et al. 2023)",

@@ -8,7 +8,7 @@
                     :param                            -> " path", not " size", " colour", " limit"
     random_doc  the same with other names in the docstring; random_def: with other names in the definition
 Source: Heimersheim and Janiak 2023, "A circuit for Python docstrings in a 4-layer attention-only transformer". Known
-circuit there: heads of layers 1 and 2 find C by its place after B, two heads of layer 3 copy it at END.
+circuit there: heads in layers 1 and 2 find C by its position after B, two heads in layer 3 copy it to END.
 '''
 
 from sparselens.prompts.draw import Draw
@@ -16,7 +16,7 @@ from sparselens.prompts.pairs import PromptPair, pair
 from sparselens.prompts.task import Lists, Task
 from sparselens.prompts.words import Words, spaced
 
-# The marks before an argument's name, as Sphinx and as Epydoc want them.
+# The marks before an argument's name in Sphinx and Epydoc.
 MARKS = (":param", "@param")
 TEMPLATE = '''def {function}(self, {A_DEF}, {B_DEF}, {C_DEF}, {D_DEF}):
     """{summary}
@@ -33,14 +33,14 @@ image table date level style code color page title field width height depth star
 event mode type input output text string word line point area rate price weight child parent order rank
 """.split()
 )
-# Disjoint from ARGUMENTS, so that an argument's name stands at its own places only.
+# Disjoint from ARGUMENTS, so that an argument's name occurs nowhere else.
 ADJECTIVES = tuple("first last old new short long small large simple full open empty common hidden local plain".split())
 NOUNS = tuple("number part thing place item result step case sum share piece set room board fact note sign row".split())
 DEFINED, DOCUMENTED = ("A_DEF", "B_DEF", "C_DEF", "D_DEF"), ("A_DOC", "B_DOC")
 
 
 def draw(random: Draw, words: Lists, corruption: str) -> PromptPair:
-    """One pair; the same seed gives the same clean prompts under every corruption."""
+    """One pair. With the same seed, every corruption has the same clean prompts."""
     *names, other_a, other_b, other_c, other_d = random.sample(words["argument"], 8)
     others = (other_a, other_b, other_c, other_d)
     slots = {**dict(zip(DEFINED, names, strict=True)), **dict(zip(DOCUMENTED, names, strict=False))}

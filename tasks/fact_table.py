@@ -1,6 +1,6 @@
-"""Facts for `fact_retrieval`: what is asked, about whom, the answer; each kind with where its facts can be looked up.
+"""Facts for `fact_retrieval`: for each kind the templates, a source to look the facts up, and subjects with answers.
 
-No answer occurs twice in a kind, so that what is right for one subject is wrong for every other.
+No answer occurs twice in a kind, so that the right answer for one subject is wrong for every other.
 """
 
 # "subject: answer", separated by commas
@@ -46,7 +46,7 @@ PRODUCTS = """
 cow: milk, bee: honey, hen: eggs, sheep: wool, baker: bread, tailor: clothes, spider: webs, poet: poems,
 painter: pictures, cobbler: shoes
 """
-# kind -> ways to ask, where to look it up, the facts
+# kind -> templates, source, facts
 FACTS = {
     "symbol of an element": (
         (

@@ -2,9 +2,9 @@
 
     clean         Of course, Karen is a good dancer, isn't     -> " she", not " he"
     other_gender  Of course, Frank is a good dancer, isn't
-What is asked is which pronoun English texts mostly use after a name; it says nothing about a person.
+The answer is the pronoun that English texts mostly use after a name; it says nothing about any person.
 Source: Mathwin et al. 2023, "Identifying a preliminary circuit for predicting gendered pronouns in GPT-2 small". Known
-circuit there: heads of early layers move the gender of NAME to the words after it, late heads carry it to END.
+circuit there: heads in early layers move the gender of NAME to the words after it, late heads move it to END.
 """
 
 from sparselens.prompts.draw import Draw
@@ -13,7 +13,7 @@ from sparselens.prompts.task import Lists, Task
 from sparselens.prompts.words import Words, spaced
 from sparselens.tasks.names import FEMALE, MALE
 
-# The first half are tag questions, as in the source; the second are in the plain English of children's stories.
+# The first half are tag questions, as in the source; the second half is in the plain English of children's stories.
 TEMPLATES = (
     "Of course, {NAME} is a {quality} dancer, isn't",
     "Well, {NAME} is a very {quality} person, isn't",
@@ -30,7 +30,7 @@ TEMPLATES = (
 )
 QUALITIES = tuple("happy kind quiet careful famous busy proud funny lucky clever nice brave good sad tired".split())
 PLACES = tuple("park beach garden forest kitchen lake yard zoo school store".split())
-# Names of both genders, or short for one of either.
+# Names used for both genders, or short for names of either.
 UNCLEAR = ("Sam", "Max", "Kelly", "Ashley", "Tyler", "Jerry", "Kyle", "Carol", "Joan")
 
 

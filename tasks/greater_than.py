@@ -2,15 +2,16 @@
 
     clean     The war lasted from the year 1743 to the year 17     -> "44", "45", ... "99", not "01", ... "43"
     year_01   The war lasted from the year 1701 to the year 17
-Where the prompt stops depends on how a tokenizer cuts a year. Into century and ending, as above (GPT-2): the few
-endings that it cuts otherwise in one of the CENTURIES are left out. Into single digits (Llama 2, Qwen, Gemma, SmolLM2):
-asked is the tens digit, and the year's own is neither right nor wrong. Into three digits and one (Llama 3): the last.
+Where the prompt stops depends on how a tokenizer splits a year. Into century and ending, as above (GPT-2): the few
+endings that it splits differently in one of the CENTURIES are left out. Into single digits (Llama 2, Qwen, Gemma,
+SmolLM2): the answer is the tens digit, and the first year's own tens digit is neither right nor wrong. Into three
+digits and one (Llama 3): the answer is the last digit.
     clean     The war lasted from the year 1743 to the year 17     -> "5", ... "9", not "0", ... "3"
     year_01   The war lasted from the year 1703 to the year 17
     clean     The war lasted from the year 1743 to the year 174    -> "4", ... "9", not "0", ... "3"
     year_01   The war lasted from the year 1740 to the year 174
 Source: Hanna et al. 2023, "How does GPT-2 compute greater-than?", arXiv 2305.00586. Known circuit (GPT-2 small): heads
-of layers 5 to 9 attend from END to YY, MLPs 8 to 11 raise the endings above it.
+in layers 5 to 9 attend from END to YY, MLPs 8 to 11 raise the logits of greater endings.
 """
 
 from sparselens.prompts.draw import Draw
@@ -19,7 +20,7 @@ from sparselens.prompts.task import Lists, Task
 from sparselens.prompts.words import Continuation, Words
 from sparselens.tasks.kinds import usable_kinds
 
-# {XX}{YY}{unit} is the first year; the second stops where the tokenizer cuts a year.
+# {XX}{YY}{unit} is the first year; the second one stops where the tokenizer splits a year.
 TEMPLATES = (
     "The {EVENT} lasted from the year {XX}{YY}{unit} to the year {END}",
     "In all, the {EVENT} went on from {XX}{YY}{unit} until {END}",
@@ -37,15 +38,15 @@ feud crisis revolt reign exile marriage apprenticeship construction excavation e
 negotiation embargo pilgrimage restoration
 """.split()
 )
-# GPT-2 cuts most years of the others elsewhere (" 15" + "43", but " 150" + "3"; " 1943" whole).
+# In other centuries GPT-2 splits many years differently (" 15" + "43", but " 150" + "3"; " 1943" is one token).
 CENTURIES = ("12", "14", "16", "17")
 ENDINGS = tuple(f"{year:02}" for year in range(1, 100))
 DIGITS = tuple("0123456789")
 
 
 def draw(random: Draw, words: Lists, corruption: str) -> PromptPair:  # noqa: ARG001 - there is but one
-    """One pair; the first year is neither of the outermost, so that there are right answers, and a change."""
-    ((kind, endings), *_) = usable_kinds(words, entries=3)  # the first that the tokenizer has
+    """One pair. The first year is never the last ending (there would be no right answer) nor the first (no change)."""
+    ((kind, endings), *_) = usable_kinds(words, entries=3)  # the first kind that fits the tokenizer
     century, place = random.choice(CENTURIES), 1 + random.below(len(endings) - 2)
     event, template = random.choice(EVENTS), random.choice(TEMPLATES)
     right, wrong = tuple(endings[place + 1 :]), tuple(endings[: place + 1])

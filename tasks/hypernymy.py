@@ -2,8 +2,8 @@
 
     clean     A tulip is a kind of       -> " flower", not " tool"
     other     A hammer is a kind of
-Source: the prompts of Hanna et al. 2024, "Have Faith in Faithfulness", arXiv 2403.17806, ask the same of GPT-2. Its
-circuits there are found by scores alone; no account of them head by head is known.
+Source: similar prompts for GPT-2 in Hanna et al. 2024, "Have Faith in Faithfulness", arXiv 2403.17806. The circuits
+found there come from edge scores alone; no head-by-head explanation is known.
 """
 
 from sparselens.prompts.draw import Draw
@@ -28,7 +28,7 @@ TEMPLATES = (
     "If you have never seen a {THING}, it is a kind of",
     "There was a picture of a {THING}, which is a kind of",
 )
-# No class contains another, and every member begins with a consonant: "A {THING}" is right for all.
+# No class contains another, and every member begins with a consonant, so that "A {THING}" is always grammatical.
 CLASSES = {
     "bird": "robin parrot crow pigeon duck swan goose hawk sparrow falcon penguin turkey chicken raven dove seagull",
     "fish": "salmon trout tuna shark cod carp goldfish herring",
@@ -56,14 +56,14 @@ CLASSES = {
 
 
 def draw(random: Draw, words: Lists, corruption: str) -> PromptPair:  # noqa: ARG001 - of type DrawPair
-    """One pair, of two classes."""
+    """One pair with members of two classes."""
     (right, members), (wrong, others) = random.sample(usable_kinds(words, entries=1, kinds=2), 2)
     thing, other = random.choice(members), random.choice(others)
     return pair(random.choice(TEMPLATES), {"THING": thing}, {"THING": other}, f" {right}", f" {wrong}")
 
 
 def _members(name: str, members: str) -> Words:
-    """Members that are one token, if their class is."""
+    """The members that are one token; none if the name of the class is not."""
     return Words(members.split(), lambda member: (*spaced(name), *spaced(member)), need=0)
 
 

@@ -1,9 +1,9 @@
-"""Induction: what came after this word the last time?
+"""Induction: what came after this word last time?
 
     clean     Say it twice: mom friend little day happy mom friend little     -> " day", not one of the other words
     answer    Say it twice: mom friend little big happy mom friend little
     previous  Say it twice: mom friend big day happy mom friend little
-Every word has a space before it: without one, many tokenizers take the first for another token than its repetition.
+Every word has a space before it; without one, many tokenizers would give the first word another token than its copy.
 With names in prose (`induction_text`):
     clean     Yesterday Lily Brown and Tom Snow went to the park. Then somebody called Lily     -> " Brown", not " Snow"
     surnames  Yesterday Lily Snow and Tom Brown went to the park. Then somebody called Lily
@@ -29,7 +29,7 @@ up on with was very but once had said saw name so they one for
 """.split()
 )
 BEFORE = "Say it twice:"
-SHORTEST, LONGEST = 5, 8  # words before they begin again
+SHORTEST, LONGEST = 5, 8  # number of words before the repetition
 CORRUPTIONS = {"answer": ("NEXT",), "previous": ("PREVIOUS",)}
 
 SURNAMES = tuple(
@@ -52,9 +52,9 @@ PLACES = tuple("park house garden school lake store farm zoo market station".spl
 
 
 def draw(random: Draw, words: Lists, corruption: str) -> PromptPair:
-    """One pair; the repetition stops after its first word or later, and one word or more before its end."""
+    """One pair; the repetition has at least one word, and stops at least one word before its end."""
     *first, other = random.sample(words["word"], 1 + SHORTEST + random.below(LONGEST - SHORTEST + 1))
-    asked = random.below(len(first) - 1)  # place of the last word of the prompt in the first round
+    asked = random.below(len(first) - 1)  # index of the prompt's last word among the first words
     slots = {f"w{place}": word for place, word in enumerate(first)}
     slots |= {"PREVIOUS": first[asked], "NEXT": first[asked + 1]}
     wrong = tuple(f" {word}" for place, word in enumerate([*first, other]) if place != asked + 1)
@@ -64,7 +64,7 @@ def draw(random: Draw, words: Lists, corruption: str) -> PromptPair:
 
 @cache
 def _template(length: int, asked: int) -> str:
-    """`{w0} {PREVIOUS} {NEXT} {w3} {w4} {w0} {w1}` for 5 words, the second of which is the last."""
+    """`{w0} {PREVIOUS} {NEXT} {w3} {w4} {w0} {w1}` for 5 words, if the prompt ends with the second one."""
     slots = [f"w{place}" for place in range(length)]
     again = slots[: asked + 1]
     slots[asked : asked + 2] = ["PREVIOUS", "NEXT"]
@@ -72,7 +72,7 @@ def _template(length: int, asked: int) -> str:
 
 
 def draw_text(random: Draw, words: Lists, corruption: str) -> PromptPair:
-    """One pair; either person is asked for."""
+    """One pair; the prompt ends with the first name of either person."""
     (first, first2), (last, last2) = (random.sample(words[name], 2) for name in ("name", "surname"))
     slots = {"FIRST": first, "LAST": last, "FIRST2": first2, "LAST2": last2, "place": random.choice(PLACES)}
     template, second = random.choice(TEXTS), random.flip()

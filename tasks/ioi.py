@@ -4,7 +4,7 @@
     abc       After Mary and John came to the park, Anna handed a book to
     s2_io     After Mary and John came to the park, Mary handed a book to
 Source: Wang et al. 2022, "Interpretability in the Wild", arXiv 2211.00593. Known circuit (GPT-2 small): duplicate-token
-and induction heads mark S2, S-inhibition heads keep the name movers at END off S, name movers copy IO.
+and induction heads mark S2, S-inhibition heads keep the name movers at END from attending to S, name movers copy IO.
 """
 
 from collections.abc import Sequence
@@ -34,8 +34,8 @@ ABBA = (
     "As soon as {IO} and {S1} entered the {place}, {S2} sent the {object} over to",
     "Since {IO} and {S1} lived near the {place}, {S2} often brought the {object} to",
 )
-# In the plain English of stories for small children, which models of a few million parameters can follow. Every name
-# follows a word: at the start of a prompt it would lack its space, and so be another token than in the answer.
+# In the plain English of stories for small children, which models of a few million parameters can handle. No prompt
+# begins with a name: without a space before it, it would be another token than in the answer.
 STORIES = (
     "Long ago, {IO} and {S1} were best friends. One day, {S2} gave a {object} to",
     "Once upon a time, {IO} and {S1} were friends. One day, {S2} gave a {object} to",
@@ -60,9 +60,9 @@ def swapped(template: str) -> str:
 
 
 def draw(templates: Sequence[str], random: Draw, words: Lists, corruption: str) -> PromptPair:
-    """One pair; the third name of `abc` and the three of `random_names` occur nowhere else in the prompt.
+    """One pair; the new names of `abc` and `random_names` do not occur in the clean prompt.
 
-    The same seed gives the same clean prompts under every corruption.
+    With the same seed, every corruption has the same clean prompts.
     """
     io, s, *others = random.sample(words["name"], min(5, len(words["name"])))
     changed: dict[str, dict[str, str]] = {
@@ -72,7 +72,7 @@ def draw(templates: Sequence[str], random: Draw, words: Lists, corruption: str) 
     }
     if len(changed[corruption]) < len(CORRUPTIONS[corruption]):
         raise ValueError(
-            f"corruption {corruption!r} needs more names than {len(words['name'])}, as many as are one token of this "
+            f"corruption {corruption!r} needs more names than the {len(words['name'])} that are single tokens in this "
             "tokenizer: use s2_io"
         )
     place, thing = (random.choice(words[name]) for name in ("place", "object"))
@@ -96,5 +96,10 @@ def _task(name: str, description: str, templates: Sequence[str], version: int, *
 
 ioi = _task("ioi", "to whom is something given?", ABBA, 2, place=PLACES, object=OBJECTS)
 ioi_stories = _task(
-    "ioi_stories", "the same, in words of children's stories", STORIES, 2, place=STORY_PLACES, object=STORY_OBJECTS
+    "ioi_stories",
+    "to whom is something given, in a children's story?",
+    STORIES,
+    2,
+    place=STORY_PLACES,
+    object=STORY_OBJECTS,
 )

@@ -3,9 +3,10 @@
     clean     (61+80) mod 113=    -> "28", not "5"
     second    (61+57) mod 113=
 Half of the clean sums wrap around the modulus, half stay below it.
-Source: Nanda et al. 2023, "Progress measures for grokking", arXiv 2301.05217, with modulus 113 and a token for every
-number. Known circuit (one-layer transformer trained on it): the embedding holds sines and cosines of a few frequencies,
-attention and MLP turn them into those of the sum. Here the modulus is part of the prompt, as text.
+Source: Nanda et al. 2023, "Progress measures for grokking", arXiv 2301.05217, where the modulus is 113 and every number
+is a token; here the modulus is part of the prompt, as text. Known circuit (one-layer transformer trained on the task):
+the embedding represents numbers as sines and cosines of a few frequencies, attention and MLP turn them into those of
+the sum.
 """
 
 from sparselens.prompts.draw import Draw
@@ -22,10 +23,10 @@ def _after_equals(residue: int) -> tuple[Continuation, ...]:
 
 
 def draw(random: Draw, words: Lists, corruption: str) -> PromptPair:
-    """One pair of different remainders, in which the second number differs or both do.
+    """One pair with different remainders; the corrupted prompt changes the second number or both.
 
-    The remainders are drawn first: each is right as often as it is wrong. So is, by a coin, whether the clean sum wraps
-    around. No number is zero or a remainder: nothing can be copied.
+    The remainders are drawn first, so each is right as often as it is wrong; then a coin decides whether the clean sum
+    wraps around. No number is zero or equal to the remainder, so the answer cannot be copied.
     """
     modulus, residues = random.choice(_usable(words))
     right, wrong = random.sample(residues, 2)
@@ -38,16 +39,16 @@ def draw(random: Draw, words: Lists, corruption: str) -> PromptPair:
 
 
 def _usable(words: Lists) -> list[tuple[int, list[int]]]:
-    """Moduli with their remainders: from 2, the least sum, to modulus - 2, the last one to wrap around."""
+    """Moduli with their remainders: from 2, the smallest sum, to modulus - 2, the largest that can wrap around."""
     found = [(modulus, [r for r in words["residue"] if 2 <= r <= modulus - 2]) for modulus in words["modulus"]]
     usable = [(modulus, residues) for modulus, residues in found if len(residues) >= 2]
     if not usable:
-        raise ValueError("no modulus has two remainders that are single tokens")
+        raise ValueError("this tokenizer has no modulus with two remainders that are single tokens")
     return usable
 
 
 def _addend(random: Draw, remainder: int, modulus: int, wraps: bool) -> int:
-    """The first of two numbers whose sum leaves the remainder, and is above the modulus or below it."""
+    """The first of two numbers with this remainder, whose sum is above the modulus if it wraps, else below it."""
     if wraps:
         return remainder + 1 + random.below(modulus - remainder - 1)
     return 1 + random.below(remainder - 1)

@@ -14,7 +14,7 @@ from sparselens.prompts.task import Lists, Task
 
 LETTERS = "ABCD"
 OPTIONS = "(A) {A} (B) {B} (C) {C} (D) {D}"
-# What is told, and asked; of one kind each. `who` is filled with one of NAMES.
+# Stories with a fact and a question, by kind of fact. `who` is filled with one of NAMES.
 STORIES = {
     "color": (
         "The {object} is {FACT}. What color is the {object}?",
@@ -49,7 +49,7 @@ ENDINGS = (f" {OPTIONS} Answer: (", f" {OPTIONS} The right one is (")
 
 
 def draw(random: Draw, words: Lists, corruption: str) -> PromptPair:
-    """One pair; the corrupted prompt tells something else, or has the options in another order."""
+    """One pair; the corrupted prompt states another fact, or has the options in another order."""
     kind = random.choice(tuple(STORIES))
     options = random.sample(words[kind], 4)
     right, other = random.sample(LETTERS, 2)

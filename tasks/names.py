@@ -1,4 +1,4 @@
-"""First names, common in English; most are one token to large tokenizers, and a few to small ones."""
+"""First names common in English; most are one token in large vocabularies, a few in small ones."""
 
 FEMALE = tuple(
     """

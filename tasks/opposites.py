@@ -2,7 +2,7 @@
 
     clean     The opposite of "hot" is       -> " cold", not " slow"
     other     The opposite of "fast" is
-`opposites_quoted` asks with the answer in open quotes: The opposite of "hot" is "   -> "cold". `opposites_stories` is:
+`opposites_quoted` ends with an opening quotation mark: The opposite of "hot" is "   -> "cold". `opposites_stories`:
     clean     Tom was happy, but Lily was not. She was     -> " sad", not " dirty"
 Source: Draye et al. 2025, arXiv 2512.05865. No circuit is known.
 """
@@ -33,7 +33,7 @@ ASKED = (
     'Here are two opposites: "{WORD}" and',
 )
 QUOTED = tuple(f'{template} "' for template in ASKED)
-# Contrast in children's stories, which models of a few million parameters can follow. Of things:
+# Contrasts in children's stories, which models of a few million parameters can handle. About things:
 STORIES = (
     "It was not {WORD}. It was",
     "Tom thought it was {WORD}, but it was not. It was",
@@ -48,7 +48,7 @@ STORIES = (
     "Some of them were {WORD}, and some of them were",
     "Is it {WORD}? No, it is not. It is",
 )
-# Of people:
+# About people:
 PEOPLE = (
     "Tom was {WORD}, but Lily was not. She was",
     "Lily was {WORD}, but Tom was not. He was",
@@ -58,14 +58,14 @@ PEOPLE = (
     "One of the sisters was {WORD}, and the other sister was",
     "My brother is {WORD}, but my sister is not. She is",
 )
-# Both directions are asked. No two pairs are about the same thing (big, small and large, little): one answer is right.
+# Used in both directions. No two pairs have the same meaning (big, small and large, little), so one answer is right.
 ADJECTIVES = """
 hot cold, fast slow, happy sad, open closed, light dark, old young, good bad, rich poor, hard soft, wet dry, high low,
 full empty, clean dirty, early late, strong weak, loud quiet, thick thin, wide narrow, deep shallow, black white,
 beautiful ugly, rough smooth, sweet sour, tall short, asleep awake, alive dead, true false, near far, big small,
 safe dangerous, sick healthy, cheap expensive, tight loose, smart stupid, polite rude, warm cool, huge tiny, kind cruel
 """
-# Of grown-ups' texts.
+# Words of texts for adults.
 LEARNED = """
 guilty innocent, common rare, simple complex, modern ancient, positive negative, active passive, major minor,
 temporary permanent, possible impossible, legal illegal, visible invisible, foreign domestic, rural urban, solid liquid,
@@ -81,10 +81,11 @@ import export, include exclude, appear disappear, rise fall, live die, heaven he
 floor ceiling, everything nothing, everybody nobody, entrance exit, strength weakness, lead follow,
 float sink, freeze melt, borrow lend, guest host, hero villain, forward backward, majority minority, sunrise sunset
 """
-# Asked in this direction only: the answer has another opposite.
+# Used only in this direction, since the answer has another opposite.
 ONE_WAY_ADJECTIVES = "difficult easy, blunt sharp, stale fresh, curved straight, ashamed proud"
 ONE_WAY = "from to, against for, here there, none all, this that, work play, shout whisper"
-# Said of people alone, and of people as well as of things. Old things were new, not young; who is unsafe is in danger.
+# Words said only of people (PERSONAL), and of both people and things (EITHER). The opposite of old is new for things,
+# and an unsafe person is in danger rather than dangerous.
 PERSONAL = frozenset(
     "happy sad rich poor asleep awake sick healthy smart stupid polite rude kind cruel ashamed old young".split()
 )
@@ -93,11 +94,11 @@ EITHER = frozenset(
 good bad wet dry clean dirty early late strong weak loud quiet beautiful ugly tall short big small hot cold fast slow
 """.split()
 )
-MANY = 20  # words: with fewer, next to no pairs line up
+MANY = 20  # words needed: with fewer, hardly any two have the same number of tokens
 
 
 def directed(both: str, one_way: str) -> tuple[tuple[str, str], ...]:
-    """Every word with its opposite."""
+    """Every (word, opposite): the first list in both directions, the second in one."""
     pairs, others = ([tuple(two.split()) for two in words.split(",") if two.strip()] for words in (both, one_way))
     return tuple((a, b) for a, b in (*pairs, *((b, a) for a, b in pairs), *others))
 
@@ -113,7 +114,7 @@ def in_quotes(entry: tuple[str, str]) -> tuple[Continuation, ...]:
 
 
 def draw(templates: Sequence[str], random: Draw, words: Lists, corruption: str) -> PromptPair:  # noqa: ARG001
-    """One pair of words that do not share their opposite, and that can both describe the same thing."""
+    """One pair of words with different opposites; in stories, both words make sense in the template."""
     fitting: Sequence[str] = ()
     (word, right), (other, wrong) = ("", ""), ("", "")
     while not fitting:

@@ -1,12 +1,12 @@
-"""Subject-verb agreement: the verb has the number of its subject, not that of the noun before it.
+"""Subject-verb agreement: the verb agrees in number with its subject, not with the noun before it.
 
     clean   Today the farmers near the bird     -> " were", not " was"
     number  Today the farmer near the bird
-Simple, across a prepositional phrase, and across a relative clause; the noun between (ATTRACTOR) is of either number.
-`subject_verb_agreement_stories` asks the simple case alone, in words of children's stories.
+Three structures: simple, across a prepositional phrase, and across a relative clause; the noun in between (ATTRACTOR)
+is singular or plural. `subject_verb_agreement_stories` has only the simple one, in the style of children's stories.
 Source: Linzen et al. 2016, "Assessing the ability of LSTMs to learn syntax-sensitive dependencies", arXiv 1611.01368;
 as clean and corrupted pairs: Marks et al. 2024, "Sparse feature circuits", arXiv 2403.19647. Known circuit there
-(Pythia 70M, Gemma 2 2B): features of number on SUBJECT, moved by attention to END past features of clause and phrase.
+(Pythia 70M, Gemma 2 2B): features of SUBJECT's number, moved by attention to END past features of clause and phrase.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from typing import Any
 from sparselens.prompts.draw import Draw
 from sparselens.prompts.pairs import PromptPair, pair
 from sparselens.prompts.task import DrawPair, Lists, Task
-from sparselens.prompts.words import Words
+from sparselens.prompts.words import Words, spaced
 
 STARTS = (
     "Today the",
@@ -48,7 +48,7 @@ soldier/soldiers student/students neighbor/neighbors parent/parents brother/brot
 daughter/daughters actor/actors nurse/nurses guard/guards pilot/pilots lawyer/lawyers judge/judges
 """.split()
 )
-# Singular and plural. Only was/were tells them apart in the past tense, which stories are told in.
+# Singular and plural. In the past tense, in which stories are told, only was/were differ.
 VERBS = tuple(
     tuple(verb.split("/"))
     for verb in """
@@ -58,7 +58,7 @@ makes/make takes/take walks/walk runs/run sleeps/sleep sings/sing smiles/smile s
 )
 
 
-# In the plain English of children's stories, without another noun between, which small models follow.
+# In the plain English of children's stories, which small models can handle, with no other noun in between.
 STORY_STARTS = (
     "One day, the",
     "Once upon a time, the",
@@ -95,7 +95,7 @@ def draw(
     words: Lists,
     corruption: str,  # noqa: ARG001 - there is but one
 ) -> PromptPair:
-    """One pair; singular and plural subjects equally often, attractors of either number with both."""
+    """One pair; subjects and attractors are singular and plural equally often, and independently of each other."""
     subject, attractor = random.sample(words["noun"], 2)
     number, clause = random.below(2), random.choice(random.choice(structures))
     slots = {"SUBJECT": subject[number], "ATTRACTOR": random.choice(attractor)}
@@ -105,7 +105,7 @@ def draw(
 
 
 def _both(forms: tuple[str, str]) -> tuple[str, ...]:
-    return tuple(f" {form}" for form in forms)
+    return (*spaced(forms[0]), *spaced(forms[1]))
 
 
 def _task(name: str, description: str, draw: DrawPair, nouns: Sequence[Any], verbs: Sequence[Any]) -> Task:
@@ -130,7 +130,7 @@ subject_verb_agreement = _task(
 )
 subject_verb_agreement_stories = _task(
     "subject_verb_agreement_stories",
-    "was or were, in words of children's stories and without another noun between?",
+    "was or were, in a children's story with no other noun in between?",
     partial(draw, STORY_STARTS, (STORY_SUBJECTS,)),
     STORY_NOUNS,
     (("was", "were"),),

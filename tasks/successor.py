@@ -3,7 +3,7 @@
     clean     Monday, Tuesday, Wednesday,    -> " Thursday", not " Sunday"
     shifted   Thursday, Friday, Saturday,
     last      Monday, Tuesday, Saturday,
-Source: Gould et al. 2023, "Successor Heads", arXiv 2312.09230. Known circuit: successor heads in the later half of a
+Source: Gould et al. 2023, "Successor Heads", arXiv 2312.09230. Known circuit: successor heads in the second half of a
 model map a token to the next of its kind, reading features of an element's index that MLP 0 provides.
 """
 
@@ -43,19 +43,19 @@ Run = tuple[str, ...]  # three items and the one that comes next
 
 
 def runs(items: Sequence[str]) -> list[Run]:
-    """All four items in a row."""
+    """All runs of four consecutive items."""
     return [tuple(items[i : i + 4]) for i in range(len(items) - 3)]
 
 
 def kinds() -> dict[str, Words]:
-    """The runs of each kind; days and months begin anew."""
+    """The runs of each kind; days and months wrap around."""
     found = {kind: runs(items.split()) for kind, items in STRAIGHT.items()}
     found |= {kind: runs(items.split() + items.split()[:3]) for kind, items in ROUND.items()}
     return {kind: Words(entries, _single_tokens, need=0) for kind, entries in found.items()}
 
 
 def draw(random: Draw, words: Lists, corruption: str) -> PromptPair:
-    """One pair of one kind of sequence. The corrupted prompt begins elsewhere, or only its last item is another."""
+    """One pair from one kind of sequence. The corrupted prompt shows another run, or differs only in its last item."""
     run, other = random.sample(random.choice(usable_kinds(words))[1], 2)
     items, others = (dict(zip(POSITIONS, those, strict=False)) for those in (run, other))
     changes = {name: others[name] for name in CORRUPTIONS[corruption]}

@@ -1,11 +1,12 @@
-"""The attribution of one model, from the folder that `sparselens attribute` writes: its figures and its report.
+"""Figures and report of one model's attribution, from the folder that `sparselens attribute` writes.
 
-No model is needed: `scores.safetensors` holds the scores of every prompt, `attribute.json` what was printed,
-`faithful.json` and `pruned.json` the circuits, and `circuit.html` the page about them.
+No model is needed: `scores.safetensors` holds the per-prompt scores, `attribute.json` the printed results,
+`faithful.json` and `pruned.json` the circuits, and `circuit.html` the interactive page about them.
 """
 
 import html
 import json
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,19 +27,20 @@ from sparselens.files.records import checksum
 from sparselens.files.whole import write_file
 
 CARD, SCORES, PRUNED = "attribute.json", "scores.safetensors", "pruned.json"
-SAVED = ("mean", "per_prompt", "clean", "corrupted", "clean_prompt")  # fields of the scores
-TOLD: dict[str, type] = {  # what the page needs of the card
+SAVED = ("mean", "per_prompt", "clean", "corrupted", "clean_prompt")  # saved fields of EdgeScores
+NEEDED: dict[str, type] = {  # entries of the card that the report needs
     **dict.fromkeys(("model", "task", "metric", "method", "ablation"), str),
     **dict.fromkeys(("drawn", "pairs", "edges"), int),
     "circuits": dict,
 }
 CAPTIONS = {
-    "circuit": "The smallest circuit found that reaches the wanted faithfulness on the prompts that chose it.",
-    "edges_needed": "Share of attribution in the largest edges; dotted: of the mean scores.",
+    "circuit": "The smallest circuit found that reaches the target faithfulness on the prompts it was chosen on.",
+    "edges_needed": "Share of attribution in the largest edges. Dotted: for the mean scores.",
 }
 READING = (
-    "In brackets: 95 % bootstrap confidence intervals over prompts. Faithfulness: (metric of the circuit - ablated) / "
-    "(metric of the model - ablated); for random circuits mean, lowest and highest."
+    "In brackets: 95 % bootstrap confidence intervals over prompts. Faithfulness: (metric of the circuit - ablated "
+    "metric) / (metric of the model - ablated metric); for random circuits, the mean and in brackets the lowest and "
+    "highest."
 )
 
 
@@ -46,7 +48,7 @@ READING = (
 class Attributed:
     """Edge scores of one model, and its circuits."""
 
-    summary: dict[str, Any]  # what the command printed
+    summary: dict[str, Any]  # contents of attribute.json
     scores: EdgeScores
     faithful: Circuit
     page: str  # circuit.html
@@ -54,23 +56,24 @@ class Attributed:
 
     @property
     def name(self) -> str:
-        """The model's."""
+        """Name of the model."""
         return Path(self.summary["model"]).name
 
     @cached_property
     def viewer(self) -> Viewer:
-        """The circuit alone, without the patterns that the page has."""
+        """The circuit alone, without the attention patterns that the page has."""
         how: dict[str, Any] = {"ablation": self.summary["ablation"], "names": [self.name]}
         if self.pruned is None:
             return circuit_viewer(self.scores, edges=len(self.faithful), **how)
-        return circuit_viewer(self.scores, pruned=[(self.pruned, self._pruned_told["faithfulness"])], **how)
+        return circuit_viewer(self.scores, pruned=[(self.pruned, self._pruned_faithfulness)], **how)
 
     @property
-    def _pruned_told(self) -> dict[str, Any]:
-        return _told_of_pruned(self.summary) or {}
+    def _pruned_faithfulness(self) -> float:
+        entry = _pruned_entry(self.summary)
+        return math.nan if entry is None else entry["faithfulness"]
 
     def drawings(self) -> dict[str, Draw]:
-        """The function that draws each figure, by the name of its file."""
+        """The function that draws each figure, by file name."""
         plot = edges_needed_of_one(self.scores, self.name)
         return {"circuit": self.viewer.save, "edges_needed": plot.save}
 
@@ -79,86 +82,83 @@ class Attributed:
         return [draw(Path(folder) / f"{name}.{form}") for name, draw in self.drawings().items()]
 
     def save_html(self, path: str | Path) -> Path:
-        """Write the report: the table, the circuit to explore and the figures in one file that needs no network."""
-        told = self.summary
-        cells = ((name, kept["edges"], _around(kept)) for name, kept in told["circuits"].items())
+        """Write the report: the table, the interactive circuit and the figures in one HTML file that works offline."""
+        card = self.summary
+        cells = ((name, circuit["edges"], _with_interval(circuit)) for name, circuit in card["circuits"].items())
         rows = "".join(f"<tr>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in row)}</tr>" for row in cells)
-        head = f"<tr><th>circuit</th><th>edges of {told['edges']:,}</th><th>faithfulness</th></tr>"
+        head = f"<tr><th>circuit</th><th>edges of {card['edges']:,}</th><th>faithfulness</th></tr>"
         return write_file(
             Path(path),
             filled_report(
-                title=f"{self.name}: {told.get('description', told['task'])}",
+                title=f"{self.name}: {card.get('description', card['task'])}",
                 finding=self._finding(),
-                description=f"{told['pairs']} of {told['drawn']} prompt pairs, {told['metric'].replace('_', ' ')}, "
-                f"{told['method']} edge attribution, {told['ablation']} ablation.",
+                description=f"{card['pairs']} of {card['drawn']} prompt pairs, {card['metric'].replace('_', ' ')}, "
+                f"{card['method']} edge attribution, {card['ablation']} ablation.",
                 table=f"<table>{head}{rows}</table>",
                 reading=READING,
-                explored="The circuit",
+                explored="the circuit",
                 viewer=self.page,
                 drawings=self.drawings(),
                 still="circuit",
                 absent="",
                 captions=CAPTIONS,
-                made={name: str(told[name]) for name in ("model", "task", "method", "ablation")},
+                made={name: str(card[name]) for name in ("model", "task", "method", "ablation")},
             ).encode(),
         )
 
     def _finding(self) -> str:
-        """The faithful circuit, against random circuits of the same size, and the pruned one."""
-        told = self.summary
-        circuits = list(told["circuits"].values())
+        """The faithful circuit, compared with random circuits of the same size, and the pruned circuit."""
+        circuits = list(self.summary["circuits"].values())
         found = next((c for c in circuits if c["edges"] == len(self.faithful)), circuits[0])
-        return (
-            f"{found['edges']:,} of {told['edges']:,} edges do {percent(found['faithfulness'])} of what {self.name} "
-            f"does; as many random connected ones do {percent(circuits[-1]['faithfulness'])}." + self._pruned_finding()
+        finding = (
+            f"{found['edges']:,} of {self.summary['edges']:,} edges do {percent(found['faithfulness'])} of what "
+            f"{self.name} does; random connected circuits of that size do {percent(circuits[-1]['faithfulness'])}."
         )
-
-    def _pruned_finding(self) -> str:
         if self.pruned is None:
-            return ""
-        kept = percent(self._pruned_told["faithfulness"])
-        return f" Pruned to {len(self.pruned):,} edges it does {kept} on prompts that did not choose them."
+            return finding
+        kept = percent(self._pruned_faithfulness)
+        return f"{finding} Pruned to {len(self.pruned):,} edges, the circuit does {kept} on held-out prompts."
 
 
 def is_attribution(folder: str | Path) -> bool:
-    """Whether `sparselens attribute` wrote this folder."""
+    """Whether the folder was written by `sparselens attribute`."""
     return (Path(folder) / CARD).is_file()
 
 
 def load_attribution(folder: str | Path) -> Attributed:
-    """What `sparselens attribute` wrote.
+    """Read what `sparselens attribute` wrote.
 
     Raises:
-        ValueError: a file is missing or holds something else.
+        ValueError: a file is missing, or does not hold what it should.
     """
     folder = Path(folder)
     try:
         summary = json_object((folder / CARD).read_bytes(), folder / CARD)
-        for name, kind in TOLD.items():
+        for name, kind in NEEDED.items():
             if not isinstance(summary.get(name), kind):
                 raise ValueError(f"{CARD} has {summary.get(name)!r:.60} as {name}, want a {kind.__name__}")
-        for name, told in summary["circuits"].items():
-            if not isinstance(told, dict) or not {"edges", "faithfulness", "interval"} <= told.keys():
-                raise ValueError(f"{CARD} has {told!r:.60} as the circuit {name!r}")
+        for name, entry in summary["circuits"].items():
+            if not isinstance(entry, dict) or not {"edges", "faithfulness", "interval"} <= entry.keys():
+                raise ValueError(f"{CARD} has {entry!r:.60} as the circuit {name!r}")
         faithful, tensors = Circuit.load(folder / "faithful.json"), _read_scores(folder / SCORES)
         if tensors["mean"].shape != faithful.graph.exists.shape:
             raise ValueError(f"{SCORES} and faithful.json are of different models")
         scores = EdgeScores(faithful.graph, summary["method"], **tensors)
-        pruned = None if _told_of_pruned(summary) is None else Circuit.load(folder / PRUNED)
+        pruned = None if _pruned_entry(summary) is None else Circuit.load(folder / PRUNED)
         return Attributed(summary, scores, faithful, (folder / "circuit.html").read_text(encoding="utf-8"), pruned)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} does not hold a whole attribution: {error}") from error
+        raise ValueError(f"{folder} does not hold a complete attribution: {error}") from error
 
 
-def _told_of_pruned(summary: dict[str, Any]) -> dict[str, Any] | None:
-    return next((told for told in summary["circuits"].values() if "untested" in told), None)
+def _pruned_entry(summary: dict[str, Any]) -> dict[str, Any] | None:
+    return next((entry for entry in summary["circuits"].values() if "untested" in entry), None)
 
 
 def save_scores(scores: EdgeScores, path: Path) -> Path:
-    """Write every prompt's scores, with the names of their axes and a checksum; equal scores give equal bytes."""
+    """Write per-prompt scores, with the names along their axes and a checksum; equal scores give equal bytes."""
     tensors = {name: value.contiguous() for name in SAVED if (value := getattr(scores, name)) is not None}
     axes: dict[str, Any] = {"sources": scores.sources, "destinations": scores.destinations}
-    # one entry: safetensors writes several in any order
+    # all metadata in one entry, since safetensors writes entries in arbitrary order
     return write_file(path, save(tensors, {"axes": json.dumps(axes | {"checksum": checksum(axes, tensors)})}))
 
 
@@ -175,12 +175,13 @@ def _read_scores(path: Path) -> dict[str, Any]:
         if missing := {*SAVED[:4]} - tensors.keys():
             raise ValueError(f"it has no {min(missing)}")
         if axes.pop("checksum") != checksum(axes, tensors):
-            raise ValueError("its checksum is that of other content, so the file is damaged")
+            raise ValueError("its checksum does not match its content, so the file is damaged")
     except (SafetensorError, LookupError, TypeError, AttributeError, RecursionError, ValueError) as error:
-        raise ValueError(f"{path.name} does not hold edge scores of this version: {error}") from error
+        raise ValueError(f"{path.name} does not hold edge scores that this version can read: {error}") from error
     return tensors
 
 
-def _around(kept: dict[str, Any]) -> str:
-    known = [f"{end:.3f}" for end in kept["interval"] if end is not None]
-    return f"{kept['faithfulness']:.3f}" + (f" [{', '.join(known)}]" if known[1:] else "")
+def _with_interval(circuit: dict[str, Any]) -> str:
+    """The circuit's faithfulness, with its interval if both ends are known."""
+    ends = [f"{end:.3f}" for end in circuit["interval"] if end is not None]
+    return f"{circuit['faithfulness']:.3f}" + (f" [{', '.join(ends)}]" if len(ends) == 2 else "")

@@ -1,4 +1,4 @@
-"""The caveats of a comparison, and the prompts that its figures show."""
+"""The caveats of a comparison, and the example prompts in its figures."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,11 +9,11 @@ from sparselens.gates.surgery import is_sparse
 from sparselens.prompts.intervals import FEW, mean_interval, proportion_interval
 from sparselens.prompts.tokenized import TokenizedPairs
 
-SHOWN = 4  # prompts whose attention is kept
+SHOWN = 4  # example prompts, whose attention is kept
 
 
 def first_of_one_length(pairs: TokenizedPairs) -> TokenizedPairs:
-    """A few prompts of one length: the first, and those as long as it."""
+    """The first prompt, and the next few of the same length."""
     for rows, batch in pairs.batches(len(pairs)):
         if 0 in rows:
             return batch[:SHOWN]
@@ -21,10 +21,10 @@ def first_of_one_length(pairs: TokenizedPairs) -> TokenizedPairs:
 
 
 def prompts_of(shown: TokenizedPairs, answers: Sequence[str] = ()) -> tuple[Prompt, ...]:
-    """Their tokens as strings, and their texts as titles.
+    """The example prompts: tokens as strings, the text as title.
 
     Args:
-        answers: what the models predict at the answer's position of each
+        answers: what the models predict at the answer's position, one per prompt
     """
     strings = shown.token_strings or tuple(tuple(map(str, row)) for row in shown.clean.tolist())
     titles = [pair.clean for pair in shown.prompts] or ["".join(tokens) for tokens in strings]
@@ -36,10 +36,10 @@ def prompts_of(shown: TokenizedPairs, answers: Sequence[str] = ()) -> tuple[Prom
 
 
 def pruning_caveats(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """How far pruning got, for each model in which it used up its runs."""
+    """A caveat for each model whose pruning stopped at the limit on runs."""
     return [
-        f"In the {name} model pruning used up its runs: {pruned.untested} of {len(pruned.circuit)} edges of its pruned "
-        "circuit may be removable (prune_runs)."
+        f"In the {name} model pruning stopped at its limit on runs (prune_runs): {pruned.untested} of "
+        f"{len(pruned.circuit)} edges of the pruned circuit were not tested individually and may be removable."
         for name, results in found.items()
         if (pruned := results["circuits"].pruned) is not None and pruned.untested
     ]
@@ -51,7 +51,7 @@ def caveats(
     """What limits the conclusions from a comparison, one sentence each."""
     notes: list[str] = []
     if digests[0] == digests[1]:
-        notes.append("Both models are the same: every ratio is 1 and carries no information.")
+        notes.append("Both models are the same, so every ratio is 1 and means nothing.")
     if is_sparse(dense):
         notes.append("The dense model has gates.")
     if not is_sparse(sparse):
@@ -63,18 +63,18 @@ def caveats(
         notes.append(f"Only {few}: confidence intervals are wide, and may still be too narrow.")
     if different < n_pairs:
         notes.append(
-            f"The {n_pairs} pairs have {different} different clean prompts, which are what intervals resample."
+            f"The {n_pairs} pairs have {different} different clean prompts; confidence intervals resample the latter."
         )
     for name, right in (("dense", solved.dense), ("sparse", solved.sparse)):
         found = proportion_interval(right.double(), clusters=solved.clean_prompt.tolist())
-        if not found.low > solved.chance:  # nor where a single pair leaves it unknown
+        if not found.low > solved.chance:  # also true of the NaN that a single pair gives
             numbers = f"{found.mean:.0%} of {len(right)} correct, chance {solved.chance:.0%}"
             notes.append(f"The {name} model is not significantly better than chance on this task: {numbers}.")
-    asked = solved.clean_prompt[solved.kept].tolist()
+    clusters = solved.clean_prompt[solved.kept].tolist()
     for name, model in scores.items():
-        if not mean_interval(model.clean - model.corrupted, clusters=asked).low > 0:
+        if not mean_interval(model.clean - model.corrupted, clusters=clusters).low > 0:
             notes.append(
-                f"In the {name} model clean prompts do not score significantly above corrupted ones: shares of the "
-                "metric and faithfulness divide by that difference, and are unreliable."
+                f"In the {name} model clean prompts do not score significantly above corrupted ones. Shares of the "
+                "metric and faithfulness divide by that difference, so they are unreliable."
             )
     return tuple(notes)

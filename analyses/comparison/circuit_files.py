@@ -1,4 +1,4 @@
-"""The circuits of a comparison in the formats of other tools."""
+"""Writes the circuits of a comparison in the formats of other tools."""
 
 from pathlib import Path
 
@@ -10,14 +10,14 @@ from sparselens.circuits.neuronpedia import write_neuronpedia
 def save_circuits(comparison: Comparison, folder: str | Path) -> list[Path]:
     """Write both circuits in the format of EAP-IG and MIB, and as attribution graphs for Neuronpedia.
 
-    The pruned circuits are written in EAP-IG's format alone. That has one shape for all blocks: where a model's blocks
-    differ, only Neuronpedia's are written.
+    Pruned circuits are written only in EAP-IG's format. That format needs all blocks to have the same shape; for a
+    model whose blocks differ, only the Neuronpedia file is written.
 
     Raises:
-        ValueError: the comparison is slim, and these files hold the scores of all edges.
+        ValueError: the comparison is slim, but these files need the scores of all edges.
     """
     if comparison.summary is not None:
-        raise ValueError(f"files of circuits hold the scores of all edges: {COMPARE}")
+        raise ValueError(f"circuit files hold the scores of all edges: {COMPARE}")
     folder, about = Path(folder), comparison.about
     prompt, written = about.prompts[0], list[Path]()
     for side, name in zip(SIDES, about.names, strict=True):

@@ -1,10 +1,10 @@
 """Compares a dense and a sparse model on one task, on the pairs that both solve.
 
-1. Which of the drawn pairs does each model solve, what is its loss, and how many edges are open?
-2. Where do heads attend, and which have known patterns?
-3. Which heads and MLPs matter (activation patching), and how few of them carry the metric?
+1. Which of the drawn pairs does each model solve, what is its loss, and how many attention edges are open?
+2. Where do heads attend, and which heads have known attention patterns?
+3. Which heads and MLPs matter (activation patching), and how few of them keep most of the metric?
 4. Which edges matter (attribution), how few hold `share` of it, and how faithful is that circuit in either model?
-5. How few of the highest-scoring edges are as faithful as `goal`, and how few are left when these are pruned?
+5. How few of the highest-scoring edges reach a faithfulness of `goal`, and how few are left after pruning these?
 """
 
 from collections.abc import Sequence
@@ -70,35 +70,36 @@ def compare(
     command: str = "",
     notes: Sequence[str] = (),
 ) -> Comparison:
-    """Run the same analyses on both models, and put the results side by side.
+    """Run the same analyses on both models and compare the results.
 
     >>> comparison = compare(sl.load("addition"), sl.load("addition-sparse"), TASKS["addition"])
     >>> comparison.table(), comparison.fewer_edges()
     >>> comparison.sparse.circuit.edges, comparison.dense.edges.per_prompt.shape  # [batch source destination]
 
     Args:
-        task: draws `n` pairs with `seed` and `corruption`; or pairs, all of which are taken
+        task: a task, from which `n` pairs are drawn with `seed` and `corruption`; or pairs, which are all used
         metric: function of (logits, pairs), or name in `sparselens.prompts.metrics`; default: the task's, or the logit
             difference
         method: of edge attribution, with its `steps` and `gate_gradient` (see `attribute_edges`)
-        share: of the sum of |scores|, for the circuit of the paper's rule
-        goal: faithfulness that circuits are searched for and pruned to
-        ablation: what replaces everything that does not act: "corrupted", "mean" or "zero"
-        prune_runs: circuits to run in pruning each model's faithful circuit (`pruned_circuit`); 0: do not prune
+        share: share of the sum of |scores| that the circuit of the paper's rule holds
+        goal: target faithfulness of the smallest circuits, before and after pruning
+        ablation: what replaces inactive components and edges: "corrupted", "mean" or "zero"
+        prune_runs: limit on the circuits run to prune each model's faithful circuit (see `pruned_circuit`); 0: do not
+            prune
         all_pairs: use all pairs, not only those that both models solve
-        text: token rows for the loss against the share of open edges; default: the loss of the answers
-        control: the dense model, fine-tuned in the same way with its gates held open, for the loss
+        text: token rows to measure the loss on; default: the loss on the task's answers
+        control: the dense model after the same fine-tuning with all gates held open; only its loss is measured
         names: of the two models, for tables and figures
         memory, batch_size: as in `attribute_edges`
         out: folder for finished parts; after an interruption the same call resumes from it
-        command: for the report
-        notes: further caveats for the reader, such as where `text` comes from
+        command: the command line that led to this call, to be shown in the report
+        notes: further caveats for the report, such as where `text` comes from
 
     Raises:
-        ValueError: the models differ in tokenizer, layers or heads; no pair is left; `out` holds something else; or as
-            the analyses that are called.
+        ValueError: the models differ in tokenizer, layers or heads; no pair is left; `out` holds something else; or one
+            of the analyses refuses its arguments.
     """
-    _refuse_settings(method, steps, ablation, share, goal, prune_runs, names)  # at once, not after an hour
+    _refuse_settings(method, steps, ablation, share, goal, prune_runs, names)  # now, not after an hour of computing
     opened = {"dense": OpenModel(dense), "sparse": OpenModel(sparse)}
     _refuse_unlike(opened["dense"], opened["sparse"])
     method = chosen(method, opened["dense"].reading.graph)
@@ -107,8 +108,8 @@ def compare(
     if other is not None:
         _refuse_unlike(opened["dense"], other)
     pairs, description, fingerprint = _draw(dense, task, n, seed, corruption)
-    for one in opened.values():
-        refuse_misfits(one.model, pairs)
+    for each in opened.values():
+        refuse_misfits(each.model, pairs)
     measure = find_metric(metric or (task.metric if isinstance(task, Task) else "logit_difference"))
     _refuse_metric(measure, method, pairs, opened["dense"])
     name = name_of(measure) if out is None else unique_name(measure)
@@ -174,11 +175,11 @@ def _refuse_settings(
     if prune_runs is not None and prune_runs < 0:
         raise ValueError(f"prune_runs = {prune_runs}: want 0 or more")
     if not all(names) or names[0] == names[1]:
-        raise ValueError(f"names = {names}: want two different ones, neither empty")
+        raise ValueError(f"names = {names}: want two different names, neither of them empty")
 
 
 def _refuse_unlike(dense: OpenModel, sparse: OpenModel) -> None:
-    """Raise a ValueError unless tokens, nodes and edges of the two models are the same."""
+    """Raise a ValueError unless the two models have the same tokens, nodes and edges."""
     if is_sparse(dense.model) and not is_sparse(sparse.model):
         raise ValueError("the dense model has gates and the sparse one has none: swap them")
     graphs = [opened.reading.graph for opened in (dense, sparse)]
@@ -196,19 +197,20 @@ def _refuse_unlike(dense: OpenModel, sparse: OpenModel) -> None:
 
 
 def _refuse_metric(metric: Metric, method: str, pairs: TokenizedPairs, opened: OpenModel) -> None:
-    """Raise a ValueError if the metric lacks a reference in these pairs, or a gradient that the method needs."""
+    """Raise a ValueError if the pairs lack the metric's reference, or the metric a gradient that the method needs."""
     if metric is kl_divergence and pairs.reference is None:
         raise ValueError("kl_divergence compares with a reference: pass sl.with_reference(model, pairs) as the task")
     if method != "exact" and not opened.has_gradient(metric, pairs):
         raise ValueError(
-            f"{name_of(metric)} has no gradient, which {method} attribution needs: choose another metric, or exact"
+            f"{name_of(metric)} has no gradient, which {method} attribution needs: choose another metric, or the "
+            "method exact"
         )
 
 
 def _draw(
     model: Any, task: Task | TokenizedPairs, n: int, seed: int, corruption: str | None
 ) -> tuple[TokenizedPairs, str, str]:
-    """The pairs, a description, and a fingerprint."""
+    """The pairs, a description of them, and a fingerprint."""
     if isinstance(task, TokenizedPairs):
         return task, f"{len(task)} given pairs", "given pairs"
     if not hasattr(task, "tokenize"):
@@ -224,26 +226,26 @@ def _solved(dense: Any, sparse: Any, pairs: TokenizedPairs, all_pairs: bool) -> 
     both = by_dense.correct & by_sparse.correct
     if not all_pairs and not both.any():
         raise ValueError(
-            f"no pair of {len(pairs)} is solved by both models (dense {int(by_dense.correct.sum())}, sparse "
-            f"{int(by_sparse.correct.sum())}): choose another task, or all_pairs=True"
+            f"none of the {len(pairs)} pairs is solved by both models (dense solves {int(by_dense.correct.sum())}, "
+            f"sparse {int(by_sparse.correct.sum())}): choose another task, or pass all_pairs=True"
         )
     kept = torch.ones_like(both) if all_pairs else both
     return Solved(by_dense.correct, by_sparse.correct, kept, by_dense.chance, pairs.clean_prompt)
 
 
 def _answers(dense: Any, sparse: Any, shown: TokenizedPairs) -> list[str]:
-    """What both models predict at the answer's position of these prompts: dense/sparse where they differ."""
+    """What both models predict at the answer's position of these prompts; `dense/sparse` where they differ."""
     tokenizer = getattr(dense, "tokenizer", None)
-    said = [answer_logits(model, shown).argmax(-1).tolist() for model in (dense, sparse)]
+    predicted = [answer_logits(model, shown).argmax(-1).tolist() for model in (dense, sparse)]
 
     def text(token: int) -> str:
         return str(token) if tokenizer is None or token >= len(tokenizer) else text_of(tokenizer, token)
 
-    return [text(one) if one == two else f"{text(one)}/{text(two)}" for one, two in zip(*said, strict=True)]
+    return [text(one) if one == two else f"{text(one)}/{text(two)}" for one, two in zip(*predicted, strict=True)]
 
 
 def _losses(dense: Any, sparse: Any, control: Any, rows: TokenizedPairs | list[Tensor], progress: bool) -> LossPoints:
     if is_sparse(sparse) and not is_sparse(dense):
         return LossPoints(loss_points(dense, sparse, rows, control=control, progress=progress))
-    named = {"dense": dense, "control": control, "sparse": sparse}  # top-k attention is for dense models
+    named = {"dense": dense, "control": control, "sparse": sparse}  # top-k attention needs a model without gates
     return LossPoints(tuple(measure_loss(model, rows, name=name) for name, model in named.items() if model is not None))

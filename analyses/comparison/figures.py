@@ -1,4 +1,4 @@
-"""All figures of a comparison, by name: drawn for a paper, or shown in the viewer."""
+"""All figures of a comparison, by name: drawn for a paper or shown in the viewer."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,42 +14,43 @@ from sparselens.analyses.figures.plot import Plot
 from sparselens.analyses.figures.plot_drawing import save_plots
 from sparselens.analyses.figures.token_view import TokenView, token_view
 from sparselens.analyses.figures.viewer import Viewer, circuit_viewer
+from sparselens.files.whole import write_file
 from sparselens.names import unknown
 
-ACROSS = 36  # positions beside each other in Fig. 1
+ACROSS = 36  # positions that fit side by side in Fig. 1
 
 Draw = Callable[..., Path]  # draw(path, dpi=300)
 
 
 def plots_of(comparison: Comparison) -> list[Plot]:
-    """Every plot for which the comparison has numbers."""
+    """All plots that this comparison has the data for."""
     return [*loss_plots(comparison), *kept_plots(comparison), edges_needed_plot(comparison)]
 
 
 def loss_plots(comparison: Comparison) -> list[Plot]:
-    """Fig. 2a, which is about text: none of the loss of a task's answers (see `left_out`)."""
+    """Fig. 2a, if the loss was measured on text rather than on the task's answers (see `left_out`)."""
     about = comparison.about
     return [] if left_out(comparison) else [loss_plot(comparison.loss.points, about.names, about.loss)]
 
 
 def left_out(comparison: Comparison) -> tuple[str, ...]:
-    """What is not drawn, and what to pass to have it."""
+    """Which figures are not drawn, and what to pass to get them."""
     if comparison.about.loss != "the answers":
         return ()
     return (
-        "Fig. 2a, loss against open edges, is not drawn: this loss is of the task's answers alone, on few prompts. For "
-        "the figure compare with text=rows of tokens, on the command line --text FILE.",
+        "Fig. 2a, loss against open edges, is not drawn: the loss was measured only on the task's answers, on few "
+        "prompts. To get the figure, pass rows of tokens as text=... to compare, or --text FILE on the command line.",
     )
 
 
 def kept_plots(comparison: Comparison) -> list[Plot]:
-    """Fig. 3: heads alone and with the MLPs, ranked per prompt and once."""
+    """Fig. 3: heads alone, and heads with MLPs; each ranked per prompt and once for all prompts."""
     parts = [part for part in ("heads", "heads_once", "components", "components_once") if _has_shares(comparison, part)]
     return [kept_plot(comparison, part) for part in parts]
 
 
 def _has_shares(comparison: Comparison, part: str) -> bool:
-    """Whether both models have these components, and a metric that can be kept."""
+    """Whether both models have these components, and every share of the metric is defined."""
     kept = [getattr(model.kept, part) for model in (comparison.dense, comparison.sparse)]
     return None not in kept and all(bool(found.shares.isfinite().all()) for found in kept)
 
@@ -102,10 +103,10 @@ def _faithful(runs: CircuitRuns) -> tuple[int, float] | None:
 
 
 def figures_of(comparison: Comparison, viewer: Viewer | None = None) -> dict[str, Draw]:
-    """The function that draws each figure, by the name of its file.
+    """The function that draws each figure, by file name.
 
     Args:
-        viewer: the comparison's, where it has been built already
+        viewer: the comparison's viewer, if it has already been built
     """
     viewer = viewer or view(comparison)
     patterns = pattern_figure(
@@ -128,10 +129,10 @@ def figures_of(comparison: Comparison, viewer: Viewer | None = None) -> dict[str
 
 
 def draw_all(comparison: Comparison, folder: str | Path, form: str = "pdf") -> list[Path]:
-    """Draw every figure of the paper into a folder, and write the table in three forms.
+    """Draw every figure of the paper into a folder, and write the table in three formats.
 
     Raises:
-        ValueError: there is no such form.
+        ValueError: figures cannot be drawn in this format.
     """
     refuse_unknown_form(form)
     folder = Path(folder)
@@ -146,9 +147,7 @@ def refuse_unknown_form(form: str) -> None:
 
 
 def write_tables(comparison: Comparison, folder: Path) -> list[Path]:
-    """The table as CSV, Markdown and LaTeX."""
-    from sparselens.files.whole import write_file
-
+    """Write the table as CSV, Markdown and LaTeX."""
     texts = {
         "table.csv": comparison.table().to_csv(),
         "table.md": comparison.table("markdown"),

@@ -1,7 +1,7 @@
-"""A comparison as a folder: `comparison.json` holds settings and caveats, one safetensors file each part.
+"""A comparison as a folder: settings and caveats in `comparison.json`, and one safetensors file for each part.
 
-A comparison that is still running writes the same files one by one, and resumes from them. A slim one is a .zip of the
-same files.
+A running comparison writes the same files one by one, and resumes from them after an interruption. A slim comparison is
+a .zip of the same files.
 """
 
 import json
@@ -9,8 +9,9 @@ import shutil
 import sys
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
+from functools import partial
 from io import BytesIO
 from lzma import LZMAError
 from pathlib import Path
@@ -63,28 +64,28 @@ OF_A_MODEL = [f.name for f in fields(ModelResults) if f.name in KINDS]
 OPTIONAL = ("mlps", "summary", "both")
 CARD = "comparison.json"
 UNFINISHED = ".unfinished"
-LARGEST = 2**30  # bytes that a .zip may unpack to
+LARGEST = 2**30  # most bytes that a .zip may unpack to
 
 Part = TypeVar("Part")
 
 
 class Parts:
-    """The finished parts, kept in a folder if there is one, under a bar that counts them."""
+    """The parts of a running comparison: kept in a folder, if given, and counted by a progress bar."""
 
     def __init__(self, folder: Path | None, request: dict[str, Any], progress: bool = False) -> None:
         self._folder = folder
         if folder is not None:
             _refuse_other(folder, request)
-            if _card(folder) is None:  # a complete one stays so, whatever becomes of this run
+            if _card(folder) is None:  # a complete comparison stays complete, even if this run fails
                 write_json(folder / CARD, {"request": request})
-        total, self._told = 2 + len(SIDES) * (len(OF_A_MODEL) - 1), progress and not is_watched()
-        self._bar = tqdm(total=total, disable=not progress or self._told, unit="part", dynamic_ncols=True, leave=False)
+        total, self._logs = 2 + len(SIDES) * (len(OF_A_MODEL) - 1), progress and not is_watched()
+        self._bar = tqdm(total=total, disable=not progress or self._logs, unit="part", dynamic_ncols=True, leave=False)
 
     def get(self, name: str, compute: Callable[[], Part]) -> Part:
-        """The part called `name`, such as "loss" or "dense.heads": read if it is there, else computed and written."""
+        """The part called `name`, such as "loss" or "dense.heads": read if it exists, else computed and written."""
         self._bar.set_description_str(name)
-        if self._told:
-            tqdm.write(name, file=sys.stderr)  # a line for each part, where a bar would fill a log
+        if self._logs:
+            tqdm.write(name, file=sys.stderr)  # in a log, one line per part instead of a progress bar
         if self._folder is None:
             part = compute()
         else:
@@ -98,7 +99,7 @@ class Parts:
         return part
 
     def log(self, name: str) -> Path | None:
-        """The file of a part's finished batches until it is whole; its name begins with the part's."""
+        """The file for the finished batches of an unfinished part, whose name `name` starts with."""
         return None if self._folder is None else self._folder / f"{name}{UNFINISHED}"
 
     def finish(self, about: About, request: dict[str, Any]) -> None:
@@ -112,10 +113,10 @@ class Parts:
 def save_comparison(comparison: Comparison, folder: str | Path) -> Path:
     """Write a comparison into a folder, completely or not at all.
 
-    An existing comparison is replaced; what else is there stays, such as a report.
+    An existing comparison is replaced; other files in the folder, such as a report, stay.
 
     Raises:
-        ValueError: the folder holds something else.
+        ValueError: the folder holds something other than a comparison.
     """
     folder = Path(folder)
     if folder.exists() and not (folder / CARD).exists() and any(folder.iterdir()):
@@ -134,18 +135,18 @@ def save_comparison(comparison: Comparison, folder: str | Path) -> Path:
             new.rename(folder)
         except BaseException:
             if old.exists():
-                old.rename(folder)  # the temporary folder is about to be deleted, with all that is in it
+                old.rename(folder)  # out of the temporary folder, which is about to be deleted
             raise
     return folder
 
 
 def _others(folder: Path) -> list[Path]:
-    """What is no part of a comparison."""
+    """The files and folders that are not part of a comparison."""
     return [path for path in folder.iterdir() if path.name != CARD and path.suffix not in (".safetensors", UNFINISHED)]
 
 
 def save_slim(comparison: Comparison, path: str | Path) -> Path:
-    """Write what table, figures and viewer need into one .zip; the same comparison gives the same bytes.
+    """Write what the table, figures and viewer need into one .zip; the same comparison gives the same bytes.
 
     Raises:
         ValueError: the name does not end in .zip.
@@ -161,7 +162,7 @@ def save_slim(comparison: Comparison, path: str | Path) -> Path:
     written = BytesIO()
     with ZipFile(written, "w") as file:
         for name, content in {CARD: card.encode(), **contents}.items():
-            file.writestr(ZipInfo(name), content, ZIP_LZMA)  # of no date
+            file.writestr(ZipInfo(name), content, ZIP_LZMA)  # ZipInfo sets a fixed date
     return write_file(path, written.getvalue())
 
 
@@ -171,25 +172,26 @@ def load_comparison(folder: str | Path) -> Comparison:
     >>> load_comparison("stories260k/gendered_pronoun").viewer()
 
     Args:
-        folder: the folder, a slim comparison's .zip, or a shipped comparison's name
+        folder: a folder, the .zip of a slim comparison, or the name of a shipped comparison
 
     Raises:
         ValueError: there is no such folder, file or shipped comparison; it holds no comparison, or an unfinished one.
     """
     path = find(folder)
-    files = _Zipped(path) if path.is_file() else _Folder(path)
-    card = files.card()
+    contents = _unzipped(path) if path.is_file() else None
+    card = _card(path, contents)
     if card is None:
         raise ValueError(f"{path} holds no comparison (no {CARD})")
     if "about" not in card:
-        raise ValueError(f"the comparison in {path} has not been finished: run it again with the same --out")
-    found = {side: {name: files.part(f"{side}.{name}") for name in OF_A_MODEL} for side in SIDES}
+        raise ValueError(f"the comparison in {path} is unfinished: run it again with the same --out")
+    part = partial(_part, path, contents)
+    found = {side: {name: part(f"{side}.{name}") for name in OF_A_MODEL} for side in SIDES}
     try:
         about = _about(card["about"])
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path / CARD} was written by another version of sparselens: {error}") from error
     dense, sparse = (ModelResults(**found[side], share=about.share) for side in SIDES)
-    return Comparison(about, files.part("solved"), files.part("loss"), dense, sparse, files.part("both"))
+    return Comparison(about, part("solved"), part("loss"), dense, sparse, part("both"))
 
 
 def _parts(comparison: Comparison) -> dict[str, Any]:
@@ -199,67 +201,43 @@ def _parts(comparison: Comparison) -> dict[str, Any]:
     return {name: part for name, part in parts.items() if part is not None}
 
 
-class _Folder:
-    """The files of a comparison in a folder."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def card(self) -> dict[str, Any] | None:
-        return _card(self._path)
-
-    def part(self, name: str) -> Any:
-        path, kind = self._path / f"{name}.safetensors", name.rpartition(".")[2]
-        if path.exists():
-            return load_record(path, KINDS[kind], INSIDE)
-        return _absent(path, kind)
+def _unzipped(path: Path) -> dict[str, bytes]:
+    """The files in a .zip, by name: in memory, never unpacked to disk."""
+    try:
+        with ZipFile(path) as file:
+            if (size := sum(info.file_size for info in file.infolist())) > LARGEST:
+                raise ValueError(f"{path} would unpack to {size:,} bytes, more than any comparison has")
+            return {info.filename: file.read(info) for info in file.infolist()}
+    except (BadZipFile, zlib.error, LZMAError, EOFError, RuntimeError) as error:  # the last: encrypted
+        raise ValueError(f"{path} is not a comparison, or is damaged: {error}") from error
 
 
-class _Zipped:
-    """The files of a comparison in a .zip: read in memory, never unpacked onto the disk."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            with ZipFile(path) as file:
-                if (size := sum(info.file_size for info in file.infolist())) > LARGEST:
-                    raise ValueError(f"{path} would unpack to {size:,} bytes, more than any comparison has")
-                self._contents = {info.filename: file.read(info) for info in file.infolist()}
-        except (
-            BadZipFile,
-            zlib.error,
-            LZMAError,
-            EOFError,
-            RuntimeError,
-        ) as error:  # the last: encrypted, or packed otherwise
-            raise ValueError(f"{path} is not a comparison, or is damaged: {error}") from error
-
-    def card(self) -> dict[str, Any] | None:
-        content = self._contents.get(CARD)
-        return None if content is None else json_object(content, self._path / CARD)
-
-    def part(self, name: str) -> Any:
-        path, kind = self._path / f"{name}.safetensors", name.rpartition(".")[2]
-        content = self._contents.get(path.name)
-        return _absent(path, kind) if content is None else read_record(content, str(path), KINDS[kind], INSIDE)
-
-
-def _absent(path: Path, kind: str) -> None:
+def _part(folder: Path, contents: Mapping[str, bytes] | None, name: str) -> Any:
+    """A part from a folder, or from the contents of a .zip; None if it is optional and missing."""
+    path, kind = folder / f"{name}.safetensors", name.rpartition(".")[2]
+    if contents is None and path.exists():
+        return load_record(path, KINDS[kind], INSIDE)
+    if contents is not None and path.name in contents:
+        return read_record(contents[path.name], str(path), KINDS[kind], INSIDE)
     if kind not in OPTIONAL:
         raise ValueError(f"{path} is missing from the comparison")
+    return None
 
 
 def _about(values: dict[str, Any]) -> About:
     return record_from_json(About, values | {"prompts": [record_from_json(Prompt, one) for one in values["prompts"]]})
 
 
-def _card(folder: Path) -> dict[str, Any] | None:
+def _card(folder: Path, contents: Mapping[str, bytes] | None = None) -> dict[str, Any] | None:
+    """The settings and caveats, from a folder or from the contents of a .zip."""
     path = folder / CARD
+    if contents is not None:
+        return json_object(contents[CARD], path) if CARD in contents else None
     return json_object(path.read_bytes(), path) if path.exists() else None
 
 
 def _refuse_other(folder: Path, request: dict[str, Any]) -> None:
-    """Raise a ValueError if the folder holds another comparison, or something else altogether."""
+    """Raise a ValueError if the folder holds another comparison, or something else."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: choose a folder")
     card = _card(folder)
@@ -267,9 +245,9 @@ def _refuse_other(folder: Path, request: dict[str, Any]) -> None:
         if folder.exists() and any(folder.iterdir()):
             raise ValueError(f"{folder} exists and holds no comparison: choose another folder")
         return
-    there = card.get("request")
-    if there is None:
+    saved = card.get("request")
+    if saved is None:
         raise ValueError(f"{folder} holds a saved comparison, which cannot be resumed: choose another folder")
-    different = [key for key, wanted in request.items() if there.get(key) != wanted]
+    different = [key for key, wanted in request.items() if saved.get(key) != wanted]
     if different:
         raise ValueError(f"{folder} holds another comparison (other {', '.join(different)}): choose another folder")

@@ -1,18 +1,27 @@
-"""What a comparison found, in one sentence and four numbers: what a reader sees first."""
+"""The main result of a comparison, in one sentence and four numbers; the report starts with them."""
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 
-from sparselens.analyses.comparison.results import Comparison, Solved
-from sparselens.analyses.comparison.rows import Row, Value, cells, percent, said, times
-from sparselens.analyses.comparison.table import HELD_OUT, rows_of
+from sparselens.analyses.comparison.results import About, Comparison, Solved
+from sparselens.analyses.comparison.rows import Row, Value, cells, formatted, percent, times
+from sparselens.analyses.comparison.table import (
+    HELD_OUT,
+    OPEN_EDGES,
+    faithful_name,
+    loss_name,
+    pruned_name,
+    rows_of,
+    share_name,
+)
 from sparselens.prompts.intervals import Interval
 
 
 class Fact(NamedTuple):
-    """A quantity of both models as printed, and dense / sparse where that says something."""
+    """A quantity of both models as printed, and the ratio dense / sparse where it is meaningful."""
 
     name: str
     dense: str
@@ -21,55 +30,50 @@ class Fact(NamedTuple):
 
 
 def facts(comparison: Comparison) -> list[Fact]:
-    """Of the whole table: how well both do, and how much smaller the sparse model and its circuit are."""
-    rows = {row.name: row for row in rows_of(comparison)}
-    chosen = [rows[name] for name in (*_model(comparison), _circuit(comparison, rows)) if name in rows]
-    return [Fact(row.name, *cells(row)) for row in chosen]
-
-
-def _model(comparison: Comparison) -> tuple[str, str, str]:
-    return "accuracy", f"loss of {comparison.about.loss}, nats", "open edges, of visible pairs"
-
-
-def _circuit(comparison: Comparison, rows: dict[str, Row]) -> str:
-    """The smallest circuit that was found: pruned, faithful, or of the paper's rule."""
-    about = comparison.about
-    faithful = f"edges for {percent(about.goal)} faithfulness"
-    known = [name for name in (f"{faithful}, pruned", faithful) if name in rows and _numbers(rows[name]) is not None]
-    return known[0] if known else f"edges for {percent(about.share)} of attribution, mean scores"
+    """The rows that matter most: how well both models do, and how much smaller the sparse one and its circuit are."""
+    rows, about = _rows_by_name(comparison), comparison.about
+    return [
+        Fact(name, *cells(rows[name])) for name in ("accuracy", loss_name(about), OPEN_EDGES, _circuit(about, rows))
+    ]
 
 
 def finding(comparison: Comparison) -> str:
-    """The sentence: same accuracy, how many times fewer open attention edges, how many times fewer in the circuit."""
-    rows = {row.name: row for row in rows_of(comparison)}
-    names = comparison.about.names
-    accuracy, _, open_edges = (rows[name] for name in _model(comparison))
-    circuit = _fewer(rows[_circuit(comparison, rows)], _what(comparison, rows))
-    alike = _accuracy(accuracy, names[0], comparison.solved)
+    """One sentence: the accuracies, and how many times fewer open attention edges and circuit edges there are."""
+    rows, about = _rows_by_name(comparison), comparison.about
+    dense, sparse = about.names
+    circuit, on_others = _circuit(about, rows), ""
+    what = f"edges in a circuit with {percent(about.goal)} faithfulness"
+    if circuit == share_name(about):
+        what = f"edges that hold {percent(about.share)} of the attribution"
+    elif circuit == pruned_name(about):
+        what += " on the prompts it was pruned on"
+        if numbers := _numbers(rows[HELD_OUT]):  # may be much lower
+            on_others = f"; on held-out prompts, faithfulness is {percent(numbers[1])} (dense: {percent(numbers[0])})"
     return (
-        f"{names[1]} {alike}, with {_fewer(open_edges, 'open attention edges')} and {circuit}"
-        f"{_held_out(comparison, rows)}."
+        f"{sparse} {_accuracy(rows['accuracy'], dense, comparison.solved)}, with "
+        f"{_fewer(rows[OPEN_EDGES], 'open attention edges')} and {_fewer(rows[circuit], what)}{on_others}."
     )
 
 
-def _held_out(comparison: Comparison, rows: dict[str, Row]) -> str:
-    """What the circuits do on prompts that did not choose them: it may be much less."""
-    numbers = _numbers(rows[HELD_OUT]) if _circuit(comparison, rows).endswith(", pruned") else None
-    return "" if numbers is None else f"; on other prompts these do {percent(numbers[1])} and {percent(numbers[0])}"
+def _rows_by_name(comparison: Comparison) -> dict[str, Row]:
+    return {row.name: row for row in rows_of(comparison)}
 
 
-def _what(comparison: Comparison, rows: dict[str, Row]) -> str:
-    name = _circuit(comparison, rows)
-    if "faithfulness" in name:
-        chosen = " on the prompts that chose it" if name.endswith(", pruned") else ""
-        return f"edges in a circuit that is {percent(comparison.about.goal)} faithful{chosen}"
-    return f"edges that hold {percent(comparison.about.share)} of the attribution"
+def _circuit(about: About, rows: Mapping[str, Row]) -> str:
+    """The row with the smallest circuits found: pruned ones, else faithful ones, else those of the paper's rule.
+
+    Pruned and faithful circuits are skipped unless both models have one.
+    """
+    for name in (pruned_name(about), faithful_name(about)):
+        if name in rows and _numbers(rows[name]) is not None:
+            return name
+    return share_name(about)
 
 
 def _accuracy(row: Row, dense: str, solved: Solved) -> str:
-    """Whether the two accuracies differ by more than what the prompts leave open."""
+    """Compares the two accuracies; a difference that is not significant is called not measurable."""
     first, second = row.values
-    texts = [said(_mean(value), row) for value in row.values]
+    texts = [formatted(_mean(value), row) for value in row.values]
     if texts[0] == texts[1]:
         return f"is as accurate as {dense} ({texts[0]})"
     verb = ("less" if _mean(first) > _mean(second) else "more") if _differ(solved) else "not measurably less or more"
@@ -77,19 +81,19 @@ def _accuracy(row: Row, dense: str, solved: Solved) -> str:
 
 
 def _fewer(row: Row, what: str) -> str:
-    """How many times fewer, or that it is not known to be fewer."""
+    """How many times fewer the sparse model needs, or that the difference is not measurable."""
     numbers = _numbers(row)
-    shown = "" if numbers is None or row.percent else f" ({numbers[1]:,g} against {numbers[0]:,g})"
+    shown = "" if numbers is None or row.percent else f" ({numbers[1]:,g} instead of {numbers[0]:,g})"
     ratio = row.ratio
     if ratio is None or numbers is None:
-        return f"no measurable ratio of {what}{shown}"
+        return f"no defined ratio of {what}{shown}"
     if math.isfinite(ratio.low) and ratio.low <= 1 <= ratio.high:
         return f"no measurable difference in {what}{shown}"
-    if ratio.n and not math.isfinite(ratio.low):  # of prompts, and too few
-        shown += ", of which too few prompts were asked to say how sure that is"
+    if ratio.n and not math.isfinite(ratio.low):  # a ratio over prompts, of which there are too few
+        shown += ", measured on too few prompts for a confidence interval"
     larger = ratio.mean if ratio.mean >= 1 else 1 / ratio.mean
-    alone = times(Interval(larger, math.nan, math.nan, math.nan, ratio.n))
-    return f"{alone} {'fewer' if ratio.mean >= 1 else 'more'} {what}{shown}"
+    without_interval = times(Interval(larger, math.nan, math.nan, math.nan, ratio.n))
+    return f"{without_interval} {'fewer' if ratio.mean >= 1 else 'more'} {what}{shown}"
 
 
 def _numbers(row: Row) -> tuple[float, float] | None:
@@ -102,13 +106,13 @@ def _mean(value: Value) -> float:
 
 
 def _differ(solved: Solved) -> bool:
-    """McNemar's exact test at 5 %: of the prompts that one model alone solves, does one have more than a half?
+    """McNemar's exact test at 5 %: does one model solve more than half of the prompts that only one of them solves?
 
-    Prompts are those that differ: where one comes several times, the model that solves it more often has it.
+    Pairs with the same clean prompt count as one prompt, which the model that solves more of them has solved.
     """
     from scipy.stats import binomtest
 
     more = solved.sparse.long() - solved.dense.long()
     sums = torch.zeros_like(more).index_add_(0, solved.clean_prompt, more)
-    alone = int((sums != 0).sum())
-    return alone > 0 and float(binomtest(int((sums > 0).sum()), alone).pvalue) < 0.05
+    by_one_only = int((sums != 0).sum())
+    return by_one_only > 0 and float(binomtest(int((sums > 0).sum()), by_one_only).pvalue) < 0.05

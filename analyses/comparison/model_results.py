@@ -1,4 +1,4 @@
-"""What a comparison holds of one model, as plain data; `one_model` computes it."""
+"""The results of one model in a comparison, as plain data; computed in `one_model`."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,7 @@ from sparselens.results import Result
 
 @dataclass(frozen=True, eq=False)
 class ComponentCurves:
-    """The metric when only the top components act (Fig. 3), ranked for every prompt or once."""
+    """The metric when only the top components are active (Fig. 3), ranked per prompt or once for all prompts."""
 
     heads: ComponentCurve
     heads_once: ComponentCurve
@@ -34,34 +34,34 @@ class ComponentCurves:
 
 @dataclass(frozen=True, eq=False)
 class CircuitRuns:
-    """Faithfulness of circuits in this model (Fig. 4b)."""
+    """Faithfulness of several circuits in this model (Fig. 4b)."""
 
-    own: Faithfulness  # this model's circuit of the paper's rule
-    other: Faithfulness  # the other model's, transferred
-    random: tuple[Faithfulness, ...]  # connected circuits like `own`, drawn at random
-    faithful: Faithfulness  # the smallest prefix of the ranking found to reach the goal
-    faithful_edges: int | None  # None: not even all edges reach it, or clean and ablated runs score the same
-    tried: FaithfulnessCurve  # all circuits that the search for it has run
-    pruned: PrunedCircuit | None = None  # None: not requested, the goal is not reached, or a single clean prompt
+    own: Faithfulness  # of this model's circuit by the paper's rule
+    other: Faithfulness  # of the other model's circuit, run in this model
+    random: tuple[Faithfulness, ...]  # of random connected circuits that match `own`
+    faithful: Faithfulness  # of the fewest top-ranked edges found to reach the goal
+    faithful_edges: int | None  # their number; None: not even all edges reach it, or clean and ablated score the same
+    tried: FaithfulnessCurve  # of all circuits run in the search for them
+    pruned: PrunedCircuit | None = None  # None: not requested, goal not reached, or only one clean prompt
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ModelResults(Result):
     """The results of one model."""
 
-    attention: AttentionEdges  # of `About.prompts`
+    attention: AttentionEdges  # on `About.prompts`
     labels: HeadScores
     heads: PatchingResult
     mlps: PatchingResult | None  # None: the model has no MLPs
     kept: ComponentCurves
     edges: EdgeScores
     circuits: CircuitRuns
-    share: float = 0.9  # of the sum of |scores|, for the circuit
-    summary: EdgeSummary | None = None  # of the scores that a slim comparison does not hold
+    share: float = 0.9  # of the sum of |scores| that `circuit` holds
+    summary: EdgeSummary | None = None  # only in a slim comparison: replaces the scores that it no longer holds
 
     def _line(self) -> str:
-        found = f"{len(self.circuit)} edges hold {self.share:.0%} of |score|, {self.circuits.own.mean:.2f} faithful"
-        return f"{found}; {len(self.edges.clean)} prompts"
+        circuit = f"{len(self.circuit)} edges hold {self.share:.0%} of |score|"
+        return f"{circuit}, faithfulness {self.circuits.own.mean:.2f}; {len(self.edges.clean)} prompts"
 
     def _columns(self) -> dict[str, list[str]]:
         shown = {name: getattr(self, name) for name in ("attention", "labels", "heads", "mlps", "edges", "circuit")}
@@ -73,7 +73,7 @@ class ModelResults(Result):
 
     @cached_property
     def circuit(self) -> Circuit:
-        """The circuit of the paper's rule."""
+        """The circuit by the paper's rule: the fewest edges that hold `share` of the sum of |scores|."""
         return self.edges.smallest(self.share)
 
     @cached_property
@@ -81,11 +81,11 @@ class ModelResults(Result):
         """Share of attribution over the number of edges (Fig. 4a).
 
         Raises:
-            ValueError: the comparison is slim; it holds these curves as `edges_needed_plot` draws them.
+            ValueError: the comparison is slim; it holds these curves only as `edges_needed_plot` draws them.
         """
         return share_curves(self.edges)
 
     @cached_property
     def stability(self) -> Stability:
-        """How much the prompts' own circuits differ."""
+        """How much the circuits of single prompts differ."""
         return stability(self.edges, self.share) if self.summary is None else self.summary.stability

@@ -1,8 +1,8 @@
-"""What is computed for one model of a comparison; its analyses share what is found out about the model.
+"""Computes the results of one model in a comparison; the model is inspected once for all analyses.
 
-1. Attention of a few prompts, and heads with known patterns.
-2. Activation patching of heads and MLPs, and the metric when only the top ones act.
-3. Edge scores; then the faithfulness of circuits, once the other model's scores are there; and the pruned circuit.
+1. Attention on a few prompts, and heads with known attention patterns.
+2. Activation patching of heads and MLPs, and the metric when only the top ones are active.
+3. Edge scores; then, when the other model's scores are known, the faithfulness of circuits, and the pruned circuit.
 """
 
 from dataclasses import dataclass
@@ -29,12 +29,12 @@ from sparselens.gates.modes import evaluating
 from sparselens.prompts.metrics import Metric
 from sparselens.prompts.tokenized import TokenizedPairs
 
-COUNTS = 40  # numbers of components that are tried at most
+COUNTS = 40  # numbers of active components to try, roughly
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is the same for both models."""
+    """The settings, which are the same for both models."""
 
     metric: Metric
     method: str
@@ -97,7 +97,7 @@ def _attention(model: Any, shown: TokenizedPairs) -> AttentionEdges:
 
 
 def _counts(total: int) -> list[int]:
-    """Numbers from 0 to `total`: all of them where they are few, else about evenly spaced on a log scale."""
+    """Numbers from 0 to `total`: all of them if they are few, else about evenly spaced on a log scale."""
     if total <= COUNTS:
         return list(range(total + 1))
     spread = torch.logspace(0, 1, COUNTS, base=float(total), dtype=torch.float64).round().long()
@@ -107,7 +107,7 @@ def _counts(total: int) -> list[int]:
 def run_circuits(
     opened: OpenModel, pairs: TokenizedPairs, own: EdgeScores, other: EdgeScores, settings: Settings
 ) -> CircuitRuns:
-    """Faithfulness in this model of its circuit, the other model's, random ones and the smallest faithful prefix."""
+    """Faithfulness in this model of its own circuit, the other model's, random ones and the smallest faithful one."""
     mine = own.smallest(settings.share)
     circuits = [mine, other.smallest(settings.share), *random_connected_circuits(mine, seed=settings.seed)]
     with open_request(opened, pairs, settings.metric, **settings.run) as request:
@@ -122,7 +122,7 @@ def run_circuits(
 
 
 def _pruned(opened: OpenModel, pairs: TokenizedPairs, own: EdgeScores, settings: Settings) -> PrunedCircuit | None:
-    """None where it is not requested, or all pairs have one clean prompt."""
+    """The pruned circuit; None if pruning is not requested, or all pairs have the same clean prompt."""
     if settings.prune_runs == 0 or len(set(pairs.clusters())) < 2:
         return None
     how: dict[str, Any] = {"runs": settings.prune_runs, "seed": settings.seed, **settings.run}

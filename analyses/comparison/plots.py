@@ -1,7 +1,7 @@
-"""The paper's curves, as plots of a comparison's numbers.
+"""The curves of the paper's figures, drawn from a comparison.
 
 1. loss_plot: loss against the share of open attention edges (Fig. 2a).
-2. kept_plot: share of the metric that the top components keep (Fig. 3a, b).
+2. kept_plot: share of the metric kept by the top components (Fig. 3a, b).
 3. edges_needed_plot: share of attribution in the largest edges (Figs. 4a, 5).
 """
 
@@ -15,7 +15,7 @@ from sparselens.analyses.circuits.stability import ShareCurves, share_curves
 from sparselens.analyses.comparison.model_results import ModelResults
 from sparselens.analyses.comparison.results import SIDES, Comparison
 from sparselens.analyses.comparison.rows import percent, times
-from sparselens.analyses.comparison.table import GOAL, known
+from sparselens.analyses.comparison.table import GOAL, OPEN_EDGES, or_none
 from sparselens.analyses.figures.palette import MODELS
 from sparselens.analyses.figures.plot import Plot, Series
 from sparselens.analyses.patching.top_components import ComponentCurve
@@ -26,19 +26,20 @@ from sparselens.prompts.intervals import Interval
 def loss_plot(points: Sequence[LossPoint], names: tuple[str, str] = SIDES, loss: str = "the text") -> Plot:
     """Cross-entropy against the share of visible pairs that are open (Fig. 2a), from `loss_points`.
 
-    Points of other names, such as `measure_loss(model, rows, name="8,000 steps")`, are drawn as further sparse models.
+    Points with other names, such as `measure_loss(model, rows, name="8,000 steps")`, are drawn as further sparse
+    models.
 
     >>> save_plots([loss_plot(comparison.loss.points)], "loss.pdf")
 
     Args:
         names: of the dense and the sparse model
-        loss: of what, for the label
+        loss: what the loss was measured on, for the axis label
     """
     named: dict[str, str] = dict(zip(SIDES, names, strict=True))
     limited = sorted((p for p in points if p.name.startswith("top-")), key=lambda p: p.share_of_visible_pairs)
     labels = tuple(f"k = {point.name.removeprefix('top-')}" for point in limited)
     series = [_points(f"{named['dense']}, top-k attention", "baseline", limited, labels)] if limited else []
-    closed = [point.name for point in points if not point.share_of_visible_pairs]  # no place on a log axis
+    closed = [point.name for point in points if not point.share_of_visible_pairs]  # zero has no place on a log axis
     for point in points:
         if point not in limited and point.name not in closed:
             model = point.name if point.name in MODELS else "sparse"
@@ -47,13 +48,13 @@ def loss_plot(points: Sequence[LossPoint], names: tuple[str, str] = SIDES, loss:
             )
     return Plot(
         name="loss",
-        title="Loss and open edges",
-        x_label="open attention edges, share of visible pairs",
-        y_label=f"loss of {loss} (nats)",
+        title="Loss and open attention edges",
+        x_label=OPEN_EDGES,
+        y_label=f"loss on {loss} (nats)",
         series=tuple(series),
         log_x=True,
         percent_x=True,
-        notes=tuple(f"{named.get(name, name)}: no open edge" for name in closed),
+        notes=tuple(f"{named.get(name, name)}: no open edges" for name in closed),
     )
 
 
@@ -64,12 +65,15 @@ def _points(name: str, model: str, points: Sequence[LossPoint], labels: tuple[st
 
 
 def kept_plot(comparison: Comparison, part: str = "heads") -> Plot:
-    """Share of the metric kept when only the top components act; `part` is a field of `ComponentCurves` (Fig. 3).
+    """Share of the metric kept when only the top components are active (Fig. 3).
 
     >>> save_plots([kept_plot(comparison, "heads"), kept_plot(comparison, "components")], "kept.pdf")
 
+    Args:
+        part: a field of `ComponentCurves`: heads, heads_once, components or components_once
+
     Raises:
-        ValueError: the models have no such components.
+        ValueError: the models have no such components, or clean and corrupted prompts score the same.
     """
     kept: list[ComponentCurve | None] = [getattr(getattr(comparison, side).kept, part) for side in SIDES]
     what = "heads" if part.startswith("heads") else "heads and MLPs"
@@ -79,16 +83,16 @@ def kept_plot(comparison: Comparison, part: str = "heads") -> Plot:
             raise ValueError(f"these models have no {part}: want heads or heads_once")
         if not bool(found.shares.isfinite().all()):
             raise ValueError(
-                f"the {side} model's clean and corrupted prompts score the same: there is no share to keep"
+                f"in the {side} model clean and corrupted prompts score the same, so no share of the metric is defined"
             )
         intervals = [found.interval(count) for count in found.counts]
         series.append(Series(name, side, tuple(map(float, found.counts)), **_banded(intervals)))
-    ratio = known(partial(comparison.fewer_components, part))
+    ratio = or_none(partial(comparison.fewer_components, part))
     once = part.endswith("_once")
     return Plot(
         name=f"kept_{part}",
-        title=f"Top {what}, chosen " + ("once for all" if once else "per prompt"),
-        x_label=f"{what} that act",
+        title=f"Top {what}, ranked " + ("once for all prompts" if once else "per prompt"),
+        x_label=f"active {what}",
         y_label=f"{comparison.about.metric.replace('_', ' ')} kept",
         series=tuple(series),
         guides=(GOAL,),
@@ -98,29 +102,29 @@ def kept_plot(comparison: Comparison, part: str = "heads") -> Plot:
 
 
 def edges_needed_plot(comparison: Comparison) -> Plot:
-    """Cumulative share of sorted |edge scores|: mean of the prompts' curves, and (dotted) curve of the mean scores.
+    """Cumulative share of sorted |edge scores|: the mean of the prompts' curves, and (dotted) the mean scores' curve.
 
     >>> save_plots([edges_needed_plot(comparison)], "edges_needed.pdf")
     """
     named = dict(zip(SIDES, comparison.about.names, strict=True))
-    series = [one for side in SIDES for one in curves_of(getattr(comparison, side), named[side], side)]
+    series = [curve for side in SIDES for curve in curves_of(getattr(comparison, side), named[side], side)]
     return _needed_plot(series, comparison.about.share, _fewer(comparison))
 
 
 def curves_of(model: ModelResults, name: str, side: str) -> list[Series]:
-    """The curves of one model; those of a slim comparison are thinned already."""
+    """The curves of one model; in a slim comparison they are already thinned."""
     return _needed(model.curves, name, side) if model.summary is None else list(model.summary.curves)
 
 
 def edges_needed_of_one(scores: EdgeScores, name: str = "model", share: float = 0.9) -> Plot:
-    """As `edges_needed_plot`, of one model."""
+    """Like `edges_needed_plot`, for one model."""
     return _needed_plot(_needed(share_curves(scores), name, "sparse"), share)
 
 
 def _needed(curves: ShareCurves, name: str, side: str) -> list[Series]:
     x = tuple(float(n + 1) for n in range(len(curves.of_mean)))
-    whole = Series(f"{name}, per prompt", side, x, tuple(curves.mean.tolist()))
-    return [whole, Series(f"{name}, mean scores", side, x, tuple(curves.of_mean.tolist()), dotted=True)]
+    per_prompt = Series(f"{name}, per prompt", side, x, tuple(curves.mean.tolist()))
+    return [per_prompt, Series(f"{name}, mean scores", side, x, tuple(curves.of_mean.tolist()), dotted=True)]
 
 
 def _needed_plot(series: Sequence[Series], share: float, notes: tuple[str, ...] = ()) -> Plot:
@@ -138,12 +142,12 @@ def _needed_plot(series: Sequence[Series], share: float, notes: tuple[str, ...] 
 
 
 def _fewer(comparison: Comparison) -> tuple[str, ...]:
-    ratios = {"per prompt": known(comparison.fewer_edges), "mean scores": known(comparison.fewer_edges_of_mean)}
+    ratios = {"per prompt": or_none(comparison.fewer_edges), "mean scores": or_none(comparison.fewer_edges_of_mean)}
     return tuple(f"{times(ratio)} fewer, {what}" for what, ratio in ratios.items() if ratio is not None)
 
 
 def _banded(intervals: Sequence[Interval]) -> dict[str, Any]:
-    """The y of a series, with its interval."""
+    """The y of a series, with its confidence band if every interval is finite."""
     y = tuple(interval.mean for interval in intervals)
     if not all(math.isfinite(end) for interval in intervals for end in (interval.low, interval.high)):
         return {"y": y}

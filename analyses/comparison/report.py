@@ -1,6 +1,6 @@
-"""A comparison as one HTML page that needs no network: what was found, the evidence, and how it was made.
+"""A comparison as one HTML page that works offline: the finding, the evidence, and how it was made.
 
-In print a picture replaces the viewer; on a dark screen the figures are dark, too.
+In print a still picture replaces the viewer; in dark mode the figures are dark too.
 """
 
 import base64
@@ -21,34 +21,34 @@ from sparselens.analyses.figures.page import filled
 from sparselens.analyses.figures.two_papers import for_both_papers
 from sparselens.files.whole import write_file
 
-LARGE, DPI = 300_000, 160  # bytes of an SVG above which a PNG takes its place
+LARGE, DPI = 300_000, 160  # an SVG of more bytes is replaced by a PNG of this resolution
 
 CAPTIONS = {
-    "fig1_tokens": "Attention edges on single prompts: positions left to right, layers upward; above, what the models "
-    "predict (dense/sparse where they differ).",
+    "fig1_tokens": "Attention edges on single prompts: positions from left to right, layers from bottom to top. Above: "
+    "the models' predictions (dense/sparse where they differ).",
     "fig2a_loss": "Loss against the share of open attention edges.",
     "fig2b_patterns": "Attention patterns of one prompt, layer by head.",
-    "fig3_kept": "Share of the metric kept when only the top heads act.",
+    "fig3_kept": "Share of the metric kept when only the top heads are active.",
     "fig3_kept_with_mlps": "The same for heads and MLPs in one ranking.",
-    "fig4a_edges_needed": "Share of attribution in the largest edges; dotted: of the mean scores.",
-    "fig4b_circuits": "The fewest edges found that reach the wanted faithfulness on the prompts that chose them "
-    "(pruned circuits, if there are), or else hold the given share of attribution; dead ends are left out.",
-    "fig4b_difference": "Edges in one of these circuits only, and in both.",
+    "fig4a_edges_needed": "Share of attribution in the largest edges. Dotted: for the mean scores.",
+    "fig4b_circuits": "The smallest circuits found that reach the target faithfulness on the prompts they were chosen "
+    "on (after pruning, if there was any), or else that hold the given share of attribution. Dead ends are left out.",
+    "fig4b_difference": "Edges in only one of these circuits, and in both.",
 }
 READING = (
     "In brackets: 95 % bootstrap confidence intervals over prompts, which are the same for both models. Faithfulness: "
-    "(metric of the circuit - ablated) / (metric of the model - ablated); random circuits: mean, lowest and highest. "
-    "The share of attribution is a property of the scores, faithfulness of the circuit's behaviour, so both are given. "
-    "Heads for 90 % of the metric: the number from which on the mean over prompts stays above 90 %, with heads ranked "
-    "for every prompt or once for all. A head counts as, say, an induction head if at least 0.4 of its attention on "
-    "repeated random tokens goes where an induction head attends."
+    "(metric of the circuit - ablated metric) / (metric of the model - ablated metric); for random circuits, the mean "
+    "and in brackets the lowest and highest. The share of attribution is a property of the scores, faithfulness one of "
+    "the circuit's behaviour, so both are given. Heads needed for 90 % of the metric: the number above which the mean "
+    "over prompts stays above 90 %, with heads ranked per prompt or once for all prompts. A head counts as, say, an "
+    "induction head if at least 0.4 of its attention on repeated random tokens goes where an induction head attends."
 )
-HERO, STILL = "fig1_tokens", "fig4b_circuits"  # what a comparison begins with; what stands for the viewer on paper
+HERO, STILL = "fig1_tokens", "fig4b_circuits"  # first figure of the report; figure that replaces the viewer in print
 WIDE = ("fig2b_patterns", "fig3_kept", "fig3_kept_with_mlps")
 
 
 def save_report(comparison: Comparison, path: str | Path, hero: Any = None) -> Path:
-    """Write the report, completely or not at all."""
+    """Write the report."""
     return write_file(Path(path), report_page(comparison, hero).encode())
 
 
@@ -56,21 +56,21 @@ def report_page(comparison: Comparison, hero: Any = None) -> str:
     """The page as text.
 
     Args:
-        hero: the first picture; default: attention edges on the first prompts
+        hero: the first figure; default: attention edges on the first prompts
     """
-    about, viewer, known = comparison.about, view(comparison), facts(comparison)
+    about, viewer, main = comparison.about, view(comparison), facts(comparison)
     drawings = figures_of(comparison, viewer)
     return filled_report(
         title=f"{about.names[0]} and {about.names[1]}: {about.description}",
         finding=finding(comparison),
-        facts=known,
+        facts=main,
         names=about.names,
         description=_description(comparison),
         notes=about.notes,
         absent=" ".join(left_out(comparison)),
-        table=html_table(rows_of(comparison), about.names, [fact.name for fact in known]),
+        table=html_table(rows_of(comparison), about.names, [fact.name for fact in main]),
         reading=READING,
-        explored="Both circuits",
+        explored="both circuits",
         viewer=viewer.html,
         drawings=drawings if hero is None else {**drawings, HERO: hero.save},
         hero=HERO,
@@ -96,12 +96,12 @@ def filled_report(
     """The page of a comparison, or of one model's circuit.
 
     Args:
-        hero: name of the drawing that it begins with
-        names: of the models that the facts are about, the dense one first
-        still: name of the drawing that stands for the viewer on paper
+        hero: name of the figure at the top
+        names: the models that the facts are about, the dense one first
+        still: name of the figure that replaces the viewer in print
         table: as HTML; everything else is escaped
-        texts: title, finding, description, what to know when reading the table, what is explored, which figures are
-            absent, and the viewer's page
+        texts: title, finding, description, reading (how to read the table), explored (what the viewer shows), absent
+            (which figures are missing, and why) and viewer (its page)
     """
     figures = dict(_figures(drawings, captions))
     filling = {
@@ -147,7 +147,7 @@ def _figures(drawings: Mapping[str, Draw], captions: Mapping[str, str]) -> Itera
 
 
 def _picture(draw: Draw, path: Path) -> tuple[str, str]:
-    """The figure as a data URL: as SVG, or as PNG where thousands of lines would make that many times larger."""
+    """The figure's CSS class and data URL: an SVG, or a PNG if the SVG would be many times larger."""
     drawn = draw(path.with_suffix(".svg"))
     if drawn.stat().st_size <= LARGE:
         return "drawn", _data_url("image/svg+xml", for_both_papers(drawn.read_text(encoding="utf-8")).encode())
@@ -164,29 +164,29 @@ def _made(comparison: Comparison) -> dict[str, str]:
         "task": about.task,
         "command": about.command or "called from Python",
         "seed": str(about.seed),
-        "circuit": f"fewest edges with {percent(about.share)} of the sum of |mean scores|",
+        f"{percent(about.share)} circuit": f"fewest edges with {percent(about.share)} of the sum of |mean scores|",
         **_pruning(comparison),
         **about.versions,
     }
 
 
 def _made_table(rows: Mapping[str, str]) -> str:
-    cells_ = (f"<tr><td>{_safe(name)}</td><td><code>{_safe(value)}</code></td></tr>" for name, value in rows.items())
-    return f"<table><tbody>{''.join(cells_)}</tbody></table>"
+    body = (f"<tr><td>{_safe(name)}</td><td><code>{_safe(value)}</code></td></tr>" for name, value in rows.items())
+    return f"<table><tbody>{''.join(body)}</tbody></table>"
 
 
 def _pruning(comparison: Comparison) -> dict[str, str]:
-    """What pruning made of each model's faithful circuit."""
+    """How pruning changed each model's faithful circuit."""
     sides = zip(SIDES, comparison.about.names, strict=True)
     found = {name: getattr(comparison, side).circuits.pruned for side, name in sides}
-    return {f"pruned circuit, {name}": _said(pruned) for name, pruned in found.items() if pruned is not None}
+    return {f"pruned circuit, {name}": _outcome(pruned) for name, pruned in found.items() if pruned is not None}
 
 
-def _said(pruned: PrunedCircuit) -> str:
-    left = f"{pruned.untested} not yet tried alone" if pruned.untested else "none of which can be removed"
+def _outcome(pruned: PrunedCircuit) -> str:
+    left = f"{pruned.untested} not tested individually" if pruned.untested else "none of which can be removed"
     return (
         f"{pruned.start} edges pruned to {len(pruned.circuit)} ({left}) on {len(pruned.chosen_on)} pairs; faithfulness "
-        f"on {len(pruned.held_out.clean)} other pairs {pruned.held_out.mean:.2f}"
+        f"on {len(pruned.held_out.clean)} held-out pairs: {pruned.held_out.mean:.2f}"
     )
 
 

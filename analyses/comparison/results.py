@@ -1,8 +1,8 @@
 """The results of the same analyses of a dense and a sparse model on the same prompts, side by side.
 
 1. Plain data: no model is needed to look at a comparison, draw it, or load it again.
-2. Every number has its per-prompt values, and all prompts are the same for both models, so ratios dense / sparse come
-   with paired bootstrap confidence intervals over prompts.
+2. Numbers are kept per prompt, and the prompts are the same for both models, so ratios dense / sparse come with paired
+   bootstrap confidence intervals over prompts.
 """
 
 from collections.abc import Callable
@@ -29,11 +29,11 @@ SIDES = ("dense", "sparse")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt whose attention is shown."""
+    """An example prompt, whose attention is drawn."""
 
     title: str
     tokens: tuple[str, ...]
-    outputs: tuple[str, ...] = ()  # above each position: what both models predict, dense/sparse where they differ
+    outputs: tuple[str, ...] = ()  # drawn above each position: the models' predictions, dense/sparse if they differ
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class About:
     task: str  # a fingerprint: name, version, corruption, seed, n
     description: str
     metric: str
-    method: str  # of edge attribution, with the gates' gradient if they are given one
-    share: float  # of the sum of |scores|: the paper's rule
-    goal: float  # faithfulness that circuits are searched for and pruned to
+    method: str  # of edge attribution, including the gate gradient, if any
+    share: float  # of the sum of |scores| that the circuits of the paper's rule hold
+    goal: float  # target faithfulness of the smallest circuits, before and after pruning
     ablation: str
     names: tuple[str, str]  # of the two models
-    loss: str  # what the loss is of
+    loss: str  # what the loss was measured on: "the answers" or "the text"
     prompts: tuple[Prompt, ...]
     versions: dict[str, str]
     seed: int
@@ -62,9 +62,9 @@ class Solved:
 
     dense: Bool[Tensor, " drawn"]
     sparse: Bool[Tensor, " drawn"]
-    kept: Bool[Tensor, " drawn"]  # those that everything else is computed on
+    kept: Bool[Tensor, " drawn"]  # the pairs that everything else is computed on
     chance: float  # accuracy of guessing
-    clean_prompt: Int[Tensor, " drawn"]  # its number: equal for pairs with the same clean prompt
+    clean_prompt: Int[Tensor, " drawn"]  # a number for each clean prompt: pairs with the same one share it
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,19 +74,19 @@ class LossPoints:
     points: tuple[LossPoint, ...]
 
     def named(self, name: str) -> LossPoint:
-        """The point of this name."""
+        """The point with this name."""
         return next(point for point in self.points if point.name == name)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison(Result):
-    """Both models' results; made by `compare`, or read by `load_comparison`.
+    """Both models' results; returned by `compare` and `load_comparison`.
 
     >>> comparison.sparse.circuit.edges, comparison.dense.heads.mean  # Float["layer head"]
-    >>> comparison.fewer_edges()  # how many times fewer edges the sparse model needs, with its confidence interval
+    >>> comparison.fewer_edges()  # how many times fewer edges the sparse model needs, with a confidence interval
 
-    Intervals raise a ValueError where clean and ablated runs score the same, or a ratio is not finite in some resample
-    of the prompts.
+    Methods that return an interval raise a ValueError if clean and ablated runs score the same, or if a ratio is not
+    finite in some resample of the prompts.
     """
 
     about: About
@@ -94,7 +94,7 @@ class Comparison(Result):
     loss: LossPoints
     dense: ModelResults
     sparse: ModelResults
-    summary: PairSummary | None = None  # of the scores that a slim comparison does not hold
+    summary: PairSummary | None = None  # only in a slim comparison: replaces the scores that it no longer holds
 
     def _line(self) -> str:
         return f"{' and '.join(self.about.names)} on {self.about.task}, {int(self.solved.kept.sum())} pairs"
@@ -110,20 +110,20 @@ class Comparison(Result):
 
     @property
     def clusters(self) -> list[int]:
-        """The clean prompt of every pair in use: in intervals, pairs with the same one are one observation."""
+        """The number of each kept pair's clean prompt; in intervals, pairs with the same number are one observation."""
         return self.solved.clean_prompt[self.solved.kept].tolist()
 
     def edges_for_goal(self, side: str) -> Interval | None:
-        """Edges of the smallest prefix of the ranking that is as faithful as `about.goal`; None if none is."""
+        """How many top-ranked edges are needed for a faithfulness of `about.goal`; None if it is not reached."""
         return edges_for_goal(self._side(side).circuits.tried, self.about.goal, clusters=self.clusters)
 
     def circuit(self, side: str) -> Circuit:
-        """The circuit of the paper's rule in one of the two models: `comparison.sparse.circuit`."""
+        """The circuit of the paper's rule in one of the two models, as in `comparison.sparse.circuit`."""
         return self._side(side).circuit
 
     @property
     def overlap(self) -> float:
-        """Jaccard index of the two circuits."""
+        """Jaccard index of the two models' circuits."""
         return self.dense.circuit.jaccard(self.sparse.circuit)
 
     @property
@@ -141,21 +141,24 @@ class Comparison(Result):
     # -- ratios dense / sparse
 
     def fewer_edges(self) -> Interval:
-        """Mean number of edges that a prompt needs, dense / sparse (Fig. 4a, solid)."""
+        """Mean number of edges needed per prompt, dense / sparse (Fig. 4a, solid)."""
         return ratio_interval(self._needed("dense"), self._needed("sparse"), clusters=self.clusters)
 
     def fewer_edges_of_mean(self) -> Interval:
-        """Number of edges that the mean scores need, dense / sparse (Fig. 4a, dotted)."""
+        """Number of edges needed in the mean scores, dense / sparse (Fig. 4a, dotted)."""
         return self._fewer_edges_of_mean
 
     def fewer_components(self, part: str, goal: float = 0.9) -> Interval | None:
-        """Number of components that keep `goal` of the metric, dense / sparse, for a field of `ComponentCurves`.
+        """Number of components needed to keep `goal` of the metric, dense / sparse.
 
-        None where a model has no such components, or never keeps that much.
+        None if a model has no such components, or never keeps that much.
+
+        Args:
+            part: a field of `ComponentCurves`
         """
-        if (part, goal) not in self._fewer_components:
-            self._fewer_components[part, goal] = self._components_ratio(part, goal)
-        return self._fewer_components[part, goal]
+        if (part, goal) not in self._components_ratios:
+            self._components_ratios[part, goal] = self._components_ratio(part, goal)
+        return self._components_ratios[part, goal]
 
     def _components_ratio(self, part: str, goal: float) -> Interval | None:
         kept = [getattr(self._side(side).kept, part) for side in SIDES]
@@ -164,23 +167,23 @@ class Comparison(Result):
         return self._ratio(lambda side, weights: getattr(side.kept, part).smallest_of(weights, goal))
 
     def fewer_edges_for_goal(self) -> Interval | None:
-        """Edges of the smallest prefixes of the rankings that are as faithful as `about.goal`, dense / sparse.
+        """Number of top-ranked edges needed for a faithfulness of `about.goal`, dense / sparse.
 
-        None if one model has none.
+        None if one model does not reach it.
         """
         if None in (self.dense.circuits.faithful_edges, self.sparse.circuits.faithful_edges):
             return None
         return self._ratio(lambda side, weights: edges_reached(side.circuits.tried, self.about.goal, weights))
 
     def pruned_edges(self, side: str) -> Interval | None:
-        """Edges of the pruned circuit, with their interval over the prompts that chose it; None if there is none."""
+        """Size of the pruned circuit, with its interval over the prompts it was pruned on; None if there is none."""
         pruned = self._side(side).circuits.pruned
         return None if pruned is None else pruned.size_interval(self.about.goal, clusters=self._clusters_of(pruned))
 
     def fewer_edges_pruned(self) -> Interval | None:
-        """Edges of the pruned circuits, dense / sparse, with its interval over the prompts that chose them both.
+        """Size of the pruned circuits, dense / sparse, with its interval over the prompts they were pruned on.
 
-        None if a model has none.
+        None if a model has no pruned circuit.
         """
         dense, sparse = self.dense.circuits.pruned, self.sparse.circuits.pruned
         if dense is None or sparse is None:
@@ -192,13 +195,13 @@ class Comparison(Result):
 
         return self._ratio(size, self._clusters_of(dense))
 
-    # -- out
+    # -- output
 
     def table(self, form: str = "pandas") -> Any:
         """All numbers: a pandas frame, or text in "markdown", "latex" (booktabs) or "html".
 
         Raises:
-            ValueError: there is no such form.
+            ValueError: the form is unknown.
         """
         from sparselens.analyses.comparison.table import in_form
 
@@ -208,8 +211,8 @@ class Comparison(Result):
         """Write everything into a folder, from which `load_comparison` reads it without a model.
 
         Args:
-            slim: write one small file instead, `folder` being a name that ends in .zip. Its table, figures and viewer
-                are the same, but it holds no single prompt's edge scores, and of the mean scores only the largest
+            slim: write one small file instead; `folder` must then end in .zip. Its table, figures and viewer are the
+                same, but it holds no per-prompt edge scores, and only the largest mean scores
         """
         from sparselens.analyses.comparison.files import save_comparison, save_slim
 
@@ -228,16 +231,16 @@ class Comparison(Result):
         return draw_all(cast(Any, self), folder, form)
 
     def viewer(self) -> Any:
-        """Both circuits, linked, to explore in a notebook or in one HTML file."""
+        """An interactive view of both circuits, linked to each other, in a notebook or as one HTML file."""
         from sparselens.analyses.comparison.figures import view
 
         return view(cast(Any, self))
 
     def save_html(self, path: Any, hero: Any = None) -> Any:
-        """Write the report: the finding, figures, viewer and tables in one file that needs no network.
+        """Write the report: the finding, figures, viewer and tables in one HTML file that works offline.
 
         Args:
-            hero: the picture that it begins with, a `token_view`; default: attention edges on the first prompts
+            hero: the first figure, a `token_view`; default: attention edges on the first prompts
         """
         from sparselens.analyses.comparison.report import save_report
 
@@ -246,7 +249,7 @@ class Comparison(Result):
     def _repr_html_(self) -> str:
         return self.table("html")
 
-    # -- inside
+    # -- internals
 
     def _side(self, side: str) -> ModelResults:
         if side not in SIDES:
@@ -257,29 +260,29 @@ class Comparison(Result):
         return self._side(side).stability.sizes.double()
 
     @cached_property
-    def _fewer_components(self) -> dict[tuple[str, float], Interval | None]:
-        """Those that were asked for: table, plots, viewer and report each tell them."""
+    def _components_ratios(self) -> dict[tuple[str, float], Interval | None]:
+        """Cache of `fewer_components`: table, plots, viewer and report all need the same ones."""
         return {}
 
     @cached_property
     def _fewer_edges_of_mean(self) -> Interval:  # takes seconds on large graphs
         if self.summary is not None:
             if self.summary.fewer_edges_of_mean is None:
-                raise ValueError("the ratio is not finite, at least in one resample")
+                raise ValueError("the ratio is not finite in at least one resample of the prompts")
             return self.summary.fewer_edges_of_mean
         return self._ratio(lambda side, weights: edges_of_mean(side.edges, weights, self.about.share))
 
     def _clusters_of(self, pruned: PrunedCircuit) -> list[int]:
-        """The clean prompts of the pairs that chose it."""
+        """The clean prompts of the pairs that the circuit was pruned on."""
         return [self.clusters[row] for row in pruned.chosen_on.tolist()]
 
     def _ratio(
         self, size: Callable[[ModelResults, np.ndarray], np.ndarray], clusters: list[int] | None = None
     ) -> Interval:
-        """Of two statistics that are not means; each resample weights the prompts of both models alike."""
+        """The ratio of a statistic that is not a mean; each resample weights both models' prompts in the same way."""
 
         def ratio(weights: np.ndarray) -> np.ndarray:
-            with np.errstate(divide="ignore", invalid="ignore"):  # refused as not finite
+            with np.errstate(divide="ignore", invalid="ignore"):  # bootstrap_interval refuses what is not finite
                 return size(self.dense, weights) / size(self.sparse, weights)
 
         clusters = self.clusters if clusters is None else clusters

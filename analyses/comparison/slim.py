@@ -1,11 +1,11 @@
-"""A comparison in a thirtieth of the space, with the same table, figures and viewer.
+"""Shrinks a comparison to a thirtieth of its size; the table, figures and viewer stay the same.
 
-1. Of edge scores it holds the means of the largest: of the paper's circuit, of the faithful one, and as many as the
-   viewer can show. All others are NaN. What is reported about them and about single prompts is computed first
-   (`summaries`).
-2. Attention weights are kept as exactly as anything shows them: the strongest, which are drawn as lines, as they are;
-   the others as one of some 500 steps that look alike in every pattern.
-Everything else is kept. What a slim comparison does not know raises an error.
+1. Of the edge scores it keeps only the largest means: those of the paper's circuit, of the faithful circuit, and as
+   many as the viewer can show. The others become NaN. Statistics that need all scores or single prompts are computed
+   beforehand (`summaries`).
+2. Attention weights are kept as precisely as they are displayed: the strongest, which are drawn as lines, unchanged;
+   the others rounded to some 500 steps that no pattern can tell apart.
+Everything else is kept. Asking a slim comparison for anything that it no longer holds raises an error.
 """
 
 from dataclasses import replace
@@ -21,7 +21,7 @@ from sparselens.analyses.comparison.model_results import CircuitRuns, ModelResul
 from sparselens.analyses.comparison.plots import curves_of
 from sparselens.analyses.comparison.results import SIDES, Comparison
 from sparselens.analyses.comparison.summaries import EdgeSummary, PairSummary
-from sparselens.analyses.comparison.table import known
+from sparselens.analyses.comparison.table import or_none
 from sparselens.analyses.figures.thinning import thinned
 from sparselens.analyses.figures.token_view import DRAWN
 from sparselens.analyses.figures.viewer import LISTED, TOKEN_EDGES
@@ -29,14 +29,14 @@ from sparselens.analyses.figures.viewer_edges import scored
 from sparselens.analyses.figures.viewer_patterns import STEPS
 from sparselens.circuits.circuit import Circuit
 
-COLOURS = 256  # of a pattern figure
+COLOURS = 256  # levels in a pattern figure's colour map
 
 
 def slim(comparison: Comparison) -> Comparison:
-    """The same without the scores of single prompts, and of most edges; a slim comparison as it is."""
+    """The comparison without per-prompt scores and without the scores of most edges; returned as is if already slim."""
     if comparison.summary is not None:
         return comparison
-    both = PairSummary(known(comparison.fewer_edges_of_mean), comparison.rank_correlation)
+    both = PairSummary(or_none(comparison.fewer_edges_of_mean), comparison.rank_correlation)
     across = prompts_across(comparison)
     dense, sparse = (
         _slim(getattr(comparison, side), side, name, across)
@@ -50,7 +50,7 @@ def _slim(model: ModelResults, side: str, name: str, across: int) -> ModelResult
     largest = max(len(model.circuit), model.circuits.faithful_edges or 0, LISTED)
     return replace(
         model,
-        attention=_as_seen(model.attention, across),
+        attention=_rounded(model.attention, across),
         edges=_largest(model.edges, min(largest, model.edges.graph.n_edges)),
         circuits=_without_scores(model.circuits, model.edges),
         summary=EdgeSummary(model.stability, curves),
@@ -58,12 +58,12 @@ def _slim(model: ModelResults, side: str, name: str, across: int) -> ModelResult
 
 
 def _largest(scores: EdgeScores, n: int) -> EdgeScores:
-    only = _only_kept(scores.top(n))
-    return replace(scores, mean=only.scores, per_prompt=None, total=only.total)
+    kept = _only_kept(scores.top(n))
+    return replace(scores, mean=kept.scores, per_prompt=None, total=kept.total)
 
 
 def _without_scores(runs: CircuitRuns, scores: EdgeScores) -> CircuitRuns:
-    """The pruned circuit keeps the mean scores of its edges, which may not be among the largest."""
+    """The runs, with the pruned circuit's scores reduced to those of its own edges, some of which may be small."""
     if runs.pruned is None:
         return runs
     return replace(runs, pruned=replace(runs.pruned, circuit=_only_kept(scored(runs.pruned.circuit, scores))))
@@ -75,24 +75,24 @@ def _only_kept(circuit: Circuit) -> Circuit:
     return replace(circuit, scores=circuit.scores.masked_fill(exists & ~circuit.kept, torch.nan), total=total)
 
 
-def _as_seen(edges: AttentionEdges, across: int) -> AttentionEdges:
-    """With rounded weights, except where they are drawn as lines.
+def _rounded(edges: AttentionEdges, across: int) -> AttentionEdges:
+    """The same edges with rounded weights, except those drawn as lines.
 
     Args:
-        across: the prompts of Fig. 1, which has more lines than the viewer
+        across: number of prompts in Fig. 1, which draws more lines than the viewer
     """
     weight = edges.weight.copy()
     for prompt in range(edges.n_prompts):
         (rows,) = np.nonzero(edges.prompt == prompt)
         exact, n_lines = weight[rows], DRAWN if prompt < across else TOKEN_EDGES
-        faintest = np.sort(exact)[-n_lines:][:1]  # none: there is no edge
+        faintest = np.sort(exact)[-n_lines:][:1]  # empty if there is no edge
         rounded = _stepped(exact)
         weight[rows] = np.where((exact >= faintest) | (rounded >= faintest), exact, rounded) if len(rows) else exact
     return replace(edges, weight=weight)
 
 
 def _stepped(weight: Float[np.ndarray, " edge"]) -> Float[np.ndarray, " edge"]:
-    """The middle of the step that a weight is in: weights of one step have one colour in figures and on the page."""
+    """The middle of each weight's step: weights in one step have the same colour in figures and on the page."""
     ends = np.concatenate([np.arange(COLOURS + 1) / COLOURS, (np.arange(STEPS) + 0.5) / STEPS])
     ends = np.unique(ends)
     place = np.searchsorted(ends, weight, side="right")

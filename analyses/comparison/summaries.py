@@ -1,4 +1,4 @@
-"""What a comparison reports about edge scores that a slim one does not hold: computed once and kept instead."""
+"""Statistics of edge scores that a slim comparison stores in place of the scores themselves."""
 
 from dataclasses import dataclass
 
@@ -9,15 +9,15 @@ from sparselens.prompts.intervals import Interval
 
 @dataclass(frozen=True, eq=False)
 class EdgeSummary:
-    """A summary of every prompt's scores, for one model."""
+    """Statistics of one model's per-prompt scores."""
 
     stability: Stability
-    curves: tuple[Series, ...]  # of `ModelResults.curves`, thinned as they are drawn
+    curves: tuple[Series, ...]  # `ModelResults.curves` as drawn, thinned
 
 
 @dataclass(frozen=True, eq=False)
 class PairSummary:
-    """A summary of the scores of all edges, for both models."""
+    """Statistics of both models' scores over all edges."""
 
-    fewer_edges_of_mean: Interval | None  # None: not finite in some resample of the prompts
+    fewer_edges_of_mean: Interval | None  # None: the ratio is not finite in some resample of the prompts
     rank_correlation: float

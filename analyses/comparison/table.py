@@ -1,7 +1,7 @@
-"""The numbers of a comparison as rows, from which the printed table, the figures and the report are made.
+"""The numbers of a comparison as rows, from which the printed table and the report are made.
 
-A row has a value of each model, with a 95 % confidence interval where there is one, and for counts the ratio
-dense / sparse: how many times fewer the sparse model has.
+A row has one value per model, with a 95 % confidence interval where one can be computed. Counts also have the ratio
+dense / sparse: how many times fewer the sparse model needs.
 """
 
 import math
@@ -12,20 +12,44 @@ from typing import Any
 
 from sparselens.analyses.circuits.pruning import PrunedCircuit
 from sparselens.analyses.comparison.model_results import ModelResults
-from sparselens.analyses.comparison.results import SIDES, Comparison
+from sparselens.analyses.comparison.results import SIDES, About, Comparison
 from sparselens.analyses.comparison.rows import FORMS, NEVER, Row, Value, Values, percent
 from sparselens.analyses.patching.top_components import ComponentCurve
 from sparselens.names import unknown
 from sparselens.prompts.intervals import Interval, mean_interval, proportion_interval
 
-GOAL = 0.9  # of the metric, for the number of components that keep it
-LABELLED = 0.4  # the score from which on a head is counted as, say, an induction head
-HELD_OUT = "its faithfulness on held-out prompts"  # of the pruned circuit, above it in the table
+GOAL = 0.9  # share of the metric to keep, in the number of components needed
+LABELLED = 0.4  # lowest score at which a head counts as, say, an induction head
+OPEN_EDGES = "open attention edges, share of visible pairs"
+HELD_OUT = "faithfulness of the pruned circuit on held-out prompts"
 
 
 def rows_of(comparison: Comparison) -> list[Row]:
     """All rows, in the order of the table."""
     return [*_behaviour(comparison), *_components(comparison), *_edges(comparison), *_labels(comparison)]
+
+
+# Names of the rows that the finding refers to.
+
+
+def loss_name(about: About) -> str:
+    """Row with the loss of both models."""
+    return f"loss on {about.loss} (nats)"
+
+
+def share_name(about: About) -> str:
+    """Row with the size of the circuits that hold the given share of attribution."""
+    return f"edges needed for {percent(about.share)} of attribution, mean scores"
+
+
+def faithful_name(about: About) -> str:
+    """Row with the size of the smallest faithful circuits found."""
+    return f"edges needed for {percent(about.goal)} faithfulness"
+
+
+def pruned_name(about: About) -> str:
+    """Row with the size of the pruned circuits."""
+    return f"edges after pruning to {percent(about.goal)} faithfulness"
 
 
 def _behaviour(comparison: Comparison) -> list[Row]:
@@ -42,31 +66,25 @@ def _behaviour(comparison: Comparison) -> list[Row]:
     rows = [
         Row("Model", "accuracy", (right[0], right[1]), percent=True),
         Row("Model", about.metric.replace("_", " "), _both(comparison, lambda model: mean_of(model.edges.clean))),
-        Row("Model", f"loss of {about.loss}, nats", (points[0].interval(), points[1].interval()), digits=4),
-        Row("Model", "open edges, of visible pairs", shares, _times(shares), percent=True),
-        Row("Model", "open edges, of all pairs", all_pairs, percent=True),
-        Row("Model", "open edges per query and head", per_query),
+        Row("Model", loss_name(about), (points[0].interval(), points[1].interval()), digits=4),
+        Row("Model", OPEN_EDGES, shares, _times(shares), percent=True),
+        Row("Model", "open attention edges, share of all pairs", all_pairs, percent=True),
+        Row("Model", "open attention edges per query and head", per_query),
     ]
     controls = [point for point in comparison.loss.points if point.name == "control"]
-    return rows + [Row("Model", "loss of the control, nats", (point.interval(), None), digits=4) for point in controls]
+    return rows + [Row("Model", "loss of the control (nats)", (point.interval(), None), digits=4) for point in controls]
 
 
 def _components(comparison: Comparison) -> list[Row]:
     rows: list[Row] = []
-    for part, name in (("heads", "heads"), ("components", "heads and MLPs")):
-        for suffix, chosen in (("", "per prompt"), ("_once", "once for all")):
-            if comparison.dense.kept.has(part + suffix):
-                label = f"{name} for {percent(GOAL)} of the metric, {chosen}"
-                values = _both(comparison, lambda model: _smallest(getattr(model.kept, part + suffix)))  # noqa: B023
-                rows.append(
-                    Row(
-                        "Components",
-                        label,
-                        values,
-                        known(partial(comparison.fewer_components, part + suffix)),
-                        count=True,
-                    )
-                )
+    for kind, name in (("heads", "heads"), ("components", "heads and MLPs")):
+        for suffix, ranked in (("", "ranked per prompt"), ("_once", "ranked once for all prompts")):
+            part = kind + suffix
+            if comparison.dense.kept.has(part):
+                label = f"{name} needed for {percent(GOAL)} of the metric, {ranked}"
+                values = _both(comparison, lambda model: _smallest(getattr(model.kept, part)))  # noqa: B023
+                fewer = or_none(partial(comparison.fewer_components, part))
+                rows.append(Row("Components", label, values, fewer, count=True))
     return rows
 
 
@@ -87,33 +105,28 @@ def _edges(comparison: Comparison) -> list[Row]:
     def faithfulness(which: str) -> Values:
         return _both(
             comparison,
-            lambda model: known(partial(getattr(model.circuits, which).interval, clusters=comparison.clusters)),
+            lambda model: or_none(partial(getattr(model.circuits, which).interval, clusters=comparison.clusters)),
         )
 
-    fewer, fewer_of_mean = known(comparison.fewer_edges), known(comparison.fewer_edges_of_mean)
+    fewer, fewer_of_mean = or_none(comparison.fewer_edges), or_none(comparison.fewer_edges_of_mean)
+    fewer_faithful = or_none(comparison.fewer_edges_for_goal)
     return [
-        Row("Edges", f"edges for {share} of attribution, per prompt", (needed[0], needed[1]), fewer),
-        Row("Edges", f"edges for {share} of attribution, mean scores", sizes, fewer_of_mean, count=True),
-        Row("Edges", "overlap of two prompts (Jaccard)", overlaps),
-        Row("Circuit", f"faithfulness, {share} circuit", faithfulness("own")),
-        Row("Circuit", "faithfulness, other model's circuit", faithfulness("other")),
-        Row("Circuit", "faithfulness, random connected circuits [lowest, highest]", _both(comparison, _drawn)),
-        Row(
-            "Circuit",
-            f"edges for {percent(about.goal)} faithfulness",
-            faithful,
-            known(comparison.fewer_edges_for_goal),
-            count=True,
-        ),
-        Row("Circuit", "its faithfulness", faithfulness("faithful")),
+        Row("Edges", f"edges needed for {share} of attribution, per prompt", (needed[0], needed[1]), fewer),
+        Row("Edges", share_name(about), sizes, fewer_of_mean, count=True),
+        Row("Edges", "overlap of two prompts' circuits (Jaccard)", overlaps),
+        Row("Circuit", f"faithfulness of the {share} circuit", faithfulness("own")),
+        Row("Circuit", "faithfulness of the other model's circuit", faithfulness("other")),
+        Row("Circuit", "faithfulness of random connected circuits [lowest, highest]", _both(comparison, _random)),
+        Row("Circuit", faithful_name(about), faithful, fewer_faithful, count=True),
+        Row("Circuit", "faithfulness of that circuit", faithfulness("faithful")),
         *_pruned(comparison),
-        Row("Circuit", f"edges in the {share} circuits of both", (shared, shared), count=True),
-        Row("Circuit", "overlap of the two models (Jaccard)", (overlap, overlap)),
-        Row("Circuit", "rank correlation of the two models", (ranked, ranked)),
+        Row("Circuit", f"edges in both models' {share} circuits", (shared, shared), count=True),
+        Row("Circuit", f"overlap of the two {share} circuits (Jaccard)", (overlap, overlap)),
+        Row("Circuit", "rank correlation of the two models' scores", (ranked, ranked)),
     ]
 
 
-def _drawn(model: ModelResults) -> Interval | None:
+def _random(model: ModelResults) -> Interval | None:
     """Mean faithfulness of the random circuits, and its range; None where clean and ablated runs score the same."""
     means = [found.mean for found in model.circuits.random]
     if not all(map(math.isfinite, means)):
@@ -126,23 +139,17 @@ def _pruned(comparison: Comparison) -> list[Row]:
     pruned = [getattr(comparison, side).circuits.pruned for side in SIDES]
     if pruned == [None, None]:
         return []
-    goal = comparison.about.goal
-    dense, sparse = (known(partial(comparison.pruned_edges, side)) for side in SIDES)
-    judged = [None if found is None else known(partial(_judged, comparison, found)) for found in pruned]
+    dense, sparse = (or_none(partial(comparison.pruned_edges, side)) for side in SIDES)
+    held_out = [None if found is None else or_none(partial(_held_out, comparison, found)) for found in pruned]
+    fewer = or_none(comparison.fewer_edges_pruned)
     return [
-        Row(
-            "Circuit",
-            f"edges for {percent(goal)} faithfulness, pruned",
-            (dense, sparse),
-            known(comparison.fewer_edges_pruned),
-            count=True,
-        ),
-        Row("Circuit", HELD_OUT, (judged[0], judged[1])),
+        Row("Circuit", pruned_name(comparison.about), (dense, sparse), fewer, count=True),
+        Row("Circuit", HELD_OUT, (held_out[0], held_out[1])),
     ]
 
 
-def _judged(comparison: Comparison, pruned: PrunedCircuit) -> Interval:
-    """Faithfulness on the prompts that did not choose the circuit."""
+def _held_out(comparison: Comparison, pruned: PrunedCircuit) -> Interval:
+    """Faithfulness on the prompts that the circuit was not pruned on."""
     chosen = set(pruned.chosen_on.tolist())
     clusters = [label for row, label in enumerate(comparison.clusters) if row not in chosen]
     return pruned.held_out.interval(clusters=clusters)
@@ -156,18 +163,17 @@ def _labels(comparison: Comparison) -> list[Row]:
     return rows
 
 
-def _both(comparison: Comparison, ask: Callable[[ModelResults], Value]) -> Values:
-    return ask(comparison.dense), ask(comparison.sparse)
+def _both(comparison: Comparison, value: Callable[[ModelResults], Value]) -> Values:
+    return value(comparison.dense), value(comparison.sparse)
 
 
 def _edges_for_goal(comparison: Comparison, side: str) -> Value:
     edges = getattr(comparison, side).circuits.faithful_edges
-    found = None if edges is None else known(partial(comparison.edges_for_goal, side))
-    return NEVER if edges is None else found or float(edges)
+    return NEVER if edges is None else or_none(partial(comparison.edges_for_goal, side)) or float(edges)
 
 
-def known(ratio: Callable[[], Interval | None]) -> Interval | None:
-    """None where a ratio divides by zero, in the data or in a resample of the prompts."""
+def or_none(ratio: Callable[[], Interval | None]) -> Interval | None:
+    """The interval, or None where the ratio divides by zero, in the data or in a resample of the prompts."""
     try:
         return ratio()
     except ValueError:
@@ -175,7 +181,7 @@ def known(ratio: Callable[[], Interval | None]) -> Interval | None:
 
 
 def _times(values: Values) -> Interval | None:
-    """The ratio of two numbers without per-prompt values, so without an interval."""
+    """The ratio of two numbers. They have no per-prompt values, so the ratio has no interval."""
     dense, sparse = values
     if not isinstance(dense, float) or not isinstance(sparse, float) or not sparse or NEVER in values:
         return None
@@ -186,7 +192,7 @@ def in_form(comparison: Comparison, form: str) -> Any:
     """All rows as a pandas frame, Markdown, LaTeX or HTML.
 
     Raises:
-        ValueError: there is no such form.
+        ValueError: the form is unknown.
     """
     if form not in FORMS:
         raise unknown("form of a table", form, FORMS)

@@ -1,1 +1,1 @@
-"""Features: transcoders in place of MLPs, and how heads carry the influence of one feature on another."""
+"""Transcoder features that replace MLPs, and the heads through which one feature influences another."""

@@ -1,4 +1,4 @@
-"""What made a feature active, source by source and head by head: exact, with patterns, norms and features held."""
+"""What made a feature active, by source and head: exact, with patterns, norms and features frozen."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,33 +32,33 @@ LOGITS = "logits"
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FeatureAttribution(Result):
-    """How every source acts on one feature, or on the logits, directly and through each head.
+    """The influence of every source on one feature, or on the logits, directly and through each head.
 
     >>> found = analyses.attribute_feature(model, transcoders, "Lily saw a big dog. She was", "f3.17")
     >>> found.through.shape, found.heads_needed(0.8), found.top(3)  # Float["source head"]
-    >>> found["f1.4@8", "a2.h3"]  # of one source through one head
+    >>> found["f1.4@8", "a2.h3"]  # influence of one source through one head
 
-    Sign convention: positive where the source raises the target, in the target's unit.
+    Sign convention: positive if the source raises the target, in the target's unit.
     """
 
     target: str
     sources: tuple[str, ...]  # active features `f1.4@8` (layer, number, position), then errors, inputs, biases
     heads: tuple[str, ...]
-    direct: Float[Tensor, " source"]  # past all heads
-    through: Float[Tensor, "source head"]  # by the last head on the way
-    n_features: int  # the first of the sources
-    value: float  # of the target in the run: a feature's pre-activation, a difference of logits
+    direct: Float[Tensor, " source"]  # by paths without a head
+    through: Float[Tensor, "source head"]  # by paths whose last head is this one
+    n_features: int  # number of features; they are the first sources
+    value: float  # the target's value in the run: a feature's pre-activation, or a difference of logits
     tokens: tuple[str, ...]
 
     _largest = "influence"
 
     @property
     def missing(self) -> float:
-        """What the sum lacks of the target's value: paths through several heads, where those were left out."""
+        """The target's value minus all influences: with `one_head`, that of paths through several heads; else zero."""
         return self.value - float(self.direct.double().sum() + self.through.double().sum())
 
     def heads_needed(self, share: float = 0.8) -> int:
-        """The fewest heads that hold this share of |influence| of features through heads.
+        """The fewest heads that carry this share of the features' |influence| through heads.
 
         Raises:
             ValueError: the share is not above 0 and at most 1.
@@ -67,11 +67,11 @@ class FeatureAttribution(Result):
 
     @property
     def by_head(self) -> Float[Tensor, " head"]:
-        """|Influence| of features through each head, summed over features."""
+        """The features' |influence| through each head, summed over features."""
         return self.through[: self.n_features].abs().sum(0)
 
     def top(self, n: int) -> list[tuple[str, str, float]]:
-        """The `n` pairs of a feature and a head of largest |influence|, largest first."""
+        """The `n` (feature, head, influence) triples with the largest |influence|, largest first."""
         values = self.through[: self.n_features]
         order = values.abs().flatten().argsort(descending=True, stable=True)[:n].tolist()
         pairs = [divmod(number, len(self.heads)) for number in order]
@@ -84,7 +84,7 @@ class FeatureAttribution(Result):
         return float(self.through[self.sources.index(pair[0]), self.heads.index(pair[1])])
 
     def _line(self) -> str:
-        best = "".join(f"; largest {source} by {head} {value:+.2g}" for source, head, value in self.top(1))
+        best = "".join(f"; largest {source} through {head} {value:+.2g}" for source, head, value in self.top(1))
         return (
             f"{self.target} {self.value:.3g}: {self.n_features:,} features, 80% through {self.heads_needed()} of "
             f"{len(self.heads)} heads{best}"
@@ -101,16 +101,16 @@ class FeatureAttribution(Result):
         }
 
     def plot(self, most: int = 12) -> Any:
-        """The features and heads of largest |influence|, as a plotly heat map."""
+        """A plotly heat map of the features and heads with the largest |influence|."""
         from sparselens.analyses.figures.heat_maps import heat_map
 
         values = self.through[: self.n_features]
         if not values.numel() or not values.any():
-            raise ValueError(f"no feature acts on {self.target} through a head: there is nothing to draw")
+            raise ValueError(f"no feature influences {self.target} through a head: there is nothing to draw")
         rows = values.abs().sum(1).argsort(descending=True, stable=True)[:most]
         columns = self.by_head.argsort(descending=True, stable=True)[:most].sort().values
         names = [self.sources[row] for row in rows.tolist()], [self.heads[column] for column in columns.tolist()]
-        title = f"Features that act on {self.target}, by head"
+        title = f"Influence of features on {self.target}, by head"
         return heat_map(values[rows][:, columns], title, rows=names[0], columns=names[1], value_label="influence")
 
 
@@ -123,54 +123,57 @@ def attribute_feature(
     *,
     one_head: bool = False,
 ) -> FeatureAttribution:
-    """The influence of every active feature on one feature, or on the logits, through the OV circuit of each head.
+    """Attribute one feature, or the logits, to every active feature, directly and through each head's OV circuit.
 
     >>> found = analyses.attribute_feature(model, transcoders, "Lily saw a big dog. She was", "f3.17", -1)
     >>> found.direct.sum() + found.through.sum() == found.value  # the feature's pre-activation
 
-    Held as in the run: attention patterns (behind the gates, in a sparse model), the roots of all norms, and the
-    activations of features, in whose place MLPs stand. The rest is linear. A source of activation a with decoder d acts
-    on a target with encoder e through head h by a * pattern[q, k] * d . W_V W_O . e, with both norms' scale: so the
-    paths through one head. Paths through several are counted with the last head, the one that writes what the target
-    reads; so all influences add up to the target; this is checked. What features do not explain of an MLP is a source
-    of its own (`error2@5`), as are what block 0 reads (`input@5`) and all biases.
+    Frozen at their values in the run: attention patterns (after gating, in a sparse model), the denominators of all
+    norms, and the activations of the features that replace the MLPs. The rest of the model is linear. The influence of
+    a source with activation a and decoder d on a target with encoder e, by paths through head h alone, is
+    a * pattern[q, k] * d . W_V W_O . e, times the scales of both norms. Paths through several heads count for the last
+    one, which writes what the target reads. So all influences add up to the target's value; this is checked. The part
+    of an MLP's output that features do not explain is a source of its own (`error2@5`), as are the input of block 0
+    (`input@5`) and all biases together.
 
-    Sign convention: positive where the source raises the target, in the target's unit.
+    Sign convention: positive if the source raises the target, in the target's unit.
 
     Args:
-        target: a feature `f3.17` (layer, number), active or not; "logits": the likeliest token's less the mean of all;
-            or two tokens, of which the logit of the second is taken from that of the first
+        target: a feature `f3.17` (layer, number), active or not; "logits": the most likely token's logit minus the
+            mean logit; or two tokens: the first one's logit minus the second one's
         pos: the target's position
         one_head: leave out paths through several heads
 
     Raises:
-        ValueError: there is no such feature or position, the transcoders are another model's, or the model is one
+        ValueError: there is no such feature or position, the transcoders belong to another model, or the model is one
             that `attribute_edges` refuses.
     """
     opened = OpenModel(model)
     rows = prompt_tokens(opened, prompt)
     if len(rows) != 1:
-        raise ValueError(f"{len(rows)} prompts: want one, as a text or Int[pos] tokens; feature_heads takes several")
+        raise ValueError(f"{len(rows)} prompts: want one, as text or Int[pos] tokens; feature_heads takes several")
     at = place_of(pos, rows.shape[1])
     transcoders.refuse_other_model(opened.reading)
-    asked = None if isinstance(target, tuple) or target == LOGITS else _feature(transcoders, target, at)
+    feature = None if isinstance(target, tuple) or target == LOGITS else _feature(transcoders, target, at)
     if isinstance(target, tuple) and not all(0 <= token < opened.model.cfg.d_vocab for token in target):
         raise ValueError(f"target = {target}: want two tokens, 0 to {opened.model.cfg.d_vocab - 1}")
     with evaluating(opened.model), torch.no_grad():
         frozen = freeze(opened, transcoders, rows[0])
-        tokens = target if isinstance(target, tuple) else (None, None)
-        one = logit_target(opened, frozen, at, *tokens) if asked is None else feature_target(frozen, transcoders, asked)
-        ((_, found),) = influences(frozen, transcoders, [one], one_head)
-    refuse_other_sum(opened, one, found, one_head)
+        if feature is None:
+            read = logit_target(opened, frozen, at, *(target if isinstance(target, tuple) else ()))
+        else:
+            read = feature_target(frozen, transcoders, feature)
+        ((_, found),) = influences(frozen, transcoders, [read], one_head)
+    refuse_other_sum(opened, read, found, one_head)
     sources = sources_of(frozen)
     return FeatureAttribution(
-        one.name,
+        read.name,
         sources.names,
         head_names(frozen),
         found[:, 0].cpu(),
         found[:, 1:].cpu(),
         len(sources.features),
-        one.value,
+        read.value,
         token_names(opened, rows[0]),
     )
 
@@ -186,11 +189,12 @@ def _feature(transcoders: Transcoders, name: str, pos: int) -> Feature:
 
 
 def refuse_other_sum(opened: OpenModel, target: Target, found: Float[Tensor, "source branch"], one_head: bool) -> None:
-    """Raise a ValueError if influences do not add up to the target."""
+    """Raise a ValueError if influences do not add up to the target's value."""
     off = abs(float(found.double().sum()) - target.value) / (abs(target.value) + float(found.abs().max()))
     if not one_head and not off <= TOLERANCE.get(opened.dtype, 1e-5):
         raise ValueError(
-            f"influences on {target.name} would not add up in this {type(opened.model).__name__} ({off:.2g})"
+            f"in this {type(opened.model).__name__} influences on {target.name} do not add up to its value (relative "
+            f"error {off:.2g})"
         )
 
 
@@ -200,7 +204,7 @@ def head_names(frozen: FrozenRun) -> tuple[str, ...]:
 
 
 def token_names(opened: OpenModel, tokens: Int[Tensor, " pos"]) -> tuple[str, ...]:
-    """The text of each token, or its number where there is no tokenizer."""
+    """The text of each token, or its id if there is no tokenizer."""
     tokenizer = getattr(opened.model, "tokenizer", None)
     if tokenizer is None:
         return tuple(map(str, tokens.tolist()))
@@ -208,7 +212,7 @@ def token_names(opened: OpenModel, tokens: Int[Tensor, " pos"]) -> tuple[str, ..
 
 
 def heads_needed(weights: Float[Tensor, "*rows head"], share: float) -> Int[Tensor, "*rows"]:
-    """How few heads hold a share of all weight in each row; none where there is no weight.
+    """The fewest heads that hold a share of each row's total weight; 0 if the row has no weight.
 
     Raises:
         ValueError: the share is not above 0 and at most 1.
@@ -216,5 +220,5 @@ def heads_needed(weights: Float[Tensor, "*rows head"], share: float) -> Int[Tens
     if not 0 < share <= 1:
         raise ValueError(f"share = {share}: want above 0 and at most 1")
     summed = weights.double().sort(descending=True, dim=-1).values.cumsum(-1)
-    enough = summed >= share * summed[..., -1:] * (1 - 1e-12)  # all of it, in whatever order it is summed
+    enough = summed >= share * summed[..., -1:] * (1 - 1e-12)  # tolerance for rounding, which depends on the order
     return (enough.int().argmax(-1) + 1) * (summed[..., -1] > 0)

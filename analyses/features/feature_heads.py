@@ -1,7 +1,8 @@
 """How few heads carry the influence of features on one another, over prompts.
 
-After a figure of the sparse-attention paper (Draye et al., 2512.05865): for one prompt, five heads of the sparse model
-explain 80 % of the attention attribution, more than forty of the dense one. How influences are counted here is our own.
+After a figure of the sparse-attention paper (Draye et al., 2512.05865), where on one prompt five heads of the sparse
+model explain 80 % of the attention attribution, but it takes more than forty of the dense model. The definition of
+influence used here is our own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,18 +35,20 @@ from sparselens.results import Result
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FeatureHeads(Result):
-    """The share of each head in the influence of features on features, prompt by prompt; made by `feature_heads`.
+    """Each head's share of the influence of features on features, per prompt; returned by `feature_heads`.
 
     >>> found = analyses.feature_heads(model, transcoders, pairs)
-    >>> found.needed(0.8), found.interval(0.8)  # heads of each prompt, and their mean
+    >>> found.needed(0.8), found.interval(0.8)  # heads needed per prompt, and their mean
     >>> found.influence[0].shape, found.targets[0]  # Float["target head"] of prompt 0
     """
 
     heads: tuple[str, ...]
-    targets: tuple[tuple[str, ...], ...]  # of each prompt: features active at END, and the logits
-    influence: tuple[Float[Tensor, "_target head"], ...]  # |influence| of features through heads, summed over features
-    errors: Float[Tensor, " batch"]  # their share of the |influence| of features and errors through heads, a mean
-    clean_prompt: Int[Tensor, " batch"] | None = None  # its number: equal ones are one observation in intervals
+    targets: tuple[tuple[str, ...], ...]  # per prompt: the features active at END, and the logits
+    influence: tuple[
+        Float[Tensor, "_target head"], ...
+    ]  # per prompt: |influence| through each head, summed over features
+    errors: Float[Tensor, " batch"]  # share of errors in the |influence| of features and errors, mean over targets
+    clean_prompt: Int[Tensor, " batch"] | None = None  # prompts with the same number are one observation in intervals
 
     _largest = "share"
 
@@ -54,29 +57,29 @@ class FeatureHeads(Result):
 
     @property
     def shares(self) -> Float[Tensor, "batch head"]:
-        """Each head's share of the influence, every target counted alike."""
+        """Each head's share of the influence; every target has the same weight."""
         totals = [found.sum(-1, keepdim=True) for found in self.influence]
         means = [(found / total.clamp_min(1e-30)).sum(0) for found, total in zip(self.influence, totals, strict=True)]
         return torch.stack([mean / mean.sum().clamp_min(1e-30) for mean in means])
 
     def needed(self, share: float = 0.8) -> Int[Tensor, " batch"]:
-        """The fewest heads that hold this share of the influence in each prompt, every target counted alike."""
+        """The fewest heads that carry this share of the influence in each prompt; every target has the same weight."""
         return heads_needed(self.shares, share)
 
     def needed_per_target(self, share: float = 0.8) -> Float[Tensor, " batch"]:
-        """The fewest heads that hold this share of the influence on one target: the mean over a prompt's targets."""
-        reached = [found[found.sum(-1) > 0] for found in self.influence]  # by any head
+        """The fewest heads that carry this share of the influence on one target, as a mean over a prompt's targets."""
+        reached = [found[found.sum(-1) > 0] for found in self.influence]  # the targets that any head influences
         return torch.stack([heads_needed(found, share).double().mean().nan_to_num(0) for found in reached]).float()
 
     def interval(self, share: float = 0.8, per_target: bool = False) -> Interval:
-        """The mean over prompts of `needed`, or of `needed_per_target`, with its 95 % interval over different ones."""
+        """The mean over prompts of `needed` or `needed_per_target`, with its 95 % interval over distinct prompts."""
         needed = self.needed_per_target(share) if per_target else self.needed(share).float()
         return mean_interval(needed, clusters=self.clean_prompt)
 
     def _line(self) -> str:
         return (
-            f"{len(self)} prompts: 80% of the influence through heads by {self.interval()} of {len(self.heads)} heads, "
-            f"on one target by {self.interval(per_target=True)}"
+            f"{len(self)} prompts: {self.interval()} of {len(self.heads)} heads carry 80% of the influence, "
+            f"{self.interval(per_target=True)} on a single target"
         )
 
     def _columns(self) -> Mapping[str, Sequence[Any]]:
@@ -87,7 +90,7 @@ class FeatureHeads(Result):
         }
 
     def plot(self) -> Any:
-        """The share that the first heads hold, by their number: the mean over prompts, as a plotly line."""
+        """A plotly line: share of the influence carried by the top heads, mean over prompts, by number of heads."""
         import pandas
 
         held = self.shares.sort(descending=True, dim=-1).values.cumsum(-1).mean(0)
@@ -103,20 +106,20 @@ def feature_heads(
     one_head: bool = False,
     progress: bool = True,
 ) -> FeatureHeads:
-    """How few heads carry the influence of a prompt's features on the features active at END, and on the logits there.
+    """Measure how few heads carry the influence of a prompt's features on the features and logits at END.
 
     >>> dense, sparse = (analyses.feature_heads(m, t, pairs) for m, t in ((dense, clt), (sparse, sparse_clt)))
     >>> dense.interval(0.8), sparse.interval(0.8)
 
-    As `attribute_feature`, for every feature active at END and the likeliest token's logit. Targets that no feature
-    reaches through a head, such as those of layer 0, are not counted.
+    Runs `attribute_feature` for every feature active at END, and for the most likely token's logit. Targets that no
+    feature influences through a head, such as those of layer 0, are not counted.
 
     Args:
         prompts: texts, rows of tokens without padding, or pairs, whose clean prompts are run up to END
         one_head: leave out paths through several heads
 
     Raises:
-        ValueError: as `attribute_feature`.
+        ValueError: as in `attribute_feature`.
     """
     opened = OpenModel(model)
     rows = _rows(opened, prompts)
@@ -128,9 +131,9 @@ def feature_heads(
     with evaluating(opened.model), torch.no_grad(), progress_bar(len(rows), "features", "prompt", progress) as bar:
         for tokens in rows:
             frozen = freeze(opened, transcoders, tokens)
-            asked, found, error = _weights(opened, frozen, transcoders, one_head)
-            targets.append(asked)
-            weights.append(found)
+            some_targets, weight, error = _weights(opened, frozen, transcoders, one_head)
+            targets.append(some_targets)
+            weights.append(weight)
             errors.append(error)
             names = head_names(frozen)
             bar.update(1)
@@ -156,7 +159,7 @@ def _rows(opened: OpenModel, prompts: Sequence[str] | Tensor | TokenizedPairs) -
 def _weights(
     opened: OpenModel, frozen: FrozenRun, transcoders: Transcoders, one_head: bool
 ) -> tuple[tuple[str, ...], Float[Tensor, "target head"], float]:
-    """The targets at the last position, the weight of each head in each, and the errors' share."""
+    """The targets at the last position, each head's weight in each of them, and the errors' mean share."""
     end = len(frozen.start) - 1
     features = sources_of(frozen).features
     targets = [feature_target(frozen, transcoders, feature) for feature in features if feature.pos == end]

@@ -1,11 +1,11 @@
-"""The influence of everything that was written on what a target reads, by all paths: exact, and a sum over heads.
+"""The influence of everything written to the residual stream on what a target reads from it: exact, split by head.
 
-1. A target reads the stream along a direction: a feature along its encoder, behind the norm; logits along theirs.
-2. Going back layer by layer, the direction splits into branches: `direct`, which no head has touched, and one for each
-   head, that of paths whose last head it is. Behind their last head paths are direct; before it they may pass others.
-3. A source's influence by a branch = what it wrote . the branch's direction there. Sources are features, errors,
-   inputs and biases, so all influences add up to what the target read. Restricted to one head for a path, those by
-   paths through several heads are missing from the sum.
+1. A target reads the stream along a direction: a feature along its encoder, after the norm; logits along unembeddings.
+2. Going back layer by layer, the direction splits into branches: `direct`, for paths without a head, and one for each
+   head, for the paths whose last head it is; earlier on, such paths may pass through other heads.
+3. A source's influence along a branch = what it wrote . the branch's direction at that point. Sources are features,
+   errors, inputs and biases, so all influences add up to what the target read. With one head per path, the influence
+   of paths through several heads is missing from the sum.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ from sparselens.analyses.engine.residual_stream import TOLERANCE
 from sparselens.analyses.features.frozen_run import Directions, FrozenRun, Linear
 from sparselens.analyses.features.transcoders import Transcoders
 
-NUMBERS = 2**25  # in what the directions of targets become at once
+NUMBERS = 2**25  # most numbers in the directions of the targets that are traced back together
 
 
 class Feature(NamedTuple):
@@ -38,7 +38,7 @@ class Feature(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Sources:
-    """Everything that was written in a run, in the order of influences: features, errors, inputs, biases."""
+    """Everything written to the stream in a run, in the order of influences: features, errors, inputs, biases."""
 
     features: tuple[Feature, ...]
     names: tuple[str, ...]
@@ -59,18 +59,18 @@ def sources_of(frozen: FrozenRun) -> Sources:
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """Something that reads the stream: behind the attention of a layer, or at the end (no layer), at one position."""
+    """Something that reads the stream at one position: after the attention of a layer, or at the end (no layer)."""
 
     name: str
     layer: int | None
     pos: int
-    direction: Float[Tensor, " d_model"]  # in the stream, the norm's root held
-    constant: float  # what it adds itself: its bias, and the norm's
-    value: float  # what it was in the run
+    direction: Float[Tensor, " d_model"]  # in the stream, with the norm's denominator frozen
+    constant: float  # the contribution of its own bias and of the norm's
+    value: float  # in the run
 
 
 def feature_target(frozen: FrozenRun, transcoders: Transcoders, feature: Feature) -> Target:
-    """A feature's pre-activation."""
+    """The target that is a feature's pre-activation."""
     layer = frozen.layers[feature.layer]
     encoder = transcoders.encoder[feature.layer, feature.number].to(frozen.start)
     bias = float(transcoders.encoder_bias[feature.layer, feature.number])
@@ -83,10 +83,14 @@ def feature_target(frozen: FrozenRun, transcoders: Transcoders, feature: Feature
 def logit_target(
     opened: OpenModel, frozen: FrozenRun, pos: int, answer: int | None = None, wrong: int | None = None
 ) -> Target:
-    """The logit of a token, by default the likeliest, less that of another, by default the mean; before any soft-cap.
+    """The target that is a token's logit minus another's, before any soft-cap.
+
+    Args:
+        answer: default: the most likely token
+        wrong: default: the mean over all tokens
 
     Raises:
-        ValueError: the logits are not the unembedding of the stream behind one norm.
+        ValueError: the logits are not an unembedding of the stream after a single norm.
     """
     model, stream = opened.model, frozen.end[pos : pos + 1]
     final = model._modules.get("ln_final")
@@ -97,7 +101,10 @@ def logit_target(
     seen, shown = frozen.logits[pos].to(logits), cap * (logits / cap).tanh() if cap > 0 else logits
     off = float((shown - seen).abs().max() / seen.abs().max().clamp_min(1e-3))
     if not off <= TOLERANCE.get(opened.dtype, 1e-5):
-        raise ValueError(f"cannot attribute logits: they are not the unembedding of a normed stream (off by {off:.2g})")
+        raise ValueError(
+            "cannot attribute logits: they are not an unembedding of the normalised residual stream (relative error "
+            f"{off:.2g})"
+        )
     answer = int(logits.argmax()) if answer is None else answer
     less = weight.mean(1) if wrong is None else weight[:, wrong]
     direction = weight[:, answer] - less
@@ -110,7 +117,7 @@ def logit_target(
 def influences(
     frozen: FrozenRun, transcoders: Transcoders, targets: Sequence[Target], one_head: bool = False
 ) -> Iterator[tuple[Target, Float[Tensor, "source branch"]]]:
-    """The influence of every source on each target by every branch: direct, then the heads of the model in order."""
+    """The influence of every source on each target along every branch: direct, then the model's heads in order."""
     n_branches = 1 + sum(len(layer.w_v) for layer in frozen.layers)
     most_heads = max(len(layer.w_v) for layer in frozen.layers)
     at_once = max(1, NUMBERS // (n_branches * most_heads * frozen.start.numel()))
@@ -118,11 +125,11 @@ def influences(
         alike = [target for target in targets if target.layer == layer]
         for first in range(0, len(alike), at_once):
             some = alike[first : first + at_once]
-            yield from zip(some, _Back(frozen, transcoders, some, one_head).found(), strict=True)
+            yield from zip(some, _BackwardPass(frozen, transcoders, some, one_head).influences(), strict=True)
 
 
-class _Back:
-    """Targets that read behind one layer, and their directions on the way back to the input."""
+class _BackwardPass:
+    """Traces the directions of targets that read after the same layer back to the input."""
 
     def __init__(self, frozen: FrozenRun, transcoders: Transcoders, targets: Sequence[Target], one_head: bool) -> None:
         self._frozen, self._transcoders, self._targets, self._one_head = frozen, transcoders, targets, one_head
@@ -135,8 +142,8 @@ class _Back:
         self._errors = frozen.start.new_zeros(*sizes[:2], len(heads), sizes[2])
         self._biases = frozen.start.new_zeros(sizes[:2])
 
-    def found(self) -> Float[Tensor, "target source branch"]:
-        """All influences."""
+    def influences(self) -> Float[Tensor, "target source branch"]:
+        """All influences, by going back from the targets to the input."""
         for number, target in enumerate(self._targets):
             self._directions[number, 0, target.pos] = target.direction
             self._biases[number, 0] = target.constant
@@ -153,7 +160,7 @@ class _Back:
         return torch.einsum("tbpm,pm->tbp", self._directions, vectors)
 
     def _pass(self, number: int) -> None:
-        """From behind a layer to before it."""
+        """Go back from after a layer to before it."""
         layer, skip = self._frozen.layers[number], self._transcoders.skip
         for source, decoder in self._transcoders.writers(number):
             self._features[source] += self._read_features(source, decoder.to(self._directions))
@@ -163,7 +170,7 @@ class _Back:
         if skip is not None:
             skipped, constant = layer.back_skip(self._directions, skip[number].to(self._directions))
             self._biases += constant
-        parallel = layer.layer.block.parallel  # then the MLP reads what attention reads
+        parallel = layer.layer.block.parallel  # the MLP reads the same stream as attention
         self._directions += 0.0 if parallel else skipped
         self._pass_attention(number)
         self._directions += skipped if parallel else 0.0
@@ -171,7 +178,7 @@ class _Back:
     def _read_features(
         self, source: int, decoder: Float[Tensor, "feature d_model"]
     ) -> Float[Tensor, "target branch active"]:
-        """Active features of a layer, by what they write with this decoder."""
+        """Influence of a layer's active features through what they write with this decoder."""
         pos, index = self._active[source]
         written = self._frozen.layers[source].activations[pos, index][:, None] * decoder[index]
         here = written.split(torch.bincount(pos, minlength=self._directions.shape[2]).tolist())

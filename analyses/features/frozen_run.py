@@ -1,10 +1,10 @@
-"""One prompt's run with attention patterns, norms and features held: what is left of the model is linear.
+"""One prompt's run with attention patterns, norms and features frozen, which makes the rest of the model linear.
 
-1. A head moves pattern[q, k] * W_O W_V norm(stream[k]); with the norms' roots of the run held, that is linear in the
-   stream, but for a constant (biases of values and of the norm).
-2. MLPs act through their features only, whose activations are held: their outputs are features, an error, biases.
-   A transcoder's skip connection is the one linear path through an MLP.
-3. What reads the stream is a direction in it; `back_heads` and `back_skip` take directions back to before a layer.
+1. A head writes pattern[q, k] * W_O W_V norm(stream[k]). With the norms' denominators frozen at their values in the
+   run, that is linear in the stream, except for a constant (biases of the values and of the norm).
+2. MLPs act only through features with frozen activations: an MLP's output is a sum of features, an error and biases.
+   The only linear path through an MLP is a transcoder's skip connection.
+3. Whatever reads the stream reads along a direction; `back_heads` and `back_skip` take directions back through a layer.
 """
 
 from dataclasses import dataclass
@@ -24,31 +24,31 @@ Directions = Float[Tensor, "target branch pos d_model"]
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """A norm whose root is held: x -> gain * centre(x) * inverse, beside its bias."""
+    """A norm with a frozen denominator: x -> gain * centre(x) * inverse, plus its bias."""
 
     norm: Norm | None
     inverse: Float[Tensor, "pos 1"]
 
     @classmethod
     def at(cls, norm: Norm | None, x: Float[Tensor, "pos d_model"]) -> "Linear":
-        """Held as it is where it reads x."""
+        """The norm, frozen at what it does to x."""
         return cls(norm, torch.ones_like(x[:, :1]) if norm is None else norm.standardise(x)[1])
 
     def back(self, direction: Float[Tensor, "*axes pos d_model"]) -> Float[Tensor, "*axes pos d_model"]:
-        """The direction before the norm that is read as `direction` behind it."""
+        """The direction before the norm that corresponds to `direction` after it."""
         if self.norm is None:
             return direction
         return self.norm.centre(self.norm.gain.to(direction) * direction) * self.inverse
 
     @property
     def bias(self) -> Float[Tensor, " d_model"] | float:
-        """What it adds."""
+        """The norm's bias."""
         return 0.0 if self.norm is None else self.norm.bias
 
 
 @dataclass(frozen=True, eq=False)
 class FrozenLayer:
-    """What a layer did in the run."""
+    """A layer's recorded values and weights."""
 
     layer: Layer
     pattern: Float[Tensor, "head query_pos key_pos"]
@@ -57,16 +57,16 @@ class FrozenLayer:
     read_norm: Linear  # between the stream and the layer's features
     w_v: Float[Tensor, "head d_model d_head"]
     w_o: Float[Tensor, "head d_head d_model"]
-    value_bias: Float[Tensor, "head d_head"]  # of values and of the norm before them
-    unowned: Float[Tensor, "pos d_model"]  # biases that attention writes beside its heads
+    value_bias: Float[Tensor, "head d_head"]  # biases of the values and of the norm before them
+    unowned: Float[Tensor, "pos d_model"]  # biases that attention writes in addition to its heads
     x: Float[Tensor, "pos d_model"]  # what features read
     activations: Float[Tensor, "pos feature"]
-    error: Float[Tensor, "pos d_model"]  # of the reconstruction
+    error: Float[Tensor, "pos d_model"]  # the MLP's output minus its reconstruction
 
     def back_heads(
         self, direction: Float[Tensor, "*axes pos d_model"]
     ) -> tuple[Float[Tensor, "*axes head pos d_model"], Float[Tensor, "*axes head"]]:
-        """The direction before the layer that each head carries to `direction` behind it, and what its bias adds."""
+        """For each head, the direction before the layer that it maps to `direction` after it, and its bias's share."""
         value, constant = self._at_values(direction)
         return self.attention_norm.back(torch.einsum("...hke,hme->...hkm", value, self.w_v)), constant
 
@@ -79,7 +79,7 @@ class FrozenLayer:
         return self.attention_norm.back(moved), constant.sum(-1)
 
     def _at_values(self, direction: Tensor) -> tuple[Tensor, Tensor]:
-        """The direction in which each head's values are read at each key position, and what their biases add."""
+        """The direction along which each head's values are read at each key position, and their biases' share."""
         z = torch.einsum("...qm,hem->...hqe", self.post_norm.back(direction), self.w_o)
         value = torch.einsum("hqk,...hqe->...hke", self.pattern, z)
         return value, torch.einsum("...hke,he->...h", value, self.value_bias)
@@ -87,7 +87,7 @@ class FrozenLayer:
     def back_skip(
         self, direction: Float[Tensor, "*axes pos d_model"], skip: Float[Tensor, "d_model d_model"]
     ) -> tuple[Float[Tensor, "*axes pos d_model"], Float[Tensor, "*axes"]]:
-        """The direction before the MLP that a skip connection carries to `direction` behind it, and its constant."""
+        """The direction before the MLP that its skip connection maps to `direction` after it, and its constant."""
         read = direction @ skip.T
         constant = (read * self.read_norm.bias).sum((-2, -1))
         return self.read_norm.back(read), constant
@@ -95,7 +95,7 @@ class FrozenLayer:
 
 @dataclass(frozen=True, eq=False)
 class FrozenRun:
-    """All layers of a run of one prompt, what block 0 read, and the stream and logits at the end."""
+    """All layers of one prompt's run, the input of block 0, and the stream and logits at the end."""
 
     layers: tuple[FrozenLayer, ...]
     start: Float[Tensor, "pos d_model"]
@@ -104,10 +104,10 @@ class FrozenRun:
 
 
 def freeze(opened: OpenModel, transcoders: Transcoders, tokens: Int[Tensor, " pos"]) -> FrozenRun:
-    """Run one prompt and keep what is held.
+    """Run one prompt and record what is to be frozen.
 
     Raises:
-        ValueError: heads of the model do something other than move values by their pattern.
+        ValueError: some head's output is not its attention pattern times its values.
     """
     reading, recorded = opened.reading, dict[str, Tensor]()
     points = ("hook_resid_pre", "attn.hook_pattern", "attn.hook_z", "hook_mlp_out")
@@ -155,7 +155,7 @@ def _frozen_layer(
 
 
 def _attention_out(reading: Reading, layer: Layer, z: Float[Tensor, "pos head d_head"]) -> Float[Tensor, "pos d_model"]:
-    """What a norm behind attention reads."""
+    """The output of attention, as a norm after it reads it."""
     attn = reading.model.blocks[layer.number].attn
     found, bias = torch.einsum("qhe,hem->qm", z, attn.W_O.detach().to(z)), getattr(attn, "b_O", None)
     return found if bias is None else found + bias.detach().to(z)
@@ -169,5 +169,5 @@ def _refuse_other_heads(opened: OpenModel, frozen: FrozenLayer, stream: Tensor, 
     if not off <= TOLERANCE.get(opened.dtype, 1e-5):
         raise ValueError(
             f"cannot attribute through the heads of layer {frozen.layer.number}: their outputs are not "
-            f"pattern times values (off by {float(off):.2g})"
+            f"pattern times values (relative error {float(off):.2g})"
         )

@@ -1,4 +1,4 @@
-"""Folders of transcoders: read in the layouts of circuit-tracer, SAELens and CLT-Forge, written in circuit-tracer's.
+"""Reads transcoders in the layouts of circuit-tracer, SAELens and CLT-Forge, and writes them in circuit-tracer's.
 
 | layout | files | tensors |
 | circuit-tracer, cross-layer | W_enc_0.safetensors, W_dec_0.safetensors, ... | W_enc_0 [feature, d_model], b_enc_0, b_dec_0, threshold_0, W_skip_0; W_dec_0 [feature, layers from 0 on, d_model] |
@@ -6,7 +6,7 @@
 | SAELens | a folder for each layer: sae_weights.safetensors, cfg.json | W_enc [d_model, feature], W_dec, b_enc, b_dec, threshold, W_skip [out, in] |
 | CLT-Forge | clt_weights.safetensors, or rank0_clt_weights.safetensors, ... | W_enc [layer, d_model, feature], W_dec and b_dec [pair of layers, ...], log_threshold, scales |
 
-The first two have a config.yaml that says where features read. Only safetensors are opened, never a pickle.
+The first two have a config.yaml that says where features read. Only safetensors files are opened, never pickles.
 """  # noqa: E501
 
 import re
@@ -34,23 +34,23 @@ from sparselens.models.places import find
 FILES = ("*.safetensors", "*.json", "*.yaml")
 FORGE, SAE = "clt_weights.safetensors", "sae_weights.safetensors"
 SAE_KINDS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
-PARTS = {"W_enc": 2, "b_enc": 1, "b_dec": 1}  # with so many axes
+PARTS = {"W_enc": 2, "b_enc": 1, "b_dec": 1}  # tensor name -> number of axes
 THRESHOLDS = ("threshold", "activation_function.threshold")
 _LAYER = re.compile(r"blocks\.(\d+)\.(.+)")
 
 
 def load_transcoders(folder: str | Path) -> Transcoders:
-    """Open published transcoders, or those that `save_transcoders` wrote.
+    """Load published transcoders, or those that `save_transcoders` wrote.
 
     >>> transcoders = analyses.load_transcoders("folder")
 
     Args:
-        folder: a folder, or the id of a hub repository, which is then downloaded. Layouts: circuit-tracer's of
-            cross-layer and per-layer transcoders, SAELens' (a folder for each layer), CLT-Forge's
+        folder: a folder, or the id of a hub repository to download, in one of these layouts: circuit-tracer
+            (cross-layer or per-layer), SAELens (a folder for each layer) or CLT-Forge
 
     Raises:
-        ValueError: there is no such folder, it holds no transcoders as safetensors, or one of its files lacks a tensor
-            or has one of another shape. Says which.
+        ValueError: there is no such folder, it holds no transcoders as safetensors, or a tensor is missing or has the
+            wrong shape; the message names it.
     """
     path = find(str(folder), FILES)
     for pattern, read in _LAYOUTS.items():
@@ -58,16 +58,16 @@ def load_transcoders(folder: str | Path) -> Transcoders:
             return read(path)
     wanted = "W_enc_0.safetensors, layer_0.safetensors, clt_weights.safetensors or */sae_weights.safetensors"
     pickles = sorted(file.name for kind in ("*.pt", "*.pth", "*.bin", "*.npz") for file in path.glob(kind))
-    also = f"; {pickles[0]} is not opened, since a pickle can run code" if pickles else ""
+    also = f"; {pickles[0]} is not opened, since a pickle can run code when loaded" if pickles else ""
     raise ValueError(f"{folder} holds no transcoders: want {wanted}{also}")
 
 
 def save_transcoders(transcoders: Transcoders, folder: str | Path) -> None:
-    """Write transcoders in circuit-tracer's layout; `load_transcoders` opens them again.
+    """Write transcoders in circuit-tracer's layout, for `load_transcoders`.
 
     >>> analyses.save_transcoders(transcoders, "folder")
 
-    Top-k features keep their k in config.yaml, which circuit-tracer reads for per-layer transcoders only.
+    The k of top-k features is written to config.yaml; circuit-tracer reads it only for per-layer transcoders.
     """
     path, plain = Path(folder), transcoders.to(device="cpu")
     for layer in range(plain.n_layers):
@@ -119,18 +119,20 @@ def _sae_lens(path: Path) -> Transcoders:
         layer, read = _sae_place(config)
         reads.add(read)
         if layer in layers:
-            raise ValueError(f"{config} is a second transcoder of layer {layer}: want one for each layer")
+            raise ValueError(f"{config} is a second transcoder for layer {layer}: want one for each layer")
         parts = {name: file.need(name, n) for name, n in PARTS.items()}
         parts |= {"W_enc": parts["W_enc"].T, "W_dec": file.need("W_dec", 2)[:, None]}
         layers[layer] = parts | _threshold_and_skip(file)
     refuse_gaps(path, sorted(layers), "a folder")
     if len(reads) > 1:
-        raise ValueError(f"the transcoders in {path} read {' and '.join(sorted(reads))}: want one place for all layers")
+        raise ValueError(
+            f"the transcoders in {path} read from {' and '.join(sorted(reads))}: want the same place in all layers"
+        )
     return _joined(path, [layers[layer] for layer in sorted(layers)], reads=reads.pop())
 
 
 def _sae_place(config: Path) -> tuple[int, str]:
-    """The layer of a transcoder of SAELens, and what it reads there."""
+    """The layer of an SAELens transcoder, and what it reads there."""
     settings = read_json(config)
     if settings.get("architecture") not in SAE_KINDS:
         raise ValueError(
@@ -141,7 +143,7 @@ def _sae_place(config: Path) -> tuple[int, str]:
     places = {**settings, **(settings.get("metadata") or {})}
     found = [_LAYER.fullmatch(str(places.get(name))) for name in ("hook_name", "hook_name_out")]
     if found[0] is None or found[1] is None or found[0][1] != found[1][1]:
-        raise ValueError(f"{config}: want hook_name and hook_name_out in one layer, such as blocks.0.hook_mlp_out")
+        raise ValueError(f"{config}: want hook_name and hook_name_out in the same layer, such as blocks.0.hook_mlp_out")
     return int(found[0][1]), place_of_features(config, found[0][2], found[1][2])
 
 
@@ -157,26 +159,25 @@ def _clt_forge(path: Path) -> Transcoders:
         pairs = [(source, layer) for source in range(n_layers) for layer in range(source, n_layers)]
     if len(decoder) != len(pairs) or len(decoder_bias) != len(pairs):
         raise ValueError(
-            f"{files[0].path}: W_dec and b_dec are of {len(decoder)} and {len(decoder_bias)} pairs of layers, want "
+            f"{files[0].path}: W_dec and b_dec are for {len(decoder)} and {len(decoder_bias)} pairs of layers, want "
             f"{n_layers} (per-layer) or {n_layers * (n_layers + 1) // 2} (cross-layer)"
         )
     scales = [files[0].get(f"estimated_norm_scaling_factor_{way}") for way in ("in", "out")]
     read, written = (torch.ones(n_layers) if scale is None else scale for scale in scales)
     biases = torch.zeros(n_layers, decoder_bias.shape[-1])
-    for (_, layer), one in zip(pairs, decoder_bias, strict=True):
-        biases[layer] += one / written[layer]
-    decoders = [
-        torch.stack([values / written[layer] for (source, layer), values in _both(pairs, decoder) if source == own], 1)
-        for own in range(n_layers)
-    ]
-    encoder = encoder.mT * read[:, None, None]
+    decoders: list[list[Tensor]] = [[] for _ in range(n_layers)]
+    for (source, layer), values, values_bias in zip(pairs, decoder, decoder_bias, strict=True):
+        decoders[source].append(values / written[layer])
+        biases[layer] += values_bias / written[layer]
     return Transcoders(
-        encoder, bias, tuple(decoders), biases, threshold.exp(), reads="ln2.hook_normalized", first_pos=1
+        encoder.mT * read[:, None, None],
+        bias,
+        tuple(torch.stack(values, 1) for values in decoders),
+        biases,
+        threshold.exp(),
+        reads="ln2.hook_normalized",
+        first_pos=1,
     )
-
-
-def _both(pairs: list[tuple[int, int]], decoder: Tensor) -> list[tuple[tuple[int, int], Tensor]]:
-    return list(zip(pairs, decoder, strict=True))
 
 
 def _rank(file: Path) -> int:
@@ -197,7 +198,7 @@ def _threshold_and_skip(file: TensorFile) -> dict[str, Tensor | None]:
 
 
 def _joined(path: Path, layers: list[dict[str, Any]], **settings: Any) -> Transcoders:
-    """One from its layers' tensors, of which threshold and skip may be None."""
+    """Transcoders from the tensors of each layer, of which threshold and skip may be None."""
     tensors: dict[str, Any] = {}
     for name in ("W_enc", "b_enc", "b_dec", "threshold", "skip"):
         found = [layer[name] for layer in layers]
@@ -206,7 +207,7 @@ def _joined(path: Path, layers: list[dict[str, Any]], **settings: Any) -> Transc
             raise ValueError(f"in {path} {len(there)} of {len(found)} layers have a {name}: want all or none")
         shapes = {tuple(values.shape) for values in there}
         if len(shapes) > 1:
-            raise ValueError(f"in {path} {name} has shapes {sorted(shapes)}: want one for all layers")
+            raise ValueError(f"in {path} {name} has shapes {sorted(shapes)}: want the same in all layers")
         tensors[name] = torch.stack(there) if there else None
     decoder = tuple(layer["W_dec"] for layer in layers)
     encoder, bias, decoder_bias, threshold, skip = tensors.values()

@@ -1,4 +1,4 @@
-"""Reads the files of transcoders: tensors, settings, and layer numbers in names. Errors name the file."""
+"""Reads transcoder files: tensors, settings, and layer numbers in file names. Errors name the file."""
 
 import json
 import re
@@ -19,19 +19,19 @@ class TensorFile:
     """The tensors of one safetensors file, in single precision.
 
     Args:
-        suffix: what its names end with
+        suffix: ending that all tensor names in the file have, left out in `get` and `need`
     """
 
     def __init__(self, path: Path, suffix: str = "") -> None:
         self.path, self._suffix, self._tensors = path, suffix, read_tensors(path)
 
     def get(self, *names: str) -> Tensor | None:
-        """The first of these that is there."""
+        """The first of these tensors that the file has."""
         found = (self._tensors.get(name + self._suffix) for name in names)
         return next((values.float() for values in found if values is not None), None)
 
     def need(self, name: str, n_axes: int) -> Tensor:
-        """A tensor that every transcoder has, with so many axes."""
+        """A required tensor with this number of axes."""
         found = self.get(name)
         if found is None:
             there = ", ".join(sorted(self._tensors)) or "nothing"
@@ -42,7 +42,10 @@ class TensorFile:
 
 
 def settings_of(path: Path, reads: str) -> dict[str, Any]:
-    """What config.yaml says, where there is one. circuit-tracer gives the first token no features."""
+    """The settings in config.yaml, with defaults where it is silent or missing.
+
+    The default of first_pos is 1, since circuit-tracer gives the first token no features.
+    """
     import yaml
 
     file = path / CONFIG
@@ -51,39 +54,42 @@ def settings_of(path: Path, reads: str) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not YAML: {error}") from error
     if not isinstance(settings, Mapping):
-        raise ValueError(f"{file} is not a list of settings")
+        raise ValueError(f"{file} is not a mapping of settings")
     given = {"feature_input_hook": reads, "feature_output_hook": "hook_mlp_out", **settings}
     place = place_of_features(file, given["feature_input_hook"], given["feature_output_hook"])
     top_k, first = given.get("k") if given.get("activation") == "topk" else None, given.get("first_pos", 1)
     if not (top_k is None or isinstance(top_k, int)) or not isinstance(first, int):
-        raise ValueError(f"{file}: k = {top_k!r} and first_pos = {first!r}: want whole numbers")
+        raise ValueError(f"{file}: k = {top_k!r} and first_pos = {first!r}: want integers")
     return {"reads": place, "top_k": top_k, "first_pos": first}
 
 
 def place_of_features(file: Path, reads: str, writes: str) -> str:
-    """What features read, by one of our names for it."""
+    """The name in READS for what features read."""
     if writes != "hook_mlp_out":
         raise ValueError(f"{file}: features write to {writes!r}, want 'hook_mlp_out'")
-    reads = "hook_resid_mid" if reads == "hook_mlp_in" else reads  # a copy of the stream, before the norm
+    reads = "hook_resid_mid" if reads == "hook_mlp_in" else reads  # the latter is a copy of the stream, before the norm
     if reads not in READS:
         raise unknown(f"place for features to read, in {file}", str(reads), READS)
     return reads
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The settings in a file of JSON."""
+    """The settings in a JSON file.
+
+    Raises:
+        ValueError: the file is missing, or does not hold a JSON object.
+    """
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        settings = json.loads(file.read_bytes())  # not strict: files of other tools may hold NaN
     except (OSError, ValueError) as error:
-        raise ValueError(f"{file} is not there, or not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{file} is not a list of settings")
-    settings: dict[str, Any] = found
+        raise ValueError(f"cannot read {file} as JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file} is not a JSON object")
     return settings
 
 
 def layer_numbers(path: Path, pattern: str) -> list[int]:
-    """The numbers of the layers that have a file."""
+    """The numbers of the layers that have a file; `{}` in the pattern stands for the number."""
     names = re.compile(re.escape(pattern).replace(r"\{\}", r"(\d+)"))
     found = sorted(int(match[1]) for file in path.iterdir() if (match := names.fullmatch(file.name)))
     refuse_gaps(path, found, pattern.format("N"))
@@ -91,6 +97,6 @@ def layer_numbers(path: Path, pattern: str) -> list[int]:
 
 
 def refuse_gaps(path: Path, found: list[int], what: str) -> None:
-    """Raise a ValueError unless there is something for every layer."""
+    """Raise a ValueError unless the layers found are 0, 1, 2, ... without a gap."""
     if not found or found != list(range(len(found))):
         raise ValueError(f"{path} has {what} for layers {', '.join(map(str, found))}: want every layer from 0 on")

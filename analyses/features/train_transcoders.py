@@ -1,9 +1,10 @@
-"""A compact trainer of transcoders: top-k features, Adam, and as loss the variance missed in each layer.
+"""A compact transcoder trainer: top-k features, Adam; the loss is the fraction of variance unexplained in each layer.
 
 1. Each step runs the model on some rows and records every MLP's input and output, both scaled to unit size.
-2. activations = top-k of ReLU(encoder x + bias): L0 is k, by construction.
-3. loss = sum over layers of |output - reconstruction|^2 / variance of the output, and 1/32 of the same for the error as
-   reconstructed by features that have not been active for long (Gao et al. 2024, 2406.04093), which revives them.
+2. activations = top-k of ReLU(encoder x + bias), so L0 is k by construction.
+3. loss = sum over layers of |output - reconstruction|^2 / variance of the output, plus 1/32 of the same for the
+   remaining error, reconstructed by features that have long been inactive, which revives them (Gao et al. 2024,
+   2406.04093).
 """
 
 from dataclasses import dataclass, replace
@@ -20,8 +21,8 @@ from sparselens.gates.modes import evaluating
 from sparselens.models.hooked_model import HookedModel
 from sparselens.prompts.checks import refuse_unreadable
 
-IDLE = 100  # steps without activity after which a feature is to be revived
-REVIVING = 1 / 32  # weight of that in the loss
+IDLE = 100  # steps without activity after which a feature counts as idle and is to be revived
+REVIVING = 1 / 32  # weight of reviving idle features in the loss
 
 
 def train_transcoders(
@@ -41,18 +42,18 @@ def train_transcoders(
 
     >>> rows = torch.cat(sl.text.rows(tokens, seq_len=64, batch_size=64))
     >>> transcoders = analyses.train_transcoders(model, rows[256:], features=512, top_k=16)
-    >>> analyses.measure_transcoders(model, transcoders, rows[:256])  # on rows that training has not seen
+    >>> analyses.measure_transcoders(model, transcoders, rows[:256])  # on held-out rows
 
-    For models of some million parameters: one process, features of all layers in memory, about a minute for a thousand
-    steps of stories260k on one core. Larger transcoders come from circuit-tracer, SAELens or CLT-Forge:
-    `load_transcoders` reads them.
+    Meant for models of a few million parameters: one process, the features of all layers in memory, about a minute for
+    a thousand steps of stories260k on one core. For larger models train transcoders with circuit-tracer, SAELens or
+    CLT-Forge; `load_transcoders` reads them.
 
     Args:
-        rows: token ids without padding; drawn anew for every step
-        features: of each layer
-        top_k: features active at a position in a layer
-        cross_layer: features write to all later layers, too, rather than to their own only
-        rate: Adam's, falling to zero over the second half
+        rows: token ids without padding; every step draws `batch_size` of them
+        features: features per layer
+        top_k: active features per position and layer
+        cross_layer: features write to their own and all later layers, rather than only to their own
+        rate: Adam's learning rate, decaying to zero over the second half of training
 
     Raises:
         ValueError: a number is not positive, top_k is larger than `features`, the model cannot read the rows, or it is
@@ -70,15 +71,15 @@ def train_transcoders(
     first = _observed(opened, rows[_drawn(rows, 4 * batch_size, random)])
     trained = _Trained(_start(first, features, top_k, cross_layer, random).to(opened.device))
     adam = torch.optim.Adam(trained.parameters(), rate, betas=(0.9, 0.999))
-    falling = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: min(1.0, 2 * (1 - step / steps)))
+    decay = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: min(1.0, 2 * (1 - step / steps)))
     with progress_bar(steps, "transcoders", "step", progress) as bar:
         for _ in range(steps):
             seen = _observed(opened, rows[_drawn(rows, batch_size, random)])
             adam.zero_grad()
-            loss = trained.loss((seen.inputs / first.in_scale), (seen.outputs / first.out_scale))
+            loss = trained.loss(seen.inputs / first.in_scale, seen.outputs / first.out_scale)
             loss.backward()
             adam.step()
-            falling.step()
+            decay.step()
             bar.set_postfix({"missed": f"{float(trained.missed):.3f}"}, refresh=False)
             bar.update(1)
     return _unscaled(trained.transcoders, first)
@@ -90,7 +91,7 @@ def _drawn(rows: Int[Tensor, "row pos"], count: int, random: torch.Generator) ->
 
 @dataclass(frozen=True, eq=False)
 class _Observed:
-    """The inputs and outputs of MLPs on some rows."""
+    """The inputs and outputs of all MLPs on some rows."""
 
     inputs: Float[Tensor, "layer row d_model"]
     outputs: Float[Tensor, "layer row d_model"]
@@ -118,7 +119,7 @@ def _observed(opened: OpenModel, rows: Int[Tensor, "row pos"]) -> _Observed:
 
 
 def _start(seen: _Observed, features: int, top_k: int, cross_layer: bool, random: torch.Generator) -> Transcoders:
-    """Random directions, read and written alike; the bias is the mean output."""
+    """Initial transcoders: each feature reads and writes the same random direction; the bias is the mean output."""
     n_layers, _, d_model = seen.inputs.shape
     encoder = nn.functional.normalize(torch.randn(n_layers, features, d_model, generator=random), dim=-1)
     decoder = [0.1 * encoder[layer][:, None] for layer in range(n_layers)]
@@ -149,7 +150,7 @@ class _Trained(nn.Module):
     def loss(
         self, inputs: Float[Tensor, "layer row d_model"], outputs: Float[Tensor, "layer row d_model"]
     ) -> Float[Tensor, ""]:
-        """The share of variance that is missed, summed over layers, with what revives features."""
+        """The fraction of variance unexplained, summed over layers, plus the term that revives idle features."""
         before = torch.einsum("lrm,lfm->lrf", inputs, self.encoder) + self.encoder_bias[:, None]
         values, places = before.relu().topk(self._top_k, -1, sorted=False)
         off = outputs - self.decoder_bias[:, None] - self._decoded(values, places)
@@ -159,7 +160,7 @@ class _Trained(nn.Module):
     def _decoded(
         self, values: Float[Tensor, "layer row k"], places: Int[Tensor, "layer row k"]
     ) -> Float[Tensor, "layer row d_model"]:
-        """Only the rows of active features are read: a top-k costs k rows, not all."""
+        """The reconstruction. Only the decoder rows of the k active features are read, not all of them."""
         parts: list[list[Tensor]] = [[] for _ in values]
         for layer, decoder in enumerate(self.decoder):
             written = nn.functional.embedding_bag(
@@ -172,7 +173,7 @@ class _Trained(nn.Module):
     def _reviving(
         self, before: Float[Tensor, "layer row feature"], places: Int[Tensor, "layer row k"], off: Tensor
     ) -> Float[Tensor, ""]:
-        """How badly idle features alone reconstruct what is missed."""
+        """The error of idle features alone in reconstructing what the active ones missed."""
         self._idle += 1
         self._idle.scatter_(1, places.flatten(1), 0.0)
         idle = self._idle > IDLE
@@ -184,7 +185,7 @@ class _Trained(nn.Module):
 
 
 def _unscaled(trained: Transcoders, seen: _Observed) -> Transcoders:
-    """The same in the model's own units."""
+    """The same transcoders in the model's own units."""
     out = seen.out_scale.flatten().to(trained.encoder)
     decoder = tuple(
         values * (out[layer : layer + values.shape[1], None]) for layer, values in enumerate(trained.decoder)

@@ -1,4 +1,4 @@
-"""How well transcoders stand in for MLPs: active features, variance missed, and the loss with every MLP replaced."""
+"""How well transcoders replace MLPs: active features, variance unexplained, and the loss with every MLP replaced."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,27 +20,27 @@ from sparselens.prompts.checks import refuse_unreadable
 from sparselens.results import Result
 from sparselens.training.losses import next_token_loss
 
-AT_ONCE = 32  # rows of a run
+AT_ONCE = 32  # rows per run
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TranscoderQuality(Result):
-    """How well transcoders reconstruct MLPs on some text; made by `measure_transcoders`.
+    """How well transcoders reconstruct MLPs on some text; returned by `measure_transcoders`.
 
     >>> found = analyses.measure_transcoders(model, transcoders, rows)
     >>> found.l0, found.missed, found.replaced_loss - found.loss  # Float["layer"] twice, nats per token
     """
 
-    l0: Float[Tensor, " layer"]  # active features at a position
-    missed: Float[Tensor, " layer"]  # fraction of variance unexplained of each MLP's output
-    dead: Float[Tensor, " layer"]  # share of features that were nowhere active
+    l0: Float[Tensor, " layer"]  # active features per position
+    missed: Float[Tensor, " layer"]  # fraction of variance unexplained in each MLP's output
+    dead: Float[Tensor, " layer"]  # share of features that were never active
     loss: float  # nats per token
-    replaced_loss: float  # with all MLPs replaced at once, errors and all
+    replaced_loss: float  # with all MLPs replaced by their reconstructions at once
     n_tokens: int
 
     def _line(self) -> str:
         return (
-            f"L0 {float(self.l0.mean()):.3g}, {float(self.missed.mean()):.1%} of variance missed, "
+            f"L0 {float(self.l0.mean()):.3g}, {float(self.missed.mean()):.1%} of variance unexplained, "
             f"{float(self.dead.mean()):.1%} dead; loss {self.loss:.3f}, with MLPs replaced {self.replaced_loss:.3f}"
         )
 
@@ -49,22 +49,23 @@ class TranscoderQuality(Result):
         return {"layer": range(len(self.l0))} | {name: values.tolist() for name, values in columns.items()}
 
     def plot(self) -> Any:
-        """The variance missed, layer by layer, as plotly bars."""
+        """A plotly bar chart of the fraction of variance unexplained in each layer."""
         return self._figure("bar", self.to_frame(), x="layer", y="missed")
 
 
 def measure_transcoders(
     model: HookedModel, transcoders: Transcoders, rows: Int[Tensor, "row pos"], *, progress: bool = True
 ) -> TranscoderQuality:
-    """How well transcoders stand in for a model's MLPs, on rows of text that they have not seen.
+    """Measure how well transcoders replace a model's MLPs; use held-out rows of text.
 
     >>> analyses.measure_transcoders(model, transcoders, rows)
 
-    L0, missed variance and dead features are those of the model's own run. The replaced loss is that of a run in which
-    every MLP's output is the reconstruction from what features read in that run: errors add up over layers.
+    L0, unexplained variance and dead features are measured in the model's own run. The replaced loss is that of a run
+    in which every MLP's output is its reconstruction from what the features read in that run, so errors accumulate over
+    layers.
 
     Raises:
-        ValueError: the transcoders are another model's, or the model cannot read the rows.
+        ValueError: the transcoders belong to another model, or the model cannot read the rows.
     """
     opened = OpenModel(model)
     refuse_unreadable(opened.model, rows)
@@ -108,7 +109,7 @@ def _measured(opened: OpenModel, transcoders: Transcoders, rows: Int[Tensor, "ro
 
 
 def replacing(opened: OpenModel, transcoders: Transcoders) -> list[Hook]:
-    """Hooks under which transcoders stand in for all MLPs, each reading what is there in that run. For one run."""
+    """Hooks that replace all MLPs by transcoders, each reading the stream of the replaced run. For a single run."""
     activations: list[Tensor] = []
     streams: list[Tensor] = []
     hooks: list[Hook] = []
@@ -131,7 +132,7 @@ def _stand_in(
 def _rebuilt(
     transcoders: Transcoders, layer: Layer, activations: list[Tensor], stream: Float[Tensor, "row pos d_model"]
 ) -> Float[Tensor, "row pos d_model"]:
-    """The reconstruction of a layer's output; its activations go to those of the layers before it."""
+    """The reconstruction of a layer's output; appends its activations to those of earlier layers."""
     norm = transcoders.norm(layer)
     x = stream if norm is None else norm(stream)
     activations.append(transcoders.encode(layer.number, x))

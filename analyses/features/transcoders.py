@@ -1,9 +1,9 @@
-"""Transcoders as plain tensors: sparse features that stand in for a model's MLPs.
+"""Transcoders as plain tensors: sparse features that replace a model's MLPs.
 
-1. activations[l] = act(x[l] encoder[l]^T + encoder_bias[l]), x[l] what the MLP of layer l reads; act is ReLU, JumpReLU
-   (zero up to a threshold) or top-k (ReLU, of which the k largest of a position are kept).
+1. activations[l] = act(x[l] encoder[l]^T + encoder_bias[l]), where x[l] is the input of layer l's MLP, and act is ReLU,
+   JumpReLU (zero up to a threshold) or top-k (ReLU, keeping the k largest activations at each position).
 2. The output of MLP m is decoder_bias[m] + x[m] skip[m] + sum over l <= m of activations[l] decoder[l][:, m - l]. The
-   features of a per-layer transcoder write to m = l only, those of a cross-layer one to all later layers as well.
+   features of a per-layer transcoder write only to m = l, those of a cross-layer one to all later layers as well.
 Source: Dunefsky et al. 2024 (2406.11944); Ameisen et al. 2025, Circuit Tracing (cross-layer).
 """
 
@@ -19,12 +19,12 @@ from sparselens.analyses.engine.norms import Norm
 from sparselens.analyses.engine.residual_stream import Layer, Reading
 from sparselens.names import unknown
 
-READS = ("mlp.hook_in", "ln2.hook_normalized", "hook_resid_mid")  # what features can read, by TransformerLens' names
+READS = ("mlp.hook_in", "ln2.hook_normalized", "hook_resid_mid")  # what features can read; names of TransformerLens
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Transcoders:
-    """One transcoder for each layer, all of one size; made by `train_transcoders` or `load_transcoders`.
+    """One transcoder for each layer, all of the same size; made by `train_transcoders` or `load_transcoders`.
 
     >>> transcoders = analyses.load_transcoders("folder")
     >>> transcoders.encoder.shape, transcoders.decoder[0].shape, transcoders.cross_layer
@@ -32,13 +32,13 @@ class Transcoders:
 
     encoder: Float[Tensor, "layer feature d_model"]
     encoder_bias: Float[Tensor, "layer feature"]
-    decoder: tuple[Float[Tensor, "feature _written d_model"], ...]  # of each layer; written: its own, then later layers
+    decoder: tuple[Float[Tensor, "feature _written d_model"], ...]  # per layer; it writes to itself, then later layers
     decoder_bias: Float[Tensor, "layer d_model"]
-    threshold: Float[Tensor, "layer feature"] | None = None  # JumpReLU's
+    threshold: Float[Tensor, "layer feature"] | None = None  # for JumpReLU
     top_k: int | None = None
     skip: Float[Tensor, "layer d_model d_model"] | None = None  # from input to output, x @ skip
     reads: str = READS[0]
-    first_pos: int = 0  # no features before it; published ones were often trained without the first token
+    first_pos: int = 0  # no features before this position: many published ones were trained without the first token
 
     def __post_init__(self) -> None:
         for name, found, wanted in self._shapes():
@@ -71,12 +71,12 @@ class Transcoders:
 
     @property
     def n_layers(self) -> int:
-        """Layers with a transcoder: all of the model's."""
+        """Number of layers; all layers of the model have a transcoder."""
         return len(self.encoder)
 
     @property
     def cross_layer(self) -> bool:
-        """Do features write to later layers than their own?"""
+        """Whether features also write to layers after their own."""
         return self.decoder[0].shape[1] > 1
 
     def __repr__(self) -> str:
@@ -86,7 +86,7 @@ class Transcoders:
         return f"Transcoders({kind}, {n_layers} layers of {n_features:,} features, d_model {d_model}, {act})"
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> "Transcoders":
-        """Copies on another device or in another type, as `Tensor.to`."""
+        """A copy on another device or with another dtype, as in `Tensor.to`."""
         moved: dict[str, Any] = {name: values for name, values in vars(self).items() if isinstance(values, Tensor)}
         moved = {name: values.to(device=device, dtype=dtype) for name, values in moved.items()}
         decoder = tuple(values.to(device=device, dtype=dtype) for values in self.decoder)
@@ -97,7 +97,7 @@ class Transcoders:
     def pre_activations(
         self, layer: int, x: Float[Tensor, "*batch pos d_model"]
     ) -> Float[Tensor, "*batch pos feature"]:
-        """What the activation function of a layer's features is applied to."""
+        """The inputs of the activation function of a layer's features."""
         return x @ self.encoder[layer].T + self.encoder_bias[layer]
 
     def encode(self, layer: int, x: Float[Tensor, "*batch pos d_model"]) -> Float[Tensor, "*batch pos feature"]:
@@ -114,7 +114,7 @@ class Transcoders:
         return found
 
     def writers(self, layer: int) -> Iterator[tuple[int, Float[Tensor, "feature d_model"]]]:
-        """The layers whose features write to the output of this layer's MLP, each with its decoder."""
+        """The layers whose features write to this layer's output, each with its decoder."""
         for source in range(layer + 1) if self.cross_layer else (layer,):
             yield source, self.decoder[source][:, layer - source]
 
@@ -124,7 +124,7 @@ class Transcoders:
         activations: Sequence[Float[Tensor, "*batch pos feature"]],
         x: Float[Tensor, "*batch pos d_model"],
     ) -> Float[Tensor, "*batch pos d_model"]:
-        """The output of a layer's MLP, from activations of this layer and all before it and from what it reads."""
+        """The reconstructed output of a layer's MLP, from its input and the activations of all layers up to it."""
         found = self.decoder_bias[layer].expand(*x.shape[:-1], -1)
         for source, decoder in self.writers(layer):
             found = found + activations[source] @ decoder
@@ -133,9 +133,9 @@ class Transcoders:
     # -- how they sit in a model
 
     def norm(self, layer: Layer) -> Norm | None:
-        """What lies between the residual stream and the features of a layer; None: nothing.
+        """The norm between the residual stream and the features of a layer, if there is one.
 
-        `ln2.hook_normalized` of TransformerLens is before an RMSNorm's gain, and after a LayerNorm's.
+        TransformerLens' `ln2.hook_normalized` comes before the gain of an RMSNorm, but after that of a LayerNorm.
         """
         norm = layer.mlp_norm
         if norm is None or self.reads == "hook_resid_mid":
@@ -145,14 +145,14 @@ class Transcoders:
         return norm
 
     def refuse_other_model(self, reading: Reading) -> None:
-        """Raise a ValueError unless these are transcoders of a model with these layers."""
+        """Raise a ValueError unless these transcoders fit a model with these layers."""
         found = len(reading.layers), int(reading.model.cfg.d_model)
         wanted = self.n_layers, self.encoder.shape[2]
         if found != wanted:
             raise ValueError(
-                "these transcoders are another model's: they have {} layers and d_model {}, ".format(*wanted)
-                + "the model {} layers and d_model {}".format(*found)
+                "these transcoders belong to another model: they have {} layers and d_model {}, ".format(*wanted)
+                + "this one {} layers and d_model {}".format(*found)
             )
         without = [layer.number for layer in reading.layers if not layer.block.mlp]
         if without:
-            raise ValueError(f"layer {without[0]} of the model has no MLP that a transcoder could stand in for")
+            raise ValueError(f"layer {without[0]} of the model has no MLP that a transcoder could replace")

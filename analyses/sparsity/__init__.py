@@ -1,1 +1,1 @@
-"""What sparse attention costs in loss, and what heads attend to."""
+"""What sparse attention costs in loss, and where heads attend."""

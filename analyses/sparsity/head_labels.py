@@ -1,10 +1,11 @@
-"""Heads with known attention patterns: previous-token heads, duplicate-token heads and induction heads.
+"""Finds heads with known attention patterns: previous-token heads, duplicate-token heads and induction heads.
 
-1. A query has a target where the kind's pattern gives it a key: induction only where its token has occurred before.
-2. score = attention on targets / all attention, over the queries that have one, averaged over the prompts with such a
-   query. Patterns and score are those of TransformerLens' `head_detector`, which takes strings only and counts all
-   queries; here a prompt is any row of tokens.
-3. Without prompts, random tokens are repeated: only there can an induction head be recognised by its attention.
+1. For each kind of head, a query's targets are the keys that such a head attends to. Not every query has one: for
+   induction, its token must have occurred before.
+2. score = attention on targets / all attention, over the queries that have a target, averaged over the prompts with
+   such a query. Target patterns and score are those of TransformerLens' `head_detector`, which however accepts only
+   strings and counts all queries; here a prompt is any row of tokens.
+3. The default prompts are repeated random tokens, since only there does attention alone reveal an induction head.
 """
 
 import math
@@ -28,7 +29,7 @@ from sparselens.results import Result
 KINDS = ("previous token", "duplicate token", "induction")
 
 _PATTERN = "blocks.{}.attn.hook_pattern"
-_COPIES, _LENGTH = 4, 16  # of the random tokens, and how many they are
+_COPIES, _LENGTH = 4, 16  # default prompts: 16 random tokens, repeated to make 4 copies
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -40,8 +41,8 @@ class HeadScores(Result):
     """
 
     kinds: tuple[str, ...]
-    scores: Float[Tensor, "kind layer head"]  # 0 for a head without any attention, as sparse models have
-    attention: Float[Tensor, "layer head"]  # per query, with or without a target: 1 unless gates are closed
+    scores: Float[Tensor, "kind layer head"]  # 0 for a head without any attention, which sparse models have
+    attention: Float[Tensor, "layer head"]  # total attention weight per query, over all queries: 1 if no gate is closed
 
     _largest = "score"
 
@@ -67,7 +68,7 @@ class HeadScores(Result):
         return heat_map(self.scores[self.kinds.index(kind)], kind, value_label="score", limit=1.0)
 
     def label(self, layer: int, head: int, threshold: float = 0.4) -> str:
-        """The kind of the highest score with that score, such as "induction 0.82"; "" below the threshold.
+        """The highest-scoring kind and its score, such as "induction 0.82"; "" below the threshold.
 
         Raises:
             ValueError: there is no such head.
@@ -79,7 +80,7 @@ class HeadScores(Result):
         return f"{self.kinds[int(kind)]} {float(score):.2f}" if score >= threshold else ""
 
     def labels(self, threshold: float = 0.4) -> dict[str, str]:
-        """Labels by node name (`a0.h1`), for heads that have one."""
+        """Labels by node name (`a0.h1`), of the heads that have one."""
         _, n_layers, n_heads = self.scores.shape
         every = {
             f"a{layer}.h{head}": self.label(layer, head, threshold)
@@ -98,26 +99,26 @@ def label_heads(
     exclude_bos: bool = False,
     exclude_current_token: bool = False,
 ) -> HeadScores:
-    """Previous-token, duplicate-token and induction scores of every head of a dense or sparse model.
+    """Score every head of a dense or sparse model as previous-token, duplicate-token and induction head.
 
     >>> label_heads(sl.load("stories260k-sparse")).labels(threshold=0.98)
     {'a1.h2': 'previous token 0.99', 'a3.h6': 'previous token 1.00'}
 
-    Scope: patterns contain earlier keys only, so attention of a bidirectional model to later keys counts as elsewhere.
-    In a sparse model a head with few open edges may score high by these alone; `HeadScores.attention` says how few. A
-    label describes where a head attends, not what it does for a task.
+    Scope: targets are always earlier keys, so in a bidirectional model attention to later keys counts as off target. In
+    a sparse model a head may score high with just a few open edges; `HeadScores.attention` shows how much attention
+    there is. A label describes where a head attends, not what it does for a task.
 
     Args:
         model: a TransformerBridge or HookedTransformer
-        prompts: strings; pairs, of which the clean prompts are taken without their padding; or rows of tokens without
-            padding. Default: `repeated_tokens`, in which only the first of the four copies has no target of induction
-        n: number of random rows, if there are no prompts
-        exclude_bos: ignore attention to the first token, so that a head that rests there is judged by the remainder
+        prompts: strings; pairs, whose clean prompts are used, without their padding; or rows of tokens without padding.
+            Default: `repeated_tokens`, where every copy but the first has induction targets
+        n: number of random rows, if no prompts are given
+        exclude_bos: ignore attention to the first token, where many heads rest, and score only the remainder
         exclude_current_token: ignore attention to the query's own token
 
     Raises:
-        ValueError: there is no prompt, one is shorter than two tokens or longer than the model's context, strings come
-            without a tokenizer, rows of tokens hold padding, or pairs are another model's.
+        ValueError: there is no prompt, one is shorter than two tokens or longer than the model's context, strings are
+            given but the model has no tokenizer, rows of tokens hold padding, or the pairs were made for another model.
     """
     refuse_other_model(model)
     network: Any = model
@@ -125,7 +126,7 @@ def label_heads(
     options = {"exclude_bos": exclude_bos, "exclude_current_token": exclude_current_token}
     scores = torch.zeros(len(KINDS), model.cfg.n_layers, model.cfg.n_heads)
     attention = torch.zeros(model.cfg.n_layers, model.cfg.n_heads)
-    counted = torch.zeros(len(KINDS), 1, 1)  # prompts that have a query with a target
+    counted = torch.zeros(len(KINDS), 1, 1)  # number of prompts that have a query with a target
     with evaluating(network), torch.no_grad():
         for tokens in rows:
             patterns = _patterns(network, tokens)
@@ -136,7 +137,7 @@ def label_heads(
 
 
 def repeated_tokens(model: HookedModel, n: int = 10, seed: int = 0) -> Int[Tensor, "batch pos"]:
-    """Rows of 16 different random tokens, repeated four times; fewer where vocabulary or context is small.
+    """Rows of 16 different random tokens in four copies; fewer tokens or copies if vocabulary or context is small.
 
     Each row starts with the model's BOS, if the model prepends one to its prompts.
 
@@ -154,17 +155,17 @@ def repeated_tokens(model: HookedModel, n: int = 10, seed: int = 0) -> Int[Tenso
 
 
 def _opening(model: Any) -> list[int]:
-    """The model's BOS; empty where it has none, or one that TransformerLens added beyond the vocabulary."""
+    """The model's BOS; empty if it has none, or only one that TransformerLens added beyond the vocabulary."""
     bos = getattr(getattr(model, "tokenizer", None), "bos_token_id", None)
-    puts_it = getattr(model.cfg, "default_prepend_bos", True)
-    return [bos] if puts_it and bos is not None and bos < model.cfg.d_vocab else []
+    prepends_bos = getattr(model.cfg, "default_prepend_bos", True)
+    return [bos] if prepends_bos and bos is not None and bos < model.cfg.d_vocab else []
 
 
 def _rows(
     model: Any, prompts: Sequence[str] | TokenizedPairs | Tensor | None, n: int, seed: int
 ) -> list[Int[Tensor, "1 pos"]]:
     if prompts is None:
-        rows = [*repeated_tokens(model, n, seed).split(1)]  # any token may be among them
+        rows = [*repeated_tokens(model, n, seed).split(1)]  # not checked for padding: any token may be drawn
     elif isinstance(prompts, TokenizedPairs):
         refuse_misfits(model, prompts)
         rows = [row for _, _, tokens in prompts.clean_rows() for row in tokens.split(1)]
@@ -191,7 +192,7 @@ def _patterns(model: Any, tokens: Int[Tensor, "1 pos"]) -> Float[Tensor, "layer 
     _, cache = model.run_with_cache(tokens.to(next(model.parameters()).device), names_filter=lambda name: name in names)
     missing = [name for name in names if name not in cache]
     if missing:
-        raise ValueError(f"{type(model).__name__} shows no {missing[0]}: load it with eager attention")
+        raise ValueError(f"{type(model).__name__} does not expose {missing[0]}: load it with eager attention")
     patterns = torch.stack([cache[name][0].float().cpu() for name in names])
     if not patterns.isfinite().all():
         raise ValueError("attention patterns are not finite: look for NaN in the weights")
@@ -201,7 +202,7 @@ def _patterns(model: Any, tokens: Int[Tensor, "1 pos"]) -> Float[Tensor, "layer 
 def _scores(
     patterns: Float[Tensor, "layer head query_pos key_pos"], tokens: Int[Tensor, "1 pos"], options: dict[str, bool]
 ) -> tuple[Float[Tensor, "kind layer head"], Bool[Tensor, " kind"]]:
-    """The scores, and whether the prompt has a query with a target of the kind."""
+    """The scores, and for each kind whether the prompt has a query with a target."""
     from transformer_lens import head_detector as detector
 
     wanted = [
@@ -213,7 +214,7 @@ def _scores(
     def score(pattern: Tensor, kind: Tensor) -> float:
         pattern = pattern * kind.any(-1, keepdim=True)  # the queries that have a target
         found = detector.compute_head_attention_similarity_score(pattern, kind, error_measure="mul", **options)
-        return 0.0 if math.isnan(found) else found  # a head without attention: 0 of 0
+        return 0.0 if math.isnan(found) else found  # a head without attention gives 0 / 0
 
     scores = torch.tensor([[[score(head, kind) for head in layer] for layer in patterns] for kind in wanted])
     return scores, torch.tensor([bool(kind.any()) for kind in wanted])

@@ -1,8 +1,8 @@
 """The roles of heads in a task: where they attend between its named positions, and what they write (Wang et al. 2022).
 
-1. attention: the mean weight of every head from each named position to those before it, as END->IO.
+1. attention: every head's mean attention weight along each link, from a named position to an earlier one (END->IO).
 2. direct: what every head writes into the logit difference (`direct_logit_attribution`).
-3. Name movers attend END->IO and raise the logit difference; negative ones attend there and lower it.
+3. Name movers attend END->IO and raise the logit difference; negative name movers attend there and lower it.
 4. S-inhibition heads attend END->S2, and corrupting their paths into the queries of the name movers lowers the metric
    (`patch_paths`).
 5. Duplicate-token heads attend S2->S1, induction heads S2->S1+1, previous-token heads S1+1->S1.
@@ -31,22 +31,22 @@ from sparselens.results import Result
 
 MOVER, NEGATIVE, INHIBITION = "name mover", "negative name mover", "S-inhibition"
 BY_ATTENTION = {"duplicate token": "S2->S1", "induction": "S2->S1+1", "previous token": "S1+1->S1"}
-PER_ROLE, SHOWN = 5, 12  # heads that are drawn: of each role, or, where no head has a role, in all
+PER_ROLE, SHOWN = 5, 12  # number of heads drawn: for each role, or in total if no head has a role
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class HeadRoles(Result):
-    """Where every head attends between a task's named positions, what it writes, and the roles that follow.
+    """Where every head attends between a task's named positions, what it writes, and the roles that follow from both.
 
     >>> found = head_roles(model, pairs)
     >>> found.roles["S-inhibition"], found["a1.h2"]["END->IO"], found.to_frame()  # heads; a number; all of them
     """
 
-    links: tuple[str, ...]  # END->IO: from a query to an earlier key
+    links: tuple[str, ...]  # from a query position to an earlier key position: END->IO
     attention: Float[Tensor, "batch layer head link"]
     direct: NodeScores  # what every node writes into the logit difference
-    paths: NodeScores | None  # of heads that attend END->S2, into the queries of the name movers
-    roles: Mapping[str, tuple[str, ...]]  # heads by role, those that attend most first; none: not a task like IOI
+    paths: NodeScores | None  # effects of heads that attend END->S2 through the queries of the name movers
+    roles: Mapping[str, tuple[str, ...]]  # heads by role, highest attention first; empty if the task is not like IOI
 
     def _line(self) -> str:
         found = "; ".join(f"{role} {', '.join(heads[:3])}" for role, heads in self.roles.items() if heads)
@@ -72,7 +72,7 @@ class HeadRoles(Result):
         return [role for role, heads in self.roles.items() if head in heads]
 
     def plot(self, link: str | None = None) -> Any:
-        """In plotly: the attention of the first heads of each role over all links, or of every head along one link.
+        """A plotly heat map: the attention of each role's top heads along all links, or of all heads along one link.
 
         Raises:
             ValueError: there is no such link.
@@ -116,29 +116,30 @@ def head_roles(
     batch_size: int | None = None,
     progress: bool = True,
 ) -> HeadRoles:
-    """The attention of every head between a task's named positions, its direct effect, and its roles in tasks like IOI.
+    """Every head's attention between a task's named positions, its direct effect, and its roles in tasks like IOI.
 
     >>> found = head_roles(model, TASKS["ioi"].tokenize(model.tokenizer, 100))
     >>> found.roles["name mover"], found.plot(), found.plot("END->S2")
 
-    Scope: roles are named where the pairs have the positions IO, S1, S2 and S1+1, as `ioi` has; other tasks get the
-    numbers alone. The last three roles go by attention only: such a head need not matter. A head that works in another
-    way, say attends to S2 and writes against its name, has no role, but shows in `direct`.
+    Scope: roles are assigned only if the pairs have the positions IO, S1, S2 and S1+1, as in `ioi`; other tasks get
+    only the numbers. The duplicate-token, induction and previous-token roles are based on attention alone, so such a
+    head need not matter. A head that works in another way, for example attends to S2 and writes against its name, has
+    no role, but shows up in `direct`.
 
-    Sign convention: direct and path effects are positive where a head raises the logit difference.
+    Sign convention: direct and path effects are positive if the head raises the logit difference.
 
     Args:
-        pairs: with at least one named position beside END
-        threshold: the least mean attention along the link of a role
-        share: the least direct effect or path effect, as a share of the mean logit difference; its interval must also
+        pairs: prompt pairs with at least one named position other than END
+        threshold: lowest mean attention along a role's link
+        share: lowest direct effect or path effect, as a share of the mean logit difference; its interval must also
             exclude zero
         memory, batch_size: as in `patch_activations`
 
     Raises:
-        ValueError: pairs name no position but END, or as `direct_logit_attribution` and `patch_paths`.
+        ValueError: the pairs name no position but END; or as in `direct_logit_attribution` and `patch_paths`.
     """
     options: Any = {"memory": memory, "batch_size": batch_size, "progress": progress}
-    opened: Any = OpenModel(model)  # goes wherever a model does
+    opened: Any = OpenModel(model)  # accepted in place of a model
     with open_request(opened, pairs, logit_difference, **options) as request:
         links = _links(pairs)
         shape = len(request), len(request.reading.layers), request.model.cfg.n_heads, len(links)
@@ -151,13 +152,13 @@ def head_roles(
 
 
 def _links(pairs: TokenizedPairs) -> list[tuple[str, str]]:
-    """Pairs of positions, the first after the second in every prompt."""
+    """Pairs of named positions in which the first comes after the second in every prompt."""
     at = {**pairs.positions, "END": pairs.end}
     links = [(query, key) for query in at for key in at if bool((at[query] > at[key]).all())]
     if not links:
         raise ValueError(
-            f"these pairs name the positions {', '.join(at)}: want one before another, as those of tasks; of your "
-            "own pairs PromptPair(positions=...) names them, as spans of characters"
+            f"these pairs name the positions {', '.join(at)}: want at least two, one before the other. Pairs of tasks "
+            "have them; in your own pairs, name spans of characters with PromptPair(positions=...)"
         )
     return links
 
@@ -174,7 +175,7 @@ def _attended(links: Sequence[tuple[str, str]], batch: Request) -> tuple[Float[T
 def _with_roles(
     found: HeadRoles, opened: Any, pairs: TokenizedPairs, threshold: float, share: float, options: Any
 ) -> HeadRoles:
-    """With the roles of heads, if the task has the positions of IOI."""
+    """The same with roles, if the task has the positions of IOI."""
     if not {"END->IO", "END->S2", *BY_ATTENTION.values()} <= {*found.links}:
         return found
     direct, least = found.direct, share * abs(float(found.direct.clean.mean()))
@@ -192,14 +193,14 @@ def _with_roles(
 
 
 def _attending(found: HeadRoles, link: str, threshold: float) -> tuple[str, ...]:
-    """The heads that attend along a link, those that attend most first."""
+    """The heads that attend along a link, highest attention first."""
     weights = found.mean[..., found._place(link)].flatten()
     order = weights.argsort(descending=True)[: int((weights >= threshold).sum())]
     return tuple(found._heads[row] for row in order)
 
 
 def _raises(scores: NodeScores, head: str, least: float, sign: int = 1) -> bool:
-    """Is a head's score at least that large, with an interval that excludes zero?"""
+    """Whether a head's score, times `sign`, is at least that large, with an interval that excludes zero."""
     interval = scores.interval(head)
-    surely = interval.low > 0 if sign > 0 else interval.high < 0
-    return sign * interval.mean >= least and surely
+    significant = interval.low > 0 if sign > 0 else interval.high < 0
+    return sign * interval.mean >= least and significant

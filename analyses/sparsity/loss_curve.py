@@ -1,10 +1,10 @@
 """Loss against the share of open attention edges: the paper's Fig. 2a.
 
-1. The dense model: every visible edge.
+1. The dense model, where every visible edge is open.
 2. The dense model with top-k attention, k = 1, 2, 4, ..., without training: the baseline.
-3. A dense control, if there is one: fine-tuned as the sparse model was, with every gate open.
+3. A dense control, if given: fine-tuned like the sparse model, but with every gate open.
 4. The sparse model.
-All are run on the same rows in evaluation mode, and edges are counted by their gates.
+All are run on the same rows in evaluation mode, and open edges are counted at the gates.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -41,19 +41,19 @@ from sparselens.training.losses import logits_of, tokens_of
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LossPoint(Result):
-    """A model's loss on some rows, and its share of open attention edges.
+    """A model's loss on some rows, with its share of open attention edges.
 
     >>> point = measure_loss(model, pairs, name="sparse")
     >>> point.loss, point.interval(), point.share_of_visible_pairs
     """
 
     name: str  # dense, top-4, control, sparse
-    losses: Float[Tensor, " row"]  # nats, mean over the tokens of the row that count
-    weights: Float[Tensor, " row"]  # number of tokens that count
+    losses: Float[Tensor, " row"]  # nats, mean over the row's counted tokens
+    weights: Float[Tensor, " row"]  # number of counted tokens
     share_of_visible_pairs: float
     share_of_all_pairs: float  # the normalisation of the paper's Fig. 2
     edges_per_query_per_head: float
-    clean_prompt: Int[Tensor, " row"] | None = None  # its number, of pairs: equal ones are one observation in intervals
+    clean_prompt: Int[Tensor, " row"] | None = None  # pairs only: rows with the same number are one observation
 
     def _line(self) -> str:
         return f"{self.name}: loss {self.interval()} nats, {self.share_of_visible_pairs:.2%} of visible pairs open"
@@ -62,7 +62,7 @@ class LossPoint(Result):
         return {"loss": self.losses.tolist(), "tokens": self.weights.tolist()}
 
     def plot(self) -> Any:
-        """The losses of rows, as a plotly histogram."""
+        """A plotly histogram of the rows' losses."""
         return self._figure("histogram", self.to_frame(), x="loss")
 
     @property
@@ -71,12 +71,13 @@ class LossPoint(Result):
         return float((self.losses * self.weights).sum() / self.weights.sum())
 
     def interval(self, level: float = 0.95) -> Interval:
-        """The loss, with its bootstrap confidence interval over rows, or over the clean prompts of pairs.
+        """The loss, with its bootstrap confidence interval over rows, or for pairs over clean prompts.
 
-        Rows of one document are taken for independent, and they are not quite: that interval is a little too narrow.
+        Rows are treated as independent. Rows of one document are not quite, which makes the interval slightly too
+        narrow.
 
         Raises:
-            ValueError: no token counts, in the rows or in a resample of them.
+            ValueError: no token is counted, in the rows or in a resample of them.
         """
         return ratio_interval(self.losses * self.weights, self.weights, level, clusters=self.clean_prompt)
 
@@ -92,7 +93,7 @@ def loss_points(
     batch_size: int = 32,
     progress: bool = True,
 ) -> tuple[LossPoint, ...]:
-    """All points of the figure, in the order dense, top-1, top-2, ..., control, sparse.
+    """Measure all points of the figure, in the order dense, top-1, top-2, ..., control, sparse.
 
     >>> from sparselens.training.text import rows
     >>> batches = rows(tokens, seq_len=64, batch_size=32)
@@ -101,13 +102,13 @@ def loss_points(
     Args:
         dense: a TransformerBridge or HookedTransformer without gates
         batches: rows of text, or prompt pairs, whose clean prompts are run
-        counts: the k of top-k attention; default: 1, 2, 4, ... up to the longest row
-        row_losses: default: `text_losses` of text, `answer_losses` of pairs
+        counts: values of k for top-k attention; default: 1, 2, 4, ... up to the longest row
+        row_losses: default: `text_losses` for text, `answer_losses` for pairs
         batch_size: rows per run; memory grows with it
 
     Raises:
-        ValueError: the dense model carries gates, the sparse one carries none, a count is not positive, there is no
-            row, or a loss is not finite.
+        ValueError: the dense model has gates, the sparse one has none, a count is not positive, there is no row, or a
+            loss is not finite.
     """
     if is_sparse(dense) or not is_sparse(sparse):
         raise ValueError("want a dense model without gates and a sparse one with gates (sl.densify, sl.sparsify)")
@@ -131,12 +132,12 @@ def loss_points(
 def measure_loss(
     model: nn.Module, batches: Rows, row_losses: RowLoss | None = None, name: str = "", batch_size: int = 32
 ) -> LossPoint:
-    """One point: a model's loss on every row, and its edges; in a dense model, all that its masks leave visible.
+    """Measure one point: a model's loss on every row, and its open edges; in a dense model all visible ones are open.
 
     >>> with top_k_attention(dense, 4):
     ...     measure_loss(dense, batches, name="top-4").interval()
 
-    Arguments are those of `loss_points`.
+    The arguments are those of `loss_points`.
 
     Raises:
         ValueError: there is no row, rows hold padding without a mask, or a loss is not finite.

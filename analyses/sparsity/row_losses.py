@@ -1,4 +1,4 @@
-"""The loss of every row of a batch: of the next token of a text, or of an answer."""
+"""The loss of every row of a batch: next-token loss on text, or the loss on an answer."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,8 +18,8 @@ Rows = Batch | Sequence[Batch] | TokenizedPairs
 class RowLosses(NamedTuple):
     """The losses of a batch of rows."""
 
-    nats: Float[Tensor, " row"]  # mean over the row's tokens that count; 0 where none does
-    tokens: Float[Tensor, " row"]  # number of tokens that count
+    nats: Float[Tensor, " row"]  # mean over the row's counted tokens; 0 if there is none
+    tokens: Float[Tensor, " row"]  # number of counted tokens
 
 
 RowLoss = Callable[[Logits, Any], RowLosses]
@@ -31,18 +31,14 @@ def text_losses(logits: Logits, batch: Batch, loss: TokenLoss = next_token_loss)
     Args:
         loss: `sparselens.training.losses.same_position_loss` for models that fill in blanks
     """
-    each = [_row(batch, row) for row in range(len(logits))]
-    tokens = torch.tensor([float(loss.count(row)) for row in each], device=logits.device)
-    nats = torch.stack([loss(own[None], row) for own, row in zip(logits, each, strict=True)])
+    rows = [_part(batch, slice(row, row + 1)) for row in range(len(logits))]
+    tokens = torch.tensor([float(loss.count(row)) for row in rows], device=logits.device)
+    nats = torch.stack([loss(own[None], row) for own, row in zip(logits, rows, strict=True)])
     return RowLosses(nats.masked_fill(tokens == 0, 0.0), tokens)
 
 
-def _row(batch: Batch, row: int) -> Batch:
-    return _part(batch, slice(row, row + 1))
-
-
 def answer_losses(logits: Logits, pairs: TokenizedPairs) -> RowLosses:
-    """-log of the total probability of the right answers, at the answer's position; every prompt counts as one."""
+    """-log of the total probability of the right answers, at the answer's position; each prompt counts as one token."""
     log_probabilities = end_logits(logits, pairs).log_softmax(-1)
     answers = pairs.answers.to(logits.device)
     picked = log_probabilities.gather(-1, answers.clamp_min(0)).masked_fill(answers == NO_ANSWER, -torch.inf)
@@ -51,7 +47,7 @@ def answer_losses(logits: Logits, pairs: TokenizedPairs) -> RowLosses:
 
 
 class RowBatch(NamedTuple):
-    """Some rows, as input of the model and of the loss."""
+    """Some rows, as inputs of the model and of the loss."""
 
     rows: Int[Tensor, " row"]  # their indices among all rows
     inputs: Batch
@@ -59,13 +55,13 @@ class RowBatch(NamedTuple):
 
 
 def row_batches(rows: Rows, size: int, device: torch.device) -> Iterator[RowBatch]:
-    """All rows in batches of at most `size`.
+    """Split all rows into batches of at most `size`.
 
     Raises:
         ValueError: the size is not positive, or there is no row.
     """
     if size < 1:
-        raise ValueError(f"a batch of {size} rows: want at least 1")
+        raise ValueError(f"batch_size = {size}: want at least 1")
     if isinstance(rows, TokenizedPairs):
         for places, pairs in rows.batches(size):
             moved = pairs.to(device)
@@ -82,7 +78,7 @@ def row_batches(rows: Rows, size: int, device: torch.device) -> Iterator[RowBatc
 
 
 def listed(rows: Batch | Sequence[Batch]) -> Sequence[Batch]:
-    """The batches as a sequence, even if there is only one."""
+    """The batches as a sequence, even if only a single batch is given."""
     return [rows] if isinstance(rows, (Tensor, Mapping)) else rows
 
 
@@ -93,7 +89,7 @@ def _part(batch: Batch, rows: slice, device: torch.device | None = None) -> Batc
 
 
 def longest(rows: Rows) -> int:
-    """Tokens of the longest row, padding included."""
+    """Number of tokens in the longest row, padding included."""
     if isinstance(rows, TokenizedPairs):
         return rows.clean.shape[1]
     return max((tokens_of(batch).shape[1] for batch in listed(rows)), default=0)

@@ -21,11 +21,11 @@ REFUSED: dict[tuple[str, str], str] = {
     (
         "ioi",
         "stories260k",
-    ): "corruption 'abc' needs more names than 2, as many as are one token of this tokenizer: use s2_io",
+    ): "corruption 'abc' needs more names than the 2 that are single tokens in this tokenizer: use s2_io",
     (
         "ioi_stories",
         "stories260k",
-    ): "corruption 'abc' needs more names than 2, as many as are one token of this tokenizer: use s2_io",
+    ): "corruption 'abc' needs more names than the 2 that are single tokens in this tokenizer: use s2_io",
     ("addition", "gpt2"): "position 'A1' lies inside a longer token",
     ("addition_causal", "gpt2"): "position 'A1' lies inside a longer token",
     ("subject_verb_agreement", "stories260k"): "needs 2 entries of its list 'noun' .* has 0 of 39",

@@ -134,14 +134,14 @@ def test_the_interval_of_the_mean_scores_is_a_bootstrap_over_prompts(comparison:
 def test_a_number_is_the_same_in_table_and_plot(comparison: Comparison):
     table = comparison.table().droplevel(0)
     points = {s.model: s for s in loss_plot(comparison.loss.points).series}
-    assert points["sparse"].y[0] == table.loc["loss of the answers, nats", "sparse"]
-    assert points["sparse"].x[0] == table.loc["open edges, of visible pairs", "sparse"]
+    assert points["sparse"].y[0] == table.loc["loss on the answers (nats)", "sparse"]
+    assert points["sparse"].x[0] == table.loc["open attention edges, share of visible pairs", "sparse"]
     curves = edges_needed_plot(comparison)
     for series, side in ((curves.series[1], "dense"), (curves.series[3], "sparse")):
         reached = next(x for x, y in zip(series.x, series.y, strict=True) if y >= 0.9)
-        assert series.dotted and reached == table.loc["edges for 90 % of attribution, mean scores", side]
+        assert series.dotted and reached == table.loc["edges needed for 90 % of attribution, mean scores", side]
     kept = kept_plot(comparison).series[1]
-    wanted = table.loc["heads for 90 % of the metric, per prompt", "sparse"]
+    wanted = table.loc["heads needed for 90 % of the metric, ranked per prompt", "sparse"]
     assert next(x for x, y in zip(kept.x, kept.y, strict=True) if y >= 0.9) == wanted
 
 
@@ -180,7 +180,7 @@ def test_pairs_that_neither_model_solves(tmp_path: Path):
     best = logits.argmax(-1)
     hard = replace(pairs, answer=(best + 1) % 31, wrong_answer=best)
     with pytest.raises(
-        ValueError, match=r"no pair of 4 is solved by both models \(dense 0, sparse .\).*all_pairs=True"
+        ValueError, match=r"none of the 4 pairs is solved by both models \(dense solves 0, sparse .\).*all_pairs=True"
     ):
         analyses.compare(dense, sparse, hard, progress=False)
     found = analyses.compare(dense, sparse, hard, out=tmp_path / "n", **QUICK)
@@ -214,7 +214,7 @@ def shown(found: Comparison, tmp_path: Path) -> Any:
 def test_a_single_pair(tmp_path: Path):
     found = analyses.compare(*tiny_models(), tiny_pairs(1), **QUICK)
     table = shown(found, tmp_path)
-    assert np.isnan(table.loc["overlap of two prompts (Jaccard)", "dense"])
+    assert np.isnan(table.loc["overlap of two prompts' circuits (Jaccard)", "dense"])
     assert "nan" not in found.table("markdown") and "nan" not in found.table("latex")
 
 
@@ -222,8 +222,8 @@ def test_prompts_that_do_not_differ(tmp_path: Path):
     pairs = tiny_pairs()
     found = analyses.compare(*tiny_models(), replace(pairs, corrupted=pairs.clean), **QUICK)
     table = shown(found, tmp_path)
-    assert table.loc["edges for 90 % of attribution, mean scores", "dense"] == 0
-    assert np.isnan(table.loc["edges for 90 % of attribution, mean scores", "ratio"])
+    assert table.loc["edges needed for 90 % of attribution, mean scores", "dense"] == 0
+    assert np.isnan(table.loc["edges needed for 90 % of attribution, mean scores", "ratio"])
     assert sum("score significantly above corrupted ones" in note for note in found.about.notes) == 2
 
 
@@ -232,9 +232,9 @@ def test_a_model_whose_gates_are_all_closed(tmp_path: Path):
     closed = sl.sparsify(tiny_bridge("gpt2"), -1e4)
     found = analyses.compare(dense, closed, tiny_pairs(), **QUICK)
     table = shown(found, tmp_path)
-    assert table.loc["open edges, of visible pairs", "sparse"] == 0
-    assert np.isnan(table.loc["open edges, of visible pairs", "ratio"])
-    assert loss_plot(found.loss.points).notes == ("sparse: no open edge",)
+    assert table.loc["open attention edges, share of visible pairs", "sparse"] == 0
+    assert np.isnan(table.loc["open attention edges, share of visible pairs", "ratio"])
+    assert loss_plot(found.loss.points).notes == ("sparse: no open edges",)
 
 
 def test_prompts_of_several_lengths_text_and_a_control():

@@ -32,7 +32,7 @@ def test_an_interrupted_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.M
         patch.setattr(one_model, "attribute_edges", stop)
         with pytest.raises(KeyboardInterrupt):
             tiny_comparison(out=out)
-    with pytest.raises(ValueError, match="has not been finished: run it again with the same --out"):
+    with pytest.raises(ValueError, match="is unfinished: run it again with the same --out"):
         analyses.load_comparison(out)
     calls: list[str] = []
     again = one_model.patch_activations

@@ -17,7 +17,7 @@ from sparselens.analyses.comparison.finding import _accuracy, _fewer, facts, fin
 from sparselens.analyses.comparison.report import CAPTIONS, _description, _pruning, report_page
 from sparselens.analyses.comparison.results import Comparison, Prompt, Solved
 from sparselens.analyses.comparison.rows import Row, cells, percent
-from sparselens.analyses.comparison.table import rows_of
+from sparselens.analyses.comparison.table import OPEN_EDGES, rows_of
 from sparselens.analyses.figures.two_papers import for_both_papers
 from sparselens.prompts.intervals import Interval, proportion_interval
 from tests.analyses.comparison.compared import draw_nothing
@@ -94,23 +94,24 @@ def test_what_was_found_comes_first_and_the_whole_table_last_and_folded(comparis
 
 def test_the_finding_says_what_the_table_says(comparison: Comparison):
     rows = {row.name: (*cells(row), row.ratio) for row in rows_of(comparison)}
-    fewer = rows["open edges, of visible pairs"][2]
+    fewer = rows[OPEN_EDGES][2]
     start = f"sparse is as accurate as dense (100.0 %), with {fewer} fewer open attention edges and "
-    dense, sparse, _, ratio = rows["edges for 80 % faithfulness, pruned"]
+    dense, sparse, _, ratio = rows["edges after pruning to 80 % faithfulness"]
     assert ratio is not None and ratio.low > 1
-    chosen = "edges in a circuit that is 80 % faithful on the prompts that chose it"
+    chosen = "edges in a circuit with 80 % faithfulness on the prompts it was pruned on"
     others = [percent(getattr(comparison, side).circuits.pruned.held_out.mean) for side in ("sparse", "dense")]
-    end = f"({sparse.split()[0]} against {dense.split()[0]}); on other prompts these do {' and '.join(others)}."
+    end = f"({sparse.split()[0]} instead of {dense.split()[0]})"
+    end += f"; on held-out prompts, faithfulness is {others[0]} (dense: {others[1]})."
     assert finding(comparison) == f"{start}{ratio.mean:.2f}x fewer {chosen} {end}"
 
 
 def test_no_difference_is_claimed_where_the_interval_allows_none(comparison: Comparison):
     row = Row("Circuit", "edges", (30.0, 24.0), Interval(1.25, 0.9, 1.6, 0.1, 9))
-    assert _fewer(row, "edges") == "no measurable difference in edges (24 against 30)"
-    assert _fewer(replace(row, ratio=Interval(0.5, 0.4, 0.6, 0.1, 9)), "edges") == "2.00x more edges (24 against 30)"
-    assert _fewer(replace(row, ratio=None), "edges") == "no measurable ratio of edges (24 against 30)"
+    assert _fewer(row, "edges") == "no measurable difference in edges (24 instead of 30)"
+    assert _fewer(replace(row, ratio=Interval(0.5, 0.4, 0.6, 0.1, 9)), "edges") == "2.00x more edges (24 instead of 30)"
+    assert _fewer(replace(row, ratio=None), "edges") == "no defined ratio of edges (24 instead of 30)"
     few = replace(row, ratio=Interval(1.25, math.nan, math.nan, 0.1, 3))
-    assert _fewer(few, "edges").startswith("1.25x fewer edges (24 against 30), of which too few prompts were asked")
+    assert _fewer(few, "edges").endswith("(24 instead of 30), measured on too few prompts for a confidence interval")
 
 
 def test_accuracies_are_compared_prompt_by_prompt():

@@ -10,7 +10,7 @@ from sparselens.analyses.comparison.caveats import pruning_caveats
 from sparselens.analyses.comparison.report import _description, _pruning
 from sparselens.analyses.comparison.results import Comparison
 from sparselens.analyses.comparison.rows import cells
-from sparselens.analyses.comparison.table import rows_of
+from sparselens.analyses.comparison.table import HELD_OUT, rows_of
 from sparselens.prompts.intervals import Interval
 from tests.analyses.comparison.compared import compared
 
@@ -22,7 +22,7 @@ def test_a_model_without_a_fault_is_not_said_to_be_sure(comparison: Comparison):
 
 
 def test_the_edges_for_a_goal_have_an_interval(comparison: Comparison):
-    (row,) = [row for row in rows_of(comparison) if row.name == "edges for 80 % faithfulness"]
+    (row,) = [row for row in rows_of(comparison) if row.name == "edges needed for 80 % faithfulness"]
     for side, value in zip(("dense", "sparse"), row.values, strict=True):
         circuits = getattr(comparison, side).circuits
         assert isinstance(value, Interval) and value.mean == circuits.faithful_edges
@@ -33,7 +33,7 @@ def test_the_edges_for_a_goal_have_an_interval(comparison: Comparison):
 
 
 def test_random_circuits_are_told_by_their_range(comparison: Comparison):
-    (row,) = [row for row in rows_of(comparison) if row.name.startswith("faithfulness, random connected circuits")]
+    (row,) = [row for row in rows_of(comparison) if row.name.startswith("faithfulness of random connected circuits")]
     for side, value in zip(("dense", "sparse"), row.values, strict=True):
         means = [found.mean for found in getattr(comparison, side).circuits.random]
         assert isinstance(value, Interval) and value.n == 10
@@ -42,7 +42,7 @@ def test_random_circuits_are_told_by_their_range(comparison: Comparison):
 
 def test_pruned_circuits_are_in_the_table_and_the_report(comparison: Comparison):
     rows = {row.name: row for row in rows_of(comparison)}
-    size, judged = rows["edges for 80 % faithfulness, pruned"], rows["its faithfulness on held-out prompts"]
+    size, judged = rows["edges after pruning to 80 % faithfulness"], rows[HELD_OUT]
     for side, edges, kept in zip(("dense", "sparse"), size.values, judged.values, strict=True):
         pruned = getattr(comparison, side).circuits.pruned
         assert (
@@ -58,13 +58,15 @@ def test_pruned_circuits_are_in_the_table_and_the_report(comparison: Comparison)
 def test_pruning_can_be_left_out_and_says_what_it_left(models: tuple[Any, Any], comparison: Comparison):
     none = compared(models, n=4, prune_runs=0)
     assert none.sparse.circuits.faithful_edges is not None and none.sparse.circuits.pruned is None
-    assert not any("pruned" in row.name for row in rows_of(none))
+    assert not any("prun" in row.name for row in rows_of(none))
     assert none.fewer_edges_pruned() is None
     pruned = comparison.sparse.circuits.pruned
     assert pruned is not None
     unfinished = {"sparse": {"circuits": replace(comparison.sparse.circuits, pruned=replace(pruned, untested=3))}}
     (note,) = pruning_caveats(unfinished)
-    assert note.startswith(f"In the sparse model pruning used up its runs: 3 of {len(pruned.circuit)} edges")
+    assert note.startswith(
+        f"In the sparse model pruning stopped at its limit on runs (prune_runs): 3 of {len(pruned.circuit)} "
+    )
     assert not pruning_caveats({"sparse": {"circuits": comparison.sparse.circuits}})
 
 

@@ -163,7 +163,7 @@ WRONG: dict[str, tuple[Callable[[Any, Transcoders], Any], str]] = {
     "a text without a tokenizer": (lambda m, t: analyses.attribute_feature(m, t, "Hello"), "no tokenizer"),
     "another model's": (
         lambda m, t: analyses.attribute_feature(tiny_bridge("gpt2", n_layer=3), t, TOKENS),
-        "another model's: they have 2 layers and d_model 16, the model 3 layers and d_model 16",
+        "another model: they have 2 layers and d_model 16, this one 3 layers and d_model 16",
     ),
     "no MLP": (
         lambda m, t: t.refuse_other_model(OpenModel(_attention_only()).reading),

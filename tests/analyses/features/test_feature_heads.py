@@ -32,7 +32,7 @@ def test_weights_are_those_of_each_target():
     torch.testing.assert_close(found.shares, means)
     assert found.needed(1.0).tolist() == [int((row > 0).sum()) for row in means]
     assert bool((found.needed_per_target(0.8) <= found.needed(1.0)).all()) and 0 < float(found.errors.min()) < 1
-    assert repr(found).startswith("FeatureHeads(2 prompts: 80% of the influence through heads by ")
+    assert repr(found).startswith("FeatureHeads(2 prompts: ") and " heads carry 80% of the influence, " in repr(found)
     assert len(found.to_frame()) == 16 and found.plot().data[0].y[-1] == pytest.approx(1)
 
 

@@ -154,7 +154,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "another number of features": (
         _change("layer_1.safetensors", W_enc=torch.ones(11, 16)),
-        r"W_enc has shapes \[\(11, 16\), \(12, 16\)\]: want one for all layers",
+        r"W_enc has shapes \[\(11, 16\), \(12, 16\)\]: want the same in all layers",
     ),
     "a threshold in one layer": (
         _change("layer_1.safetensors", threshold=torch.ones(12)),
@@ -182,7 +182,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a k in words": (
         lambda folder: (folder / "config.yaml").write_text("activation: topk\nk: many"),
-        "k = 'many'.*want whole numbers",
+        "k = 'many'.*want integers",
     ),
 }
 
@@ -216,18 +216,18 @@ def test_strange_folders_of_saelens_and_clt_forge(tmp_path: Path):
     for changes, message in (
         ({"architecture": "standard"}, "'standard' is not a transcoder"),
         ({"normalize_activations": "layer_norm"}, "is 'layer_norm', want 'none'"),
-        ({"metadata": {"hook_name": "blocks.1.mlp.hook_in"}}, "want hook_name and hook_name_out in one layer"),
+        ({"metadata": {"hook_name": "blocks.1.mlp.hook_in"}}, "want hook_name and hook_name_out in the same layer"),
         ({"metadata": settings["metadata"] | {"hook_name_out": "blocks.1.hook_attn_out"}}, "write to 'hook_attn_out'"),
     ):
         config.write_text(json.dumps(settings | changes))
         with pytest.raises(ValueError, match=message):
             analyses.load_transcoders(tmp_path)
     config.write_text("{")
-    with pytest.raises(ValueError, match="not JSON"):
+    with pytest.raises(ValueError, match=r"cannot read .*cfg\.json as JSON"):
         analyses.load_transcoders(tmp_path)
     clt_forge(tmp_path / "forge", random_transcoders(MODEL, threshold=0.2))
     _change("clt_weights.safetensors", b_dec=torch.ones(5, 16))(tmp_path / "forge")
-    with pytest.raises(ValueError, match=r"of 6 and 5 pairs of layers, want 3 \(per-layer\) or 6"):
+    with pytest.raises(ValueError, match=r"for 6 and 5 pairs of layers, want 3 \(per-layer\) or 6"):
         analyses.load_transcoders(tmp_path / "forge")
 
 

@@ -95,7 +95,7 @@ def test_a_files_name_and_another_format_are_refused(tmp_path: Path):
 
 def test_export_for_a_tokenizer(tmp_path: Path):
     options = ("--format", "eap-ig", "--tokenizer", "stories260k", "--corruption", "s2_io", "--out", tmp_path)
-    with pytest.raises(ValueError, match="needs more names than 2"):
+    with pytest.raises(ValueError, match="needs more names than the 2"):
         invoke("export", "ioi", "-n", 5, *options)
     found = last_line(invoke("export", "gendered_pronoun", "-n", 5, *options[:4], *options[6:], "--json"))
     header = Path(found["file"]).read_text().split("\n")[0]
