@@ -125,16 +125,16 @@ def draw(addition: Addition, random: Draw, words: Lists, corruption: str) -> Pro
 
 
 def _pair(addition: Addition, a: int, other: int, b: int, place: int) -> PromptPair:
-    asked = addition.answer_positions[-len(str(place))]
-    read = asked + 1 if addition.causal else addition.length
+    end = addition.answer_positions[-len(str(place))]
+    read = end + 1 if addition.causal else addition.length
     right, wrong = (addition.answer(first, b)[-len(str(place))] for first in (a, other))
     clean, corrupted = (
         (addition.full if addition.causal else addition.prompt)(first, b)[:read] for first in (a, other)
     )
     spans = _digits(addition)
     if not addition.causal:
-        spans[f"S{len(str(place)) - 1}"] = (asked, asked + 1)  # this place of the sum must be a single token
-    spans["END"] = (asked, asked + 1)
+        spans[f"S{len(str(place)) - 1}"] = (end, end + 1)  # this place of the sum must be a single token
+    spans["END"] = (end, end + 1)
     return PromptPair(clean, corrupted, (right,), (wrong,), spans, spans)
 
 

@@ -43,7 +43,7 @@ basket lamp clock key bowl ribbon button phone blanket towel
 
 
 def draw(random: Draw, words: Lists, corruption: str) -> PromptPair:
-    """One pair; each of the three places is asked about equally often. The new color of `other_color` is always wrong."""
+    """One pair; each of the three places is asked about equally often. The color of `other_color` is always wrong."""
     objects, (*colors, new) = random.sample(words["object"], 3), random.sample(words["color"], 4)
     slots = dict(zip(SLOTS, (*objects, *colors), strict=True))
     changes = {"ASKED": objects[1]} if corruption == "other_object" else {"COLOR": new}

@@ -60,20 +60,18 @@ def analyse(
     def patched(name: str) -> PatchingResult:
         return patch_activations(model, pairs, settings.metric, name, ablation=settings.ablation, **options(name))
 
-    def curve(name: str, rank_by: str, *scores: PatchingResult | None) -> ComponentCurve | None:
-        known = [score for score in scores if score is not None]
-        if len(known) < len(scores):
-            return None
+    def curve(name: str, rank_by: str, scores: list[PatchingResult]) -> ComponentCurve:
         how: dict[str, Any] = {**options(f"kept.{name}"), "rank_by": rank_by, "ablation": settings.ablation}
-        counts = _counts(sum(score.mean.numel() for score in known))
-        return keep_top(model, pairs, known, settings.metric, counts=counts, **how)
+        counts = _counts(sum(score.mean.numel() for score in scores))
+        return keep_top(model, pairs, scores, settings.metric, counts=counts, **how)
 
     def curves() -> ComponentCurves:
         heads, mlps = found["heads"], found["mlps"]
-        alone, alone_once = curve("heads", "prompt", heads), curve("heads_once", "mean", heads)
-        assert alone is not None and alone_once is not None
-        both, both_once = curve("all", "prompt", heads, mlps), curve("all_once", "mean", heads, mlps)
-        return ComponentCurves(alone, alone_once, both, both_once)
+        alone, alone_once = curve("heads", "prompt", [heads]), curve("heads_once", "mean", [heads])
+        if mlps is None:
+            return ComponentCurves(alone, alone_once, None, None)
+        both = [heads, mlps]
+        return ComponentCurves(alone, alone_once, curve("all", "prompt", both), curve("all_once", "mean", both))
 
     def edges() -> EdgeScores:
         how: dict[str, Any] = {"gate_gradient": settings.gate_gradient, **options("edges")}

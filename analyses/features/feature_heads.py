@@ -137,8 +137,8 @@ def feature_heads(
             errors.append(error)
             names = head_names(frozen)
             bar.update(1)
-    alike = torch.from_numpy(first_alike([tuple(tokens.tolist()) for tokens in rows]))
-    return FeatureHeads(names, tuple(targets), tuple(weights), torch.tensor(errors), alike)
+    clean_prompt = torch.from_numpy(first_alike([tuple(tokens.tolist()) for tokens in rows]))
+    return FeatureHeads(names, tuple(targets), tuple(weights), torch.tensor(errors), clean_prompt)
 
 
 def _rows(opened: OpenModel, prompts: Sequence[str] | Tensor | TokenizedPairs) -> list[Int[Tensor, " pos"]]:

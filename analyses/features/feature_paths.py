@@ -74,10 +74,10 @@ def feature_target(frozen: FrozenRun, transcoders: Transcoders, feature: Feature
     layer = frozen.layers[feature.layer]
     encoder = transcoders.encoder[feature.layer, feature.number].to(frozen.start)
     bias = float(transcoders.encoder_bias[feature.layer, feature.number])
-    held = Linear(layer.read_norm.norm, layer.read_norm.inverse[feature.pos : feature.pos + 1])
-    constant = bias + float((encoder * held.bias).sum())
+    norm = Linear(layer.read_norm.norm, layer.read_norm.inverse[feature.pos : feature.pos + 1])
+    constant = bias + float((encoder * norm.bias).sum())
     value = float(encoder @ layer.x[feature.pos]) + bias
-    return Target(str(feature), feature.layer, feature.pos, held.back(encoder[None])[0], constant, value)
+    return Target(str(feature), feature.layer, feature.pos, norm.back(encoder[None])[0], constant, value)
 
 
 def logit_target(
@@ -108,10 +108,11 @@ def logit_target(
     answer = int(logits.argmax()) if answer is None else answer
     less = weight.mean(1) if wrong is None else weight[:, wrong]
     direction = weight[:, answer] - less
-    held = Linear.at(norm, stream)
-    constant = float(bias[answer] - (bias.mean() if wrong is None else bias[wrong]) + (direction * held.bias).sum())
+    frozen_norm = Linear.at(norm, stream)
+    own_bias = bias[answer] - (bias.mean() if wrong is None else bias[wrong])
+    constant = float(own_bias + (direction * frozen_norm.bias).sum())
     value = float(logits[answer] - (logits.mean() if wrong is None else logits[wrong]))
-    return Target("logits", None, pos, held.back(direction[None])[0], constant, value)
+    return Target("logits", None, pos, frozen_norm.back(direction[None])[0], constant, value)
 
 
 def influences(
@@ -122,9 +123,9 @@ def influences(
     most_heads = max(len(layer.w_v) for layer in frozen.layers)
     at_once = max(1, NUMBERS // (n_branches * most_heads * frozen.start.numel()))
     for layer in dict.fromkeys(target.layer for target in targets):
-        alike = [target for target in targets if target.layer == layer]
-        for first in range(0, len(alike), at_once):
-            some = alike[first : first + at_once]
+        same_layer = [target for target in targets if target.layer == layer]
+        for first in range(0, len(same_layer), at_once):
+            some = same_layer[first : first + at_once]
             yield from zip(some, _BackwardPass(frozen, transcoders, some, one_head).influences(), strict=True)
 
 
@@ -147,10 +148,10 @@ class _BackwardPass:
         for number, target in enumerate(self._targets):
             self._directions[number, 0, target.pos] = target.direction
             self._biases[number, 0] = target.constant
-        behind = self._targets[0].layer
-        if behind is not None and not self._frozen.layers[behind].layer.block.parallel:
-            self._pass_attention(behind)
-        for number in reversed(range(len(self._frozen.layers) if behind is None else behind)):
+        last = self._targets[0].layer
+        if last is not None and not self._frozen.layers[last].layer.block.parallel:
+            self._pass_attention(last)
+        for number in reversed(range(len(self._frozen.layers) if last is None else last)):
             self._pass(number)
         inputs = self._written(self._frozen.start)
         parts = [*self._features, self._errors.flatten(2), inputs, self._biases[..., None]]

@@ -1,4 +1,4 @@
-"""A thousand pairs of a task, drawn once for all that is asked of them."""
+"""A thousand pairs of each task, drawn once and shared by all tests."""
 
 from functools import cache
 
@@ -9,7 +9,7 @@ N = 1000
 
 
 def thousand(name: str, corruption: str | None = None) -> tuple[PromptPair, ...]:
-    """The pairs of seed 0."""
+    """The pairs drawn with seed 0."""
     return _thousand(name, TASKS[name].find_corruption(corruption))
 
 

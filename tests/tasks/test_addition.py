@@ -1,4 +1,4 @@
-"""The strings and labels of the addition task, against the paper's Fig. 1 and sums done by hand."""
+"""The strings and labels of the addition task, checked against the paper's Fig. 1 and sums computed by hand."""
 
 from collections import Counter
 
@@ -69,7 +69,7 @@ def test_carries(a: int, b: int, carries: tuple[bool, ...], arrows: tuple[tuple[
 
 
 def test_carries_agree_with_the_sum_of_digits():
-    # every carry turns a ten into a one: the digit sum falls by nine
+    # every carry turns a ten into a one, so the digit sum falls by nine
     def digit_sum(n: int) -> int:
         return sum(int(digit) for digit in str(n))
 

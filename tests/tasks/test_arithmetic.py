@@ -1,4 +1,4 @@
-"""Sums and remainders of the two arithmetic tasks, against Python's own, and a few by hand."""
+"""Sums and remainders of the two arithmetic tasks, checked against Python's own, and a few by hand."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Brackets told from each other by hand, and the two classes of the task."""
+"""Balanced and unbalanced brackets, classified by hand, and the two classes of the task."""
 
 from collections import Counter
 
@@ -39,7 +39,7 @@ def test_rewritten_strings_differ_at_two_places_at_most(counts: bool):
 
 
 def test_exchanges_by_hand():
-    assert exchanged("((()))") == []  # whatever is exchanged inside, it stays balanced
+    assert exchanged("((()))") == []  # stays balanced whatever is swapped inside
     assert exchanged("()()()") == [(2, 3)]  # ())(() closes before it opens
     assert exchanged("(())()") == [(1, 3)]  # ())(() again
 
@@ -60,7 +60,7 @@ def test_counting_solves_half_of_those_that_are_not_balanced():
 
 
 def asked(prompt: str) -> str:
-    """The brackets that a prompt asks about: those after its examples."""
+    """The brackets in question in a prompt: those after its examples."""
     question = prompt.rpartition("no. ")[2] if prompt.endswith("balanced:") else prompt
     if "yes. " in question:
         question = question.rpartition("yes. ")[2]

@@ -1,4 +1,4 @@
-"""Tasks whose answer can be read off their own prompt: multiple choice, acronyms, successors. And their tables."""
+"""Tasks whose answer follows from the prompt (multiple choice, acronyms, successors), and the tables of tasks."""
 
 import re
 from collections import Counter

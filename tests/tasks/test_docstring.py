@@ -1,4 +1,4 @@
-"""The docstring task: what stands where, and what the corruptions leave alone."""
+"""The docstring task: the arguments at their places, and what the corruptions leave unchanged."""
 
 import re
 

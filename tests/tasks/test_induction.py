@@ -1,4 +1,4 @@
-"""The induction tasks: the words before END stood once before, and the answer came after them."""
+"""The induction tasks: the words before END occurred before, followed by the answer."""
 
 from sparselens.tasks.induction import BEFORE, LONGEST, SHORTEST, induction, induction_text
 

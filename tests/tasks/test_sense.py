@@ -1,4 +1,4 @@
-"""What a reader found in the pairs: shortcuts that solve a task without doing it, years as digits, wording."""
+"""Flaws once found by reading the pairs: shortcuts that solve a task without doing it, years as digits, wording."""
 
 import re
 from collections import Counter
@@ -21,7 +21,7 @@ DIGITS = tuple("0123456789")
 
 
 def reader(numbers: str, tokens: set[str]) -> Any:
-    """A tokenizer that cuts digits by a rule, has these tokens for them, and everything else by single characters."""
+    """A tokenizer that splits digits by a rule, has these tokens for them, and one token for any other character."""
     letters = {chr(code) for code in range(32, 127)}
     vocabulary = {token: number for number, token in enumerate(sorted(letters | tokens))}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="~"))
@@ -56,7 +56,7 @@ def test_years_where_three_digits_are_a_token():
 
 @pytest.mark.parametrize("corruption", TASKS["addition"].corruptions)
 def test_the_answer_is_not_read_inside_a_longer_token(corruption: str):
-    """`47+28=?????` as SmolLM2 cuts it: ?? ?? ?, or with the last two as one."""
+    """`47+28=?????` as SmolLM2 splits it: ?? ?? ?, or with the last two as one token."""
     vocabulary = {token: number for number, token in enumerate((*ALPHABET, "??"))}
     for rule in (r"\?\?|.", r"\?\?$|."):
         backend = Tokenizer(models.WordLevel(vocabulary, unk_token="="))
@@ -114,7 +114,7 @@ LEAST = {"opposites": 800, "opposites_stories": 800, "opposites_quoted": 800, "h
 
 @pytest.mark.parametrize("name", LEAST)
 def test_a_thousand_draws_have_hundreds_of_different_prompts(name: str, shared_data: Path):
-    """Of 295 (opposites_quoted) to 503 (opposites) before there were more templates and words."""
+    """There were only 295 (opposites_quoted) to 503 (opposites) before templates and words were added."""
     gpt2 = tr.AutoTokenizer.from_pretrained(shared_data / "tokenizers/gpt2")
     assert TASKS[name].fitted(gpt2).count_prompts(most=1000) >= LEAST[name]
 

@@ -1,4 +1,4 @@
-"""What every task is held to, under three tokenizers. A new task is covered by being in TASKS."""
+"""Requirements on every task, with three tokenizers. A new task is covered once it is in TASKS."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ from tests.tasks.drawn import N, thousand
 EVERY_CORRUPTION = [(name, corruption) for name, task in TASKS.items() for corruption in task.corruptions]
 HEAVY = {"torch", "numpy", "transformers", "transformer_lens", "datasets"}
 TOKENIZERS = {"gpt2": "tokenizers/gpt2", "stories3m": "models/stories3m", "stories260k": "models/stories260k"}
-# Tasks that a tokenizer cannot do, with what the refusal has to say.
+# Tasks that do not fit a tokenizer, with the expected error message.
 REFUSED: dict[tuple[str, str], str] = {
     (
         "ioi",
@@ -34,12 +34,12 @@ REFUSED: dict[tuple[str, str], str] = {
     ("colored_objects", "stories260k"): "needs 3 entries of its list 'object' .* has 0 of 32",
     ("country_capital", "stories3m"): "needs 2 entries of its list 'capital' .* has 0 of 72",
     ("country_capital", "stories260k"): "needs 2 entries of its list 'capital' .* has 0 of 72",
-    ("hypernymy", "stories260k"): "want 1 or more words of 2 or more kinds; this tokenizer has them of 0",
+    ("hypernymy", "stories260k"): "want 1 or more in each of 2 or more kinds, but only 0 of these",
     ("opposites_stories", "stories260k"): "needs 20 entries of its list 'opposite' .* has 2 of 81",
     ("opposites_quoted", "stories3m"): "needs 20 entries of its list 'opposite' .* has 18 of 254",
     ("opposites_quoted", "stories260k"): "needs 20 entries of its list 'opposite' .* has 4 of 254",
     ("brackets", "stories260k"): "needs 2 entries of its list 'answer' .* has 0 of 2",
-    ("fact_retrieval", "stories260k"): "want 2 or more words of 1 or more kinds; this tokenizer has them of 0",
+    ("fact_retrieval", "stories260k"): "want 2 or more in each of 1 or more kinds, but only 0 of these",
 }
 
 
@@ -96,7 +96,7 @@ def test_no_constant_guess_does_well(name: str):
     right = Counter(answer for pair in pairs for answer in pair.answers)
     wrong = Counter(answer for pair in pairs for answer in pair.wrong_answers)
     for answer, times in right.most_common(5):
-        # where this guess can be told right from wrong, it should be right about as often as any
+        # where this guess is either right or wrong, it should be right about as often as any other
         share = times / (times + wrong[answer])
         chance = sum(len(p.answers) / (len(p.answers) + len(p.wrong_answers)) for p in pairs) / len(pairs)
         if times + wrong[answer] >= 100:
@@ -130,7 +130,7 @@ def test_tokens_of_every_corruption(name: str, corruption: str, tokenizers: dict
 
 
 def _check_rows(tokens: Any, tokenizer: Any) -> None:
-    """Every row against a plain call of the tokenizer, which knows nothing of how it was made."""
+    """Every row is compared with a plain call of the tokenizer, independent of how it was made."""
     texts = {text for pair in tokens.prompts for text in _texts(pair)}
     ids = dict(zip(texts, tokenizer(list(texts))["input_ids"], strict=True))
     prompts = [pair.clean for pair in tokens.prompts]
@@ -145,7 +145,7 @@ def _texts(pair: PromptPair) -> list[str]:
 
 
 def _check_row(tokens: Any, row: int, pair: PromptPair, ids: dict[str, list[int]], plain: int) -> None:
-    """`plain` is the number of tokens without special ones."""
+    """`plain` is the number of tokens without special tokens."""
     clean, corrupted = ids[pair.clean], ids[pair.corrupted]
     assert len(clean) == len(corrupted)
     assert tokens.clean[row, -len(clean) :].tolist() == clean

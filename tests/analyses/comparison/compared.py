@@ -1,4 +1,4 @@
-"""Comparisons that several tests look at: of the addition models on a few sums, and of tiny models."""
+"""Comparisons shared by several tests: of the addition models on a few sums, and of tiny models."""
 
 import functools
 from pathlib import Path
@@ -38,7 +38,7 @@ def whole_tiny_comparison() -> Comparison:
 
 
 def draw_nothing(patch: pytest.MonkeyPatch) -> None:
-    """Let reports have all their figures, but blank: for tests of what stands around them."""
+    """Make all figures of reports blank, for tests of the text around them."""
     whole = report.figures_of
     patch.setattr(report, "figures_of", lambda *asked: dict.fromkeys(whole(*asked), _blank))
 

@@ -1,4 +1,4 @@
-"""A comparison says what its analyses say, is the same when loaded again, and goes on where it was interrupted."""
+"""A comparison reports what its analyses report, and resumes after an interruption."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -150,7 +150,7 @@ def test_a_number_is_the_same_in_table_and_plot(comparison: Comparison):
 
 def test_a_model_with_itself_is_marked(models: tuple[Any, Any]):
     found = compared((models[1], models[1]), n=6, prune_runs=0, notes=["The text is a poem."])
-    assert found.about.notes[0] == "The text is a poem."  # what the caller knows comes first
+    assert found.about.notes[0] == "The text is a poem."  # notes of the caller come first
     assert found.about.notes[1].startswith("Both models are the same")
     ratios = [found.fewer_edges(), found.fewer_edges_of_mean(), found.fewer_components("heads")]
     assert [(ratio.low, ratio.mean, ratio.high) for ratio in ratios if ratio] == [(1.0, 1.0, 1.0)] * 3
@@ -205,7 +205,7 @@ def test_a_model_without_mlps(tmp_path: Path):
 
 
 def shown(found: Comparison, tmp_path: Path) -> Any:
-    """Everything that can be made of a comparison (the report draws all figures), then its table by quantity."""
+    """Make everything that a comparison can produce (the report draws all figures); return the table by quantity."""
     found.save_html(tmp_path / "report.html")
     assert same(analyses.load_comparison(found.save(tmp_path / "numbers")), found)
     return found.table().droplevel(0)
@@ -290,7 +290,7 @@ def test_mistakes_are_refused_at_once(options: dict[str, Any], message: str, mon
 
 
 def test_swapped_models_and_wrong_tasks_are_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as outside of the tests
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as outside the tests
     with pytest.raises(ValueError, match="the dense model has gates and the sparse one has none: swap them"):
         analyses.compare(*tiny_models()[::-1], tiny_pairs(), progress=False)
     with pytest.raises(ValueError, match="task is 'ioi': want a Task"):

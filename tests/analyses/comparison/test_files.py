@@ -1,4 +1,4 @@
-"""A comparison is the same when loaded again, and goes on where it was interrupted."""
+"""A saved comparison loads unchanged, and an interrupted one resumes."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def test_saved_and_loaded_without_a_model(comparison: Comparison, tmp_path: Path
     back = analyses.load_comparison(comparison.save(tmp_path / "saved"))
     assert same(back, comparison)
     assert torch.equal(back.dense.heads.values, comparison.dense.heads.values)
-    assert same(analyses.load_comparison(back.save(tmp_path / "saved")), comparison)  # in place of itself
+    assert same(analyses.load_comparison(back.save(tmp_path / "saved")), comparison)  # saved over itself
 
 
 def stop(*args: Any, **options: Any) -> None:
@@ -38,7 +38,7 @@ def test_an_interrupted_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.M
     again = one_model.patch_activations
     monkeypatch.setattr(one_model, "patch_activations", lambda *args, **more: calls.append("") or again(*args, **more))
     assert same(tiny_comparison(out=out), whole)
-    assert len(calls) == 2  # the sparse model's heads and MLPs; the dense model's were there
+    assert len(calls) == 2  # the sparse model's heads and MLPs; the dense model's were already saved
     assert same(analyses.load_comparison(out), whole)
     assert list(out.glob("*.unfinished")) == []
 

@@ -1,4 +1,4 @@
-"""The report: one file, no network, every number of the table, no string that breaks out of it."""
+"""The report: one offline file with every number of the table, in which no string is taken for markup."""
 
 import html
 import math
@@ -79,7 +79,7 @@ def test_strings_stay_strings(comparison: Comparison, monkeypatch: pytest.Monkey
     page = report_page(replace(comparison, about=about))
     outside = re.sub(r'srcdoc="[^"]*"', "", page)
     assert "<script" not in outside and outside.count(html.escape(HOSTILE)) >= 6
-    assert "{{viewer}}" in outside  # what looks like a place in the template is not filled
+    assert "{{viewer}}" in outside  # text that looks like a template placeholder is not filled in
 
 
 def test_what_was_found_comes_first_and_the_whole_table_last_and_folded(comparison: Comparison, page: str):
@@ -124,7 +124,7 @@ def test_accuracies_are_compared_prompt_by_prompt():
 
     assert said(6, torch.arange(60)) == "is less accurate than d (90.0 % and 100.0 %)"  # though the intervals overlap
     assert said(5, torch.arange(60)).startswith("is not measurably less or more accurate than d (91.7 % and 100.0 %)")
-    assert said(6, torch.arange(60) // 2).startswith("is not measurably less")  # three prompts, each asked twice
+    assert said(6, torch.arange(60) // 2).startswith("is not measurably less")  # three prompts, each drawn twice
     assert said(0, torch.arange(60)) == "is as accurate as d (100.0 %)"
 
 
@@ -166,7 +166,7 @@ FIRST_SCREEN = """
 
 @pytest.fixture(scope="module")
 def opened(page: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Page, str]]:
-    """A browser, and the address of the report."""
+    """A browser page, and the URL of the report."""
     file = tmp_path_factory.mktemp("report") / "report.html"
     file.write_text(page, encoding="utf-8")
     with browser(file.parent / "profile") as open_page:

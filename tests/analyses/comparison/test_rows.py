@@ -1,4 +1,4 @@
-"""The numbers of a table as they are printed."""
+"""How the numbers of a table are printed."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""A slim comparison tells, draws and shows what the whole one does, and refuses what it cannot tell."""
+"""A slim comparison has the same table, figures and viewer as the full one, and refuses what it no longer holds."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,13 +23,13 @@ from tests.tiny_models import tiny_bridge
 
 @pytest.fixture(scope="module")
 def small(comparison: Comparison, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
-    """Saved slim and read again."""
+    """A comparison saved slim and loaded again."""
     return analyses.load_comparison(comparison.save(tmp_path_factory.mktemp("slim") / "numbers.zip", slim=True))
 
 
 @pytest.fixture(scope="module")
 def sparing(comparison: Comparison) -> Comparison:
-    """With fewer scores than the graph has edges, as of a large model, and rounded weights."""
+    """A comparison with fewer scores than the graph has edges, as for a large model, and rounded weights."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(slim, "LISTED", 10)
         patch.setattr(slim, "DRAWN", 40)
@@ -46,7 +46,7 @@ def test_every_number_of_the_table_is_the_same(which: str, comparison: Compariso
 
 
 def test_pages_are_the_same(comparison: Comparison, small: Comparison, monkeypatch: pytest.MonkeyPatch):
-    draw_nothing(monkeypatch)  # the figures come next
+    draw_nothing(monkeypatch)  # figures have their own test
     assert small.viewer().html == comparison.viewer().html
     assert tokens_view(small).html == tokens_view(comparison).html
     assert report_page(small) == report_page(comparison)
@@ -56,7 +56,7 @@ def test_figures_are_the_same(comparison: Comparison, sparing: Comparison, tmp_p
     """Of one that holds less than `small`, whose first figure is laid out as its page is."""
     whole, found = figures_of(comparison), figures_of(sparing)
     assert whole.keys() == found.keys()
-    for name in whole.keys() - {"fig1_tokens"}:  # more lines than were kept as they are
+    for name in whole.keys() - {"fig1_tokens"}:  # which draws more lines than have exact weights
         drawn = [
             draw(tmp_path / f"{side}.svg").read_bytes() for side, draw in (("one", whole[name]), ("two", found[name]))
         ]

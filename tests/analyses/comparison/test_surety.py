@@ -1,4 +1,4 @@
-"""How sure the numbers of a comparison are: every share, count and ratio that is printed with an interval."""
+"""The confidence intervals of a comparison: of every share, count and ratio that is printed with one."""
 
 import math
 from dataclasses import replace
@@ -71,7 +71,7 @@ def test_pruning_can_be_left_out_and_says_what_it_left(models: tuple[Any, Any], 
 
 
 def test_pairs_that_ask_the_same_are_one_observation(comparison: Comparison):
-    assert comparison.clusters == list(range(len(comparison.clusters)))  # here no prompt repeats
+    assert comparison.clusters == list(range(len(comparison.clusters)))  # no prompt occurs twice here
     half = replace(comparison.solved, clean_prompt=torch.arange(len(comparison.clusters)) // 2)
     paired = replace(comparison, solved=half)
     plain, wide = (found.fewer_edges() for found in (comparison, paired))

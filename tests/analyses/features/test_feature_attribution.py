@@ -1,4 +1,4 @@
-"""Influences of features through heads: they add up to the target, and are what a walk along every path gives."""
+"""Influences of features through heads: they add up to the target, and equal a sum over all paths."""
 
 from collections.abc import Callable
 from typing import Any
@@ -38,7 +38,7 @@ def one_active(transcoders: Transcoders, frozen: FrozenRun, layer: int, pos: int
     [*((*case, False) for case in CASES), *((*case, True) for case in CASES if case[0] in KINDS_OF_BLOCKS)],
 )
 def test_influences_add_up_to_the_target(family: str, kind: str, gated: bool):
-    """Rotary and absolute positions, grouped queries, parallel blocks, norms behind attention, sinks, biases."""
+    """Rotary and absolute positions, grouped queries, parallel blocks, norms after attention, sinks, biases."""
     model = tiny_bridge(family)
     if gated:
         sl.sparsify(model, gate_bias=0.3)
@@ -85,7 +85,7 @@ def walked(frozen: FrozenRun, transcoders: Transcoders, source: tuple[int, int, 
 @pytest.mark.parametrize("one_head", [False, True])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_influence_is_what_a_walk_along_every_path_gives(family: str, one_head: bool):
-    """Paths of one head: activation * pattern * decoder . W_V W_O . encoder; of several: counted with the last."""
+    """Paths of one head: activation * pattern * decoder . W_V W_O . encoder; of several: counted for the last."""
     name = "n_layer" if family == "gpt2" else "num_hidden_layers"
     model = tiny_bridge(family, **{name: 4})
     sl.sparsify(model, gate_bias=0.5)

@@ -1,4 +1,4 @@
-"""How few heads carry what features do: over prompts, in a dense and in a sparse model."""
+"""How few heads carry the influence of features, over prompts, in a dense and a sparse model."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ QUIET: dict[str, Any] = {"progress": False}
 
 
 def test_weights_are_those_of_each_target():
-    """Of every feature active at END and the logits, by `attribute_feature`; shares count every target alike."""
+    """As `attribute_feature` for each feature active at END and the logits, all with the same weight in shares."""
     model, tokens = tiny_bridge("llama"), tiny_tokens(batch=2)
     transcoders = random_transcoders(model, top_k=3)
     found = analyses.feature_heads(model, transcoders, tokens, **QUIET)
@@ -37,7 +37,7 @@ def test_weights_are_those_of_each_target():
 
 
 def test_prompts_in_any_form():
-    """Texts, rows and pairs; of pairs up to END, without padding."""
+    """Texts, rows and pairs give the same; pairs are run up to END, without padding."""
     model = sl.load("stories260k")
     transcoders = random_transcoders(model, n_features=8, top_k=2)
     pairs = TASKS["gendered_pronoun"].tokenize(model.tokenizer, 2)
@@ -55,14 +55,14 @@ def test_prompts_in_any_form():
 
 
 def test_only_heads_with_open_gates_carry_anything():
-    """In the sparse model as many at most as have an open gate in the prompt; in the dense one all that could."""
+    """In the sparse model, at most the heads with an open gate in the prompt; in the dense one, all that could."""
     dense, sparse = sl.load("stories260k"), sl.load("stories260k-sparse")
     tokens = TASKS["gendered_pronoun"].tokenize(dense.tokenizer, 2).clean[:, :12]
     found = [
         analyses.feature_heads(model, random_transcoders(model, n_features=16, top_k=4), tokens, **QUIET)
         for model in (dense, sparse)
     ]
-    assert found[0].needed(1.0).tolist() == [32] * 2  # all but those of layer 0, which no feature comes before
+    assert found[0].needed(1.0).tolist() == [32] * 2  # all but those of layer 0, since no feature comes before it
     opened = OpenModel(sparse)
     names = [layer.at("attn.hook_pattern") for layer in opened.reading.layers]
     with torch.no_grad():

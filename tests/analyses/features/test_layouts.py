@@ -1,4 +1,4 @@
-"""Folders of transcoders, made on the spot in each published layout; damaged and strange ones are refused by name."""
+"""Folders of transcoders in each published layout; errors name the damaged or unknown file."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -21,12 +21,12 @@ MODEL = tiny_bridge("gpt2", n_layer=3)
 
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the type checks of tests, which would be the first to speak."""
+    """Without the type checks of tests, which would raise first."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def same(found: Transcoders, wanted: Transcoders) -> bool:
-    """All tensors and settings alike."""
+    """Whether all tensors and settings are equal."""
     for name, value in vars(wanted).items():
         other = getattr(found, name)
         if isinstance(value, Tensor):
@@ -45,7 +45,7 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def sae_lens(folder: Path, made: Transcoders) -> None:
-    """As SAELens saves a transcoder of each layer."""
+    """Save a transcoder of each layer as SAELens does."""
     for layer in range(made.n_layers):
         kind = "jumprelu_transcoder" if made.threshold is not None else "skip_transcoder"
         at = f"blocks.{layer}"
@@ -62,7 +62,7 @@ def sae_lens(folder: Path, made: Transcoders) -> None:
 
 
 def clt_forge(folder: Path, made: Transcoders, shards: int = 1) -> None:
-    """As CLT-Forge saves it: pairs of layers in order, in units in which inputs and outputs have a size of one."""
+    """Save as CLT-Forge does: pairs of layers in order, in units in which inputs and outputs have norm one."""
     assert made.threshold is not None
     n = made.n_layers
     read, written = torch.linspace(0.5, 2, n), torch.linspace(3, 4, n)
@@ -81,7 +81,7 @@ def clt_forge(folder: Path, made: Transcoders, shards: int = 1) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_saved_is_what_is_opened(kind: str, tmp_path: Path):
-    """In circuit-tracer's layouts, cross-layer and per-layer, with its names and shapes."""
+    """Files are in circuit-tracer's layouts, cross-layer and per-layer, with its names and shapes."""
     made = random_transcoders(MODEL, **KINDS[kind])
     analyses.save_transcoders(made, tmp_path / "folder")
     assert same(analyses.load_transcoders(tmp_path / "folder"), made)
@@ -97,7 +97,7 @@ def test_what_was_saved_is_what_is_opened(kind: str, tmp_path: Path):
 
 
 def test_circuit_tracers_published_settings(tmp_path: Path):
-    """Without a config: cross-layer ones read the stream, the first token has no features. Half precision, too."""
+    """Without a config, cross-layer ones read the stream and the first token has no features. In bfloat16, too."""
     made = random_transcoders(MODEL, reads="hook_resid_mid", first_pos=1)
     for layer in range(3):
         parts = {"W_enc": made.encoder, "b_enc": made.encoder_bias, "b_dec": made.decoder_bias}
@@ -132,7 +132,7 @@ def _cut_short(folder: Path) -> None:
 
 
 def _change(name: str, **changes: Any) -> Callable[[Path], None]:
-    """Put other tensors in a file, or take them out."""
+    """Replace tensors in a file, or remove them (None)."""
 
     def change(folder: Path) -> None:
         tensors = load_file(folder / name) | changes

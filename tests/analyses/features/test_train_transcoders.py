@@ -1,4 +1,4 @@
-"""The trainer makes transcoders better, says what they are, and says it alike every time."""
+"""Training improves transcoders and is reproducible, and their quality is measured correctly."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def rows() -> torch.Tensor:
 
 @pytest.mark.parametrize("cross_layer", [True, False])
 def test_training_explains_more(cross_layer: bool):
-    """Also half of what it leaves is less than what one step leaves; L0 is k, where enough is above zero."""
+    """Training leaves much less error than a single step; L0 is k, if that many features are above zero."""
     text = rows()
     first, made = (
         analyses.train_transcoders(MODEL, text, steps=steps, cross_layer=cross_layer, **SIZES) for steps in (1, 40)
@@ -47,7 +47,7 @@ def test_the_same_seed_gives_the_same_transcoders():
 
 
 def test_exact_transcoders_miss_nothing():
-    """L0 and dead features are those of the model's own neurons; the replaced model is the model."""
+    """L0 and dead features are those of the model's own neurons; replacing its MLPs changes nothing."""
     model, transcoders = relu_model()
     tokens = tiny_tokens(batch=5)
     found = analyses.measure_transcoders(model, transcoders, tokens, progress=False)
@@ -65,7 +65,7 @@ def test_exact_transcoders_miss_nothing():
 
 @pytest.mark.parametrize("family", ["gptj", "gemma2", "llama"])
 def test_replaced_mlps_write_what_features_say(family: str):
-    """Cross-layer features that all write nothing leave a model without MLPs; parallel blocks and norms behind, too."""
+    """If all features write zero, the model is left without MLPs; also with parallel blocks and norms after MLPs."""
     model, tokens = tiny_bridge(family), tiny_tokens()
     made = random_transcoders(model, top_k=3)
     silent = {"decoder": tuple(torch.zeros_like(values) for values in made.decoder)}

@@ -1,4 +1,4 @@
-"""Transcoders made on the spot: random ones for any model, and exact ones for a model whose MLPs are ReLU layers."""
+"""Transcoders for tests: random ones for any model, and exact ones for a model whose MLPs are ReLU layers."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def random_transcoders(
     threshold: float | None = None,
     **options: Any,
 ) -> Transcoders:
-    """Random numbers in every tensor."""
+    """Transcoders with random numbers in every tensor."""
     random, n_layers, d_model = torch.Generator().manual_seed(1), model.cfg.n_layers, model.cfg.d_model
 
     def some(*shape: int, size: float = 0.3) -> torch.Tensor:
@@ -40,7 +40,7 @@ def random_transcoders(
 
 
 def relu_model() -> tuple[Any, Transcoders]:
-    """A model whose neurons are the features of its transcoders, which therefore miss nothing."""
+    """A model whose neurons are the features of its transcoders, which therefore reconstruct its MLPs exactly."""
     model = tiny_bridge("gpt2", activation_function="relu")
     mlps = [block.mlp for block in model.blocks]
     encoder, bias, decoder, decoder_bias = (

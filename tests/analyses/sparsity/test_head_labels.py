@@ -1,4 +1,4 @@
-"""Head labels: TransformerLens' own scores, also where its detector cannot go."""
+"""Head labels: the scores of TransformerLens, also on prompts that its detector does not accept."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ PROMPTS = ["Once upon a time, Tim and Sue saw Tim and Sue.", "The cat sat. The c
 
 @pytest.mark.parametrize("exclude", [False, True])
 def test_scores_are_those_of_detect_head_where_every_query_counts(stories: Any, exclude: bool):
-    """The attention of a query without a target is taken away: then TransformerLens' detector says the same."""
+    """Without the attention of queries that have no target, TransformerLens' detector gives the same scores."""
     options = {"exclude_bos": exclude, "exclude_current_token": exclude}
     found = label_heads(stories, PROMPTS, **options)
     makers = (
@@ -59,8 +59,8 @@ def test_attention_is_one_only_in_a_dense_model(stories: Any):
 
 
 def test_by_hand():
-    # heads that look at all alike: of the weights 1, 1/2 1/2, 1/3 1/3 1/3 those to the token before are 1/2 and 1/3, of
-    # the two queries that have one; only the last token has occurred before
+    # heads with uniform attention: of the weights 1, 1/2 1/2, 1/3 1/3 1/3, those on the previous token are 1/2 and 1/3,
+    # for the two queries that have one; only the last token has occurred before
     found = label_heads(two_layers(), torch.tensor([[0, 1, 0]]))
     assert found.kinds == ("previous token", "duplicate token", "induction")
     previous, duplicate, induction = found.scores[:, 0, 0].tolist()
@@ -79,7 +79,7 @@ def test_prompts_in_which_nothing_repeats_say_nothing_of_induction():
 
 
 def induction_model() -> Any:
-    """A real two-layer induction circuit by hand: a0.h2 looks at the token before, a1.h1 to a1.h3 at what followed.
+    """A hand-built two-layer induction circuit: a0.h2 attends to the previous token, a1.h1 to a1.h3 to what followed.
 
     The residual stream has room for the token, for its position, and for the token before it. Heads without a task look
     at all positions alike.
@@ -90,7 +90,7 @@ def induction_model() -> Any:
     model.embed.original_component.weight.data[:, token] = torch.eye(n_tokens)
     model.pos_embed.original_component.weight.data[:, place] = torch.eye(n_pos)
     first, second = (Heads(model.blocks[layer].attn, n_heads, 20) for layer in (0, 1))
-    first.put("q", 2, place, torch.eye(n_pos).roll(-1, 1) * 16)  # position i asks for i - 1
+    first.put("q", 2, place, torch.eye(n_pos).roll(-1, 1) * 16)  # position i attends to i - 1
     first.put("k", 2, place, torch.eye(n_pos))
     first.put("v", 2, token, torch.eye(n_tokens))
     first.write(2, before, torch.eye(n_tokens))
@@ -104,19 +104,19 @@ def induction_model() -> Any:
 
 
 class Heads:
-    """The weights of one attention, head by head: x @ W."""
+    """The weights of one attention layer, head by head: x @ W."""
 
     def __init__(self, attn: Any, n_heads: int, d_head: int) -> None:
         self._attn, self._n_heads, self._d_head = attn, n_heads, d_head
 
     def put(self, receiver: str, head: int, reads: slice, matrix: torch.Tensor) -> None:
-        """Let a head's queries, keys or values be these dimensions of the stream times the matrix."""
+        """Make a head's queries, keys or values these dimensions of the stream times the matrix."""
         weight = getattr(self._attn, receiver).original_component.weight.data  # out, in
         rows = slice(head * self._d_head, head * self._d_head + matrix.shape[1])
         weight[rows, reads] = matrix.T * (self._d_head**0.25 if receiver in "qk" else 1.0)
 
     def write(self, head: int, writes: slice, matrix: torch.Tensor) -> None:
-        """Let a head write its value times the matrix to these dimensions."""
+        """Make a head write its value times the matrix to these dimensions."""
         columns = slice(head * self._d_head, head * self._d_head + matrix.shape[0])
         self._attn.o.original_component.weight.data[writes, columns] = matrix.T
 
@@ -146,14 +146,14 @@ def test_a_closed_head_scores_nothing():
 
 
 def test_an_induction_head_is_found():
-    """Queries of the last block match the token before each key: handed over in a pattern put in by a hook."""
+    """Queries of the last block match the token before each key; a hook supplies the patterns."""
     model = native_model(n_ctx=16, d_vocab=12)
     rows = repeated_tokens(model, n=2)
 
     def attend(pattern: torch.Tensor, hook: Any) -> torch.Tensor:
         pattern = torch.zeros_like(pattern)
         pattern[..., 0] = 1.0
-        for query in range(8, 16):  # the second copy: look where the token stood before, one further
+        for query in range(8, 16):  # the second copy: attend to the position after the first occurrence of the token
             pattern[:, :, query, 0] = 0.0
             pattern[:, :, query, query - 7] = 1.0
         return pattern

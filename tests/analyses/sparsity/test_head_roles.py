@@ -1,4 +1,4 @@
-"""The roles of heads: in a model that is built to have them, and in the shipped ones."""
+"""The roles of heads, in a model that is built to have them and in the shipped ones."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ NAMED = {"IO": IO, "S1": S1, "S1+1": AND, "S2": S2, "END": END}
 
 
 def looking_model(seen: dict[str, tuple[int, int]], write: dict[str, list[list[float]]]) -> Any:
-    """Attention only, one-hot tokens of six dimensions; heads look at all alike, but for those that are told where.
+    """Attention only, one-hot tokens of six dimensions; heads attend uniformly, except those given a place.
 
     Args:
         seen: of every head, its query and key position
@@ -43,7 +43,7 @@ def looking_model(seen: dict[str, tuple[int, int]], write: dict[str, list[list[f
 
 
 def make_pairs() -> sl.TokenizedPairs:
-    """Names are tokens 1 to 4, in the places IO S and S2 END; the corrupted S2 is the indirect object."""
+    """Names are tokens 1 to 4, at the positions IO, S1 and S2 before END; the corrupted S2 is the indirect object."""
     names = torch.tensor([[1, 2], [2, 3], [3, 4], [4, 1]])
     clean = torch.stack([names[:, 0], names[:, 1], torch.full((4,), 5), names[:, 1], torch.full((4,), 0)], 1)
     corrupted = clean.clone()
@@ -63,24 +63,24 @@ def test_roles_in_a_model_that_is_built_to_have_them():
     assert found.roles == {
         "name mover": ("a1.h0",),
         "negative name mover": ("a1.h1",),
-        "S-inhibition": (),  # a0.h3 looks at S2, but writes nothing that a name mover reads
+        "S-inhibition": (),  # a0.h3 attends to S2, but writes nothing that a name mover reads
         "duplicate token": ("a0.h0",),
         "induction": ("a0.h1",),
         "previous token": ("a0.h2",),
     }
     assert found.paths is not None and found.paths.sources == ("a0.h3",) and found.paths["a0.h3"] == 0
-    assert found.roles_of("a1.h2") == []  # looks at S2 beside the name movers, not before them
+    assert found.roles_of("a1.h2") == []  # attends to S2 in the layer of the name movers, not before it
 
 
 def test_an_s_inhibition_head_acts_on_the_queries_of_name_movers():
-    """a0.h3 reads S2 at END and writes its name 12 dimensions up; a1.h0's query turns that into a look away from it."""
+    """a0.h3 copies the name of S2 to END, 12 dimensions up; a1.h0's query uses it to attend less to that name."""
     copy = torch.diag(torch.tensor([0, 1.0, 1, 1, 1, 0]))
     model, pairs = looking_model({"a0.h3": (END, S2), "a1.h1": (END, IO)}, {"a1.h0": copy.tolist()}), make_pairs()
     value, out = (getattr(model.blocks[0].attn, part).original_component.weight.data for part in "vo")
     value[18:24, :6], out[12:18, 18:24] = torch.eye(6), torch.eye(6)
     query, key = (getattr(model.blocks[1].attn, part).original_component.weight.data for part in "qk")
     query[:6, 12:18], key[:6, :6] = -20 * torch.eye(6), torch.diag(torch.tensor([0, 1.0, 1, 1, 1, 0]))
-    query[:6, 0] += 10  # END, token 0, looks at names
+    query[:6, 0] += 10  # END, token 0, attends to names
     found = head_roles(model, pairs, threshold=0.4, **QUIET)
     assert found.roles["name mover"] == ("a1.h0",) and found.roles["S-inhibition"] == ("a0.h3",)
     assert found["a0.h3"]["path"] == pytest.approx(patch_paths(model, pairs, "a1.h0<q>", **QUIET)["a0.h3"]) != 0

@@ -1,4 +1,4 @@
-"""Loss against open edges: numbers worked out by hand, and agreement with what training reports."""
+"""Loss against open edges: numbers computed by hand, and agreement with what training reports."""
 
 import math
 from functools import partial

@@ -1,4 +1,4 @@
-"""Top-k attention: what is kept, what it costs, and that nothing of it stays."""
+"""Top-k attention: which edges it keeps, what it costs, and that it leaves no trace."""
 
 from typing import Any
 
@@ -49,9 +49,9 @@ def test_all_keys_are_the_dense_model_and_the_pattern_sums_to_one(family: str):
     weights = cache["blocks.1.attn.hook_pattern"]
     kept = weights > 0
     assert kept.sum(-1).max() == 2
-    if family != "gpt-oss":  # whose attention sink takes a part
+    if family != "gpt-oss":  # whose attention sink takes part of the weight
         torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights.sum(-1)))
-    each = 18 if family == "bert" else 17  # in causal models the first query of nine sees but one key
+    each = 18 if family == "bert" else 17  # in causal models the first of nine queries sees only one key
     assert gates.open.tolist() == [[each] * 4] * 2
     assert len(edges) == 2 * 2 * 4 * each
     assert torch.equal(logits(model, tokens), dense)
