@@ -106,7 +106,7 @@ def _mean(value: Value) -> float:
 
 
 def _differ(solved: Solved) -> bool:
-    """McNemar's exact test at 5 %: does one model solve more than half of the prompts that only one of them solves?
+    """McNemar's exact test at 5 %: does one model solve significantly more of the prompts that only one solves?
 
     Pairs with the same clean prompt count as one prompt, which the model that solves more of them has solved.
     """

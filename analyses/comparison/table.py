@@ -29,26 +29,26 @@ def rows_of(comparison: Comparison) -> list[Row]:
     return [*_behaviour(comparison), *_components(comparison), *_edges(comparison), *_labels(comparison)]
 
 
-# Names of the rows that the finding refers to.
+# -- names of the rows that the finding refers to
 
 
 def loss_name(about: About) -> str:
-    """Row with the loss of both models."""
+    """Name of the row with the loss of both models."""
     return f"loss on {about.loss} (nats)"
 
 
 def share_name(about: About) -> str:
-    """Row with the size of the circuits that hold the given share of attribution."""
+    """Name of the row with the size of the circuits that hold the given share of attribution."""
     return f"edges needed for {percent(about.share)} of attribution, mean scores"
 
 
 def faithful_name(about: About) -> str:
-    """Row with the size of the smallest faithful circuits found."""
+    """Name of the row with the size of the smallest faithful circuits found."""
     return f"edges needed for {percent(about.goal)} faithfulness"
 
 
 def pruned_name(about: About) -> str:
-    """Row with the size of the pruned circuits."""
+    """Name of the row with the size of the pruned circuits."""
     return f"edges after pruning to {percent(about.goal)} faithfulness"
 
 
