@@ -1,7 +1,7 @@
-"""Analyses of a (dense, sparse) pair of models, and how their results are drawn.
+"""Analyses of a (dense, sparse) pair of models, and figures of their results.
 
-These imports are light: models come in as arguments, and a module is imported when one of its names is first used
-(`__init__.pyi` lists them).
+Importing this package is cheap: a module is imported only when one of its names is first used (`__init__.pyi` lists
+them), and models are passed as arguments.
 """
 
 import warnings
@@ -15,7 +15,7 @@ _load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 def __getattr__(name: str) -> Any:
     if name in _RENAMED:
-        message = f"analyses.{name} is now analyses.{_RENAMED[name]}; the old name goes in sparselens 0.2"
+        message = f"analyses.{name} is now analyses.{_RENAMED[name]}; sparselens 0.2 will remove the old name"
         warnings.warn(message, DeprecationWarning, stacklevel=2)
         return _load(_RENAMED[name])
     if name not in __all__:

@@ -1,4 +1,4 @@
-# The public names and where they live: read by type checkers, and by lazy_loader when a name is first used.
+# The public names and where they are defined: read by type checkers, and by lazy_loader when a name is first used.
 from .attribution.attention_edges import AttentionEdges as AttentionEdges
 from .attribution.attention_edges import attention_edges as attention_edges
 from .attribution.direct import direct_logit_attribution as direct_logit_attribution

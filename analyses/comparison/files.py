@@ -99,7 +99,7 @@ class Parts:
         return part
 
     def log(self, name: str) -> Path | None:
-        """The file for the finished batches of an unfinished part, whose name `name` starts with."""
+        """The file that keeps the finished batches of an unfinished part; `name` starts with the part's name."""
         return None if self._folder is None else self._folder / f"{name}{UNFINISHED}"
 
     def finish(self, about: About, request: dict[str, Any]) -> None:

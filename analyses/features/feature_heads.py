@@ -44,10 +44,8 @@ class FeatureHeads(Result):
 
     heads: tuple[str, ...]
     targets: tuple[tuple[str, ...], ...]  # per prompt: the features active at END, and the logits
-    influence: tuple[
-        Float[Tensor, "_target head"], ...
-    ]  # per prompt: |influence| through each head, summed over features
-    errors: Float[Tensor, " batch"]  # share of errors in the |influence| of features and errors, mean over targets
+    influence: tuple[Float[Tensor, "_target head"], ...]  # per prompt: |influence| by head, summed over features
+    errors: Float[Tensor, " batch"]  # errors' share of |influence| (features and errors) through heads, target mean
     clean_prompt: Int[Tensor, " batch"] | None = None  # prompts with the same number are one observation in intervals
 
     _largest = "share"

@@ -32,7 +32,7 @@ class Transcoders:
 
     encoder: Float[Tensor, "layer feature d_model"]
     encoder_bias: Float[Tensor, "layer feature"]
-    decoder: tuple[Float[Tensor, "feature _written d_model"], ...]  # per layer; it writes to itself, then later layers
+    decoder: tuple[Float[Tensor, "feature _written d_model"], ...]  # per layer; written: its own layer, then later ones
     decoder_bias: Float[Tensor, "layer d_model"]
     threshold: Float[Tensor, "layer feature"] | None = None  # for JumpReLU
     top_k: int | None = None
