@@ -16,7 +16,7 @@ from typing import Any
 from sparselens.prompts.draw import Draw
 from sparselens.prompts.pairs import PromptPair, pair
 from sparselens.prompts.task import DrawPair, Lists, Task
-from sparselens.prompts.words import Words, spaced
+from sparselens.prompts.words import Words
 
 STARTS = (
     "Today the",
@@ -105,7 +105,7 @@ def draw(
 
 
 def _both(forms: tuple[str, str]) -> tuple[str, ...]:
-    return (*spaced(forms[0]), *spaced(forms[1]))
+    return tuple(f" {form}" for form in forms)
 
 
 def _task(name: str, description: str, draw: DrawPair, nouns: Sequence[Any], verbs: Sequence[Any]) -> Task:
