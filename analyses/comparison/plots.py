@@ -15,7 +15,7 @@ from sparselens.analyses.circuits.stability import ShareCurves, share_curves
 from sparselens.analyses.comparison.model_results import ModelResults
 from sparselens.analyses.comparison.results import SIDES, Comparison
 from sparselens.analyses.comparison.rows import percent, times
-from sparselens.analyses.comparison.table import GOAL, OPEN_EDGES, or_none
+from sparselens.analyses.comparison.table import GOAL, or_none
 from sparselens.analyses.figures.palette import MODELS
 from sparselens.analyses.figures.plot import Plot, Series
 from sparselens.analyses.patching.top_components import ComponentCurve
@@ -49,7 +49,7 @@ def loss_plot(points: Sequence[LossPoint], names: tuple[str, str] = SIDES, loss:
     return Plot(
         name="loss",
         title="Loss and open attention edges",
-        x_label=OPEN_EDGES,
+        x_label="open attention edges, share of visible pairs",
         y_label=f"loss on {loss} (nats)",
         series=tuple(series),
         log_x=True,

@@ -20,7 +20,8 @@ from sparselens.prompts.intervals import Interval, mean_interval, proportion_int
 
 GOAL = 0.9  # share of the metric to keep, in the number of components needed
 LABELLED = 0.4  # lowest score at which a head counts as, say, an induction head
-OPEN_EDGES = "open attention edges, share of visible pairs"
+OPEN_EDGES = "open edges, share of visible pairs"  # as on model cards
+PRUNED = "edges in the pruned circuit"
 HELD_OUT = "faithfulness of the pruned circuit on held-out prompts"
 
 
@@ -47,11 +48,6 @@ def faithful_name(about: About) -> str:
     return f"edges needed for {percent(about.goal)} faithfulness"
 
 
-def pruned_name(about: About) -> str:
-    """Name of the row with the size of the pruned circuits."""
-    return f"edges after pruning to {percent(about.goal)} faithfulness"
-
-
 def _behaviour(comparison: Comparison) -> list[Row]:
     solved, about = comparison.solved, comparison.about
     points = (comparison.loss.named("dense"), comparison.loss.named("sparse"))
@@ -68,8 +64,8 @@ def _behaviour(comparison: Comparison) -> list[Row]:
         Row("Model", about.metric.replace("_", " "), _both(comparison, lambda model: mean_of(model.edges.clean))),
         Row("Model", loss_name(about), (points[0].interval(), points[1].interval()), digits=4),
         Row("Model", OPEN_EDGES, shares, _times(shares), percent=True),
-        Row("Model", "open attention edges, share of all pairs", all_pairs, percent=True),
-        Row("Model", "open attention edges per query and head", per_query),
+        Row("Model", "open edges, share of all pairs", all_pairs, percent=True),
+        Row("Model", "open edges per query and head", per_query),
     ]
     controls = [point for point in comparison.loss.points if point.name == "control"]
     return rows + [Row("Model", "loss of the control (nats)", (point.interval(), None), digits=4) for point in controls]
@@ -143,7 +139,7 @@ def _pruned(comparison: Comparison) -> list[Row]:
     held_out = [None if found is None else or_none(partial(_held_out, comparison, found)) for found in pruned]
     fewer = or_none(comparison.fewer_edges_pruned)
     return [
-        Row("Circuit", pruned_name(comparison.about), (dense, sparse), fewer, count=True),
+        Row("Circuit", PRUNED, (dense, sparse), fewer, count=True),
         Row("Circuit", HELD_OUT, (held_out[0], held_out[1])),
     ]
 

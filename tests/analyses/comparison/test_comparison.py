@@ -135,7 +135,7 @@ def test_a_number_is_the_same_in_table_and_plot(comparison: Comparison):
     table = comparison.table().droplevel(0)
     points = {s.model: s for s in loss_plot(comparison.loss.points).series}
     assert points["sparse"].y[0] == table.loc["loss on the answers (nats)", "sparse"]
-    assert points["sparse"].x[0] == table.loc["open attention edges, share of visible pairs", "sparse"]
+    assert points["sparse"].x[0] == table.loc["open edges, share of visible pairs", "sparse"]
     curves = edges_needed_plot(comparison)
     for series, side in ((curves.series[1], "dense"), (curves.series[3], "sparse")):
         reached = next(x for x, y in zip(series.x, series.y, strict=True) if y >= 0.9)
@@ -232,8 +232,8 @@ def test_a_model_whose_gates_are_all_closed(tmp_path: Path):
     closed = sl.sparsify(tiny_bridge("gpt2"), -1e4)
     found = analyses.compare(dense, closed, tiny_pairs(), **QUICK)
     table = shown(found, tmp_path)
-    assert table.loc["open attention edges, share of visible pairs", "sparse"] == 0
-    assert np.isnan(table.loc["open attention edges, share of visible pairs", "ratio"])
+    assert table.loc["open edges, share of visible pairs", "sparse"] == 0
+    assert np.isnan(table.loc["open edges, share of visible pairs", "ratio"])
     assert loss_plot(found.loss.points).notes == ("sparse: no open edges",)
 
 
@@ -277,7 +277,7 @@ def test_only_pairs_that_both_solve_are_used():
         ({"steps": 0}, "steps = 0: want 1 or more"),
         ({"metric": "accuracy"}, "accuracy has no gradient, which eap attribution needs"),
         ({"metric": "kl_divergence"}, "kl_divergence compares with a reference"),
-        ({"names": ("a", "a")}, "want two different ones"),
+        ({"names": ("a", "a")}, "want two different names"),
         ({"control": "llama"}, "the models differ in layers or heads"),
     ],
 )
