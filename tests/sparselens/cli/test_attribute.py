@@ -89,7 +89,7 @@ def figures_and_report(folder: Path):
     shipped = CliRunner().invoke(cli.build_app(), ["report", "stories260k/gendered_pronoun"])
     assert isinstance(shipped.exception, ValueError) and "give --out FILE" in str(shipped.exception)
     pruned = load_attribution(folder).pruned
-    assert pruned is not None and f"Pruned to {len(pruned)} edges it does" in text
+    assert pruned is not None and f"Pruned to {len(pruned)} edges, the circuit does" in text
     assert load_attribution(folder).viewer.circuits[0].edges == pruned.pruned().edges
     (folder / "faithful.json").unlink()
     with pytest.raises(ValueError, match=r"does not hold a complete attribution: .*faithful\.json"):
