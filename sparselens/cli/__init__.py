@@ -1,7 +1,7 @@
 """The command line: `sparselens COMMAND`.
 
-Each command is a function of the same name in a module of the same name. These modules import nothing heavy at their
-top, since `sparselens --help` reads all of them: torch and TransformerLens are imported inside the functions.
+Each command is a function in the module of the same name. `sparselens --help` imports all of these modules, so they
+import torch and TransformerLens only inside their functions.
 """
 
 import os
@@ -15,12 +15,12 @@ from rich.console import Console
 from sparselens import __version__
 
 COMMANDS = ("demo", "post-train", "attribute", "compare", "figures", "report", "explore", "doctor")
-GROUPS = ("tasks",)  # commands of commands: modules with an `app`
+GROUPS = ("tasks",)  # modules whose `app` holds subcommands
 FAILURE = 1
 
 
 def main() -> None:
-    """Run the command line. A caller's mistake ends in one red line; SPARSELENS_DEBUG=1 shows the traceback instead."""
+    """Run the command line. User errors print one red line; SPARSELENS_DEBUG=1 shows the traceback instead."""
     try:
         build_app()()
     except Exception as error:
@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def _is_explained(error: Exception) -> bool:
-    """Is this a caller's mistake, or a file or disk that cannot be used, which its message says?"""
+    """Whether the message alone tells the user what is wrong: bad input, an unusable file, or a missing package."""
     broken = getattr(sys.modules.get("safetensors"), "SafetensorError", ())  # importing it would load NumPy
     return isinstance(error, (ValueError, OSError, ImportError, broken))
 
@@ -55,10 +55,10 @@ def build_app() -> typer.Typer:
 
 
 def print_error(error: Exception) -> None:
-    """Print an error on standard error as one line, however many its message has."""
+    """Print an error on standard error, joined into one line."""
     message = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ImportError):
-        message += " (`sparselens doctor` says what is missing)"
+        message += " (`sparselens doctor` shows what is missing)"
     Console(stderr=True, markup=False, highlight=False).print(f"error: {message}", style="red", soft_wrap=True)
 
 
@@ -71,7 +71,7 @@ def _show_version(wanted: bool) -> bool:
 
 def _common(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Options before the command."""

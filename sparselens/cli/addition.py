@@ -1,4 +1,4 @@
-"""The addition models of the demo: trained from scratch, and measured on all sums."""
+"""The demo's addition models: training from scratch, and evaluation on all 10,000 sums."""
 
 import copy
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from sparselens.gates.surgery import is_sparse, sparsify
 from sparselens.models.character_model import character_model, character_tokenizer
 from sparselens.models.folder import load_transformers, save
 from sparselens.tasks.addition import ALPHABET, KINDS, Addition, ids
-from sparselens.training.checkpoint import goes_on
+from sparselens.training.checkpoint import resumes
 from sparselens.training.loop import PostTrainConfig, post_train
 from sparselens.training.losses import IGNORED, logits_of, same_position_loss
 from sparselens.training.result import PostTrainResult
@@ -28,16 +28,16 @@ HEADS = 2
 D_MODEL = 32
 DENSE_STEPS = 2000
 BATCH = 64
-# While the target may be missed by the allowance, the run prunes far; as the rate falls, it learns to be right again
-# with the edges that are left. An edge in an upper layer costs more, which empties those layers. RESULTS.md
-# has what five seeds become with this little noise.
+# While the loss may exceed the target by the allowance, the run prunes aggressively; as the learning rate falls, it
+# becomes accurate again with the remaining edges. Edges in upper layers cost more, which empties those layers.
+# RESULTS.md shows the outcome of five seeds with this little noise.
 SPARSE = PostTrainConfig(
     steps=4000,
-    target=0.002,  # nats per answer place
+    target=0.002,  # nats per answer position
     learning_rate=5e-4,
-    control_steps=0,  # the loss of a model that is right on every sum is too small to tell rates apart
+    control_steps=0,  # the model solves every sum: its loss is too small to distinguish learning rates
     allowance=0.005,
-    reserve=0.0,  # there is no room below so small a target
+    reserve=0.0,  # the target is too small to aim below it
     violation_limit=0.005,
     multiplier=10.0,
     layer_cost=4.0,
@@ -45,30 +45,30 @@ SPARSE = PostTrainConfig(
     evaluate_every=25,
 )
 EVERY_HEAD = tuple((layer, head) for layer in range(LAYERS) for head in range(HEADS))
-OTHER_NOISE = 100  # is added to the seed for a second run
-RESTARTS = 12  # heads that find their edges anew, one after the other
+OTHER_NOISE = 100  # added to the seed for the second run
+RESTARTS = 12  # heads whose gates are reset and retrained, one at a time
 RESTART_STEPS = 1000
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A model on all problems, in evaluation mode."""
+    """Results on all problems, in evaluation mode."""
 
-    exact_match: float  # share of the sums with every place right
+    exact_match: float  # share of the sums with every digit right
     open_edges_per_example: float  # over all layers and heads
     open_edges_per_layer: list[float]
     share_of_visible_pairs: float
     share_of_all_pairs: float
-    open_edges_by_kind: dict[str, list[float]]  # per layer, for sums without a carry, with one, ...
+    open_edges_by_kind: dict[str, list[float]]  # kind of carry -> open edges per layer
 
 
 def tokens_of(problems: Sequence[tuple[int, int]], device: torch.device | None = None) -> Tensor:
-    """Int["batch pos"]: what the model reads."""
+    """Input tokens, Int["batch pos"]."""
     return torch.tensor([ids(TASK.prompt(a, b)) for a, b in problems], device=device)
 
 
 def batch_of(problems: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
-    """Prompts, and labels at the places of the answer."""
+    """Prompts with labels at the answer positions."""
     tokens = tokens_of(problems)
     labels = torch.full_like(tokens, IGNORED)
     labels[:, list(TASK.answer_positions)] = torch.tensor([ids(TASK.answer(a, b)) for a, b in problems])
@@ -76,7 +76,7 @@ def batch_of(problems: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
 
 
 def measure(model: Any) -> Measured:
-    """Exact match and open edges on all problems. A dense model is counted with every edge open, and left dense."""
+    """Exact match and open edges on all problems. In a dense model, which stays dense, every edge counts as open."""
     if not is_sparse(model):
         with open_gates(model):
             return measure(model)
@@ -111,22 +111,23 @@ def _right(model: Any, problems: Sequence[tuple[int, int]]) -> int:
 
 
 def retrain_both(out: Path, seed: int, resume: bool = False) -> tuple[Path, Path]:
-    """A dense model from random weights, then the sparse model from the dense one; returns their folders.
+    """Train a dense model from scratch and a sparse one from it; returns their folders.
 
-    Which edges a run keeps is decided early and by luck, so there are two, the second from heads without queries.
+    Which edges a run keeps is decided early and partly by chance, so there are two runs, the second of which starts
+    with all query weights at zero.
     """
     tokenizer = character_tokenizer(ALPHABET)
     dense_folder, sparse_folder = out / "addition", out / "addition-sparse"
-    goes_on(out / "checkpoint.pt", resume, finish=False)  # else refused now, not after the dense run
+    resumes(out / "checkpoint.pt", resume, finish=False)  # raises now instead of after the dense run
     if not (resume and dense_folder.exists()):
         save(train_dense(seed), dense_folder, tokenizer=tokenizer)
     dense, _, _ = load_transformers(dense_folder)
     model = sparsify(copy.deepcopy(dense))
     first = _post_train(model, dense, SPARSE, seed, out, resume)
-    anew = _without_queries(sparsify(copy.deepcopy(dense)), EVERY_HEAD)
-    second = _post_train(anew, dense, SPARSE, seed + OTHER_NOISE, out / "anew", resume)
-    better = _is_better(anew, second, first, measure(model).exact_match)
-    model, result = (anew, second) if better else (model, first)
+    other = _without_queries(sparsify(copy.deepcopy(dense)), EVERY_HEAD)
+    second = _post_train(other, dense, SPARSE, seed + OTHER_NOISE, out / "anew", resume)
+    better = _is_better(other, second, first, measure(model).exact_match)
+    model, result = (other, second) if better else (model, first)
     model, result = _restart_heads(model, result, dense, seed, out, resume)
     save(model, sparse_folder, tokenizer=tokenizer, base_model="addition", result=result)
     return dense_folder, sparse_folder
@@ -150,15 +151,15 @@ def _post_train(model: Any, dense: Any, config: PostTrainConfig, seed: int, out:
 def _restart_heads(
     model: Any, result: PostTrainResult, dense: Any, seed: int, out: Path, resume: bool
 ) -> tuple[Any, PostTrainResult]:
-    """Let one head after the other find its edges anew, and keep what is better.
+    """Reset and retrain one head at a time, and keep the result where it is better.
 
-    Early in a run whole rows of a head's gates open for good: far above the threshold neither the price of an edge nor
-    the noise reaches them. With queries of zero all gates of the head stand on the threshold again.
+    Early in a run whole rows of a head's gates open permanently: far above the threshold, neither the cost of an edge
+    nor the noise can close them. Zero queries put all gates of the head back on the threshold.
     """
     exact, tried = measure(model).exact_match, set[tuple[int, int]]()
     for number in range(RESTARTS):
         place = _next_head(model, tried)
-        if place is None:  # all were tried: once more, with other noise
+        if place is None:  # all were tried: start over, with different noise
             tried.clear()
             place = _next_head(model, tried)
         if place is None:
@@ -174,33 +175,33 @@ def _restart_heads(
 
 
 def _is_better(candidate: Any, found: PostTrainResult, result: PostTrainResult, exact: float) -> bool:
-    """Does the candidate meet the target at lower cost, and is as right?"""
+    """Whether the candidate meets the target at lower cost and is at least as accurate."""
     cheaper = found.sparse.cost < result.sparse.cost or not result.feasible
     return found.feasible and cheaper and measure(candidate).exact_match >= exact
 
 
 def _next_head(model: Any, tried: set[tuple[int, int]]) -> tuple[int, int] | None:
-    """The untried head with the most open edges, in an upper layer if there is one: those should be empty."""
+    """The untried head with the most open edges, preferring upper layers, which should end up empty."""
     with torch.no_grad(), record_gates(model) as gates:
-        _right(model, TASK.problems()[::7])  # all kinds of carry are among them
+        _right(model, TASK.problems()[::7])  # includes every kind of carry
     edges = {place: float(gates.open[place]) for place in EVERY_HEAD}
     left = [place for place, count in edges.items() if count > 0 and place not in tried]
     return max(left, key=lambda place: (place[0] >= LAYERS // 2, edges[place]), default=None)
 
 
 def _without_queries(model: Any, places: Sequence[tuple[int, int]]) -> Any:
-    """A copy in which all scores of these heads are zero."""
+    """A copy of the model in which all attention scores of these heads are zero."""
     found, size = copy.deepcopy(model), D_MODEL // HEADS
     with torch.no_grad():
         for layer, head in places:
-            queries = found.transformer.h[layer].attn.c_attn  # queries, keys and values beside each other
+            queries = found.transformer.h[layer].attn.c_attn  # queries, keys and values side by side
             for parameter in (queries.weight, queries.bias):
                 parameter[..., head * size : (head + 1) * size] = 0
     return found
 
 
 class Problems:
-    """Endless training batches, drawn uniformly from all problems; batch i depends only on the seed and i."""
+    """Infinite stream of training batches, sampled uniformly; batch i depends only on the seed and i."""
 
     def __init__(self, seed: int) -> None:
         self._all = batch_of(TASK.problems())
@@ -214,7 +215,7 @@ class Problems:
 
 
 def train_dense(seed: int) -> Any:
-    """An ordinary supervised run; the learning rate rises over 100 steps and falls over the second half."""
+    """Supervised training; the learning rate warms up over 100 steps and decays over the second half."""
     model = character_model(ALPHABET, TASK.length, LAYERS, HEADS, D_MODEL, bidirectional=True, seed=seed).train()
     batches = Problems(seed)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01)

@@ -1,6 +1,5 @@
-"""`sparselens attribute`: the edges of a model that matter for a task, and how faithful the circuit of them is."""
+"""`sparselens attribute`: which edges of a model matter for a task, and how faithful the circuit they form is."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -11,7 +10,7 @@ from sparselens.cli import options
 from sparselens.cli.models import bases
 from sparselens.cli.options import Json, alone_in_out, over_launched_processes
 from sparselens.cli.own_tasks import task_named
-from sparselens.cli.table import finish, print_table, warn
+from sparselens.cli.table import finish, finite_ends, print_table, warn, with_interval
 from sparselens.files.reading import json_object
 
 if TYPE_CHECKING:
@@ -34,8 +33,8 @@ def attribute(
     method: options.Method = "eap-ig",
     steps: options.Steps = 5,
     gate_gradient: options.GateGradient = "none",
-    n: Annotated[int, typer.Option("-n", min=1, help="Pairs to draw; those that the model solves are used.")] = 100,
-    all_pairs: Annotated[bool, typer.Option("--all", help="Use also the pairs that the model gets wrong.")] = False,
+    n: Annotated[int, typer.Option("-n", min=1, help="Pairs to draw; only those the model solves are used.")] = 100,
+    all_pairs: Annotated[bool, typer.Option("--all", help="Also use the pairs that the model gets wrong.")] = False,
     seed: options.Seed = 0,
     corruption: options.Corruption = None,
     metric: options.Metric = None,
@@ -48,17 +47,17 @@ def attribute(
     resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run in --out.")] = False,
     json: Json = False,
 ) -> None:
-    """Score every edge of a model on a task; write a faithful circuit, that circuit pruned, and the paper's circuit.
+    """Score every edge of a model on a task; write a faithful circuit, a pruned version of it, and the paper's circuit.
 
     Example: `sparselens attribute --model addition-sparse --task addition --out circuit`
 
-    Writes `circuit.html` (the circuits and the model's attention, to explore offline) and three circuits as
-    EAP-IG reads them, with all mean scores: `faithful.json` (the fewest of the highest-scoring edges that reach
-    --goal), `pruned.json` (without dispensable ones, chosen on half of the pairs) and `share.json`; also
-    `scores.safetensors` (every prompt's) and `attribute.json` (what is printed). `sparselens figures` and `sparselens
-    report` read them without the model. Until the end, finished batches of prompts are in `attribute.unfinished`, from
-    which the same command resumes with `--resume`. Several processes share the pairs: `accelerate launch -m sparselens
-    attribute ...` gives the result of one.
+    Writes `circuit.html` (the circuits and the model's attention, to explore offline) and three circuits in EAP-IG's
+    file format, with all mean scores: `faithful.json` (the smallest number of top-scoring edges that reaches --goal),
+    `pruned.json` (the same without dispensable edges, selected on half of the pairs) and `share.json` (the paper's
+    rule); also `scores.safetensors` (scores for each prompt) and `attribute.json` (the printed results). `sparselens
+    figures` and `sparselens report` read these files without the model. Finished batches are kept in
+    `attribute.unfinished` until the run is complete; `--resume` continues from there. To split the pairs over several
+    processes, with the same result: `accelerate launch -m sparselens attribute ...`.
     """
     known = task_named(task)
     known.find_corruption(corruption)  # before torch is loaded
@@ -76,7 +75,7 @@ def attribute(
     opened = load(model, **bases(base, model)[model], **place())
     found = evaluate(opened, known, n, seed, corruption=corruption)
     if not all_pairs and not found.correct.any():
-        raise ValueError(f"{model} gets none of {n} pairs of {task!r} right: choose another task, or --all")
+        raise ValueError(f"{model} solves none of {n} pairs of {task!r}: choose another task, or pass --all")
     pairs = found.pairs if all_pairs else found.pairs[found.correct]
     shared: Any = OpenModel(opened)
     settings = _Settings(share, goal, ablation, prune_runs, seed, options.budget(memory, batch_size))
@@ -109,21 +108,21 @@ def attribute(
 
 
 def _refuse_other_run(out: Path, asked: dict[str, str], resume: bool) -> None:
-    """Raise a ValueError if the folder holds an interrupted run, or what another model or task left there."""
+    """Raise a ValueError if the folder holds an interrupted run, or results for another model or task."""
     if (out / UNFINISHED).exists() and not resume:
-        raise ValueError(f"{out} holds an interrupted run: pass --resume to continue it, or choose another --out")
+        raise ValueError(f"{out} holds an interrupted run: pass --resume to continue it, or choose a different --out")
     if (out / CARD).exists():
         there = json_object((out / CARD).read_bytes(), out / CARD)
         for name, wanted in asked.items():
             if there.get(name) != wanted:
                 raise ValueError(
-                    f"{out} holds the circuit of another {name}, {there.get(name)!r}, not {wanted!r}: choose another "
-                    "--out, or delete it"
+                    f"{out} holds the circuit of another {name}, {there.get(name)!r} instead of {wanted!r}: choose a "
+                    "different --out, or delete the folder"
                 )
 
 
 class _Settings(NamedTuple):
-    """What circuits are chosen by."""
+    """Settings for selecting circuits."""
 
     share: float
     goal: float
@@ -134,17 +133,17 @@ class _Settings(NamedTuple):
 
 
 class _Circuits(NamedTuple):
-    """The circuits of one model, and their faithfulness as it is printed."""
+    """The circuits of one model, and their faithfulness for printing."""
 
     by_share: "Circuit"
     faithful: "Circuit"
-    reached: tuple[int, float] | None  # edges and faithfulness of the faithful circuit; None: the goal is not reached
+    reached: tuple[int, float] | None  # edges and faithfulness of the faithful circuit; None: goal not reached
     pruned: "PrunedCircuit | None"
     table: dict[str, dict[str, Any]]
 
 
 def _find_circuits(model: Any, pairs: Any, metric: Any, scores: "EdgeScores", settings: _Settings) -> _Circuits:
-    """The circuit of the paper's rule, the smallest faithful prefix, random ones as large, and the pruned one."""
+    """Circuits by the paper's rule and by faithfulness, its pruned version, and random circuits of the same size."""
     from sparselens.analyses import pruned_circuit, random_connected_circuits
     from sparselens.analyses.circuits.circuit_runs import CircuitRunner
     from sparselens.analyses.circuits.search import search
@@ -178,10 +177,10 @@ def _write(circuits: _Circuits, scores: "EdgeScores", out: Path) -> list[Path]:
 
     files = [circuits.by_share.save(out / "share.json"), circuits.faithful.save(out / "faithful.json")]
     files.append(save_scores(scores, out / SCORES))
-    (out / PRUNED).unlink(missing_ok=True)  # an earlier run's
+    (out / PRUNED).unlink(missing_ok=True)  # from an earlier run
     if circuits.pruned is not None:
         files.append(circuits.pruned.circuit.save(out / PRUNED))
-    for file in out.glob(f"{UNFINISHED}*"):  # absent when one batch was enough
+    for file in out.glob(f"{UNFINISHED}*"):  # none if there was only one batch
         file.unlink()
     return files
 
@@ -195,7 +194,7 @@ def _view(
     title: str,
     name: str,
 ) -> Any:
-    """The page about the circuits, with the model's attention on the first prompts."""
+    """The circuit viewer, with the model's attention on the first prompts."""
     from sparselens.analyses import attention_edges, circuit_viewer, label_heads
     from sparselens.analyses.comparison.caveats import first_of_one_length, prompts_of
     from sparselens.analyses.comparison.plots import edges_needed_of_one
@@ -219,12 +218,11 @@ def _view(
 
 def _summary(circuit: "Circuit", kept: "Faithfulness") -> dict[str, Any]:
     interval = kept.interval()
-    around = [end if math.isfinite(end) else None for end in (interval.low, interval.high)]
-    return {"edges": len(circuit), "faithfulness": interval.mean, "interval": around}
+    return {"edges": len(circuit), "faithfulness": interval.mean, "interval": finite_ends(interval)}
 
 
 def _spread(circuit: "Circuit", drawn: "Sequence[Faithfulness]") -> dict[str, Any]:
-    """Mean and range of circuits that are all as large as this one."""
+    """Mean and range of faithfulness of random circuits with the size of `circuit`."""
     means = [found.mean for found in drawn]
     return {"edges": len(circuit), "faithfulness": sum(means) / len(means), "interval": [min(means), max(means)]}
 
@@ -243,25 +241,23 @@ def _print(summary: dict[str, Any], scores: "EdgeScores", circuits: _Circuits) -
             (f"{summary['metric']}, corrupted", f"{summary['corrupted']:.3f}"),
         ],
     )
-    rows = [(name, c["edges"], _around(c["faithfulness"], c["interval"], 3)) for name, c in summary["circuits"].items()]
-    print_table("Circuits", ("chosen by", f"edges of {summary['edges']}", "faithfulness"), rows)
+    rows = [
+        (name, c["edges"], with_interval(c["faithfulness"], c["interval"], 3))
+        for name, c in summary["circuits"].items()
+    ]
+    print_table("Circuits", ("selected by", f"edges (of {summary['edges']})", "faithfulness"), rows)
     if (few := summary["clean_prompts"]) < FEW:
-        warn(f"{few} different clean prompts: intervals may be too narrow, want {FEW} or more (-n)")
-    left = [(name, c["untested"], c["edges"]) for name, c in summary["circuits"].items() if c.get("untested")]
-    for name, untested, edges in left:
-        warn(f"{name}: {untested} of {edges} edges were not tested one by one (--prune-runs)")
+        warn(f"only {few} different clean prompts: intervals may be too narrow; use at least {FEW} (-n)")
+    for name, c in summary["circuits"].items():
+        if c.get("untested"):
+            warn(f"{name}: {c['untested']} of {c['edges']} edges were not tested individually (--prune-runs)")
     pruned = circuits.pruned
     found, name, file = (
         (circuits.faithful, "faithful", "faithful.json") if pruned is None else (pruned.circuit, "pruned", PRUNED)
     )
     largest = sorted(found, key=lambda edge: -abs(scores[edge]))
     intervals = [(edge, scores.interval(edge)) for edge in largest[:SHOWN]]
-    shown = [(edge, _around(i.mean, (i.low, i.high), 4)) for edge, i in intervals]
+    shown = [(edge, with_interval(i.mean, finite_ends(i), 4)) for edge, i in intervals]
     shown += [(f"and {len(largest) - SHOWN} more", f"in {file}")] if largest[SHOWN:] else []
-    print_table(f"The {name} circuit; positive: corrupting the edge lowers the metric", ("edge", "score"), shown)
-
-
-def _around(mean: float, ends: Sequence[float | None], digits: int) -> str:
-    """A number with its interval, where that is known."""
-    known = [f"{end:.{digits}f}" for end in ends if end is not None and math.isfinite(end)]
-    return f"{mean:.{digits}f}" + (f" [{', '.join(known)}]" if len(known) == len(ends) else "")
+    title = f"The {name} circuit; positive scores: corrupting the edge lowers the metric"
+    print_table(title, ("edge", "score"), shown)

@@ -1,5 +1,6 @@
-"""`sparselens compare`: the same analyses of a dense and a sparse model, and one report."""
+"""`sparselens compare`: run the same analyses on a dense and a sparse model, and write a report."""
 
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -16,32 +17,33 @@ from sparselens.cli.table import finish, print_table
 if TYPE_CHECKING:
     from sparselens.training.text import Source
 
-SEQ_LEN, BATCH, ROWS = 64, 32, 512  # of the text that the loss is measured on
+SEQ_LEN, BATCH, ROWS = 64, 32, 512  # of the held-out text for the loss
 
 
 @alone_in_out
 def compare(
     dense: options.Model,
-    sparse: Annotated[str, typer.Option(help="The sparse model made from it.", callback=options.known_model)],
+    sparse: Annotated[str, typer.Option(help="The sparse model made from --dense.", callback=options.known_model)],
     task: options.Task,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the report, the figures and the numbers.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the report, figures and numbers.")],
     control: Annotated[
         str | None,
         typer.Option(
-            help="The dense model fine-tuned with its gates open, for the loss.", callback=options.known_model
+            help="Control for the loss: the dense model fine-tuned with all gates open.", callback=options.known_model
         ),
     ] = None,
     base: options.Base = None,
     text: Annotated[
-        str | None, typer.Option(help="Text for the loss: file, dataset folder or hub id. Default: the answers.")
+        str | None,
+        typer.Option(help="Text to measure the loss on: a file, dataset folder or hub id. Default: the answers."),
     ] = None,
     column: Annotated[str, typer.Option(help="Field that holds the text, in JSON lines and datasets.")] = "text",
-    split: Annotated[str, typer.Option(help="Split to read, where --text is a dataset.")] = "train",
+    split: Annotated[str, typer.Option(help="Split to read, if --text is a dataset.")] = "train",
     method: options.Method = "eap-ig",
     steps: options.Steps = 5,
     gate_gradient: options.GateGradient = "none",
-    n: Annotated[int, typer.Option("-n", min=1, help="Pairs to draw; those that both models solve are used.")] = 100,
-    all_pairs: Annotated[bool, typer.Option("--all", help="Use also pairs that a model gets wrong.")] = False,
+    n: Annotated[int, typer.Option("-n", min=1, help="Pairs to draw; only those both models solve are used.")] = 100,
+    all_pairs: Annotated[bool, typer.Option("--all", help="Also use pairs that a model gets wrong.")] = False,
     seed: options.Seed = 0,
     corruption: options.Corruption = None,
     metric: options.Metric = None,
@@ -58,10 +60,10 @@ def compare(
 
     Example: `sparselens compare --dense stories260k --sparse stories260k-sparse --task gendered_pronoun --out pronoun`
 
-    Writes `report.html` (one file to read offline), `figures/`, `circuits/` (for EAP-IG, MIB and Neuronpedia), and
-    `numbers/` (every per-prompt value; `sparselens figures` and `analyses.load_comparison` read it without a model). An
-    interrupted run resumes with the same command. Adapters, such as smollm2-135m-sparse, are put on the dense model if
-    it has the weights that they were trained on; `--base` names another base.
+    Writes `report.html` (a single file, readable offline), `figures/`, `circuits/` (for EAP-IG, MIB and Neuronpedia),
+    and `numbers/` (every per-prompt value; `sparselens figures` and `analyses.load_comparison` read it without a
+    model). To resume an interrupted run, repeat the command. Adapters, such as smollm2-135m-sparse, are attached to the
+    dense model if its weights are those the adapters were trained on; use `--base` for a different base.
     """
     known = task_named(task)
     known.find_corruption(corruption)  # before torch is loaded
@@ -99,13 +101,13 @@ def compare(
             command=shlex.join(["sparselens", *sys.argv[1:]]),
         )
     except KeyboardInterrupt:
-        typer.echo(f"\ninterrupted: the same command resumes from {out / 'numbers'}", err=True)
+        typer.echo(f"\ninterrupted: run the same command again to resume from {out / 'numbers'}", err=True)
         raise
     write_report(found, out, form, json)
 
 
 def write_report(comparison: Any, out: Path, form: str, json: bool) -> None:
-    """Print the table of a comparison, and write its report and figures."""
+    """Print the table of a comparison, and write its report, figures and circuits."""
     from sparselens.analyses.comparison.figures import left_out
     from sparselens.analyses.comparison.rows import cells
     from sparselens.analyses.comparison.table import rows_of
@@ -124,22 +126,22 @@ def write_report(comparison: Any, out: Path, form: str, json: bool) -> None:
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """NaN becomes null, since JSON has no NaN."""
-    return {name: None if isinstance(value, float) and value - value != 0 else value for name, value in row.items()}
+    """The row with None for numbers that are not finite, which JSON does not have."""
+    return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}
 
 
 def _rows(source: "Source", tokenizer: Any, names: dict[str, str]) -> tuple[list[Any], list[str]]:
-    """Rows that, by their records, no model has seen in training or selection, and caveats about them."""
+    """Rows that, according to the models' records, none was trained on or selected with, and caveats about them."""
     from sparselens.models.folder import load_record
     from sparselens.training.text import rows, unseen_tokens
 
     records = {role: load_record(name).get("data") for role, name in names.items()}
-    if records["dense"] is None:  # most often a model that was trained elsewhere, on unknown text
+    if records["dense"] is None:  # usually trained elsewhere, on unknown text
         del records["dense"]
     tokens, notes = unseen_tokens(source, tokenizer, records, ROWS * SEQ_LEN)
     if len(tokens) < SEQ_LEN:
         raise ValueError(
-            f"{source.name} has {len(tokens)} tokens that none of {', '.join(records)} has seen, and a row has "
-            f"{SEQ_LEN}: give another text"
+            f"{source.name} has only {len(tokens)} tokens that none of the models ({', '.join(records)}) has seen, too "
+            f"few for one row of {SEQ_LEN}: use a different --text"
         )
     return rows(tokens, SEQ_LEN, BATCH), notes

@@ -1,4 +1,4 @@
-"""`sparselens demo`: two-digit addition, dense against sparse, on all 10,000 sums (the paper's Fig. 1)."""
+"""`sparselens demo`: a dense and a sparse model of two-digit addition on all 10,000 sums (the paper's Fig. 1)."""
 
 import shlex
 import sys
@@ -15,25 +15,25 @@ SHOWN = ((53, 21), (47, 28), (58, 67))  # no carry, one carry, propagated carry:
 
 
 def demo(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the figure and the page.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the figures and pages.")] = Path("demo"),
     retrain: Annotated[bool, typer.Option("--retrain", help="Train both models from scratch first.")] = False,
-    seed: Annotated[int, typer.Option(help="Random seed of the retraining.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed for --retrain.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted retraining in --out.")] = False,
     json: Json = False,
 ) -> None:
-    """Show a dense transformer and the sparse one made from it doing the same sums.
+    """Show a dense transformer and the sparse one made from it solving the same additions.
 
     Example: `sparselens demo --out demo`
 
-    Checks both models on all 10,000 two-digit sums, prints the results, draws the attention edges of three sums as
-    PDF, SVG, PNG and as a page to explore, and writes a report that compares both circuits (`report.html`).
-    The models ship with the package; `--retrain` makes new ones in `--out`, in about half an hour of one core.
+    Evaluates both models on all 10,000 two-digit sums, draws the attention edges of three sums as PDF, SVG, PNG and
+    as an interactive page, and writes a report that compares both circuits (`report.html`). The models ship with the
+    package; `--retrain` trains new ones in `--out`, which takes about half an hour on one core.
     """
     from sparselens.cli.addition import measure, retrain_both
     from sparselens.models.folder import load
 
     if (out / "circuits").exists():
-        raise ValueError(f"{out} holds what `sparselens compare` wrote: choose another folder")
+        raise ValueError(f"{out} holds the output of `sparselens compare`: choose a different folder")
     folders = ("addition", "addition-sparse")
     if retrain or resume:
         folders = tuple(str(folder) for folder in retrain_both(out, seed, resume))
@@ -65,7 +65,7 @@ def _print(table: dict[str, dict[str, Any]]) -> None:
 
 
 def _view(dense: Any, sparse: Any) -> Any:
-    """The attention edges of three sums, with the answers above and an arrow for every carry."""
+    """The attention edges of three sums, with the predicted digits above and an arrow for every carry."""
     from sparselens.analyses import attention_edges, token_view
     from sparselens.cli.addition import TASK, tokens_of
 
@@ -81,7 +81,7 @@ def _view(dense: Any, sparse: Any) -> Any:
 
 
 def _report(dense: Any, sparse: Any, view: Any, out: Path) -> Path:
-    """What `sparselens compare` writes, for the same sums with another carry."""
+    """Write the report of `sparselens compare`, on pairs of sums that differ in their carry."""
     from sparselens.analyses import compare
     from sparselens.tasks import TASKS
 
@@ -92,7 +92,7 @@ def _report(dense: Any, sparse: Any, view: Any, out: Path) -> Path:
 
 
 def _written(model: Any, prompt: Any) -> list[str]:
-    """What the model predicts at each answer place; nothing above the other positions."""
+    """The digit that the model predicts at each answer position; "" at all other positions."""
     from sparselens.cli.addition import TASK
     from sparselens.tasks.addition import text
 

@@ -1,7 +1,7 @@
-"""`sparselens doctor`: what is installed, what is missing or out of range, and the command that fixes it.
+"""`sparselens doctor`: which requirements are missing or out of range, and the commands that fix them.
 
-The ranges are read from the installed project's own metadata, so they cannot drift from `pyproject.toml`. Every
-import of something heavy is caught: the doctor has to report even on a torch that cannot be imported.
+Version ranges come from the installed project's metadata, so they always match `pyproject.toml`. Every heavy import is
+guarded: the report must work even if torch cannot be imported.
 """
 
 import platform
@@ -21,13 +21,13 @@ from sparselens.cli.options import Json, Out
 from sparselens.cli.table import finish, print_table
 
 PROJECT = "sparselens"
-# Installed is not working: these have binaries, or import something that has, and can fail on import.
+# Installed does not mean working: these contain or depend on binaries, so importing them can fail.
 IMPORTED = {"torch": "torch", "transformers": "transformers", "transformer-lens": "transformer_lens"}
 
 
 @dataclass(frozen=True)
 class Package:
-    """One requirement: what is installed, what is wanted, and, if these disagree, why and what fixes it."""
+    """One requirement: installed and required version and, if they disagree, the reason and a fix."""
 
     name: str
     installed: str
@@ -38,22 +38,22 @@ class Package:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """The environment besides packages."""
+    """The environment apart from packages."""
 
     platform: str
     devices: list[str]
-    models: list[str]  # the model classes that TransformerLens offers here
+    models: list[str]  # model classes of the installed TransformerLens
     hub: list[str]
-    attention: list[str]  # the implementations of gated attention that can run here
+    attention: list[str]  # implementations of gated attention that can run here
 
 
 def doctor(out: Out = None, json: Json = False) -> None:
-    """Report versions, devices and models, what is missing, and how to fix it.
+    """Report versions, devices and model classes, what is missing, and how to fix it.
 
     Example: `sparselens doctor --json`
 
-    Exit code 1 means that something needed is missing, broken or out of range. With `--out DIR` the report is also
-    written to `DIR/doctor.json`.
+    Exits with code 1 if a requirement is missing, broken or out of range. `--out DIR` also writes the report to
+    `DIR/doctor.json`.
     """
     packages = [examine_python(), *examine_packages(PROJECT)]
     surroundings = examine_surroundings()
@@ -66,7 +66,7 @@ def doctor(out: Out = None, json: Json = False) -> None:
 
 
 def examine_python() -> Package:
-    """The running interpreter against the versions that the project supports."""
+    """Check the running interpreter against the supported Python versions."""
     try:
         wanted = metadata(PROJECT)["Requires-Python"]
     except PackageNotFoundError:
@@ -74,11 +74,11 @@ def examine_python() -> Package:
     installed = platform.python_version()
     if SpecifierSet(wanted).contains(installed, prereleases=True):
         return Package("python", installed, wanted)
-    return Package("python", installed, wanted, "out of range", "make a new environment with such a Python")
+    return Package("python", installed, wanted, "out of range", f"create an environment with Python {wanted}")
 
 
 def examine_packages(project: str) -> list[Package]:
-    """The project itself and everything its metadata asks for, extras left out."""
+    """The project itself and all its requirements, without extras."""
     try:
         own = Package(project, version(project), "")
     except PackageNotFoundError:
@@ -89,7 +89,7 @@ def examine_packages(project: str) -> list[Package]:
 
 
 def examine(requirement: Requirement) -> Package:
-    """One requirement against what is installed, imported where an import can fail."""
+    """Check one requirement against the installed version; also import it, if that can fail."""
     name, wanted = requirement.name, str(requirement.specifier)
     mend = f'{sys.executable} -m pip install "{name}{wanted}"'
     try:
@@ -104,20 +104,20 @@ def examine(requirement: Requirement) -> Package:
 
 
 def import_error(module: str, attribute: str | None = None) -> str:
-    """Why a module, or a name in it, cannot be imported, in one line; empty when it can."""
+    """Why a module, or a name in it, cannot be imported, in one line; empty if it can."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             loaded = import_module(module)
             if attribute is not None:
                 getattr(loaded, attribute)
-    except Exception as error:  # a broken binary raises anything from OSError to RuntimeError
+    except Exception as error:  # broken binaries raise many types, from OSError to RuntimeError
         return " ".join(f"{type(error).__name__}: {error}".split())
     return ""
 
 
 def examine_surroundings() -> Surroundings:
-    """Everything but packages; empty where a broken package keeps it from being found out."""
+    """Examine everything except packages; entries are empty if a broken package prevents the check."""
     classes = {"TransformerBridge": "transformer_lens.model_bridge", "HookedTransformer": "transformer_lens"}
     return Surroundings(
         platform=platform.platform(),
@@ -129,7 +129,7 @@ def examine_surroundings() -> Surroundings:
 
 
 def devices() -> list[str]:
-    """Every device that torch can use here."""
+    """Every device that torch can use."""
     import torch
 
     found = [f"cpu ({torch.get_num_threads()} threads)"]
@@ -142,16 +142,16 @@ def devices() -> list[str]:
 
 
 def hub() -> list[str]:
-    """Whether the Hugging Face hub may be used, and where its files are kept."""
+    """Whether the Hugging Face hub may be used, and where its files are cached."""
     from huggingface_hub import constants
 
     state = "offline (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else "online"
     kept = Path(constants.HF_HUB_CACHE)
-    return [state, f"cache {kept}" if kept.is_dir() else f"cache {kept} (not there yet)"]
+    return [state, f"cache {kept}" if kept.is_dir() else f"cache {kept} (does not exist yet)"]
 
 
 def attention() -> list[str]:
-    """Which implementations of gated attention can run here, which "auto" takes, and why others cannot."""
+    """Which implementations of gated attention can run here, which one "auto" selects, and why others cannot run."""
     import torch
 
     from sparselens.gates.fused import resolve, why_no_triton
@@ -166,14 +166,14 @@ def attention() -> list[str]:
 def _or_nothing(question: Callable[[], list[str]]) -> list[str]:
     try:
         return question()
-    except Exception:  # the package that would answer is broken, which the table of packages says
+    except Exception:  # a package is broken, which the table of packages shows
         return []
 
 
 def _print_report(packages: list[Package], surroundings: Surroundings, problems: list[Package]) -> None:
     rows = [(p.name, p.installed, p.wanted, p.problem or "ok") for p in packages]
-    print_table("sparselens doctor", ("what", "installed", "wanted", "state"), rows)
+    print_table("sparselens doctor", ("package", "installed", "required", "status"), rows)
     found = asdict(surroundings) | {"platform": [surroundings.platform]}
-    print_table("environment", ("what", "found"), [(what, "\n".join(a) or "none") for what, a in found.items()])
+    print_table("environment", ("what", "found"), [(name, "\n".join(lines) or "none") for name, lines in found.items()])
     if problems:
-        print_table("how to fix it", ("what", "command"), [(p.name, p.mend) for p in problems])
+        print_table("how to fix it", ("package", "command"), [(p.name, p.mend) for p in problems])

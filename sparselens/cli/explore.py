@@ -1,4 +1,4 @@
-"""`sparselens explore`: cut a model in the browser, and watch its answer move."""
+"""`sparselens explore`: ablate parts of a model in the browser and see its predictions change."""
 
 import webbrowser
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,28 +17,28 @@ def explore(
     model: Model,
     dense: Annotated[
         str | None,
-        typer.Option(help="A second model, shown above; cuts apply to both.", callback=known_model),
+        typer.Option(help="A second model, shown above the first; cuts apply to both.", callback=known_model),
     ] = None,
     base: Base = None,
-    prompt: Annotated[str, typer.Option(help="First prompt; others can be typed into the page.")] = "",
+    prompt: Annotated[str, typer.Option(help="Initial prompt; it can be changed in the page.")] = "",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1. Default: any free one.")] = 0,
-    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address.")] = False,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address; open no browser.")] = False,
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Cut attention edges, heads, MLPs and tokens of a model with a click, and see what it predicts next.
+    """Cut attention edges, heads, MLPs and tokens of a model by clicking, and see how its predictions change.
 
     Example: `sparselens explore --model stories260k-sparse --prompt "Lily saw a big dog. She was"`
 
-    Serves one page on this machine alone, until Ctrl-C. Whoever has the printed address can use it. With `--out DIR`
-    the last state is then written to `DIR/explore.json`, which the page imports, and `DIR/explore.html`, a page to
-    share.
+    Serves one page on this machine (127.0.0.1) until Ctrl-C. Anyone with the printed address can use it. With
+    `--out DIR` the last state is then written to `DIR/explore.json`, which the page can import, and
+    `DIR/explore.html`, a page to share.
     """
     from sparselens.analyses.figures.explore.server import Server
 
     with Server(port) as server:
         found = _open(model, dense, base, prompt)
-        print_table("Open this in a browser; Ctrl-C stops it", ("where",), [(server.address,)])
+        print_table("Open this in a browser; Ctrl-C stops the server", ("where",), [(server.address,)])
         if not no_browser:
             webbrowser.open(server.address)
         _serve(server, found)
@@ -59,7 +59,7 @@ def _open(model: str, dense: str | None, base: str | None, prompt: str) -> Any:
 
 
 def _serve(server: "Server", found: Any) -> None:
-    """Until Ctrl-C, which is how this ends and no failure."""
+    """Serve until Ctrl-C, which is the normal way to stop."""
     try:
         server.serve(found)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""`sparselens figures`: every figure from the numbers of a comparison, or of one model's circuit; needs no model."""
+"""`sparselens figures`: draw the figures of a comparison, or of one model's circuit, from saved numbers."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,9 +17,11 @@ def figures(
     form: options.Form = "pdf",
     json: Json = False,
 ) -> None:
-    """Draw every figure of a comparison, with its table, or of one model's circuit, at the column widths of papers.
+    """Draw all figures of a comparison (and its tables), or of one model's circuit, at the column widths of papers.
 
     Example: `sparselens figures pronoun/numbers --out figures --format pdf`
+
+    Reads saved numbers; no model is loaded.
     """
     drawn = opened(folder).figures(out, form)
     print_table("Written", ("what", "where"), [(file.stem, file) for file in drawn])

@@ -1,4 +1,4 @@
-"""The options that several commands share: they read the same everywhere, and are checked before torch loads."""
+"""Options shared by several commands, so that they read the same everywhere and are checked before torch loads."""
 
 import os
 from collections.abc import Callable, Collection
@@ -13,7 +13,7 @@ import typer
 from sparselens.names import unknown
 from sparselens.tasks import TASKS
 
-# The same lists as in the analyses (a test holds them equal), since importing those would load torch.
+# Copies of lists in the analyses, since importing those would load torch; a test checks that they are equal.
 METHODS = ("eap", "eap-ig", "eap-ig-activations", "clean-corrupted", "exact", "auto")
 GATE_GRADIENTS = ("none", "straight-through")
 METRICS = ("logit_difference", "probability_difference", "answer_probability", "rank", "accuracy", "kl_divergence")
@@ -25,7 +25,7 @@ _SHIPPED = Path(__file__).resolve().parents[1] / "models" / "shipped"
 
 
 def one_of(kind: str, known: Collection[str]) -> Callable[[Any], Any]:
-    """A check of an option's value, or values."""
+    """A callback that accepts only known values of an option."""
 
     def check(value: Any) -> Any:
         for name in value if isinstance(value, (list, tuple)) else [value]:
@@ -37,7 +37,7 @@ def one_of(kind: str, known: Collection[str]) -> Callable[[Any], Any]:
 
 
 def share_of(name: str) -> Callable[[Any], Any]:
-    """A check that a number is above 0 and at most 1."""
+    """A callback that accepts numbers above 0 and at most 1."""
 
     def check(value: Any) -> Any:
         if not 0 < value <= 1:
@@ -48,7 +48,7 @@ def share_of(name: str) -> Callable[[Any], Any]:
 
 
 def at_least(name: str, least: int) -> Callable[[Any], Any]:
-    """A check that a number, where one is given, is not below this."""
+    """A callback that accepts None and numbers of at least `least`."""
 
     def check(value: Any) -> Any:
         if value is not None and value < least:
@@ -59,7 +59,7 @@ def at_least(name: str, least: int) -> Callable[[Any], Any]:
 
 
 def known_model(name: Any) -> Any:
-    """Refuse a missing folder, and what looks like a misspelt shipped model; other names may be hub ids."""
+    """Reject missing folders and names that look like a misspelt shipped model; other names may be hub ids."""
     if name is None or Path(name).exists():
         return name
     shipped = sorted(folder.name for folder in _SHIPPED.iterdir())
@@ -71,7 +71,7 @@ def known_model(name: Any) -> Any:
 
 
 def written(folder: Any) -> Any:
-    """Refuse what is neither a path nor a shipped comparison."""
+    """Reject anything that is neither an existing path nor a shipped comparison."""
     if folder.exists():
         return folder
     from sparselens.analyses.comparison.places import find  # loads nothing heavy
@@ -80,7 +80,7 @@ def written(folder: Any) -> Any:
 
 
 def known_task(value: Any) -> Any:
-    """Refuse what is neither a task of the library nor a file."""
+    """Reject anything that is neither a task of the library nor a file."""
     for name in value if isinstance(value, (list, tuple)) else [value]:
         if name is not None and name not in TASKS and not Path(name).is_file():
             raise unknown("task", name, (*TASKS, "a file of pairs"))
@@ -91,21 +91,21 @@ _check_form = one_of("form of a figure", FORMS)
 Task = Annotated[
     str,
     typer.Option(
-        help="As `sparselens tasks` lists it, or a file of pairs (.jsonl, .json, .parquet).", callback=known_task
+        help="A task listed by `sparselens tasks`, or a file of pairs (.jsonl, .json, .parquet).", callback=known_task
     ),
 ]
 Tasks = Annotated[
     list[str] | None,
-    typer.Option(help="Only this task, or file of pairs; repeatable. Default: all.", callback=known_task),
+    typer.Option(help="Only this task (or file of pairs); can be repeated. Default: all tasks.", callback=known_task),
 ]
 Model = Annotated[
-    str, typer.Option(help="A folder, a shipped name (stories260k-sparse) or a hub id.", callback=known_model)
+    str, typer.Option(help="A folder, a shipped model (such as stories260k-sparse) or a hub id.", callback=known_model)
 ]
 Base = Annotated[
     str | None,
     typer.Option(
         metavar="MODEL",
-        help="For adapters: the base model to put them on, if not the one that they name.",
+        help="Base model for adapters, if different from the one named in them.",
         callback=known_model,
     ),
 ]
@@ -115,49 +115,50 @@ Form = Annotated[
 Written = Annotated[
     Path,
     typer.Argument(
-        help="Folder or file that `compare`, `attribute` or `Comparison.save` wrote, or a shipped comparison, such as "
+        help="Folder or file written by `compare`, `attribute` or `Comparison.save`, or a shipped comparison such as "
         "stories260k/gendered_pronoun.",
         callback=written,
     ),
 ]
-Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for what the command writes.")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for the results.")]
 Method = Annotated[
     str,
     typer.Option(
-        help="Edge attribution: eap, eap-ig, eap-ig-activations, clean-corrupted, exact (slow), or auto: exact for "
-        "graphs of at most 1,000 edges, else eap-ig.",
+        help="Edge attribution method: eap, eap-ig, eap-ig-activations, clean-corrupted, exact (slow), or auto (exact "
+        "for graphs of at most 1,000 edges, else eap-ig).",
         callback=one_of("method", METHODS),
     ),
 ]
 GateGradient = Annotated[
     str,
     typer.Option(
-        help="Gradient of hard gates in attribution: none, or straight-through (as in training).",
+        help="Gradient through the hard gates in attribution: none, or straight-through (as in training).",
         callback=one_of("gate gradient", GATE_GRADIENTS),
     ),
 ]
 Steps = Annotated[int, typer.Option(min=1, help="Integration steps of eap-ig and eap-ig-activations.")]
-Corruption = Annotated[str | None, typer.Option(help="How prompts are corrupted. Default: the task's first way.")]
+Corruption = Annotated[str | None, typer.Option(help="How to corrupt prompts. Default: the task's first corruption.")]
 Metric = Annotated[
     str | None,
-    typer.Option(help="Name in sparselens.prompts.metrics. Default: the task's.", callback=one_of("metric", METRICS)),
+    typer.Option(
+        help="Metric, by its name in sparselens.prompts.metrics. Default: the task's.",
+        callback=one_of("metric", METRICS),
+    ),
 ]
 Share = Annotated[
     float,
-    typer.Option(
-        help="Share of the sum of |scores| that the circuit of the paper's rule holds.", callback=share_of("share")
-    ),
+    typer.Option(help="Share of the total |score| that the paper's circuit must contain.", callback=share_of("share")),
 ]
 Goal = Annotated[
     float,
-    typer.Option(help="Faithfulness that circuits are searched for and pruned to.", callback=share_of("goal")),
+    typer.Option(help="Faithfulness that the found and pruned circuits must reach.", callback=share_of("goal")),
 ]
 PruneRuns = Annotated[
     int | None,
     typer.Option(
         "--prune-runs",
         min=0,
-        help="At most so many runs to prune a circuit. Default: 400, or 120 for large graphs; 0: no pruning.",
+        help="Maximum number of runs to prune a circuit. Default: 400, or 120 for large graphs; 0: no pruning.",
     ),
 ]
 Ablation = Annotated[
@@ -171,22 +172,24 @@ Seed = Annotated[int, typer.Option(help="Random seed for drawing prompts.")]
 BatchSize = Annotated[
     int | None,
     typer.Option(
-        help="Prompts per run. Default: 64 for small models, else by --memory.", callback=at_least("--batch-size", 1)
+        help="Prompts per run. Default: 64 for small models, else set by --memory.",
+        callback=at_least("--batch-size", 1),
     ),
 ]
 Memory = Annotated[
-    float | None, typer.Option(help="GiB of memory to use beside the model, by measuring one prompt. Default: 1.")
+    float | None,
+    typer.Option(help="GiB of memory to use in addition to the model; one prompt is measured first. Default: 1."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the results as one JSON object on the last line.")]
 
 
 def budget(memory: float | None, batch_size: int | None) -> dict[str, Any]:
-    """Options of an analysis: memory in bytes, from GiB."""
+    """Memory and batch size as keyword arguments of an analysis, which takes bytes instead of GiB."""
     return {"memory": None if memory is None else int(memory * 2**30), "batch_size": batch_size}
 
 
 def over_launched_processes(command: Callable[..., None]) -> Callable[..., None]:
-    """Let the processes of `accelerate launch` or torchrun share a command's prompts; only the first one prints."""
+    """Split a command's prompts over the processes of `accelerate launch` or torchrun; only the first one prints."""
 
     @wraps(command)
     def run(*args: Any, **options: Any) -> None:
@@ -203,7 +206,7 @@ def over_launched_processes(command: Callable[..., None]) -> Callable[..., None]
 
 
 def alone_in_out(command: Callable[..., None]) -> Callable[..., None]:
-    """Make a command refuse a folder `out` in which another process is at work."""
+    """Make a command fail if another process is using the folder `out`."""
 
     @wraps(command)
     def run(*args: Any, out: Path, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""What `--task` takes: a task of the library, or a file of pairs."""
+"""Values of `--task`: a task of the library, or a file of pairs."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,20 +13,20 @@ FORMATS = {".parquet": "parquet", ".json": "auto-circuit", ".jsonl": "mib"}
 
 
 def task_named(name: str) -> "Task":
-    """The task of that name, or one whose pairs stand in a file.
+    """The task of that name, or a task made from a file of pairs.
 
-    A .jsonl file holds a pair in each line, with `clean`, `corrupted`, `answer` and `wrong_answer`, or is MIB's.
+    Each line of a .jsonl file is a pair: either `clean`, `corrupted`, `answer` and `wrong_answer`, or MIB's format.
 
     Raises:
-        ValueError: there is neither, or the file is not of a known kind or broken.
+        ValueError: there is no such task or file, or the file is broken or of an unknown kind.
     """
     path = Path(name)
     if name in TASKS or not path.is_file():
         return find_task(name)
     if path.suffix.lower() not in FORMATS:
         raise ValueError(
-            f"{path} is no file of pairs by its name (want {', '.join(FORMATS)}); sl.read_pairs reads EAP-IG's .csv, "
-            "with the tokenizer that its answers are ids of, and sl.write_pairs writes .parquet"
+            f"{path} does not have the suffix of a file of pairs (want {', '.join(FORMATS)}). To convert EAP-IG's "
+            ".csv, read it with sl.read_pairs and the model's tokenizer, and write .parquet with sl.write_pairs"
         )
     from sparselens.prompts.formats import read_pairs
     from sparselens.prompts.task import Task

@@ -1,4 +1,4 @@
-"""`sparselens post-train`: a dense language model in, a sparse one with the same held-out loss out."""
+"""`sparselens post-train`: make a dense language model sparse, at the same held-out loss."""
 
 import shlex
 import sys
@@ -23,25 +23,23 @@ if TYPE_CHECKING:
 @alone_in_out
 def post_train(
     model: Model,
-    data: Annotated[str, typer.Option(help="Text, JSON-lines, dataset folder or hub dataset id.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the model, the log and the checkpoint.")],
+    data: Annotated[str, typer.Option(help="Text file, JSON-lines file, dataset folder or hub dataset id.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the model, log and checkpoint.")],
     dense: Annotated[
         str | None,
-        typer.Option(
-            help="If --model has been post-trained before: the dense model it came from.", callback=known_model
-        ),
+        typer.Option(help="If --model is already sparse: the dense model it was made from.", callback=known_model),
     ] = None,
     base: Base = None,
-    gguf_file: Annotated[str | None, typer.Option(help="Read this GGUF file of --model, dequantised.")] = None,
+    gguf_file: Annotated[str | None, typer.Option(help="Load this GGUF file of --model, dequantised.")] = None,
     lora: Annotated[
         int | None,
         typer.Option(
             metavar="RANK",
-            help="Train adapters of this rank on q, k, v, o; all else is frozen.",
+            help="Train LoRA adapters of this rank on q, k, v and o; freeze all other weights.",
             callback=at_least("--lora", 1),
         ),
     ] = None,
-    merge: Annotated[bool, typer.Option("--merge", help="With --lora: save the whole model, not adapters.")] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="With --lora: save the merged model, not adapters.")] = False,
     train: Annotated[
         str,
         typer.Option(
@@ -52,16 +50,19 @@ def post_train(
     split: Annotated[str, typer.Option(help="Split to read, if --data is a dataset.")] = "train",
     stream: Annotated[
         bool,
-        typer.Option("--stream", help="Hold out the first documents, and read only as many more as the run needs."),
+        typer.Option("--stream", help="Hold out the first documents, then read only as many as the run needs."),
     ] = False,
     steps: Annotated[int, typer.Option(help="Optimiser steps.", callback=at_least("--steps", 1))] = 3000,
     target: Annotated[
-        float | None, typer.Option(help="Loss not to exceed, in nats per token; replaces --margin.")
+        float | None, typer.Option(help="Largest allowed loss, in nats per token; replaces --margin.")
     ] = None,
     margin: Annotated[float, typer.Option(help="The target is the dense model's held-out loss plus this.")] = 0.0,
     gate_bias: Annotated[
         float | None,
-        typer.Option(help="Added to the scores in the gate. Default: the model's, else 0; 3e4 is a dense control."),
+        typer.Option(
+            help="Added to the attention scores in the gates. Default: the model's own, else 0; 3e4 keeps every gate "
+            "open (dense control)."
+        ),
     ] = None,
     seq_len: Annotated[int, typer.Option(help="Tokens per row.", callback=at_least("--seq-len", 2))] = 64,
     batch_size: Annotated[
@@ -73,32 +74,37 @@ def post_train(
     batch_tokens: Annotated[
         int | None,
         typer.Option(
-            help="Tokens per optimiser step; replaces --accumulation. They come in equal batches of --batch-size rows "
-            "or fewer, so there may be a few rows more."
+            help="Tokens per optimiser step; replaces --accumulation. They are split into equal batches of at most "
+            "--batch-size rows, rounded up to whole rows."
         ),
     ] = None,
     learning_rate: Annotated[
-        str, typer.Option(help="Peak value. auto: the largest that leaves the model intact while every gate is open.")
+        str,
+        typer.Option(
+            help="Peak learning rate. auto: the largest that does not damage the model while all gates are open."
+        ),
     ] = "auto",
     control_steps: Annotated[
         int,
-        typer.Option(help="Steps of the dense control, at most a tenth of --steps; 0: none, if the rate is given."),
+        typer.Option(help="Steps of the dense control, at most a tenth of --steps; 0 skips it if a rate is given."),
     ] = 50,
     layerwise_steps: Annotated[
-        int, typer.Option(help="Steps at the start that match the dense model's attention layer by layer: cheap.")
+        int, typer.Option(help="Cheap initial steps that match the dense model's attention layer by layer.")
     ] = 0,
-    multiplier: Annotated[float, typer.Option(help="GECO's multiplier at the start.")] = 10.0,
-    distillation: Annotated[float, typer.Option(help="Share of the dense model's distribution in the labels.")] = 0.5,
+    multiplier: Annotated[float, typer.Option(help="Initial value of GECO's multiplier.")] = 10.0,
+    distillation: Annotated[
+        float, typer.Option(help="Weight of the dense model's predictions in the labels, 0 to 1.")
+    ] = 0.5,
     sampled: Annotated[
         int,
         typer.Option(
-            help="Tokens to sample from the dense model; half of each batch.", callback=at_least("--sampled", 0)
+            help="Tokens to sample from the dense model, for half of each batch.", callback=at_least("--sampled", 0)
         ),
     ] = 0,
-    held_out: Annotated[float, typer.Option(help="Share of the documents held out of training, at most.")] = 0.1,
+    held_out: Annotated[float, typer.Option(help="Largest share of the documents to hold out from training.")] = 0.1,
     held_out_rows: Annotated[
         int,
-        typer.Option(help="Rows for validation, and as many for the test; no more text is held out than needed."),
+        typer.Option(help="Rows for validation, and as many for testing; only the text they need is held out."),
     ] = 512,
     mixed_precision: Annotated[
         str, typer.Option(help="no, bf16 or fp16.", callback=one_of("mixed precision", ("no", "bf16", "fp16")))
@@ -106,11 +112,11 @@ def post_train(
     evaluate_every: Annotated[
         int, typer.Option(help="Steps between evaluations on held-out text.", callback=at_least("--evaluate-every", 1))
     ] = 50,
-    seed: Annotated[int, typer.Option(help="Random seed of data order and noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed for data order and noise.")] = 0,
     wandb: Annotated[str | None, typer.Option(help="Log to this wandb project.")] = None,
-    checkpoint_minutes: Annotated[float, typer.Option(help="Longest time between two checkpoints.")] = 10.0,
+    checkpoint_minutes: Annotated[float, typer.Option(help="Maximum time between two checkpoints.")] = 10.0,
     gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Less memory for more time: layers are computed twice.")
+        bool, typer.Option("--gradient-checkpointing", help="Save memory by computing layers twice, which is slower.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Resume from the checkpoint in --out.")] = False,
     finish: Annotated[
@@ -118,17 +124,17 @@ def post_train(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Post-train a language model with sparse attention, and save it to OUT/model.
+    """Make the attention of a language model sparse at the same loss, and save the model to OUT/model.
 
     Example: `sparselens post-train --model stories260k --data stories.txt --out sparse`
 
-    The run is steered by half of the held-out documents; the table is about the other half, which neither training nor
-    selection has seen. Several processes: `accelerate launch -m sparselens post-train ...`. OUT/run.pdf shows the run.
+    Half of the held-out documents steer the run; the printed results are measured on the other half, unseen in training
+    and model selection. OUT/run.pdf plots the run. Several processes: `accelerate launch -m sparselens post-train ...`.
 
-    Ctrl-C writes a checkpoint and ends with exit code 130; the same command resumes from there with --resume, and with
-    --finish saves the best state so far, of those that meet the --margin or --target which it is given.
+    Ctrl-C writes a checkpoint and exits with code 130. Repeat the command with --resume to continue, or with --finish
+    to save the best state so far; --finish accepts a new --margin or --target to select that state by.
     """
-    options = {**locals()}  # as they were given
+    options = {**locals()}  # only the command's options, before other locals exist
     if held_out_rows < 1:
         raise ValueError(f"--held-out-rows must be at least 1, not {held_out_rows}")
     rate = _rate(learning_rate)
@@ -140,7 +146,7 @@ def post_train(
     from sparselens.gates.modes import open_gates
     from sparselens.gates.surgery import sparsify
     from sparselens.models.folder import load_transformers, save
-    from sparselens.training.checkpoint import goes_on
+    from sparselens.training.checkpoint import resumes
     from sparselens.training.evaluation import evaluate
     from sparselens.training.loop import PostTrainConfig
     from sparselens.training.loop import post_train as run
@@ -156,20 +162,20 @@ def post_train(
     )
     options |= {"learning_rate": rate, "accumulation": accumulation}
     config = _filled(PostTrainConfig, options)
-    goes_on(out / "checkpoint.pt", resume, finish)
+    resumes(out / "checkpoint.pt", resume, finish)
     if resume and accelerator.is_main_process and not (out / "checkpoint.pt").exists():
-        warn(f"{out} holds no checkpoint to resume from: the run begins with step 1")
+        warn(f"{out} holds no checkpoint to resume from: starting at step 1")
     resume = resume or finish
     source = Source(data, column, split, stream)
     if not resume:
-        next(source.pieces())  # what cannot be read is refused before a model is loaded
+        next(source.pieces())  # fail on unreadable text before loading a model
     of = bases(base, model, dense)
     opened = partial(_open, model, gguf_file, lora, train, seed, of[model])
     network, tokenizer, saved_bias = opened()
     if saved_bias is not None and dense is None:
-        raise ValueError(f"{model} is sparse already: name the dense model that it came from with --dense")
+        raise ValueError(f"{model} is already sparse: pass the dense model it was made from as --dense")
     if tokenizer is None:
-        raise ValueError(f"{model} has no tokenizer, so its text cannot be read")
+        raise ValueError(f"{model} has no tokenizer, so --data cannot be tokenized")
     network.to(accelerator.device)
     reference = (
         network
@@ -177,7 +183,7 @@ def post_train(
         else load_transformers(dense, dtype=torch.float32, **of[dense])[0].to(accelerator.device)
     )
     needed = _filled(TrainingText, options, source=source, rows_each=rows_each)
-    with accelerator.main_process_first():  # which writes the tokens that all of them read
+    with accelerator.main_process_first():  # it writes the tokens, the others read them
         reuse = resume or not accelerator.is_main_process
         text = needed.prepare(network, reference, tokenizer, out / "tokens", reuse)
     sparsify(network, saved_bias if gate_bias is None else gate_bias)
@@ -221,15 +227,15 @@ def post_train(
 
 def _refuse_contradiction(lora: int | None, train: str, merge: bool) -> None:
     if lora is not None and train != "all":
-        raise ValueError(f"--lora trains adapters alone: leave --train {train} out, or --lora")
+        raise ValueError(f"--lora trains only adapters: leave out either --lora or --train {train}")
     if merge and lora is None:
-        raise ValueError("--merge is for adapters: give --lora too, or leave it out")
+        raise ValueError("--merge is for adapters: add --lora, or leave out --merge")
 
 
 def _open(
     model: str, gguf_file: str | None, lora: int | None, train: str, seed: int, of: dict[str, Any]
 ) -> tuple[Any, Any, float | None]:
-    """The model with everything frozen that is not trained, its tokenizer, and its gate bias if it is sparse."""
+    """The model with untrained parts frozen, its tokenizer, and its gate bias (None if it is dense)."""
     import torch
 
     from sparselens.models.adapters import add_lora
@@ -252,9 +258,9 @@ def _rate(text: str) -> Any:
 
 
 def _explain(stop: KeyboardInterrupt, out: Path) -> None:
-    words = str(stop).split(";")[0] or "stopped"
-    goes_on = "the same command with --resume goes on from its last checkpoint"
-    warn(f"{words}: {goes_on if (out / 'checkpoint.pt').exists() else 'there is no checkpoint yet'}")
+    reason = str(stop).split(";")[0] or "stopped"
+    how = "repeat the command with --resume to continue from the last checkpoint"
+    warn(f"{reason}: {how if (out / 'checkpoint.pt').exists() else 'there is no checkpoint yet'}")
 
 
 def _draw(result: "PostTrainResult", out: Path) -> list[Path]:
@@ -264,7 +270,7 @@ def _draw(result: "PostTrainResult", out: Path) -> list[Path]:
 
 
 def _filled(kind: type[Settings], options: dict[str, Any], **others: Any) -> Settings:
-    """A dataclass whose fields are taken from the command's options of the same names."""
+    """Create a dataclass whose fields are the command's options of the same names."""
     names = {field.name for field in fields(cast(Any, kind))}
     return kind(**{name: value for name, value in options.items() if name in names}, **others)
 
@@ -278,5 +284,5 @@ def _batches_per_step(
     if batch_tokens is None:
         return batch_size, accumulation
     if accumulation != 1:
-        raise ValueError("give --batch-tokens or --accumulation, not both")
+        raise ValueError("pass either --batch-tokens or --accumulation, not both")
     return batches_per_step(batch_tokens, seq_len, batch_size, processes)

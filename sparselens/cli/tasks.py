@@ -1,6 +1,5 @@
-"""`sparselens tasks`: what models are asked to do: list the tasks, show and export pairs, see what a model can do."""
+"""`sparselens tasks`: list the tasks, show and export their prompt pairs, and evaluate models on them."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,17 +8,17 @@ import typer
 from typer.core import TyperGroup
 
 from sparselens.cli.models import bases
-from sparselens.cli.options import CLUSTERS, Base, Json, Model, Out, Tasks, known_model, one_of
+from sparselens.cli.options import CLUSTERS, Base, Corruption, Json, Model, Out, Seed, Tasks, known_model, one_of
 from sparselens.cli.own_tasks import task_named
-from sparselens.cli.table import finish, print_table
+from sparselens.cli.table import finish, finite_ends, print_table, with_interval
 from sparselens.prompts.formats import ENDINGS, SUFFIXES
 from sparselens.prompts.pairs import some
+from sparselens.prompts.task_data import record
 from sparselens.prompts.words import Words
 from sparselens.tasks import TASKS, find_task
 
 if TYPE_CHECKING:
     from sparselens.prompts.capability import Capability
-    from sparselens.prompts.intervals import Interval
     from sparselens.prompts.pairs import PromptPair
     from sparselens.prompts.task import Task
 
@@ -28,73 +27,71 @@ class ListByDefault(TyperGroup):
     """`sparselens tasks` alone, or with options only, is `sparselens tasks list`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put `list` where no command is named."""
+        """Insert `list` if no command is named."""
         named = args and (not args[0].startswith("-") or args[0] == "--help")
         return super().parse_args(ctx, args if named else ["list", *args])
 
 
-app = typer.Typer(help="What models are asked to do: list tasks, show, export, evaluate.", cls=ListByDefault)
+app = typer.Typer(help="List tasks, show and export prompt pairs, evaluate models on them.", cls=ListByDefault)
 
 MANY = 2000  # clean prompts are counted up to this number
 
-Name = Annotated[str, typer.Argument(help="The task, as `sparselens tasks` lists it.")]
-Seed = Annotated[int, typer.Option(help="Random seed for drawing prompts.")]
-Corruption = Annotated[str | None, typer.Option(help="What the corrupted prompt changes. Default: the task's first.")]
+Name = Annotated[str, typer.Argument(help="A task listed by `sparselens tasks`.")]
 Tokenizer = Annotated[
     str | None,
     typer.Option(
-        help="A folder, a shipped model or a hub id: draw only pairs that fit this tokenizer.", callback=known_model
+        help="Use only pairs that fit this tokenizer: a folder, a shipped model or a hub id.", callback=known_model
     ),
 ]
 
 
 @app.command("list")
 def list_tasks(out: Out = None, json: Json = False) -> None:
-    """List the tasks, with an example of each; `sparselens tasks` does the same.
+    """List the tasks with an example of each; same as `sparselens tasks`.
 
     Example: `sparselens tasks list`
     """
     examples = {name: task.pairs(1)[0] for name, task in TASKS.items()}
     rows = [(name, task.description, str(examples[name])) for name, task in TASKS.items()]
-    print_table("Tasks", ("name", "asks", "example"), rows)
-    table = {name: {**_about(task), "example": _record(examples[name])} for name, task in TASKS.items()}
+    print_table("Tasks", ("name", "description", "example"), rows)
+    table = {name: {**_about(task), "example": record(examples[name])} for name, task in TASKS.items()}
     finish(table, json, out and out / "tasks.json")
 
 
 @app.command()
 def show(
     name: Name,
-    n: Annotated[int, typer.Option("-n", help="How many pairs.")] = 3,
+    n: Annotated[int, typer.Option("-n", help="Number of pairs.")] = 3,
     tokenizer: Tokenizer = None,
     seed: Seed = 0,
     corruption: Corruption = None,
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Show pairs of a task: prompts, answers, named positions, and with a tokenizer the tokens.
+    """Show pairs of a task: prompts, answers, named positions and, with a tokenizer, tokens.
 
     Example: `sparselens tasks show ioi -n 3 --tokenizer stories260k`
     """
     whole = find_task(name)
-    task = _fitted(whole, tokenizer)
+    task, _ = _fitted(whole, tokenizer)
     pairs = task.pairs(n, seed, corruption)
-    there = task.count_prompts(corruption, MANY)
-    counted = ("clean prompts", f"more than {MANY:,}" if there == MANY else f"{there:,}")
+    count = task.count_prompts(corruption, MANY)
+    counted = ("clean prompts", f"{MANY:,} or more" if count == MANY else f"{count:,}")
     print_table(f"{name}: {task.description}", ("", ""), [*_about_rows(task), counted, *_words_left(whole, task)])
     for number, pair in enumerate(pairs, 1):
         print_table(f"pair {number}", ("", ""), _pair_rows(pair, task))
-    about = _about(task) | {"clean_prompts": there, "clean_prompts_counted_to": MANY}
-    finish({"task": about, "pairs": [_record(pair) for pair in pairs]}, json, out and out / f"{name}.json")
+    about = _about(task) | {"clean_prompts": count, "clean_prompts_counted_to": MANY}
+    finish({"task": about, "pairs": [record(pair) for pair in pairs]}, json, out and out / f"{name}.json")
 
 
 @app.command()
 def export(
     name: Name,
-    n: Annotated[int, typer.Option("-n", help="How many pairs; fewer where a task has fewer.")] = 1000,
+    n: Annotated[int, typer.Option("-n", help="Number of pairs; fewer if the task has fewer.")] = 1000,
     format: Annotated[  # noqa: A002
         str | None,
         typer.Option(
-            help="parquet, eap-ig, mib or auto-circuit. Default: that of the file's ending, else parquet.",
+            help="parquet, eap-ig, mib or auto-circuit. Default: by the suffix of --out, else parquet.",
             callback=one_of("format", SUFFIXES),
         ),
     ] = None,
@@ -103,11 +100,11 @@ def export(
     corruption: Corruption = None,
     out: Annotated[
         Path,
-        typer.Option("--out", metavar="PATH", help="A folder, or a file: .parquet, .csv, .jsonl or .json."),
+        typer.Option("--out", metavar="PATH", help="A folder, or a file ending in .parquet, .csv, .jsonl or .json."),
     ] = Path(),
     json: Json = False,
 ) -> None:
-    """Write pairs of a task to a file for other tools.
+    """Write pairs of a task to a file, for use with other tools.
 
     Example: `sparselens tasks export ioi -n 1000 --out ioi.csv --tokenizer openai-community/gpt2` (EAP-IG's format)
     """
@@ -116,15 +113,14 @@ def export(
     named = None if out.is_dir() else ENDINGS.get(out.suffix.lower())
     format = format or named or "parquet"  # noqa: A001
     if named not in (None, format):
-        raise ValueError(f"--out {out} is a file's name in format {named}, not {format}: leave out --format")
+        raise ValueError(f"--out {out} has the suffix of format {named}, not {format}: leave out --format")
     if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} exists, and is no folder: choose another name, or delete it first")
-    task, reader = find_task(name), _reader(tokenizer)
-    task = task if reader is None else task.fitted(reader)
+        raise ValueError(f"--out {out} already exists and is not a folder: choose another name, or delete it first")
+    task, reader = _fitted(find_task(name), tokenizer)
     chosen = task.find_corruption(corruption)
     pairs = task.at_most(n, seed, chosen)
     if not pairs:
-        task.pairs(1, seed, chosen)  # says why none fits the tokenizer
+        task.pairs(1, seed, chosen)  # raises an error that explains why no pair fits the tokenizer
     hard = _hard(task, pairs, seed, chosen) if format == "eap-ig" else None
     fingerprint = task.fingerprint(len(pairs), seed, chosen)
     title = chosen if format == "mib" else fingerprint
@@ -144,30 +140,30 @@ def evaluate(
     model: Model,
     task: Tasks = None,
     base: Base = None,
-    n: Annotated[int, typer.Option("-n", help="Pairs of each task; fewer where a task has fewer.")] = 200,
+    n: Annotated[int, typer.Option("-n", help="Pairs per task; fewer if a task has fewer.")] = 200,
     seed: Seed = 0,
     corruption: Corruption = None,
-    batch_size: Annotated[int, typer.Option(help="Prompts that the model reads at once.")] = 64,
+    batch_size: Annotated[int, typer.Option(help="Prompts per forward pass.")] = 64,
     cluster_by: Annotated[
         str,
         typer.Option(
-            help="Pairs that count as one observation: with the same clean prompt, or the same answer.",
+            help="What makes pairs count as one observation: the same clean prompt, or the same answer.",
             callback=one_of("cluster-by", CLUSTERS),
         ),
     ] = "prompt",
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Show which tasks a model can do: accuracy and metric, with 95 % confidence intervals.
+    """Show how well a model does each task: accuracy and metric, with 95 % confidence intervals.
 
-    Wilson's interval for accuracies, the studentized bootstrap for metrics; both count pairs with the same clean prompt
-    (or, on request, the same answer) as one observation.
+    Accuracies have Wilson's interval, metrics that of the studentized bootstrap. Both treat pairs with the same clean
+    prompt (or the same answer, see --cluster-by) as one observation.
 
     Example: `sparselens tasks evaluate --model stories260k --task ioi`
     """
     chosen = [task_named(name) for name in task or TASKS]
     if n < 1 or batch_size < 1:
-        raise ValueError(f"-n {n}, --batch-size {batch_size}: want at least 1")
+        raise ValueError(f"-n and --batch-size must be at least 1, not {n} and {batch_size}")
     from sparselens.models.folder import load
     from sparselens.prompts.capability import evaluate as run
 
@@ -175,38 +171,35 @@ def evaluate(
     table, refused = dict[str, dict[str, Any]](), list[tuple[str, str]]()
     for item in chosen:
         try:
-            there = len(item.fitted(opened.tokenizer).at_most(n, seed, corruption))
+            available = len(item.fitted(opened.tokenizer).at_most(n, seed, corruption))
             options: dict[str, Any] = {"corruption": corruption, "batch_size": batch_size, "cluster_by": cluster_by}
-            table[item.name] = _summary(run(opened, item, there or n, seed, **options))
+            table[item.name] = _summary(run(opened, item, available or n, seed, **options))
         except ValueError as error:
             table[item.name] = {"refused": str(error)}
             refused.append((item.name, str(error)))
     columns = ("task", "pairs", "prompts", "accuracy, %", "chance", "metric")
     if len(refused) == len(chosen):
-        raise ValueError("none of the tasks can be evaluated: " + "; ".join(why for _, why in refused[:3]))
+        raise ValueError("no task could be evaluated: " + "; ".join(why for _, why in refused[:3]))
     print_table(f"{model}: means with 95 % intervals, clustered by {cluster_by}", columns, _result_rows(table))
     if cautions := [(name, row["caution"]) for name, row in table.items() if row.get("caution")]:
-        print_table("Intervals", ("task", "caution"), cautions)
+        print_table("Cautions about intervals", ("task", "caution"), cautions)
     if refused:
-        print_table("Not evaluated", ("task", "why"), refused)
+        print_table("Not evaluated", ("task", "reason"), refused)
     finish({"model": model, "seed": seed, "cluster_by": cluster_by, "tasks": table}, json, out and out / "tasks.json")
 
 
-def _fitted(task: "Task", tokenizer: str | None) -> "Task":
-    reader = _reader(tokenizer)
-    return task if reader is None else task.fitted(reader)
-
-
-def _reader(tokenizer: str | None) -> Any:
-    if tokenizer is None:
-        return None
+def _fitted(task: "Task", name: str | None) -> tuple["Task", Any]:
+    """The task fitted to the tokenizer of that name, and the tokenizer; the task itself and None without a name."""
+    if name is None:
+        return task, None
     from sparselens.models.folder import load_tokenizer  # takes seconds
 
-    return load_tokenizer(tokenizer)
+    tokenizer = load_tokenizer(name)
+    return task.fitted(tokenizer), tokenizer
 
 
 def _words_left(whole: "Task", fitted: "Task") -> list[tuple[str, str]]:
-    """How many entries of each word list the tokenizer has as the task needs them."""
+    """How many entries of each word list fit the tokenizer."""
     if fitted.fit is None:
         return []
     lists = ((name, len(_entries(fitted, name)), len(_entries(whole, name))) for name in whole.words)
@@ -219,7 +212,7 @@ def _entries(task: "Task", name: str) -> Sequence[Any]:
 
 
 def _hard(task: "Task", pairs: "Sequence[PromptPair]", seed: int, chosen: str) -> "list[PromptPair] | None":
-    """Pairs of the next corruption, where it leaves the clean prompts the same: EAP-IG's `corrupted_hard`."""
+    """Pairs of another corruption with the same clean prompts, for EAP-IG's column `corrupted_hard`; None if none."""
     clean = [pair.clean for pair in pairs]
     for name in task.corruptions:
         others = task.at_most(len(pairs), seed, name) if name != chosen else []
@@ -251,30 +244,19 @@ def _pair_rows(pair: "PromptPair", task: "Task") -> list[tuple[str, str]]:
     return rows
 
 
-def _record(pair: "PromptPair") -> dict[str, Any]:
-    from sparselens.prompts.task_data import record
-
-    return record(pair)
-
-
 def _summary(found: "Capability") -> dict[str, Any]:
     accuracy, metric = found.accuracy, found.metric
     return {
         "pairs": accuracy.n,
         "distinct_prompts": found.distinct_prompts,
         "accuracy": accuracy.mean,
-        "accuracy_interval": _ends(accuracy),
+        "accuracy_interval": finite_ends(accuracy),
         "chance": found.chance,
         "metric": found.metric_name,
         "mean": metric.mean,
-        "interval": _ends(metric),
+        "interval": finite_ends(metric),
         "caution": metric.caution,
     }
-
-
-def _ends(interval: "Interval") -> list[float | None]:
-    """Both ends; None for one that is not known, as those of a single pair, since JSON has no NaN."""
-    return [end if math.isfinite(end) else None for end in (interval.low, interval.high)]
 
 
 def _result_rows(table: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
@@ -283,15 +265,12 @@ def _result_rows(table: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
             name,
             str(row["pairs"]),
             str(row["distinct_prompts"]),
-            _mean(100 * row["accuracy"], [None if end is None else 100 * end for end in row["accuracy_interval"]], 1),
+            with_interval(
+                100 * row["accuracy"], [None if end is None else 100 * end for end in row["accuracy_interval"]], 1
+            ),
             f"{100 * row['chance']:.0f}",
-            _mean(row["mean"], row["interval"], 2),
+            with_interval(row["mean"], row["interval"], 2),
         )
         for name, row in table.items()
         if "refused" not in row
     ]
-
-
-def _mean(mean: float, ends: Sequence[float | None], places: int) -> str:
-    known = [f"{end:.{places}f}" for end in ends if end is not None]
-    return f"{mean:.{places}f}" + (f" [{', '.join(known)}]" if len(known) == len(ends) else "")

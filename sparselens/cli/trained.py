@@ -1,4 +1,4 @@
-"""What `sparselens post-train` prints at its end."""
+"""The final output of `sparselens post-train`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 COLUMNS = {
     "loss": ("loss, nats per token", "{:.4f}"),
-    "share_of_visible_pairs": ("open, share of visible pairs", "{:.3%}"),
-    "share_of_all_pairs": ("open, share of all pairs", "{:.3%}"),
+    "share_of_visible_pairs": ("open edges, share of visible pairs", "{:.3%}"),
+    "share_of_all_pairs": ("open edges, share of all pairs", "{:.3%}"),
     "edges_per_query_per_head": ("open edges per query and head", "{:.3f}"),
 }
 
@@ -20,11 +20,11 @@ COLUMNS = {
 def print_result(
     dense: "Evaluation", sparse: "Evaluation", folder: Path, result: "PostTrainResult", json: bool, out: Path
 ) -> None:
-    """Both models on text that nothing saw, where things were saved, and what went wrong."""
+    """Print both models' results on held-out text, the saved files, and warnings."""
     table = {name: {key: getattr(e, key) for key in COLUMNS} for name, e in (("dense", dense), ("sparse", sparse))}
     print_table(
-        "On text that neither training nor the choice of the state saw"
-        + ("" if result.feasible else f" (on the text that chose it the target of {result.target:.4f} was NOT met)"),
+        "On test text, unseen in training and model selection"
+        + ("" if result.feasible else f" (on the validation text the target of {result.target:.4f} was NOT met)"),
         ("", "dense", "sparse"),
         [
             (label, form.format(table["dense"][key]), form.format(table["sparse"][key]))

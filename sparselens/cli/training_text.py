@@ -16,20 +16,20 @@ from sparselens.training.text.tokens import PieceTokenizer, Tokens
 class Prepared(NamedTuple):
     """Text as rows of tokens."""
 
-    batches: Callable[[int], Tensor]  # to train on
-    validation: list[Tensor]  # to steer by
-    test: list[Tensor]  # to report on
-    record: dict[str, Any]  # what `sparselens.save` keeps as `data`
+    batches: Callable[[int], Tensor]  # training batches, by index
+    validation: list[Tensor]  # steers the run
+    test: list[Tensor]  # for the final report
+    record: dict[str, Any]  # the argument `data` of `sparselens.save`
 
 
 @dataclass(frozen=True)
 class TrainingText:
-    """What a run needs of a source; most fields are options of the command."""
+    """How to turn a source into training and held-out rows; most fields are options of the command."""
 
     source: Source
     steps: int
     accumulation: int  # batches per step
-    rows_each: int  # of a training batch
+    rows_each: int  # rows of a training batch
     seq_len: int
     batch_size: int  # rows of a held-out batch
     held_out: float
@@ -38,7 +38,7 @@ class TrainingText:
     seed: int
 
     def prepare(self, network: Any, reference: Any, tokenizer: Any, folder: Path, reuse: bool) -> Prepared:
-        """Tokenize it into a folder, or with `reuse` take what is there."""
+        """Tokenize the source into a folder, or with `reuse` take the tokens that are already there."""
         corpus = prepare(
             self.source,
             tokenizer,
@@ -58,17 +58,17 @@ class TrainingText:
         return Prepared(self._batches(corpus.train, sample), validation, test, corpus.record)
 
     def _batches(self, text: Tokens, sample: Callable[[], Tokens]) -> Callable[[int], Tensor]:
-        """Batches of the text alone, or half of it and half of what the dense model writes."""
+        """Batches of the text alone, or, with `sampled`, half text and half samples of the dense model."""
         half = self.rows_each // 2 if self.sampled else 0
         batches = TokenBatches(text, self.seq_len, self.rows_each - half, self.seed)
         if not self.sampled:
             return batches
-        refuse_no_rows(self.seq_len, half)  # before sampling, which is slow
+        refuse_no_rows(self.seq_len, half)  # check before sampling, which is slow
         return MixedBatches([batches, TokenBatches(sample(), self.seq_len, half, self.seed + 1)])
 
     def _sample(self, dense: Any, tokenizer: Any, folder: Path, reuse: bool) -> Tokens:
-        """Tokens that the dense model writes itself, once for a run."""
-        asked = {"tokens": self.sampled, "seed": self.seed, "model": dense.config._name_or_path}
+        """Tokens sampled from the dense model, once per run."""
+        settings = {"tokens": self.sampled, "seed": self.seed, "model": dense.config._name_or_path}
         start = PieceTokenizer(tokenizer).start
         path, n, seed = folder / "sampled.bin", self.sampled, self.seed
-        return kept_sample(path, asked, lambda: sample_tokens(dense, n, start, seed=seed), reuse)
+        return kept_sample(path, settings, lambda: sample_tokens(dense, n, start, seed=seed), reuse)

@@ -1,1 +1,1 @@
-"""Prompt pairs as strings and as tokens, the tasks that draw them, and the metrics that score a model's answers."""
+"""Prompt pairs as strings and tokens, tasks that draw them, and metrics that score a model's answers."""

@@ -1,8 +1,8 @@
-"""The order in which a task's pairs come: no pair twice, and no clean prompt again before all have come once.
+"""The order of a task's pairs: no pair occurs twice, and no clean prompt repeats before all have occurred once.
 
-1. Pairs are drawn at random until new ones are rare.
-2. Then, if few enough remain, all combinations of choices that the task can make are enumerated, so that the last pairs
-   need not be found by chance.
+1. Draw pairs at random until new ones are rare.
+2. Then, if few enough remain, enumerate all combinations of the task's random choices, so that the last pairs need not
+   be found by chance.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -14,24 +14,25 @@ from sparselens.prompts.pairs import PromptPair
 
 DrawOne = Callable[[Draw], PromptPair]
 
-RETRIES = 3  # rounds for clean prompts whose pairs did not fit: with another corrupted prompt they may
-_PATIENCE = 1000  # draws without anything new, before what is left is enumerated
-_MOST_CHOICES = 200  # of one pair; a draw that makes more may be one that never ends
+RETRIES = 3  # extra rounds for clean prompts whose pairs did not fit, since another corrupted prompt might
+_PATIENCE = 1000  # unsuccessful draws before the remaining pairs are enumerated
+_MOST_CHOICES = 200  # random choices per pair; a task that makes more may never stop
 
 
 class Candidates:
-    """Different pairs of a task, in rounds: each clean prompt comes once at first, and again only in the last round."""
+    """Distinct pairs of a task, in rounds: clean prompts occur once at first, and repeat only in the last round."""
 
     def __init__(self, draw: DrawOne, seed: int) -> None:
         self._draw, self._random = draw, Draw(seed)
         self._seen = set[Any]()  # keys of pairs
-        self._barred: set[str] | None = set()  # clean prompts that may not come again; None: all may
+        self._barred: set[str] | None = set()  # clean prompts that must not repeat; None: all may
         self._kept, self._retries = 0, 0
-        self._misses, self._all_misses, self._ask_at = 0, 0, _PATIENCE  # in a row; in the last round
-        self._rest: Iterator[PromptPair] | None = None  # everything that is left, once it is known
+        self._misses = 0  # unsuccessful draws in a row
+        self._all_misses, self._enumerate_at = 0, _PATIENCE  # in the last round
+        self._rest: Iterator[PromptPair] | None = None  # all remaining pairs, once they are enumerated
 
     def fresh(self, n: int) -> list[PromptPair]:
-        """Up to n pairs; fewer when the round is over."""
+        """Up to n new pairs; fewer if the round ends."""
         found: list[PromptPair] = []
         while len(found) < n and self._rest is None and self._misses < self._patience():
             candidate = self._draw(self._random)
@@ -39,14 +40,14 @@ class Candidates:
                 found.append(self._taken(candidate))
             else:
                 self._misses += 1
-                self._ask_what_is_left()
+                self._try_to_enumerate()
         return found if self._rest is None else [*found, *islice(self._rest, n - len(found))]
 
     def next_round(self, kept: Collection[str]) -> bool:
-        """Begin another round, if there is one.
+        """Begin another round; returns whether there is one.
 
         Args:
-            kept: clean prompts of all pairs that have been of use so far; the others get another chance
+            kept: clean prompts of all pairs accepted so far; all other prompts get another chance
         """
         if self._barred is None:
             return False
@@ -57,7 +58,7 @@ class Candidates:
 
     @property
     def repeats(self) -> bool:
-        """Is this the round in which clean prompts come again?"""
+        """Whether this is the round in which clean prompts may repeat."""
         return self._barred is None
 
     def _patience(self) -> int:
@@ -73,12 +74,12 @@ class Candidates:
         self._misses = 0
         return pair
 
-    def _ask_what_is_left(self) -> None:
-        """In the last round, now and then, go through all choices, if that takes no longer than drawing did."""
+    def _try_to_enumerate(self) -> None:
+        """In the last round, now and then, enumerate all pairs if that takes no longer than drawing has so far."""
         self._all_misses += self._barred is None
-        if self._all_misses < self._ask_at:
+        if self._all_misses < self._enumerate_at:
             return
-        self._ask_at *= 2
+        self._enumerate_at *= 2
         pairs = every_pair(self._draw, 2 * (self._all_misses + len(self._seen)))
         if pairs is not None:
             rest = {pair.key: pair for pair in pairs if pair.key not in self._seen}
@@ -86,7 +87,7 @@ class Candidates:
 
 
 def every_pair(draw: DrawOne, most: int) -> list[PromptPair] | None:
-    """What a task draws for every series of choices, repetitions included; None if there are more than `most` series.
+    """The pair drawn for every sequence of random choices, with repetitions; None if there are `most` or more.
 
     >>> every_pair(lambda random: pair("{A}", {"A": random.choice("xy")}, {"A": "z"}, "1", "2"), 10)  # two pairs
     """
@@ -109,14 +110,14 @@ class _EndlessError(Exception):
 
 
 class _Scripted(Draw):
-    """Choices that follow a script, and after its end are the first of what there is."""
+    """Choices that follow a script and, after its end, always take the first option."""
 
     def __init__(self, script: list[int]) -> None:
-        self._script, self._made = script, list[tuple[int, int]]()  # what was chosen, of how many
+        self._script, self._made = script, list[tuple[int, int]]()  # chosen index, number of options
 
     def below(self, n: int) -> int:
         if n < 1:
-            raise ValueError(f"there is nothing to choose from ({n} items)")
+            raise ValueError(f"cannot choose from {n} items")
         place = len(self._made)
         if place == _MOST_CHOICES:
             raise _EndlessError
@@ -133,7 +134,7 @@ class _Scripted(Draw):
         return self.below(2) == 0
 
     def following(self) -> list[int]:
-        """The script of the next series of choices; empty after the last."""
+        """The script of the next sequence of choices; empty after the last."""
         while self._made:
             chosen, n = self._made.pop()
             if chosen + 1 < n:

@@ -1,4 +1,4 @@
-"""How well a model does a task: accuracy and metric with confidence intervals, and the prompts on which it fails."""
+"""How well a model does a task: accuracy and metric with confidence intervals, and the failed prompts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Capability(Result):
-    """A model's answers to a task's clean prompts.
+    """A model's results on the clean prompts of a task.
 
     >>> result = sl.evaluate(model, pairs)
     >>> result.accuracy, result.values.mean()
@@ -32,50 +32,50 @@ class Capability(Result):
     task: str
     metric_name: str
     pairs: TokenizedPairs
-    correct: Bool[Tensor, " batch"]  # the best right answer scores above every wrong one
-    values: Float[Tensor, " batch"]  # the metric, per prompt
-    chance: float  # accuracy of guessing
-    cluster_by: str = "prompt"  # which pairs count as one observation in the intervals (`TokenizedPairs.clusters`)
+    correct: Bool[Tensor, " batch"]  # whether the best right answer scores above every wrong one
+    values: Float[Tensor, " batch"]  # the metric of every prompt
+    chance: float  # accuracy of random guessing
+    cluster_by: str = "prompt"  # defines which pairs count as one observation, see `TokenizedPairs.clusters`
 
     def _line(self) -> str:
         also = "" if self.metric_name == "accuracy" else f", {self.metric_name} {self.metric}"
         return f"{self.task}, {len(self.values)} pairs: accuracy {self.accuracy}, chance {self.chance:.3g}{also}"
 
     def _columns(self) -> Mapping[str, Sequence[Any]]:
-        asked = self.pairs._columns()
-        shown = {name: asked[name] for name in ("clean", "answer", "wrong_answer")}
-        return {**shown, "correct": self.correct.tolist(), self.metric_name: self.values.tolist()}
+        columns = self.pairs._columns()
+        kept = {name: columns[name] for name in ("clean", "answer", "wrong_answer")}
+        return {**kept, "correct": self.correct.tolist(), self.metric_name: self.values.tolist()}
 
     def plot(self) -> Any:
-        """The metric over prompts, as a plotly histogram."""
+        """A plotly histogram of the metric over prompts."""
         return self._figure("histogram", self.to_frame(), x=self.metric_name, color="correct")
 
     @property
     def accuracy(self) -> Interval:
-        """Share of the prompts that the model gets right, with its 95 % interval: Wilson's, by clusters."""
+        """Share of correct prompts, with Wilson's 95 % interval over clusters."""
         return proportion_interval(self.correct.double(), clusters=self.pairs.clusters(self.cluster_by))
 
     @property
     def metric(self) -> Interval:
-        """Mean of the metric, with its 95 % interval: the studentized bootstrap of clusters."""
+        """Mean of the metric, with the 95 % interval of the studentized bootstrap over clusters."""
         if self.metric_name == "accuracy":
             return self.accuracy
         return mean_interval(self.values, clusters=self.pairs.clusters(self.cluster_by))
 
     @property
     def distinct_prompts(self) -> int:
-        """How many different clean prompts the model has read."""
+        """Number of different clean prompts."""
         return len(set(self.pairs.clusters()))
 
     @property
     def failures(self) -> tuple[PromptPair, ...]:
-        """The pairs that the model does not solve.
+        """The pairs that the model gets wrong.
 
         Raises:
-            ValueError: the pairs were made from tensors, so their strings are not known.
+            ValueError: the pairs were made from tensors, so their strings are unknown.
         """
         if not self.pairs.prompts:
-            raise ValueError("these pairs were made from tensors: take found.pairs[~found.correct]")
+            raise ValueError("these pairs were made from tensors and have no strings: use found.pairs[~found.correct]")
         wrong = (~self.correct).nonzero().flatten().tolist()
         return tuple(self.pairs.prompts[i] for i in wrong)
 
@@ -94,22 +94,23 @@ def evaluate(
     progress: bool = True,
     cluster_by: str = "prompt",
 ) -> Capability:
-    """Run a model, dense or sparse, on n clean prompts of a task, or on given pairs, in evaluation mode.
+    """Evaluate a model, dense or sparse, on n clean prompts of a task or on given pairs.
 
     >>> found = evaluate(sl.load("addition"), TASKS["addition"], n=100)
     >>> found.accuracy, found.correct.shape  # with its confidence interval, [batch]
-    >>> evaluate(model, pairs).correct  # of TokenizedPairs, all of which are run
+    >>> evaluate(model, pairs).correct  # all of the TokenizedPairs
 
     Args:
-        task: draws `n` pairs with `seed`, `corruption`, `tokenizer` and `bos`; or pairs, all of which are run
-        metric: function of (logits, pairs), or name in `sparselens.prompts.metrics`. Default: the task's, or the logit
-            difference
-        tokenizer: default: the model's own (`model.tokenizer`)
-        bos: put the tokenizer's BOS first. Default: as the tokenizer itself does; a TransformerBridge has set it to
-        cluster_by: which pairs count as one observation: those with the same clean "prompt", or the same "answer"
+        task: a task, which draws `n` pairs with `seed`, `corruption`, `tokenizer` and `bos`; or pairs, all of them used
+        metric: function of (logits, pairs), or name in `sparselens.prompts.metrics`. Default: the task's metric; for
+            pairs, the logit difference
+        tokenizer: default: `model.tokenizer`
+        bos: whether to prepend the tokenizer's BOS. Default: as the tokenizer does; TransformerBridge sets it to do so
+        cluster_by: pairs with the same clean "prompt", or the same "answer", count as one observation
 
     Raises:
-        ValueError: there is no tokenizer, the task does not fit it (see `Task.tokenize`), or pairs are another model's.
+        ValueError: there is no tokenizer, the task does not fit it (see `Task.tokenize`), or the pairs were tokenized
+            for another model.
     """
     if cluster_by not in CLUSTER_BY:
         raise ValueError(f"cluster_by={cluster_by!r}: want {' or '.join(CLUSTER_BY)}")
@@ -118,7 +119,7 @@ def evaluate(
     refuse_lost_gates(model)
     measure = find_metric(metric or getattr(task, "metric", logit_difference))
     if measure is kl_divergence:
-        raise ValueError("kl_divergence compares two runs, and only clean prompts are run here: take another metric")
+        raise ValueError("kl_divergence compares two runs, but only clean prompts are run here: use another metric")
     if isinstance(task, TokenizedPairs):
         name, pairs = "given pairs", task
     else:
@@ -126,16 +127,16 @@ def evaluate(
         if tokenizer is None:
             raise ValueError(f"this {type(model).__name__} has no tokenizer: pass tokenizer=...")
         name, pairs = task.name, task.tokenize(tokenizer, n, seed, corruption, bos)
-    found = [
+    batches = [
         (run.rows, accuracy(run.logits, run.pairs).bool().cpu(), measured(measure, run.logits, run.pairs).cpu())
         for run in runs(model, pairs, batch_size=batch_size, progress=name if progress else None)
     ]
-    rows, correct, values = (torch.cat(parts) for parts in zip(*found, strict=True))
-    place = rows.argsort()
-    return Capability(name, name_of(measure), pairs, correct[place], values[place], chance_of(pairs), cluster_by)
+    rows, correct, values = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    order = rows.argsort()
+    return Capability(name, name_of(measure), pairs, correct[order], values[order], chance_of(pairs), cluster_by)
 
 
 def chance_of(pairs: TokenizedPairs) -> float:
-    """Accuracy of guessing among the answers."""
+    """Accuracy of guessing at random among the answers."""
     right, wrong = ((ids != NO_ANSWER).sum(-1).double() for ids in (pairs.answers, pairs.wrong_answers))
     return float((right / (right + wrong)).mean())

@@ -1,6 +1,6 @@
-"""Refuses what is not a model or not pairs, and prompts that a model cannot read.
+"""Reject inputs that are not prompt pairs, and prompts that do not fit a model.
 
-Those have another vocabulary, token ids out of range, or padding without an attention mask.
+Prompts do not fit if they have another vocabulary, token ids out of range, or padding without an attention mask.
 """
 
 from collections.abc import Mapping
@@ -14,27 +14,26 @@ from sparselens.prompts.tokenized import TokenizedPairs
 
 
 def refuse_other_pairs(pairs: Any) -> None:
-    """Raise a ValueError unless these are prompt pairs as tokens."""
+    """Raise a ValueError if `pairs` are not TokenizedPairs."""
     if not isinstance(pairs, TokenizedPairs):
         raise ValueError(
-            f"want TokenizedPairs, not {pairs!r:.80}: task.tokenize(model.tokenizer, 100) makes them, and "
-            "sl.tokenize_pairs of strings"
+            f"want TokenizedPairs, not {pairs!r:.80}: make them with task.tokenize(model.tokenizer, 100), or from "
+            "strings with sl.tokenize_pairs"
         )
 
 
 def refuse_misfits(model: Any, pairs: TokenizedPairs) -> None:
-    """Raise a ValueError if pairs were tokenized with another vocabulary than the model's, or an id is out of range.
+    """Raise a ValueError if pairs were tokenized with a different vocabulary than the model's, or ids are out of range.
 
-    The vocabulary is not known, and so not compared, for pairs made from plain tensors and for models that carry no
-    tokenizer.
+    Vocabularies cannot be compared for pairs made from plain tensors, nor for models without a tokenizer.
     """
     refuse_other_pairs(pairs)
     tokenizer = getattr(model, "tokenizer", None)
     known = vocabulary_of(tokenizer) if pairs.vocabulary and tokenizer is not None else ""
     if pairs.vocabulary and known not in ("", pairs.vocabulary):
         raise ValueError(
-            f"these pairs were tokenized with another vocabulary than this {type(model).__name__}'s tokenizer has, so "
-            "their token ids mean other words to it: tokenize them with model.tokenizer"
+            f"these pairs were tokenized with another vocabulary than that of this {type(model).__name__}, for which "
+            "their token ids mean other words: tokenize them with model.tokenizer"
         )
     sides = {"clean prompt": pairs.clean, "corrupted prompt": pairs.corrupted}
     answers = {"answer": pairs.answers, "wrong answer": pairs.wrong_answers}
@@ -43,18 +42,18 @@ def refuse_misfits(model: Any, pairs: TokenizedPairs) -> None:
 
 
 def refuse_unreadable(model: Any, tokens: Int[Tensor, "batch pos"], packed: bool = False) -> None:
-    """Raise a ValueError if rows of tokens that have no mask hold an id out of range, or padding.
+    """Raise a ValueError if rows of tokens without a mask contain padding or ids out of range.
 
-    Where the padding token is also the tokenizer's BOS, EOS or unknown token, it may be intended. Then a row is refused
-    if it ends with it, starts with it twice, or starts with it where other rows do not.
+    If the padding token is also the tokenizer's BOS, EOS or unknown token, it may be intended. Then a row is rejected
+    only if it ends with it, starts with it twice, or starts with it while other rows do not.
 
     Args:
-        packed: rows are cut from running text, which may start or end with one EOS by chance: only two are refused
+        packed: the rows are cut from running text and may start or end with a single EOS, so only two are rejected
     """
     given: Any = tokens
     if not isinstance(given, Tensor) or given.ndim != 2 or given.is_floating_point():
-        said = list(given.shape) if isinstance(given, Tensor) else repr(given)[:80]
-        raise ValueError(f"want rows of token ids, Int[batch pos], not {said}: model.to_tokens(text) makes them")
+        found = list(given.shape) if isinstance(given, Tensor) else repr(given)[:80]
+        raise ValueError(f"want rows of token ids, Int[batch pos], not {found}: make them with model.to_tokens(text)")
     _refuse_out_of_range(model, "prompt", tokens, lowest=0)
     tokenizer = getattr(model, "tokenizer", None)
     padding = getattr(tokenizer, "pad_token_id", None)
@@ -69,8 +68,8 @@ def refuse_unreadable(model: Any, tokens: Int[Tensor, "batch pos"], packed: bool
         rows = padded.any(-1).nonzero()
     if len(rows):
         raise ValueError(
-            f"prompt {int(rows[0])} holds the padding token {padding} ({len(rows)} of {len(tokens)} prompts do), which "
-            "counts as text without a mask: pass TokenizedPairs, or rows of one length without padding"
+            f"prompt {int(rows[0])} holds the padding token {padding} ({len(rows)} of {len(tokens)} prompts do), "
+            "which would be read as text without a mask: pass TokenizedPairs, or rows of one length without padding"
         )
 
 
@@ -79,11 +78,11 @@ def _refuse_out_of_range(model: Any, name: str, ids: Int[Tensor, "batch pos"], l
     outside = ((ids < lowest) | (ids >= size)).nonzero() if size else []
     if len(outside):
         row, place = outside[0].tolist()
-        raise ValueError(f"token {int(ids[row, place])} of {name} {row}: this model has tokens 0 to {size - 1}")
+        raise ValueError(f"{name} {row} has token {int(ids[row, place])}, but this model has tokens 0 to {size - 1}")
 
 
 def _vocabulary_size(model: Any) -> int:
-    """Size of the model's vocabulary; 0 where it is not known."""
+    """Size of the model's vocabulary; 0 if unknown."""
     config = getattr(model, "cfg", None) or getattr(model, "config", None)
     for name in ("d_vocab", "vocab_size"):
         size = config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)

@@ -1,4 +1,4 @@
-"""Reproducible random choices: a seed gives the same ones on every machine and in every version of Python."""
+"""Random choices that are reproducible from a seed on every machine and in every version of Python."""
 
 import random
 from collections.abc import Sequence
@@ -9,20 +9,20 @@ Item = TypeVar("Item")
 
 
 class Draw:
-    """Choices from one seeded stream.
+    """A seeded source of random choices.
 
-    Uses `Random.random()` only, the one stream that Python keeps the same across versions for an integer seed.
+    Uses only `Random.random()`, the one stream that Python keeps the same across versions for an integer seed.
     """
 
     def __init__(self, seed: Any) -> None:
         if not isinstance(seed, Integral) or seed < 0:
-            raise ValueError(f"seed = {seed!r}: want an integer, 0 or more")
+            raise ValueError(f"seed must be an integer, 0 or more, not {seed!r}")
         self._uniform = random.Random(int(seed)).random
 
     def below(self, n: int) -> int:
         """An integer from 0 to n - 1."""
         if n < 1:
-            raise ValueError(f"there is nothing to choose from ({n} items)")
+            raise ValueError(f"cannot choose from {n} items")
         return int(self._uniform() * n)
 
     def choice(self, items: Sequence[Item]) -> Item:

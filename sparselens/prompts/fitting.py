@@ -1,7 +1,7 @@
-"""How prompt pairs fit a tokenizer: which words and pairs do, and their token ids. Loads no torch.
+"""Fit words and prompt pairs to a tokenizer, and encode them. Does not load torch.
 
-1. Every answer must be a single token where it follows the prompt.
-2. Positions must lie on whole tokens, and nothing may be unknown to the tokenizer.
+1. Every answer must be a single token when it follows its prompt.
+2. Positions must end at a token border, and every character must be known to the tokenizer.
 3. Clean and corrupted prompt must line up token by token, unless lengths may differ.
 """
 
@@ -14,19 +14,19 @@ from typing import Any
 from sparselens.prompts.pairs import PromptPair, Span
 from sparselens.prompts.words import Continuation, Words
 
-_ANY_TEXT = "the"  # text that a word has to continue as one token
+_ANY_TEXT = "the"  # words must be one token when they follow this text
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one pair, special tokens at the beginning included."""
+    """Token ids of one pair, including special tokens at the beginning."""
 
     clean: list[int]
     corrupted: list[int]
     answers: list[int]
     wrong_answers: list[int]
-    positions: dict[str, int]  # name -> index of the token that ends it, in the clean prompt
-    token_strings: tuple[str, ...]  # of the clean prompt; without the special tokens they join to the prompt
+    positions: dict[str, int]  # name -> index of its last token in the clean prompt
+    token_strings: tuple[str, ...]  # of the clean prompt, which is their concatenation without the special tokens
 
 
 class MisfitError(ValueError):
@@ -34,10 +34,10 @@ class MisfitError(ValueError):
 
 
 class Fit:
-    """A tokenizer, with what tasks need of it.
+    """Checks prompt pairs against a tokenizer and encodes those that fit.
 
     Raises:
-        ValueError: the tokenizer does not report token offsets, or has no BOS although `bos` is True.
+        ValueError: the tokenizer does not report token offsets, or `bos` is True but it has no BOS token.
     """
 
     def __init__(self, tokenizer: Any, bos: bool | None = None, equal_length: bool = True) -> None:
@@ -54,10 +54,10 @@ class Fit:
         return vocabulary_of(self._tokenizer)
 
     def prompt(self, text: str) -> tuple[list[int], tuple[str, ...]]:
-        """Token ids of one prompt, special tokens at the beginning included, and the string of each.
+        """Token ids of one prompt, including special tokens at the beginning, and their strings.
 
         Raises:
-            ValueError: it holds what is unknown to the tokenizer. Says what.
+            ValueError: the prompt contains text that is unknown to the tokenizer.
         """
         (encoding,) = self._backend.encode_batch([text], add_special_tokens=False)
         for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
@@ -66,22 +66,22 @@ class Fit:
         return self._first + encoding.ids, (*self._first_strings, *_strings(text, encoding.offsets))
 
     def keep(self, task: str, name: str, words: Words) -> Words:
-        """The entries whose strings are single tokens.
+        """The entries whose required strings are single tokens.
 
         Raises:
-            ValueError: fewer are left than the task needs. Says which.
+            ValueError: fewer entries are left than the task needs. Lists them.
         """
         kept = [entry for entry in words.entries if all(map(self._is_one_token, words.one_token(entry)))]
         if len(kept) < words.need:
             shown = f": {', '.join(map(str, kept[:10]))}" if kept else ""
             raise ValueError(
-                f"{task!r} needs {words.need} entries of its list {name!r} that are single tokens where they must be; "
-                f"this tokenizer has {len(kept)} of {len(words.entries)}{shown}"
+                f"{task!r} needs {words.need} entries of its list {name!r} that are single tokens, but this tokenizer "
+                f"has {len(kept)} of {len(words.entries)}{shown}"
             )
         return Words(kept, words.one_token, words.need)
 
     def single_tokens(self, prompt: str, answers: Iterable[str]) -> tuple[str, ...]:
-        """Those answers that continue the prompt as one token."""
+        """The answers that are a single token when they follow the prompt."""
         (encoding,) = self._backend.encode_batch([prompt], add_special_tokens=False)
         self._learn_answers([(prompt, answers)], [encoding])
         return tuple(answer for answer in answers if self._known[_tail(prompt), answer] is not None)
@@ -90,7 +90,7 @@ class Fit:
         """Token ids of every pair.
 
         Raises:
-            ValueError: a pair does not fit. Says which and why.
+            ValueError: a pair does not fit; the message says why.
         """
         encoded: list[Encoded] = []
         for number, (found, pair) in enumerate(zip(self.check(pairs), pairs, strict=True)):
@@ -113,13 +113,13 @@ class Fit:
     def _encoded(self, pair: PromptPair, clean: Any, corrupted: Any) -> Encoded:
         ids, other = clean.ids, corrupted.ids
         if self._unknown is not None and self._unknown in ids + other:
-            raise MisfitError("a prompt holds what is unknown to the tokenizer")
+            raise MisfitError("a prompt contains text that is unknown to the tokenizer")
         positions = self._places(pair.clean, pair.positions, clean)
         others = self._places(pair.corrupted, pair.corrupted_positions, corrupted)
         if self._equal_length and len(ids) != len(other):
-            raise MisfitError("clean and corrupted prompt differ in number of tokens")
+            raise MisfitError("clean and corrupted prompt differ in their number of tokens")
         if self._equal_length and positions != others:
-            raise MisfitError("a position is not at the same token in clean and corrupted prompt")
+            raise MisfitError("a position is at different tokens in clean and corrupted prompt")
         right, wrong = (self._answer_ids(pair.clean, texts) for texts in (pair.answers, pair.wrong_answers))
         if set(right) & set(wrong):
             raise MisfitError("a right and a wrong answer are the same token")
@@ -130,15 +130,15 @@ class Fit:
         return {name: self._place(name, text, span, encoding) for name, span in positions.items()}
 
     def _place(self, name: str, text: str, span: Span, encoding: Any) -> int:
-        """The last token of a position. It may start with the space before the word, but not with another word.
+        """Index of the last token of a position. It may include the space before the word, but no other word.
 
-        Only the prompt's last character, from which the answer is read, may end a longer token.
+        The prompt's last character, from which the answer is read, is exempt: its token may start with other words.
         """
         token = encoding.char_to_token(span[1] - 1)
         if token is None:
-            raise MisfitError(f"position {name!r} lies on no token")
+            raise MisfitError(f"position {name!r} has no token")
         start, end = encoding.offsets[token]
-        last = name == "END" and span[1] == len(text)  # of the last token, any part
+        last = name == "END" and span[1] == len(text)
         if not last and (end > span[1] or text[start : span[0]].strip()):
             raise MisfitError(f"position {name!r} lies inside a longer token")
         return len(self._first) + token
@@ -152,10 +152,10 @@ class Fit:
         return whole
 
     def _learn_answers(self, prompts: Sequence[tuple[str, Iterable[str]]], encodings: Sequence[Any]) -> None:
-        """Tokens of answers not seen before, each as the continuation of a prompt.
+        """Look up the tokens of new answers, each as the continuation of its prompt.
 
-        Tokens do not span a space, so the token of an answer depends on the prompt's last word only, and one prompt
-        serves for all that end in it.
+        Tokens do not span spaces, so an answer's token depends only on the last word of the prompt. It is looked up
+        once for all prompts that end in that word.
         """
         new = dict[tuple[str, str], tuple[str, list[int]]]()
         for (prompt, answers), encoding in zip(prompts, encodings, strict=True):
@@ -174,18 +174,18 @@ class Fit:
         return self._added(start.ids, whole.ids) is not None
 
     def _added(self, before: list[int], after: list[int]) -> int | None:
-        """The one token that `after` has in addition to `before`; None if it is not exactly one."""
+        """The single token that `after` adds to `before`; None if there is not exactly one."""
         if len(after) != len(before) + 1 or after[:-1] != before or after[-1] == self._unknown:
             return None
         return after[-1]
 
 
 def _backend(tokenizer: Any) -> Any:
-    """The fast tokenizer inside, without padding or truncation."""
+    """The underlying fast tokenizer, without padding or truncation."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or not hasattr(backend, "encode_batch"):
         raise ValueError(
-            f"{type(tokenizer).__name__} does not report where its tokens are in the text: want a fast tokenizer "
+            f"{type(tokenizer).__name__} does not report token offsets: use a fast tokenizer "
             "(transformers.AutoTokenizer on a folder with tokenizer.json)"
         )
     if backend.padding is None and backend.truncation is None:
@@ -197,21 +197,20 @@ def _backend(tokenizer: Any) -> Any:
 
 
 def vocabulary_of(tokenizer: Any) -> str:
-    """A digest of a vocabulary: all its tokens with their ids, except those added later.
+    """A digest of a tokenizer's vocabulary, without added tokens; "" for slow tokenizers, which do not separate them.
 
-    TransformerLens adds special tokens to a model's own copy, which changes no id. "" for slow tokenizers, which do not
-    distinguish the two.
+    Added tokens are ignored because TransformerLens adds special tokens to its copy of a tokenizer, changing no ids.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return ""
-    # one by one: sorting all of them takes four times as long
+    # by id, since sorting the whole vocabulary takes four times as long
     tokens = list(map(backend.id_to_token, range(backend.get_vocab_size(with_added_tokens=False))))
     return hashlib.sha256(repr(tokens).encode()).hexdigest()[:16]
 
 
 def _first_ids(tokenizer: Any, bos: bool | None) -> list[int]:
-    """Special tokens at the start: those that the tokenizer adds itself, or BOS, or none."""
+    """Special tokens to prepend: those that the tokenizer adds by default (None), BOS (True) or none (False)."""
     if bos is None:
         bare, dressed = (tokenizer(_ANY_TEXT, add_special_tokens=special)["input_ids"] for special in (False, True))
         return next(list(dressed[:i]) for i in range(len(dressed) + 1) if dressed[i:][: len(bare)] == bare)
@@ -223,12 +222,12 @@ def _first_ids(tokenizer: Any, bos: bool | None) -> list[int]:
 
 
 def _tail(prompt: str) -> str:
-    """The last word with the space before it."""
+    """The last word, with the space before it."""
     return prompt[max(0, prompt.rfind(" ", 0, len(prompt.rstrip()))) :]
 
 
 def _strings(text: str, offsets: Sequence[tuple[int, int]]) -> Iterator[str]:
-    """The text of every token; a space belongs to the token after it. Later pieces of one character are empty."""
+    """The text of every token; spaces belong to the following token. If tokens share a character, the first has it."""
     done = 0
     for _, end in offsets:
         yield text[done:end]
@@ -236,20 +235,20 @@ def _strings(text: str, offsets: Sequence[tuple[int, int]]) -> Iterator[str]:
 
 
 def text_of(tokenizer: Any, token: int) -> str:
-    """The text of a token, with its leading space.
+    """The text of a token, including a leading space.
 
     Raises:
         ValueError: the tokenizer has no such token.
     """
     if not 0 <= token < len(tokenizer):
-        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, none with the id {token}")
+        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, but none with id {token}")
     before = tokenizer(_ANY_TEXT, add_special_tokens=False)["input_ids"]
     options = {"clean_up_tokenization_spaces": False}
     return tokenizer.decode([*before, token], **options)[len(tokenizer.decode(before, **options)) :]
 
 
 def texts_of(tokenizer: Any, rows: Sequence[Sequence[int]]) -> tuple[tuple[str, ...], ...]:
-    """The text of every token of some rows; its number without a tokenizer."""
+    """The text of every token in rows of ids; without a tokenizer, the ids as strings."""
     every = {token for row in rows for token in row}
     known = {token: str(token) if tokenizer is None else text_of(tokenizer, token) for token in every}
     return tuple(tuple(known[token] for token in row) for row in rows)

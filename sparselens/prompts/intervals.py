@@ -1,27 +1,25 @@
 """Confidence intervals over prompts, 95 % by default: proportions, means, ratios of means and any other statistic.
 
-Proportions: Wilson's interval. Means and ratios: the studentized bootstrap. Other statistics: BCa, by scipy. With
-too few prompts for that an interval says so (`Interval.caution`), or its ends are NaN.
-Prompts that occur more than once, or share an answer, are not independent draws: with `clusters` whole groups of
-prompts are resampled together. Analyses group pairs by clean prompt (`TokenizedPairs.clusters`).
+Proportions have Wilson's interval, means and ratios that of the studentized bootstrap, other statistics scipy's BCa
+bootstrap (bootstrap.py). With too few prompts, `Interval.caution` says so, or the ends are NaN.
+Prompts that occur more than once, or share an answer, are not independent observations: with `clusters`, whole groups
+of prompts are resampled together. Analyses group pairs by clean prompt (`TokenizedPairs.clusters`).
 """
 
 import math
-import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-RESAMPLES = 2000
-FEW, SKEWED = 30, 1.5  # below so many groups of prompts, means of values this skewed are covered too seldom
-FEWEST = 10  # below so many a skew cannot be seen, since n values have one of (n - 2) / sqrt(n - 1) at most
-_AT_ONCE = 2**22  # numbers in memory
+from sparselens.prompts.bootstrap import RESAMPLES, bca, ratio_and_error, resampled_ratios
 
-# a label per prompt: equal ones are resampled together. None: each by itself
+FEW, SKEWED = 30, 1.5  # with fewer groups of prompts and values this skewed, intervals of means cover too seldom
+FEWEST = 10  # with fewer values skewness cannot be detected: that of n values is at most (n - 2) / sqrt(n - 1)
+
+# a label per prompt; prompts with equal labels are resampled together. None: every prompt by itself
 Clusters = Sequence[Hashable] | Int[Tensor, " prompt"] | None
 
 
@@ -29,7 +27,7 @@ Clusters = Sequence[Hashable] | Int[Tensor, " prompt"] | None
 class Interval:
     """A mean over prompts with its confidence interval.
 
-    With a single group of prompts, ends and standard error are NaN; with too few for a bootstrap, the ends.
+    Undefined values are NaN: ends and standard error for a single group of prompts, the ends for too few groups.
 
     >>> print(sl.evaluate(model, pairs).accuracy)
     0.93 [0.862, 0.966]
@@ -39,14 +37,14 @@ class Interval:
     low: float
     high: float
     standard_error: float
-    n: int  # prompts
+    n: int  # number of prompts
     level: float = 0.95
-    groups: int = 0  # of prompts that were resampled together; 0: as many as prompts
+    groups: int = 0  # number of groups of prompts that were resampled together; 0: one per prompt
     caution: str = ""  # why the interval may be too narrow
 
     @property
     def distinct(self) -> int:
-        """How many independent observations there are: groups of prompts."""
+        """Number of independent observations: groups of prompts."""
         return self.groups or self.n
 
     def __str__(self) -> str:
@@ -59,23 +57,23 @@ def proportion_interval(
 ) -> Interval:
     """Share of prompts for which something holds, with Wilson's interval: never empty, and always between 0 and 1.
 
-    Of n prompts in G clusters it is Wilson's interval (Wilson 1927, JASA 22:209) for the effective sample size
-    `n / deff * (t(n - 1) / t(G - 1))^2` of Korn & Graubard (1998, Survey Methodology 24:193): deff, at least 1, is the
-    jackknife's variance of the share over clusters, divided by that of independent prompts, and t are quantiles of
-    Student's distribution, as Franco et al. (2019, J. Surv. Stat. Methodol. 7:334) recommend. If every prompt is its
-    own cluster it is Wilson's interval for n. If all prompts agree, deff is 0 / 0, and each cluster counts as one
-    prompt.
+    For n prompts in G clusters it is Wilson's interval (Wilson 1927, JASA 22:209) for the effective sample size
+    `n / deff * (t(n - 1) / t(G - 1))^2` of Korn & Graubard (1998, Survey Methodology 24:193). The design effect deff,
+    at least 1, is the jackknife variance of the share over clusters divided by that of independent prompts; t are
+    quantiles of Student's distribution, as Franco et al. (2019, J. Surv. Stat. Methodol. 7:334) recommend. If every
+    prompt is its own cluster, this is Wilson's interval for n. If all prompts agree, deff would be 0 / 0, and each
+    cluster counts as one prompt.
 
     >>> print(proportion_interval([True] * 9 + [False]))
     0.9 [0.596, 0.982]
 
     Raises:
-        ValueError: a value is neither 0 nor 1, or as `mean_interval`.
+        ValueError: a value is neither 0 nor 1; or as for `mean_interval`.
     """
     numbers = _numbers(right)
     _refuse_level(level)
     if not np.isin(numbers, (0, 1)).all():
-        raise ValueError(f"a proportion is of values 0 and 1, not {numbers[~np.isin(numbers, (0, 1))][0]}")
+        raise ValueError(f"a proportion needs values 0 and 1, not {numbers[~np.isin(numbers, (0, 1))][0]}")
     sums, sizes = _grouped(numbers, clusters), _grouped(np.ones_like(numbers), clusters)
     n, groups, share = len(numbers), len(sizes), float(numbers.mean())
     if groups == 1 < n:
@@ -89,18 +87,18 @@ def proportion_interval(
 def mean_interval(
     values: Tensor | Sequence[float], level: float = 0.95, seed: int = 0, clusters: Clusters = None
 ) -> Interval:
-    """Mean of per-prompt values with its studentized bootstrap interval. The same seed gives the same interval.
+    """Mean of per-prompt values with its studentized bootstrap interval, reproducible from the seed.
 
     The bootstrap-t of Efron & Tibshirani (1993, chapter 12.5), which suits skewed values: for 20 exponential values it
-    covers the mean in 94 to 96 % of cases, the percentile interval in 90 %. Where resamples have no spread, because
-    most values are equal, BCa is used, or Student's t with fewer than ten prompts. For shares use
+    covers the mean in 94 to 96 % of cases, the percentile interval in 90 %. If resamples have no spread because most
+    values are equal, BCa is used instead, or Student's t with fewer than ten prompts. For proportions use
     `proportion_interval`.
 
     >>> mean_interval(result.values, clusters=pairs.clusters())
 
     Raises:
-        ValueError: there is no value, one is not finite, `level` is not between 0 and 1, or there is not one cluster
-            for each value.
+        ValueError: there are no values, one is not finite, `level` is not between 0 and 1, or the number of clusters
+            differs from that of values.
     """
     numbers = _numbers(values)
     sums, sizes = _grouped(numbers, clusters), _grouped(np.ones_like(numbers), clusters)
@@ -114,20 +112,20 @@ def ratio_interval(
     seed: int = 0,
     clusters: Clusters = None,
 ) -> Interval:
-    """Ratio of two means over the same prompts, with the interval of `mean_interval`: both are resampled together.
+    """Ratio of two means over the same prompts, with an interval as in `mean_interval`: both are resampled together.
 
-    If the resampled denominators do not all have one sign the ratio is unbounded: both ends and the error are NaN.
+    If resampled denominators differ in sign, the ratio is unbounded: both ends and the standard error are NaN.
 
-    >>> ratio_interval(sparse.values, dense.values)  # how much of the dense model's metric the sparse one has
+    >>> ratio_interval(sparse.values, dense.values)  # the sparse model's metric relative to the dense one's
 
     Raises:
-        ValueError: as `mean_interval`; or the two differ in length, or the denominator's mean is zero.
+        ValueError: as for `mean_interval`; or the lengths differ, or the denominator's mean is zero.
     """
     above, below = _numbers(numerator), _numbers(denominator)
     if len(above) != len(below):
-        raise ValueError(f"{len(above)} and {len(below)} values are not of the same prompts")
+        raise ValueError(f"{len(above)} and {len(below)} values cannot belong to the same prompts")
     if not below.mean():
-        raise ValueError("the denominator's mean is zero: there is no ratio")
+        raise ValueError("the denominator's mean is zero, so the ratio is undefined")
     return _studentized(_grouped(above, clusters), _grouped(below, clusters), len(above), level, seed)
 
 
@@ -139,11 +137,14 @@ def bootstrap_interval(
     resamples: int = RESAMPLES,
     clusters: Clusters = None,
 ) -> Interval:
-    """Any statistic of n prompts, a function of weights that sum to one, with its BCa interval (scipy.stats.bootstrap).
+    """Any statistic of n prompts, given as a function of their weights, with its BCa interval (scipy.stats.bootstrap).
 
-    Resampled values of G groups can at best span those of the groups, which hold a median 1 - 2^(1 - G) of the time: of
-    fewer than six, for 95 %, the ends are NaN. Below 30 there is a caution: of 6 to 8 the interval of a mean holds it
-    77 to 86 times in a hundred, of 20 94 times.
+    Resampled values of G groups span at most the values of the groups, and that range contains the median with
+    probability 1 - 2^(1 - G). For fewer than six groups (at 95 %) the ends are therefore NaN. Below 30 groups there is
+    a caution: intervals of a mean cover it in 77 to 86 % of cases with 6 to 8 groups, and in 94 % with 20.
+
+    Args:
+        statistic: takes weights that sum to one, a row per resample
 
     Raises:
         ValueError: the statistic is not finite, or `level` is not between 0 and 1.
@@ -155,7 +156,7 @@ def bootstrap_interval(
     sizes = np.bincount(groups)
     value = float(statistic(np.full((1, n), 1 / n))[0])
 
-    def of_groups(chosen: np.ndarray, axis: int = -1) -> np.ndarray:  # noqa: ARG001 - scipy names it
+    def of_groups(chosen: np.ndarray, axis: int = -1) -> np.ndarray:  # noqa: ARG001 - scipy passes it
         rows = chosen.reshape(-1, chosen.shape[-1]).astype(int)
         times = np.stack([np.bincount(row, minlength=len(sizes)) for row in rows])
         weights = times[:, groups] / (times @ sizes)[:, None]
@@ -163,12 +164,12 @@ def bootstrap_interval(
 
     if len(sizes) == 1:
         return _alone(value, n, level)
-    samples, ends = _bca(of_groups, (np.arange(len(sizes)),), level, seed, resamples)
+    samples, ends = bca(of_groups, (np.arange(len(sizes)),), level, seed, resamples)
     if not np.isfinite([value, *samples]).all():
-        raise ValueError("the statistic is not finite, at least in one resample")
+        raise ValueError("the statistic is not finite in at least one resample")
     few, caution = len(sizes), ""
     if few < FEW:
-        caution = f"{few} prompts: the bootstrap's interval is too narrow, want {FEW} or more"
+        caution = f"{few} prompts: the bootstrap interval is too narrow, use at least {FEW}"
     if 2.0 ** (1 - few) > 1 - level:
         ends, caution = (math.nan, math.nan), f"{few} prompts are too few for an interval"
     return Interval(value, *ends, float(samples.std(ddof=1)), n, level, few, caution)
@@ -205,12 +206,12 @@ def _wilson(share: float, n: float, level: float) -> tuple[float, float]:
 
 
 def _studentized(tops: np.ndarray, bottoms: np.ndarray, n: int, level: float, seed: int) -> Interval:
-    """Ratio of two sums over groups of prompts; a mean is one whose denominators are the sizes of the groups."""
+    """Ratio of two sums over groups of prompts; for a mean the denominators are the sizes of the groups."""
     _refuse_level(level)
-    value, error = (float(x[0]) for x in _ratio_and_error(tops[None], bottoms[None]))
+    value, error = (float(x[0]) for x in ratio_and_error(tops[None], bottoms[None]))
     if len(tops) == 1:
         return _alone(value, n, level)
-    ratios, errors, one_sign = _resampled(tops, bottoms, seed)
+    ratios, errors, one_sign = resampled_ratios(tops, bottoms, seed)
     if not one_sign:
         return Interval(value, math.nan, math.nan, math.nan, n, level, len(tops))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -220,31 +221,8 @@ def _studentized(tops: np.ndarray, bottoms: np.ndarray, n: int, level: float, se
     if not np.isfinite([low, high]).all():
         ends = _student(value, error, len(tops), level)
         if len(tops) >= FEWEST:
-            _, ends = _bca(lambda a, b, axis: a.sum(axis) / b.sum(axis), (tops, bottoms), level, seed, RESAMPLES)
+            _, ends = bca(lambda a, b, axis: a.sum(axis) / b.sum(axis), (tops, bottoms), level, seed, RESAMPLES)
     return Interval(value, float(ends[0]), float(ends[1]), error, n, level, len(tops), _caution(tops, bottoms, value))
-
-
-def _ratio_and_error(tops: np.ndarray, bottoms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The ratio of every row, with the jackknife's standard error: how much it changes when each group is left out."""
-    n, below = tops.shape[1], bottoms.sum(-1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = tops.sum(-1) / below
-        changes = (tops - ratios[:, None] * bottoms) / (below[:, None] - bottoms)
-        return ratios, np.sqrt((changes**2).sum(-1) * (n - 1) / n)
-
-
-def _resampled(tops: np.ndarray, bottoms: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Ratio and standard error of RESAMPLES draws of groups, and whether all denominators have one sign."""
-    generator, n = np.random.default_rng(seed), len(tops)
-    per_chunk = max(1, _AT_ONCE // n)
-    ratios, errors, signs = list[np.ndarray](), list[np.ndarray](), set[float]()
-    for start in range(0, RESAMPLES, per_chunk):
-        chosen = generator.integers(n, size=(min(per_chunk, RESAMPLES - start), n))
-        ratio, error = _ratio_and_error(tops[chosen], bottoms[chosen])
-        ratios.append(ratio)
-        errors.append(error)
-        signs |= set(np.sign(bottoms[chosen].sum(-1)).tolist())
-    return np.concatenate(ratios), np.concatenate(errors), signs in ({1.0}, {-1.0})
 
 
 def _student(value: float, error: float, n: int, level: float) -> tuple[float, float]:
@@ -260,44 +238,26 @@ def _caution(tops: np.ndarray, bottoms: np.ndarray, value: float) -> str:
         return ""
     spread = left.std()
     if spread <= 1e-12 * np.abs(tops).max():
-        return f"{n} prompts with the same value: how much others differ is not known"
+        return f"all {n} prompts have the same value: the spread of others is unknown"
     if n < FEWEST:
-        return f"{n} prompts: the interval may be too narrow, want {FEW} or more"
+        return f"{n} prompts: the interval may be too narrow, use at least {FEW}"
     if abs(((left - left.mean()) ** 3).mean()) > SKEWED * spread**3:
-        return f"{n} prompts with skewed values: the interval may be too narrow, want {FEW} or more"
+        return f"{n} prompts with skewed values: the interval may be too narrow, use at least {FEW}"
     return ""
 
 
 # -- shared
 
 
-def _bca(
-    statistic: Callable[..., np.ndarray], data: tuple[np.ndarray, ...], level: float, seed: int, resamples: int
-) -> tuple[np.ndarray, tuple[float, float]]:
-    """All resampled values, and the ends of the BCa interval: the percentile one where BCa is not defined."""
-    from scipy import stats
-
-    options: Any = {"paired": True, "vectorized": True, "confidence_level": level, "n_resamples": resamples}
-    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
-        warnings.simplefilter("ignore")  # about values that are all equal, which is no mistake here
-        generator, batch = np.random.default_rng(seed), max(1, _AT_ONCE // len(data[0]))
-        found = stats.bootstrap(data, statistic, method="BCa", rng=generator, batch=batch, **options)
-    samples = np.asarray(found.bootstrap_distribution)
-    ends = found.confidence_interval
-    if not np.isfinite(ends).all() and np.isfinite(samples).all():
-        ends = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
-    return samples, (float(ends[0]), float(ends[1]))
-
-
 def _alone(value: float, n: int, level: float) -> Interval:
-    """The interval of a single group: all resamples are alike, so it has no ends."""
+    """The interval of a single group: all resamples are equal, so its ends are undefined."""
     return Interval(value, math.nan, math.nan, math.nan, n, level, 1)
 
 
 def _numbers(values: Tensor | Sequence[float]) -> np.ndarray:
     numbers = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=np.float64)
     if numbers.ndim != 1 or not len(numbers):
-        raise ValueError(f"want one value per prompt, and at least one prompt, not shape {list(numbers.shape)}")
+        raise ValueError(f"want one value per prompt for at least one prompt, not shape {list(numbers.shape)}")
     if not np.isfinite(numbers).all():
         bad = int((~np.isfinite(numbers)).argmax())
         raise ValueError(f"the value of prompt {bad} is {numbers[bad]}")
@@ -305,21 +265,21 @@ def _numbers(values: Tensor | Sequence[float]) -> np.ndarray:
 
 
 def _grouped(numbers: np.ndarray, clusters: Clusters) -> np.ndarray:
-    """The sum of every group."""
+    """The sum over every group."""
     return numbers if clusters is None else np.bincount(_numbered(clusters, len(numbers)), numbers)
 
 
 def _numbered(clusters: Clusters, n: int) -> np.ndarray:
-    """The number of every prompt's group, in order of appearance."""
+    """The group index of every prompt; groups are numbered in order of appearance."""
     if clusters is None:
         return np.arange(n)
     if len(clusters) != n:
-        raise ValueError(f"{len(clusters)} clusters for {n} values: want one for each")
+        raise ValueError(f"{len(clusters)} clusters for {n} values: want one cluster label per value")
     return np.unique(first_alike(clusters), return_inverse=True)[1]
 
 
 def first_alike(labels: Sequence[Hashable] | Int[Tensor, " label"]) -> Int[np.ndarray, " label"]:
-    """For every label, the place of the first that is equal."""
+    """For every label, the index of the first equal label."""
     known: Sequence[Hashable] = labels.tolist() if isinstance(labels, Tensor) else labels  # tensors hash by identity
     first = dict[Hashable, int]()
     return np.array([first.setdefault(label, place) for place, label in enumerate(known)])

@@ -1,8 +1,8 @@
-"""Metrics of the logits at the answer's position: one number per prompt, which the caller reduces.
+"""Metrics of the logits at the answer position: one number per prompt.
 
-1. A metric is a function of logits `batch pos d_vocab` and `TokenizedPairs`; wherever one is wanted, a function of your
-   own or the name of one of these will do.
-2. Where a prompt has several right or wrong answers, logits are averaged over them and probabilities summed.
+1. A metric is a function of logits `batch pos d_vocab` and `TokenizedPairs`. Arguments called `metric` take such a
+   function, which may be your own, or the name of one defined here.
+2. If a prompt has several right or wrong answers, logits are averaged and probabilities summed over them.
 
 >>> values = sl.metrics.logit_difference(model(pairs.clean), pairs)
 >>> values.shape  # [batch]
@@ -32,13 +32,13 @@ def logit_difference(logits: Logits, pairs: TokenizedPairs) -> PerPrompt:
 
 
 def probability_difference(logits: Logits, pairs: TokenizedPairs) -> PerPrompt:
-    """Probability of all right answers minus that of all wrong ones, between -1 and 1."""
+    """Total probability of the right answers minus that of the wrong ones, between -1 and 1."""
     probabilities = end_logits(logits, pairs).softmax(-1)
     return _sum(probabilities, pairs.answers) - _sum(probabilities, pairs.wrong_answers)
 
 
 def answer_probability(logits: Logits, pairs: TokenizedPairs) -> PerPrompt:
-    """Probability of all right answers together."""
+    """Total probability of the right answers."""
     return _sum(end_logits(logits, pairs).softmax(-1), pairs.answers)
 
 
@@ -49,22 +49,22 @@ def rank(logits: Logits, pairs: TokenizedPairs) -> PerPrompt:
 
 
 def accuracy(logits: Logits, pairs: TokenizedPairs) -> PerPrompt:
-    """1 where the best right answer scores above every wrong one, else 0; a tie is wrong. Has no gradient.
+    """1 if the best right answer scores above every wrong one, else 0; ties count as wrong. Has no gradient.
 
-    Chance is k / (k + k_wrong): a half with one answer of each kind.
+    Chance level is k / (k + k_wrong), which is 1/2 with one answer of each kind.
     """
     at_end = end_logits(logits, pairs)
     return (_best(at_end, pairs.answers) > _best(at_end, pairs.wrong_answers)).to(at_end.dtype)
 
 
 def kl_divergence(logits: Logits, pairs: TokenizedPairs) -> PerPrompt:
-    """KL(reference || logits) in nats at the answer's position; 0 where the clean run is unchanged.
+    """KL(reference || logits) in nats at the answer position; 0 if the predictions of the clean run are unchanged.
 
     Raises:
-        ValueError: the pairs carry no reference (`sparselens.with_reference`).
+        ValueError: the pairs have no reference (`sparselens.with_reference`).
     """
     if pairs.reference is None:
-        raise ValueError("kl_divergence compares with the clean run: pass sparselens.with_reference(model, pairs)")
+        raise ValueError("kl_divergence needs the clean run: pass sparselens.with_reference(model, pairs) as pairs")
     target = pairs.reference.to(logits.device)
     return (target.exp() * (target - end_logits(logits, pairs).log_softmax(-1))).sum(-1)
 
@@ -76,7 +76,7 @@ METRICS: Mapping[str, Metric] = {
 
 
 def find_metric(metric: Metric | str) -> Metric:
-    """The metric of that name; a function is returned as it is.
+    """The metric of that name; functions are returned unchanged.
 
     Raises:
         ValueError: there is no metric of that name, or the function does not take (logits, pairs).
@@ -86,8 +86,8 @@ def find_metric(metric: Metric | str) -> Metric:
             signature(metric).bind(None, None)
         except TypeError as error:
             raise ValueError(
-                f"{metric!r:.80} is no metric ({error}): want a function of (logits, pairs) that returns one number "
-                "for each prompt, such as sl.metrics.logit_difference, or its name"
+                f"{metric!r:.80} is not a metric ({error}): want a function of (logits, pairs) that returns one number "
+                "per prompt, such as sl.metrics.logit_difference, or its name"
             ) from error
         return metric
     if metric not in METRICS:
@@ -99,30 +99,30 @@ def measured(metric: Metric, logits: Logits, pairs: TokenizedPairs) -> Float[Ten
     """The metric of every prompt.
 
     Raises:
-        ValueError: it does not return one number for each prompt, or a prompt's depends on what else is in the batch.
+        ValueError: it does not return one number per prompt, or its value depends on the other prompts of the batch.
     """
     values: Any = metric(logits, pairs)
     if not isinstance(values, Tensor) or values.shape != logits.shape[:1]:
-        said = f"shape {list(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
-        raise ValueError(f"the metric gave {said} for {len(logits)} prompts: want a tensor, one value for each prompt")
+        found = f"shape {list(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        raise ValueError(f"the metric gave {found} for {len(logits)} prompts: want a tensor, one value for each prompt")
     if metric not in METRICS.values() and len(logits) > 1:
         with torch.no_grad():
-            alone, beside = metric(logits[:1], pairs[:1]).flatten(), values[:1].detach()
-        if len(alone) != 1 or not torch.allclose(alone, beside.to(alone), rtol=1e-3, atol=1e-4, equal_nan=True):
+            alone, batched = metric(logits[:1], pairs[:1]).flatten(), values[:1].detach()
+        if len(alone) != 1 or not torch.allclose(alone, batched.to(alone), rtol=1e-3, atol=1e-4, equal_nan=True):
             raise ValueError(
-                f"the metric gives a prompt {float(beside):.4g} beside others and {alone.tolist()} alone, so that "
-                "results would depend on batch_size: want one that looks at each prompt by itself"
+                f"the metric of a prompt is {float(batched):.4g} in a batch but {alone.tolist()} alone, so results "
+                "would depend on batch_size: use a metric that scores each prompt independently"
             )
     return values
 
 
 def name_of(metric: Metric | str) -> str:
-    """What tables and figures call a metric."""
+    """The name of a metric in tables and figures."""
     return metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
 
 
 def end_logits(logits: Logits, pairs: TokenizedPairs) -> Float[Tensor, "batch d_vocab"]:
-    """The logits at the answer's position, in float32 at least."""
+    """The logits at the answer position, in at least float32."""
     rows = torch.arange(len(logits), device=logits.device)
     at_end = logits[rows, pairs.end.to(logits.device)]
     return at_end if at_end.dtype == torch.float64 else at_end.float()

@@ -15,15 +15,16 @@ Span = tuple[int, int]  # first character, and the one after the last
 
 @dataclass(frozen=True)
 class PromptPair:
-    """Two prompts that differ in what the task depends on, and the continuations that a metric compares.
+    """Two prompts that differ in what the task depends on, and the answers that a metric compares.
 
-    Answers are written as they continue the prompt, with their leading space. `END` is the position whose logits give
-    the answer: the prompt's last character, unless another is named.
+    Answers are written as they continue the prompt, including a leading space. `END` is the position whose logits give
+    the answer: the prompt's last character, unless `positions` names another.
 
     >>> PromptPair("The boys", "The boy", (" are",), (" is",))
 
     Raises:
-        ValueError: a string is empty, the prompts are equal, an answer is right and wrong, or a position is outside.
+        ValueError: a string is empty, the prompts are equal, an answer is both right and wrong, or a position is
+            outside its prompt.
     """
 
     clean: str
@@ -32,18 +33,16 @@ class PromptPair:
     wrong_answers: tuple[str, ...]
     positions: Mapping[str, Span] = field(default_factory=dict[str, Span])
     corrupted_positions: Mapping[str, Span] = field(default_factory=dict[str, Span])
-    template: str = field(default="", compare=False)  # that both prompts fill, where one is known
+    template: str = field(default="", compare=False)  # the template of both prompts, if known
 
     def __post_init__(self) -> None:
         if not all((self.clean, self.corrupted, self.answers, self.wrong_answers)):
-            raise ValueError(
-                f"a prompt, or its answers, are empty: {self.clean!r}, {self.corrupted!r}, {self.answers!r}"
-            )
+            raise ValueError(f"a prompt or its answers are empty: {self.clean!r}, {self.corrupted!r}, {self.answers!r}")
         for name, strings in (("answers", self.answers), ("wrong_answers", self.wrong_answers)):
             if type(strings) is not tuple or {*map(type, strings)} != {str}:
                 raise ValueError(f"{name} of {self.clean!r} must be a tuple of strings, not {strings!r}")
             if len(set(strings)) < len(strings):
-                raise ValueError(f"{name} of {self.clean!r} has a string twice: {strings!r}")
+                raise ValueError(f"{name} of {self.clean!r} contain a string twice: {strings!r}")
         if "" in self.answers + self.wrong_answers:
             raise ValueError(f"an answer to {self.clean!r} is empty")
         if self.clean == self.corrupted:
@@ -52,7 +51,7 @@ class PromptPair:
         if both:
             raise ValueError(f"{min(both)!r} is both answer and wrong answer to {self.clean!r}")
         if set(self.positions) != set(self.corrupted_positions):
-            raise ValueError(f"the two prompts name different positions: {self.clean!r}")
+            raise ValueError(f"the two prompts have different position names: {self.clean!r}")
         object.__setattr__(self, "positions", _with_end(self.clean, self.positions))
         object.__setattr__(self, "corrupted_positions", _with_end(self.corrupted, self.corrupted_positions))
 
@@ -60,12 +59,12 @@ class PromptPair:
         return hash(self.key)
 
     def __str__(self) -> str:
-        """The clean prompt with its answers, as lists of tasks show it."""
+        """The clean prompt with its answers, as in the list of tasks."""
         return f"{self.clean} -> {some(self.answers)}, not {some(self.wrong_answers)}"
 
     @property
     def key(self) -> tuple[str, str, tuple[str, ...], tuple[str, ...]]:
-        """Two pairs with the same key are the same pair."""
+        """Identifies the pair: pairs with equal keys are equal."""
         return self.clean, self.corrupted, self.answers, self.wrong_answers
 
 
@@ -77,15 +76,15 @@ def pair(
     wrong_answer: str | tuple[str, ...],
     after: Sequence[str] = (),
 ) -> PromptPair:
-    """Fill a template with `words` for the clean prompt, and with `changes` for the corrupted one.
+    """Fill a template with `words` for the clean prompt; `changes` override some of them in the corrupted prompt.
 
     >>> pair("{A} gave it to", {"A": "Mary"}, {"A": "John"}, " Anna", " Tom")
 
     Args:
-        after: positions whose next word becomes a position as well: `S1` gives `S1+1`
+        after: positions whose following word is named, too: `S1` gives `S1+1`
 
     Raises:
-        ValueError: a slot has no word, a change names no slot, or the pair is not one (see `PromptPair`).
+        ValueError: a slot has no word, a change names no slot, or the pair is invalid (see `PromptPair`).
     """
     unknown = set(changes) - set(words)
     if unknown:
@@ -115,13 +114,13 @@ def fill(template: str, words: Mapping[str, str]) -> tuple[str, dict[str, Span]]
         start, text = len(text), text + words[slot]
         if slot.isupper():
             if slot in positions:
-                raise ValueError(f"{{{slot}}} occurs twice in {template!r}: give the second a name of its own")
+                raise ValueError(f"{{{slot}}} occurs twice in {template!r}: give the second a different name")
             positions[slot] = (start, len(text))
     return text, positions
 
 
 def next_word(text: str, span: Span) -> Span:
-    """The word, or the punctuation, after a span.
+    """The word or punctuation mark after a span.
 
     >>> next_word("Mary and John", (0, 4))
     (5, 8)
@@ -148,11 +147,13 @@ def _with_end(text: str, positions: Mapping[str, Span]) -> dict[str, Span]:
     whole = {**positions, "END": positions.get("END", (len(text) - 1, len(text)))}
     for name, (start, end) in whole.items():
         if not 0 <= start < end <= len(text):
-            raise ValueError(f"position {name!r} is characters {start} to {end} of {text!r}, which has {len(text)}")
+            raise ValueError(
+                f"position {name!r}, characters {start} to {end}, is outside {text!r} ({len(text)} characters)"
+            )
     return whole
 
 
 def some(answers: Sequence[str]) -> str:
-    """The first few answers, as they are listed."""
+    """The first few answers, for printing."""
     shown = ", ".join(map(repr, answers[:3]))
     return shown if len(answers) <= 3 else f"{shown}, ... ({len(answers)})"

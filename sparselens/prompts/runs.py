@@ -1,4 +1,4 @@
-"""The logits of a model, dense or sparse, at the answer's position of prompt pairs, in evaluation mode."""
+"""Run a model, dense or sparse, on prompt pairs and return its logits at the answer position."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,7 +19,7 @@ from sparselens.training.losses import logits_of
 def answer_logits(
     model: nn.Module, pairs: TokenizedPairs, corrupted: bool = False, batch_size: int = 32, progress: str | None = None
 ) -> Float[Tensor, "batch d_vocab"]:
-    """The logits at the answer's position of every clean (or corrupted) prompt, on the model's device.
+    """The logits at the answer position of every clean (or corrupted) prompt, on the model's device.
 
     >>> answer_logits(model, pairs).argmax(-1)  # Int[" batch"]: the model's answers
 
@@ -27,22 +27,22 @@ def answer_logits(
         progress: label of the progress bar; None: no bar
 
     Raises:
-        ValueError: a logit is not finite. Says in which prompt.
+        ValueError: logits are not finite.
     """
-    found: Tensor | None = None
+    result: Tensor | None = None
     for run in runs(model, pairs, corrupted, batch_size, progress):
         at_end = end_logits(run.logits, run.pairs)
-        if found is None:
-            found = at_end.new_empty(len(pairs), at_end.shape[-1])
-        found[run.rows.to(at_end.device)] = at_end
-    assert found is not None
-    return found
+        if result is None:
+            result = at_end.new_empty(len(pairs), at_end.shape[-1])
+        result[run.rows.to(at_end.device)] = at_end
+    assert result is not None
+    return result
 
 
 class Run(NamedTuple):
-    """A forward pass of some prompts."""
+    """A forward pass on a batch of prompts."""
 
-    rows: Int[Tensor, " row"]  # their numbers among all pairs
+    rows: Int[Tensor, " row"]  # their indices among all pairs
     pairs: TokenizedPairs  # on the model's device
     logits: Float[Tensor, "row pos d_vocab"]
 
@@ -50,7 +50,7 @@ class Run(NamedTuple):
 def runs(
     model: nn.Module, pairs: TokenizedPairs, corrupted: bool = False, batch_size: int = 32, progress: str | None = None
 ) -> Iterator[Run]:
-    """All clean (or corrupted) prompts, in evaluation mode and without gradients; see `answer_logits`."""
+    """Run all clean (or corrupted) prompts in evaluation mode, without gradients; arguments as in `answer_logits`."""
     refuse_misfits(model, pairs)
     device = next(model.parameters()).device
     with evaluating(model), torch.no_grad(), progress_bar(len(pairs), progress, "prompt", progress is not None) as bar:
@@ -65,7 +65,7 @@ def runs(
 
 
 def with_reference(model: nn.Module, pairs: TokenizedPairs, batch_size: int = 32) -> TokenizedPairs:
-    """The same pairs with the model's clean log-probabilities, the reference of `metrics.kl_divergence`.
+    """Add the model's log-probabilities on the clean prompts to pairs, as the reference of `metrics.kl_divergence`.
 
     >>> patch_heads(model, with_reference(model, pairs), "kl_divergence")
     """

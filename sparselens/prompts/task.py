@@ -1,4 +1,4 @@
-"""A task: how to draw prompt pairs, and how to score answers to them. Owns no model, tokenizer or device.
+"""A task: how to draw prompt pairs and score answers to them. Holds no model, tokenizer or device.
 
     def draw(random, words, corruption):
         big, small = random.sample(words["animal"], 2)
@@ -6,7 +6,7 @@
 
     task = Task("sizes", "Which animal is bigger?", draw, words={"animal": Words(ANIMALS, spaced)})
     task.pairs(100, seed=0); task.dataset(100); task.tokenize(tokenizer, 100)
-Loads neither torch nor a tokenizer until one is needed.
+Loads torch and transformers only when they are needed.
 """
 
 import warnings
@@ -32,26 +32,26 @@ if TYPE_CHECKING:
 Lists = Mapping[str, Sequence[Any]]  # name of a word list -> its entries
 DrawPair = Callable[[Draw, Lists, str], PromptPair]
 
-MOST = 10**6  # pairs drawn at once: more take gigabytes
-_AT_ONCE = 512  # candidates fitted to a tokenizer together
+MOST = 10**6  # pairs that can be drawn at once; more would take gigabytes
+_AT_ONCE = 512  # candidates that are fitted to a tokenizer together
 
 
 @dataclass(frozen=True, repr=False)
 class Task:
-    """How to draw pairs, and what is known about the task.
+    """How to draw prompt pairs of a task, and what is known about it.
 
     >>> pairs = TASKS["ioi"].tokenize(model.tokenizer, n=100, seed=0)
     >>> pairs.clean.shape, pairs.answers.shape  # [batch pos], [batch k]
 
     Args:
-        draw: makes one pair from random choices, word lists and the name of a corruption
-        words: word lists by name; `Words` where tokens matter, else any sequence
-        corruptions: for each, the names of the positions at which clean and corrupted prompt differ; the first is the
+        draw: makes one pair, given a source of random choices, the word lists and the name of a corruption
+        words: word lists by name; `Words` if entries must be single tokens, else any sequence
+        corruptions: name of each corruption -> positions at which clean and corrupted prompt differ; the first is the
             default
         metric: the default metric: a name in `sparselens.prompts.metrics`, or a function
         source: the publication that introduced the task
-        circuit: what is known about how models do it
-        version: increased when the same seed gives other pairs
+        circuit: what is known about how models solve it
+        version: increased whenever the same seed gives different pairs
         fit: the tokenizer that pairs must fit; set by `fitted`
     """
 
@@ -72,30 +72,30 @@ class Task:
     def pairs(self, n: int, seed: int = 0, corruption: str | None = None) -> list[PromptPair]:
         """N different pairs, the same on every machine; a smaller n gives the first of them.
 
-        No clean prompt comes twice before all have come; a warning says where there are fewer than n.
+        No clean prompt repeats before all have occurred; a warning says if there are fewer than n.
 
         Raises:
-            ValueError: n is not positive, above a million, or larger than the number of different pairs; no such
-                corruption.
+            ValueError: n is not positive, above a million, or larger than the number of different pairs; or there is no
+                such corruption.
         """
         return self._exactly(n, seed, corruption).pairs
 
     def at_most(self, n: int, seed: int = 0, corruption: str | None = None) -> list[PromptPair]:
-        """As `pairs`, but all of them where there are fewer than n; possibly none that fits the tokenizer."""
+        """Like `pairs`, but returns all pairs if there are fewer than n; possibly none, if none fits the tokenizer."""
         return self._draw(n, seed, corruption).pairs
 
     def count_prompts(self, corruption: str | None = None, most: int = 2000) -> int:
-        """How many different clean prompts there are; `most` where there are more.
+        """Number of different clean prompts, counted up to `most`.
 
-        Past that number pairs only ask them again with other corrupted prompts and wrong answers.
+        Beyond that number, pairs repeat clean prompts with other corrupted prompts or wrong answers.
         """
         return len(self._draw(most, 0, corruption, repeats=False).pairs)
 
     def dataset(self, n: int, seed: int = 0, corruption: str | None = None) -> "Dataset":
-        """The pairs as a Hugging Face dataset with explicit features, and `fingerprint` as its fingerprint.
+        """The pairs as a Hugging Face dataset with explicit features and the task's `fingerprint`.
 
         Raises:
-            ValueError: as `pairs`.
+            ValueError: as for `pairs`.
         """
         from sparselens.prompts.task_data import to_dataset
 
@@ -106,11 +106,11 @@ class Task:
         """The same task, restricted to words and pairs that fit a tokenizer.
 
         Args:
-            bos: put the tokenizer's BOS first. Default: as the tokenizer itself does
-            equal_length: clean and corrupted prompt must have as many tokens, with every position at the same one
+            bos: whether to prepend the tokenizer's BOS. Default: as the tokenizer does
+            equal_length: require clean and corrupted prompt to have the same number of tokens, and the same positions
 
         Raises:
-            ValueError: too few words fit. Says which do.
+            ValueError: too few words fit. Lists those that do.
         """
         fit = Fit(tokenizer, bos, equal_length)
         words = {name: fit.keep(self.name, name, _as_words(entries)) for name, entries in self.words.items()}
@@ -127,10 +127,10 @@ class Task:
     ) -> "TokenizedPairs":
         """N pairs as token ids: single-token answers, positions as token indices, shorter prompts padded on the left.
 
-        Words that do not fit the tokenizer are never drawn. See `fitted` for the arguments.
+        Words that do not fit the tokenizer are never drawn. Arguments as in `fitted`.
 
         Raises:
-            ValueError: as `pairs` and `fitted`, or too few pairs fit the tokenizer. Says why.
+            ValueError: as for `pairs` and `fitted`; or too few pairs fit the tokenizer.
         """
         from sparselens.prompts.tokenizing import stack
 
@@ -140,13 +140,13 @@ class Task:
         return stack(drawn.pairs, drawn.encoded, fitted.fit.vocabulary)
 
     def solved_by(self, model: "nn.Module", n: int, seed: int = 0, **options: Any) -> "TokenizedPairs":
-        """Those of n pairs that the model solves (`metrics.accuracy`), as circuit studies use them.
+        """The pairs, out of n, that the model solves (`metrics.accuracy`), as commonly used to find circuits.
 
         Args:
-            options: of `sparselens.evaluate`
+            options: further arguments of `sparselens.evaluate`
 
         Raises:
-            ValueError: it solves none.
+            ValueError: the model solves none.
         """
         from sparselens.prompts.capability import evaluate
 
@@ -159,17 +159,17 @@ class Task:
     def from_records(
         cls, name: str, records: Iterable[PromptPair | Mapping[str, Any]], description: str = "", **options: Any
     ) -> "Task":
-        """A task whose pairs are given: PromptPairs, or mappings with `clean`, `corrupted`, `answer`, `wrong_answer`.
+        """A task with given pairs: PromptPairs, or mappings with `clean`, `corrupted`, `answer` and `wrong_answer`.
 
-        Answers may be strings or lists of them. Positions, if any, map names to character spans. A `template`, if any,
-        is what `TokenizedPairs.groups` groups pairs by. Like any task it draws at random: `tokenize` of all records
-        has them in another order, that of `TokenizedPairs.prompts` (`sl.tokenize_pairs(pairs, tokenizer)` keeps yours).
+        Answers are strings or lists of strings. Optional `positions` map names to character spans; an optional
+        `template` is used by `TokenizedPairs.groups`. Like any task it draws at random, so `tokenize` changes the order
+        of the records (see `TokenizedPairs.prompts`); `sl.tokenize_pairs(pairs, tokenizer)` keeps it.
 
         Args:
             options: other fields of `Task`
 
         Raises:
-            ValueError: there is no record, or one is broken. Says which.
+            ValueError: there are no records, or one is broken.
         """
         from sparselens.prompts.task_data import pairs_of
 
@@ -178,10 +178,10 @@ class Task:
         return cls(name, description or f"{len(pairs)} given pairs", _given, words, **options)
 
     def find_corruption(self, name: str | None) -> str:
-        """The corruption of that name; the default for None.
+        """The corruption of that name; None: the default.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is none of that name.
         """
         if name is None:
             return next(iter(self.corruptions))
@@ -190,77 +190,81 @@ class Task:
         return name
 
     def fingerprint(self, n: int, seed: int, corruption: str | None = None) -> str:
-        """Identifies the result of `pairs`: task, version, corruption, words that a tokenizer left, seed and n."""
+        """Identifies the result of `pairs`: task, version, corruption, words that fit the tokenizer, seed and n."""
         from sparselens.prompts.task_data import digest
 
-        whole = self.fit is None and self.draw is not _given  # then name and version say what the words are
+        whole = self.fit is None and self.draw is not _given  # then name and version determine the words
         left = "" if whole else f"-{digest([list(_as_words(w).entries) for w in self.words.values()])}"
         return f"{self.name}-v{self.version}-{self.find_corruption(corruption)}{left}-seed{seed}-n{n}"
 
     def _exactly(self, n: int, seed: int, corruption: str | None) -> "_Drawn":
         drawn = self._draw(n, seed, corruption)
         if len(drawn.pairs) < n:
-            raise ValueError(self._too_few(n, len(drawn.pairs), drawn.misfits))
+            raise ValueError(self._too_few(n, drawn))
         if drawn.misfits and self.draw is _given:
-            why = "; ".join(f"{count} times {reason}" for reason, count in drawn.misfits.most_common(3))
             warnings.warn(
-                f"{drawn.misfits.total()} records do not fit this tokenizer and are left out: {why}", stacklevel=4
+                f"{drawn.misfits.total()} records do not fit this tokenizer and are left out: {drawn.reasons}",
+                stacklevel=4,
             )
-        self._tell_repeats(drawn.pairs)
+        self._warn_of_repeats(drawn.pairs)
         return drawn
 
-    def _tell_repeats(self, pairs: Sequence[PromptPair]) -> None:
-        """Warn when there are fewer clean prompts than pairs; not for given pairs, whose user knows."""
+    def _warn_of_repeats(self, pairs: Sequence[PromptPair]) -> None:
+        """Warn if there are fewer clean prompts than pairs; not for given pairs, which the user chose."""
         different = len({pair.clean for pair in pairs})
         if different < len(pairs) and self.draw is not _given:
             here = " with this tokenizer" if self.fit else ""
             warnings.warn(
-                f"{self.name!r} has {different} different clean prompts{here}: {len(pairs)} pairs repeat some of "
+                f"{self.name!r} has only {different} different clean prompts{here}: {len(pairs)} pairs repeat some of "
                 "them with other wrong answers, which adds little information",
                 stacklevel=5,
             )
 
     def _draw(self, n: int, seed: int, corruption: str | None, repeats: bool = True) -> "_Drawn":
-        """Up to n different pairs that fit, and why others do not; fewer when no further one turns up.
+        """Up to n different pairs that fit, and the reasons why others do not; fewer if no more are found.
 
         Args:
-            repeats: let clean prompts come again, with another corrupted prompt, when all have come
+            repeats: once all clean prompts have occurred, repeat them with other corrupted prompts
         """
         if not isinstance(n, Integral) or n < 1:
             raise ValueError(f"{n} pairs: want at least 1, a whole number")
         if n > MOST:
             raise ValueError(
-                f"{n:,} pairs do not fit into memory, if {self.name!r} has so many: draw at most {MOST:,} at once, and "
-                "others with another seed"
+                f"{n:,} pairs would not fit into memory: draw at most {MOST:,} at once, and more with another seed"
             )
         corruption = self.find_corruption(corruption)
         lists = {name: _as_words(entries).entries for name, entries in self.words.items()}
         candidates = Candidates(lambda random: self.draw(random, lists, corruption), seed)
-        drawn, asked = _Drawn([], [], Counter()), min(n, _AT_ONCE)
+        drawn, at_once = _Drawn([], [], Counter()), min(n, _AT_ONCE)
         while len(drawn.pairs) < n and drawn.misfits.total() <= 2000 + 50 * len(drawn.pairs):
-            fresh = candidates.fresh(asked)
+            fresh = candidates.fresh(at_once)
             drawn.take(fresh, self.fit)
-            if len(fresh) < asked and not candidates.next_round({pair.clean for pair in drawn.pairs}):
+            if len(fresh) < at_once and not candidates.next_round({pair.clean for pair in drawn.pairs}):
                 break
             if candidates.repeats and not repeats:
                 break
         return _Drawn(drawn.pairs[:n], drawn.encoded[:n], drawn.misfits)
 
-    def _too_few(self, n: int, found: int, misfits: Counter[str]) -> str:
-        if not misfits:
-            return f"{self.name!r} has {found} different pairs, {n} were requested"
-        why = "; ".join(f"{count} times {reason}" for reason, count in misfits.most_common(3))
-        drawn = found + misfits.total()
-        return f"{found} of {drawn} pairs drawn of {self.name!r} fit this tokenizer, {n} were requested: {why}"
+    def _too_few(self, n: int, drawn: "_Drawn") -> str:
+        found = len(drawn.pairs)
+        if not drawn.misfits:
+            return f"{self.name!r} has only {found} different pairs, {n} were requested"
+        tried = f"{found} of {found + drawn.misfits.total()} pairs drawn of {self.name!r}"
+        return f"only {tried} fit this tokenizer, {n} were requested: {drawn.reasons}"
 
 
 class _Drawn(NamedTuple):
     pairs: list[PromptPair]
-    encoded: list[Encoded]  # of every pair, if there is a tokenizer to fit
-    misfits: Counter[str]  # reasons why others do not fit, with counts
+    encoded: list[Encoded]  # one per pair, if there is a tokenizer to fit
+    misfits: Counter[str]  # reasons why other pairs do not fit
+
+    @property
+    def reasons(self) -> str:
+        """The most common reasons why pairs do not fit."""
+        return "; ".join(f"{count} times {reason}" for reason, count in self.misfits.most_common(3))
 
     def take(self, candidates: list[PromptPair], fit: Fit | None) -> None:
-        """Add those that fit."""
+        """Add the candidates that fit, and count the reasons why others do not."""
         if fit is None:
             self.pairs.extend(candidates)
             return

@@ -1,4 +1,4 @@
-"""Prompt pairs as records and as Hugging Face datasets, and back."""
+"""Convert prompt pairs to and from records and Hugging Face datasets."""
 
 import hashlib
 import json
@@ -31,12 +31,14 @@ def to_dataset(pairs: Sequence[PromptPair], fingerprint: str, description: str =
     )
     table = pa.Table.from_pylist([record(pair) for pair in pairs], schema=features.arrow_schema)
     info = datasets.DatasetInfo(description=f"{fingerprint}: {description}", features=features)
-    name = fingerprint if len(fingerprint) <= 64 else f"{fingerprint[:51]}-{digest(fingerprint)}"  # as datasets wants
+    name = (
+        fingerprint if len(fingerprint) <= 64 else f"{fingerprint[:51]}-{digest(fingerprint)}"
+    )  # datasets allows at most 64
     return datasets.Dataset(table, info=info, fingerprint=name)
 
 
 def record(pair: PromptPair) -> dict[str, Any]:
-    """A pair as plain lists and strings."""
+    """A pair as a dictionary of plain lists and strings."""
     positions = [
         dict(zip(("name", *_SPAN), (name, *span, *pair.corrupted_positions[name]), strict=True))
         for name, span in pair.positions.items()
@@ -52,10 +54,10 @@ def record(pair: PromptPair) -> dict[str, Any]:
 
 
 def pairs_of(records: Iterable[PromptPair | Mapping[str, Any]]) -> list[PromptPair]:
-    """The pairs in records, without repetitions (a warning says how many there were).
+    """The pairs in records, without duplicates (a warning says how many there were).
 
     Raises:
-        ValueError: there is no record, or one is broken. Says which.
+        ValueError: there are no records, or one is broken.
     """
     unique: dict[Any, PromptPair] = {}
     n = 0
@@ -64,14 +66,14 @@ def pairs_of(records: Iterable[PromptPair | Mapping[str, Any]]) -> list[PromptPa
         pair = item if isinstance(item, PromptPair) else _pair(item, number)
         unique.setdefault(pair.key, pair)
     if not unique:
-        raise ValueError("there is no record")
+        raise ValueError("there are no records")
     if len(unique) < n:
-        warnings.warn(f"{n - len(unique)} of {n} records repeat others and are left out", stacklevel=3)
+        warnings.warn(f"{n - len(unique)} of {n} records are duplicates and are left out", stacklevel=3)
     return list(unique.values())
 
 
 def digest(value: Any) -> str:
-    """A digest of twelve hexadecimal digits, the same on every machine."""
+    """A hash of twelve hexadecimal digits, the same on every machine."""
     text = json.dumps(value, default=lambda pair: pair.key)
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
@@ -97,7 +99,7 @@ def _answers(item: Mapping[str, Any], name: str) -> tuple[str, ...]:
 
 
 def _spans(positions: Any, corrupted: Any) -> tuple[dict[str, Span], dict[str, Span]]:
-    """Positions as a mapping from names to spans, or as the rows of a dataset."""
+    """Clean and corrupted positions, from a mapping of names to spans or from the rows of a dataset."""
     if isinstance(positions, Mapping):
         clean = {name: (span[0], span[1]) for name, span in positions.items()}
         return clean, clean if corrupted is None else {name: (span[0], span[1]) for name, span in corrupted.items()}

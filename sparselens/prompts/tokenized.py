@@ -1,4 +1,4 @@
-"""Prompt pairs as token ids, with answers and named positions. Plain tensors are enough to make them.
+"""Prompt pairs as token ids, with answers and named positions. They can be made from plain tensors.
 
 pairs = sl.TokenizedPairs(clean, corrupted, answer, wrong_answer)
 for rows, batch in pairs.batches(32):       # prompts of one length each, without padding
@@ -24,14 +24,14 @@ CLUSTER_BY = ("prompt", "answer")
 
 @dataclass(frozen=True, repr=False)
 class TokenizedPairs(Result):
-    """Clean and corrupted prompts of equal length, position by position, and the tokens that a metric compares.
+    """Clean and corrupted prompts that line up token by token, and the answer tokens that a metric compares.
 
     >>> pairs = sl.TokenizedPairs(clean, corrupted, answer, wrong_answer)  # Int["batch pos"] twice, Int[" batch"] twice
     >>> pairs.end, pairs[:10].clean.shape
 
-    Answers are tokens: one per prompt, or several (`batch k`; -1 where a prompt has fewer). Prompts of different
-    lengths are padded, on either side, with an `attention_mask`. The metric is read at the position `END`: the last
-    token, unless `positions` names another.
+    Answers are one token per prompt, or several (`batch k`, padded with -1). Prompts of different lengths are padded,
+    on either side, with an `attention_mask`. The metric is evaluated at the position `END`: the last token, unless
+    `positions` names another.
 
     Raises:
         ValueError: shapes disagree, a prompt has no answer, or a token is both right and wrong.
@@ -41,14 +41,14 @@ class TokenizedPairs(Result):
     corrupted: Int[Tensor, "batch pos"]
     answer: Int[Tensor, " batch"] | Int[Tensor, "batch k"]
     wrong_answer: Int[Tensor, " batch"] | Int[Tensor, "batch k_wrong"]
-    attention_mask: Int[Tensor, "batch pos"] | None = None  # 0: padding. None: there is none
-    corrupted_mask: Int[Tensor, "batch pos"] | None = None  # only where lengths differ within pairs
-    # token indices in the clean prompt, for positions that every pair has
+    attention_mask: Int[Tensor, "batch pos"] | None = None  # 0 marks padding; None: no padding
+    corrupted_mask: Int[Tensor, "batch pos"] | None = None  # only if lengths differ within pairs
+    # token indices in the clean prompt, for positions that all pairs have
     positions: Mapping[str, Int[Tensor, " batch"]] = field(default_factory=dict[str, Tensor])
     reference: Float[Tensor, "batch d_vocab"] | None = None  # clean log-probabilities at END, for kl_divergence
-    prompts: tuple[PromptPair, ...] = ()  # the strings, if the pairs were made from strings
+    prompts: tuple[PromptPair, ...] = ()  # the pairs as strings, if they were made from strings
     token_strings: tuple[tuple[str, ...], ...] = ()  # of the clean prompts, without padding
-    vocabulary: str = ""  # its digest (`fitting.vocabulary_of`); "": not known
+    vocabulary: str = ""  # digest of the tokenizer's vocabulary (`fitting.vocabulary_of`); "": unknown
 
     def __post_init__(self) -> None:
         for name in ("clean", "corrupted", "answer", "wrong_answer"):
@@ -57,33 +57,34 @@ class TokenizedPairs(Result):
                 raise ValueError(f"{name} is {ids!r:.60}: want a tensor of token ids (sl.tokenize_pairs takes strings)")
         if self.clean.ndim != 2 or self.clean.shape != self.corrupted.shape:
             raise ValueError(
-                f"clean is {_shape(self.clean)}, corrupted {_shape(self.corrupted)}: want both [batch, pos], alike"
+                f"clean and corrupted must have the same shape [batch, pos], not {_shape(self.clean)} and "
+                f"{_shape(self.corrupted)}"
             )
         batch, pos = self.clean.shape
         if batch == 0 or pos == 0:
-            raise ValueError("there is no prompt, or prompts have no token")
+            raise ValueError("there are no prompts, or they have no tokens")
         for item in fields(self):
             value = getattr(self, item.name)
             if isinstance(value, Tensor) and len(value) != batch:
-                raise ValueError(f"{item.name} is {_shape(value)} for {batch} prompts")
+                raise ValueError(f"{item.name} has shape {_shape(value)}, but there are {batch} prompts")
         for name, mask in (("attention_mask", self.attention_mask), ("corrupted_mask", self.corrupted_mask)):
             if mask is not None and mask.shape != self.clean.shape:
-                raise ValueError(f"{name} is {_shape(mask)}, the prompts are {_shape(self.clean)}")
+                raise ValueError(f"{name} has shape {_shape(mask)}, but the prompts have {_shape(self.clean)}")
         for name, where in self.positions.items():
             if where.shape != (batch,) or int(where.min()) < 0 or int(where.max()) >= pos:
                 raise ValueError(f"position {name!r} must be one index below {pos} for each of {batch} prompts")
         refuse_wrong_answers(self.answers, self.wrong_answers)
 
-    # -- what a metric reads
+    # -- inputs of models and metrics
 
     @property
     def answers(self) -> Int[Tensor, "batch k"]:
-        """The right tokens, -1 where a prompt has fewer."""
+        """The right answer tokens, padded with -1."""
         return self.answer if self.answer.ndim == 2 else self.answer[:, None]
 
     @property
     def wrong_answers(self) -> Int[Tensor, "batch k_wrong"]:
-        """The wrong tokens, -1 where a prompt has fewer."""
+        """The wrong answer tokens, padded with -1."""
         return self.wrong_answer if self.wrong_answer.ndim == 2 else self.wrong_answer[:, None]
 
     @property
@@ -97,7 +98,7 @@ class TokenizedPairs(Result):
         return (places * self.attention_mask).argmax(-1)
 
     def inputs(self, corrupted: bool = False) -> Batch:
-        """Input for `sparselens.training.losses.logits_of`: tokens, with their mask if there is padding."""
+        """Input for `sparselens.training.losses.logits_of`: tokens, and their mask if there is padding."""
         tokens = self.corrupted if corrupted else self.clean
         mask = self.attention_mask
         if corrupted and self.corrupted_mask is not None:
@@ -105,17 +106,17 @@ class TokenizedPairs(Result):
         return tokens if mask is None else {"input_ids": tokens, "attention_mask": mask}
 
     def clusters(self, by: str = "prompt") -> list[Hashable]:
-        """A label per pair, equal where pairs are not independent draws, for the intervals of `prompts.intervals`.
+        """A label per pair for confidence intervals (`prompts.intervals`); equal labels mark dependent observations.
 
         Args:
-            by: "prompt": pairs with the same clean prompt, which a model answers alike; or "answer": with the same
-                right answers, which a model may favour
+            by: "prompt": pairs with the same clean prompt, which a model answers in the same way; or "answer": pairs
+                with the same right answers, which a model may favour
 
         Raises:
-            ValueError: there is no such way.
+            ValueError: `by` is neither.
         """
         if by not in CLUSTER_BY:
-            raise ValueError(f"clusters by {by!r}: want {' or '.join(CLUSTER_BY)}")
+            raise ValueError(f"cannot cluster by {by!r}: want {' or '.join(CLUSTER_BY)}")
         if by == "answer":
             return [tuple(sorted(row)) for row in self.answers.tolist()]
         mask = torch.ones_like(self.clean) if self.attention_mask is None else self.attention_mask
@@ -123,24 +124,24 @@ class TokenizedPairs(Result):
 
     @property
     def clean_prompt(self) -> Int[Tensor, " batch"]:
-        """The number of the first pair with the same clean prompt: results keep it, for their intervals."""
+        """Index of the first pair with the same clean prompt; results keep it for their confidence intervals."""
         return torch.from_numpy(first_alike(self.clusters()))
 
     def groups(self, by: Callable[[PromptPair], str] | None = None, least: int = 1) -> "dict[str, TokenizedPairs]":
-        """The pairs of each template, or of each label that a function gives them, in order of appearance.
+        """Group pairs by template, or by the labels that a function assigns, in order of appearance.
 
         >>> TASKS["gendered_pronoun"].tokenize(model.tokenizer, 200).groups()  # {"Well, {NAME} is a ...": ..., ...}
 
         Args:
-            by: the label of a pair; default: the template that it was made from (`PromptPair.template`)
-            least: leave out groups of fewer pairs
+            by: returns the label of a pair. Default: the template it was made from (`PromptPair.template`)
+            least: leave out groups with fewer pairs
 
         Raises:
-            ValueError: the pairs were made from tensors, or one has no label; or no group is that large.
+            ValueError: the pairs were made from tensors, a pair has no label, or no group is large enough.
         """
         if not self.prompts:
             raise ValueError(
-                "these pairs were made from tensors, so their groups are not known: choose rows, pairs[:9]"
+                "these pairs were made from tensors, so their groups are unknown: select rows, such as pairs[:9]"
             )
         rows = dict[str, list[int]]()
         for row, pair in enumerate(self.prompts):
@@ -153,7 +154,7 @@ class TokenizedPairs(Result):
             raise ValueError(f"no group has {least} pairs; the largest has {max(map(len, rows.values()))}")
         return kept
 
-    # -- what it shows
+    # -- display
 
     def _line(self) -> str:
         lengths = sorted({int(length) for length in _lengths(self.inputs())})
@@ -173,27 +174,27 @@ class TokenizedPairs(Result):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """A label for every position: its number, and the token or named position that all clean prompts have there."""
+        """A label for every position: its index, and the token or position name that all clean prompts share there."""
         names = {int(at[0]): name for name, at in self.positions.items() if bool((at == at[0]).all())}
-        said = [names.get(place, "") for place in range(self.clean.shape[1])]
+        shared = [names.get(place, "") for place in range(self.clean.shape[1])]
         if self.token_strings and self.attention_mask is None:
             for place, tokens in enumerate(zip(*self.token_strings, strict=True)):
-                said[place] = tokens[0] if len({*tokens}) == 1 else said[place]
-        return tuple(f"{place} {text}".rstrip() for place, text in enumerate(said))
+                shared[place] = tokens[0] if len({*tokens}) == 1 else shared[place]
+        return tuple(f"{place} {text}".rstrip() for place, text in enumerate(shared))
 
-    # -- parts
+    # -- subsets and batches
 
     def __len__(self) -> int:
         return len(self.clean)
 
     def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> "TokenizedPairs":
-        """Some of the prompts, in the order of `rows`.
+        """The selected pairs, in the order of `rows`.
 
         Raises:
-            ValueError: no row is left, or they are not numbers.
+            ValueError: no pair is selected, or `rows` is a string.
         """
         if isinstance(rows, str):
-            raise ValueError(f"no such rows: {rows!r} (want numbers, a slice or a mask; positions are in .positions)")
+            raise ValueError(f"no such rows: {rows!r} (want indices, a slice or a mask; positions are in .positions)")
         places = rows.cpu() if isinstance(rows, Tensor) else rows if isinstance(rows, (int, slice)) else list(rows)
         chosen = torch.arange(len(self))[places].reshape(-1)
         kept = self._map(lambda values: values[chosen.to(values.device)])
@@ -208,9 +209,9 @@ class TokenizedPairs(Result):
         return self._map(lambda values: values.to(device))
 
     def batches(self, size: int) -> Iterator[tuple[Int[Tensor, " row"], "TokenizedPairs"]]:
-        """Batches of at most `size` prompts of one length, without padding, and the numbers of their rows.
+        """Batches of at most `size` pairs of one length, without padding, with the indices of their rows.
 
-        Where clean and corrupted prompts of a pair differ in length, some padding stays.
+        If clean and corrupted prompt of a pair differ in length, some padding remains.
 
         Raises:
             ValueError: `size` is not positive.
@@ -219,27 +220,27 @@ class TokenizedPairs(Result):
             yield rows, self[rows]._without_padding()
 
     def rows(self, size: int) -> Iterator[Int[Tensor, " row"]]:
-        """The row numbers of `batches`, without copying any prompt.
+        """The row indices of `batches`, without copying prompts.
 
         Raises:
             ValueError: `size` is not positive.
         """
         if size < 1:
-            raise ValueError(f"a batch of {size} prompts: want at least 1")
+            raise ValueError(f"a batch must have at least 1 prompt, not {size}")
         lengths = torch.stack([_lengths(self.inputs(corrupted)) for corrupted in (False, True)], -1).cpu()
         for length in lengths.unique(dim=0):
             yield from (lengths == length).all(-1).nonzero().squeeze(-1).split(size)
 
     def of_one_length(self) -> "TokenizedPairs":
-        """The most pairs of one length that there are, without padding: for pictures with tokens on their axes."""
+        """The largest group of pairs of one length, without padding; for figures with tokens on their axes."""
         _, largest = max(self.batches(len(self)), key=lambda batch: len(batch[0]))
         return largest
 
     def clean_rows(self) -> Iterator[tuple[Int[Tensor, " row"], Int[Tensor, " row"], Int[Tensor, "row _length"]]]:
-        """The clean prompts alone, as rows of one length without padding: their numbers, first columns and tokens.
+        """The clean prompts in groups of one length, without padding: row indices, first columns and tokens.
 
         Raises:
-            ValueError: there is padding inside a prompt.
+            ValueError: a prompt has padding inside.
         """
         mask = torch.ones_like(self.clean) if self.attention_mask is None else self.attention_mask
         first, lengths = mask.argmax(-1), mask.sum(-1)
@@ -253,7 +254,7 @@ class TokenizedPairs(Result):
             yield rows.cpu(), first[rows].cpu(), self.clean[rows][inside[rows]].view(len(rows), -1)
 
     def _without_padding(self) -> "TokenizedPairs":
-        """Without the columns that are padding in every row of both prompts."""
+        """The same pairs without the columns that are padding in all prompts, clean and corrupted."""
         if self.attention_mask is None and self.corrupted_mask is None:
             return self
         clean_mask = torch.ones_like(self.clean) if self.attention_mask is None else self.attention_mask

@@ -1,1 +1,1 @@
-"""Constrained post-training: as few open edges as the task loss allows."""
+"""Constrained post-training: minimise the number of open attention edges at a given task loss."""

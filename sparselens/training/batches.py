@@ -1,4 +1,4 @@
-"""Batches on their way to the model: an endless stream, each process's rows of it, the device."""
+"""Feed batches to the model: an endless stream, each process's share of rows, moved to the device."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,7 +13,7 @@ Batches = Callable[[int], Batch] | Iterable[Batch]
 
 
 def refuse_text(*given: Any) -> None:
-    """Raise a ValueError if something else, such as text, is among the batches of a list, or in place of one."""
+    """Raise a ValueError if `given` holds text, or anything else but batches, instead of sequences of batches."""
     for batches in given:
         if isinstance(batches, Sequence) and len(batches):
             first: Any = batches if isinstance(batches, str) else batches[0]
@@ -21,10 +21,10 @@ def refuse_text(*given: Any) -> None:
 
 
 def stream(batches: Batches, start: int) -> Iterator[Batch]:
-    """Batches from number `start` on, without end.
+    """An endless stream of batches, starting at number `start`.
 
     Raises:
-        ValueError: an iterable turns out to be empty, or can be iterated over only once.
+        ValueError: an iterable is empty, or can be iterated over only once.
     """
     if callable(batches):
         return map(batches, itertools.count(start))
@@ -37,14 +37,14 @@ def _cycle(batches: Iterable[Batch]) -> Iterator[Batch]:
         for batch in batches:
             yield batch
         if batch is None:
-            raise ValueError("there are no training batches (an iterator that can be gone through only once?)")
+            raise ValueError("there are no training batches (or they are an iterator, which can be used only once)")
 
 
 def rows_of_process(batch: Batch, rank: int, world: int) -> tuple[Batch, int]:
-    """The rows of the global batch that one of `world` processes takes, and the number of the first.
+    """This process's rows of the global batch, and the index of the first of them.
 
     Raises:
-        ValueError: the rows cannot be split evenly.
+        ValueError: the rows cannot be split evenly over the `world` processes.
     """
     rows = len(tokens_of(batch))
     if rows == 0 or rows % world:

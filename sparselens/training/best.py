@@ -1,4 +1,4 @@
-"""The state that a run keeps: the sparsest that met the target; until one does, the one with the lowest loss."""
+"""The best state of a run: the sparsest that met the target or, if none did, the one with the lowest loss."""
 
 from dataclasses import asdict
 from typing import Any
@@ -11,44 +11,44 @@ from sparselens.training.trained import put_trained_state, trained_state
 
 
 class Best:
-    """The best state so far. `state` is plain, for the checkpoint; None before the first is offered."""
+    """The best state so far. `state` is a plain dictionary, for checkpoints; None until one is offered."""
 
     def __init__(self, target: float, state: dict[str, Any] | None = None) -> None:
         self._target = target
         self.state = state
 
     def offer(self, model: nn.Module, evaluation: Evaluation, *, step: int, multiplier: float) -> None:
-        """Keep the trained weights, copied to main memory if they are whole, if this state is better."""
+        """Keep a copy of the trained weights if this state is better; on the CPU, unless FSDP shards them."""
         if self.state is None or evaluation.rank(self._target) < self.evaluation.rank(self._target):
             weights = {name: _copy(value) for name, value in trained_state(model).items()}
             self.state = dict[str, Any](model=weights, evaluation=asdict(evaluation), step=step, multiplier=multiplier)
 
     def put_into(self, model: nn.Module) -> None:
-        """Give the model the kept weights."""
+        """Load the best weights into the model."""
         assert self.state is not None
         put_trained_state(model, self.state["model"])
 
     @property
     def step(self) -> int:
-        """After which step the state was kept."""
+        """The step after which the best state was taken."""
         assert self.state is not None
         return self.state["step"]
 
     @property
     def multiplier(self) -> float:
-        """The multiplier with which the state was kept."""
+        """GECO's multiplier at the best state."""
         assert self.state is not None
         return self.state["multiplier"]
 
     @property
     def evaluation(self) -> Evaluation:
-        """What the kept state came to on held-out data."""
+        """The held-out evaluation of the best state."""
         assert self.state is not None
         return Evaluation(**self.state["evaluation"])
 
     @property
     def feasible(self) -> bool:
-        """Does the kept state meet the target?"""
+        """Whether the best state meets the target."""
         return not self.evaluation.rank(self._target).misses
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are either whole or absent, and that are read without unpickling."""
+"""Checkpoints that are written completely or not at all, and read without unpickling arbitrary objects."""
 
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,11 @@ import torch
 from sparselens.files.whole import whole_file
 
 
-def goes_on(path: Path | None, resume: bool, finish: bool) -> bool:
-    """Whether a run goes on from the checkpoint at this path, or begins.
+def resumes(path: Path | None, resume: bool, finish: bool) -> bool:
+    """Whether a run continues from the checkpoint at this path, rather than starting from scratch.
 
     Raises:
-        ValueError: there is one but neither resume nor finish, or none to finish.
+        ValueError: there is a checkpoint but neither `resume` nor `finish`, or no checkpoint to finish.
     """
     found = path is not None and path.exists()
     if (resume or finish) and path is None:
@@ -20,33 +20,33 @@ def goes_on(path: Path | None, resume: bool, finish: bool) -> bool:
     if finish and not found:
         raise ValueError(f"there is no run to finish: {path} does not exist")
     if found and not (resume or finish):
-        raise ValueError(f"{path} is of an earlier run: pass resume=True (--resume) to go on, or another folder")
+        raise ValueError(f"{path} is from an earlier run: pass resume=True (--resume), or choose another folder")
     return found
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """`state` holds tensors, numbers, strings and plain containers of these.
+    """Write a checkpoint of tensors, numbers, strings and plain containers of these.
 
     Raises:
-        OSError: it cannot be written, as on a full disk; the old checkpoint is still there. Names the path.
+        OSError: it cannot be written, for instance because the disk is full; the previous checkpoint is kept.
     """
     try:
         with whole_file(path) as file:
             torch.save(state, file)
-    except RuntimeError as error:  # torch's own for a full disk
+    except RuntimeError as error:  # raised by torch if the disk is full
         raise OSError(f"{path} could not be written: {error}") from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint into main memory.
+    """Read a checkpoint into CPU memory.
 
     Raises:
-        ValueError: the file is cut short, damaged, or not a checkpoint.
+        ValueError: the file is truncated, damaged, or not a checkpoint.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path} is not a whole checkpoint ({error}); remove it to start the run again") from error
+        raise ValueError(f"{path} is not a complete checkpoint ({error}); delete it to restart the run") from error
     if not isinstance(state, dict) or "step" not in state:
-        raise ValueError(f"{path} is not a checkpoint of this program; remove it or choose another folder")
+        raise ValueError(f"{path} is not a checkpoint of post-training; delete it or choose another folder")
     return state

@@ -1,4 +1,4 @@
-"""How to post-train: the settings of one run."""
+"""Settings of a post-training run."""
 
 import math
 from collections.abc import Mapping
@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 from sparselens.training.geco import Geco
 
-_FREE = ("checkpoint_every", "checkpoint_minutes", "wandb")  # may differ in a resumed run
+_FREE = ("checkpoint_every", "checkpoint_minutes", "wandb")  # may change when a run is resumed
 
 
 @dataclass(frozen=True)
 class PostTrainConfig:
-    """How to post-train. RESULTS.md, "What was tried", has the runs that decided each default.
+    """Settings of a post-training run. RESULTS.md, "What was tried", has the experiments behind each default.
 
     >>> PostTrainConfig(steps=500, margin=0.02, learning_rate=1e-4)
     """
@@ -21,32 +21,32 @@ class PostTrainConfig:
     steps: int = 3000
     target: float | None = None  # nats per token; None: the dense model's held-out loss plus `margin`
     margin: float = 0.0  # nats per token
-    learning_rate: float | Literal["auto"] = "auto"  # auto: the largest that the dense control holds, see control.py
-    control_steps: int = 50  # of the dense control, at most a tenth of `steps`; 0: none, for a rate that is known
-    warmup: int = 100  # steps of linear rise
-    decay: float = 0.7  # share of the steps, at the end, over which the rate falls linearly to zero
+    learning_rate: float | Literal["auto"] = "auto"  # auto: the largest that passes the dense control, see control.py
+    control_steps: int = 50  # of the dense control, at most a tenth of `steps`; 0 skips it if the rate is given
+    warmup: int = 100  # steps of linear warm-up
+    decay: float = 0.7  # final share of the steps, over which the rate decays linearly to zero
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     accumulation: int = 1  # batches per step
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    layer_cost: float = 1.0  # an edge in layer l counts as layer_cost**l edges; 1, the paper's: all alike
-    # Share of the dense model's own distribution in the labels, 0 to 1. None for tasks with one right answer; a half in
-    # `sparselens post-train`: text has many, and a small corpus is soon learnt by heart.
+    layer_cost: float = 1.0  # an edge in layer l counts as layer_cost**l edges; 1, as in the paper: all count the same
+    # Weight of the dense model's predictions in the labels, 0 to 1. Zero suits tasks with one right answer; for text,
+    # which has many plausible continuations and is soon memorised if it is short, `sparselens post-train` uses 0.5.
     distillation: float = 0.0
-    # Steps, at the start, in which each attention learns to give what the dense model's gives, see layerwise.py
+    # Initial steps in which each attention layer learns to reproduce the dense model's output, see layerwise.py
     layerwise_steps: int = 0
-    layerwise_multiplier: float = 300.0  # of the relative error that gates make in the residual stream, in those steps
-    noise_temperature: float = 0.3  # of the gates' noise; the paper's is 1, whose noise costs more loss than the gates
-    multiplier: float = 10.0  # GECO's, at the start: half of the edges may cost 0.07 nats
-    multiplier_range: float = 1000.0  # the factor by which the multiplier can rise or fall over a whole run
-    violation_limit: float = 0.02  # nats; more violation, or slack, moves the multiplier as much as this
-    # Nats above the target that count as met at the full learning rate; falls to zero with the rate. Most of the loss
-    # comes back by itself as the rate falls, and a multiplier that rises before that opens edges again.
+    layerwise_multiplier: float = 300.0  # weight, in these steps, of the gates' relative error in the residual stream
+    noise_temperature: float = 0.3  # of the gates' noise; at the paper's 1, noise costs more loss than the gates do
+    multiplier: float = 10.0  # GECO's initial multiplier: halving the number of edges may cost 0.07 nats
+    multiplier_range: float = 1000.0  # largest factor by which the multiplier can rise or fall over a whole run
+    violation_limit: float = 0.02  # nats; larger violations (or slack) move the multiplier no faster than this
+    # Nats by which the loss may exceed the target at full learning rate; decays to zero with the rate. Most of the loss
+    # recovers by itself as the rate decays, and a multiplier that rises before then reopens edges.
     allowance: float = 0.05
-    reserve: float = 0.005  # nats below the target that are aimed at in the end, since slow steering ends above its aim
-    evaluate_every: int = 50  # steps; the multiplier moves after each evaluation
+    reserve: float = 0.005  # nats below the target to aim for at the end, since slow steering ends above its aim
+    evaluate_every: int = 50  # steps; the multiplier is updated after each evaluation
     checkpoint_every: int = 500  # steps; only with an `out` folder
-    checkpoint_minutes: float = 10.0  # where steps are slow: no longer than this between two checkpoints
+    checkpoint_minutes: float = 10.0  # maximum time between two checkpoints, if steps are slow
     seed: int = 0
     wandb: str | None = None  # name of a wandb project
 
@@ -79,7 +79,7 @@ class PostTrainConfig:
             raise ValueError(f"distillation must be between 0 and 1, not {self.distillation}")
 
     def geco(self, target: float) -> Geco:
-        """The multiplier that these settings ask for."""
+        """A GECO multiplier with these settings."""
         evaluations = max(1, self.steps // self.evaluate_every)
         return Geco(
             target,
@@ -89,30 +89,29 @@ class PostTrainConfig:
         )
 
     def refuse_other(self, saved: Mapping[str, Any], path: Path, finish: bool) -> None:
-        """A run can only go on with the settings it began with, but for those that do not change what comes out.
+        """Raise a ValueError if a run saved with other settings is resumed with these.
+
+        Settings that do not change the result may differ.
 
         Args:
-            finish: it only ends where it is, with the target that is asked for now
-
-        Raises:
-            ValueError: the saved settings differ. Says in what.
+            finish: the run ends at its current step, so the target may differ, too
         """
         free = (*_FREE, "target", "margin") if finish else _FREE
         names = [field.name for field in fields(self) if field.name not in free]
         differ = [name for name in names if saved.get(name) != getattr(self, name)]
         if differ:
             was = ", ".join(f"{name}={saved.get(name)!r}" for name in differ)
-            raise ValueError(f"{path} was written with {was}; resume with the same settings or choose another folder")
+            raise ValueError(f"{path} was written with {was}: resume with the same settings, or choose another folder")
 
     def rise_at(self, step: int) -> float:
-        """The share of the learning rate that the warm-up has reached: 1 after `warmup` steps."""
+        """Warm-up factor of the learning rate: from 0 to 1 over the first `warmup` steps."""
         return min(1.0, (step + 1) / max(1, self.warmup))
 
     def fall_at(self, step: int) -> float:
-        """The share of the learning rate that the decay has left: from 1 to 0 over the last `decay` of the steps."""
+        """Decay factor of the learning rate: from 1 to 0 over the last share `decay` of the steps."""
         return min(1.0, (self.steps - step) / max(1.0, self.decay * self.steps))
 
     def allowance_at(self, step: int) -> float:
-        """By how many nats the target may be missed for now: from `allowance` to minus `reserve`, as the rate falls."""
+        """Nats by which the loss may exceed the target: from `allowance` to -`reserve` as the learning rate decays."""
         fall = self.fall_at(step)
         return self.allowance * fall - self.reserve * (1 - fall)

@@ -1,4 +1,4 @@
-"""Measures a model on held-out batches in evaluation mode: task loss and attention edges."""
+"""Evaluate a model on held-out batches: task loss and open attention edges."""
 
 import math
 from collections.abc import Sequence
@@ -25,21 +25,21 @@ class Evaluation:
     share_of_visible_pairs: float
     share_of_all_pairs: float
     edges_per_query_per_head: float
-    cost: float  # what is minimised: the share of visible pairs, later layers weighted by `layer_cost`
-    share_per_layer: list[float] = field(default_factory=list[float])  # of visible pairs, from the first layer on
+    cost: float  # the minimised quantity: open share of visible pairs, with layers weighted by `layer_cost`
+    share_per_layer: list[float] = field(default_factory=list[float])  # open share of visible pairs in each layer
 
     def rank(self, target: float) -> "Rank":
-        """The smaller, the better: states that meet the target by sparsity, after them the others by loss."""
+        """Sort key, smaller is better: states that meet the target by sparsity, then all others by loss."""
         misses = self.loss > target
         return Rank(misses, 0.0 if misses else self.cost, self.loss)
 
 
 class Rank(NamedTuple):
-    """How good a state is, by comparison."""
+    """Sort key of a state, smaller is better."""
 
-    misses: bool  # the target
-    cost: float  # where it does not miss
-    loss: float  # nats per token; decides between equally sparse states, as where every gate is held open
+    misses: bool  # whether the loss exceeds the target
+    cost: float  # 0 if the target is missed
+    loss: float  # nats per token; breaks ties, for instance between states with every gate held open
 
 
 def evaluate(
@@ -49,13 +49,14 @@ def evaluate(
     accelerator: Accelerator | None = None,
     layer_cost: float = 1.0,
 ) -> Evaluation:
-    """Loss and open edges of a gated model. With an `accelerator` of several processes each takes its share of batches.
+    """Loss and open edges of a gated model, in evaluation mode.
 
     Args:
-        layer_cost: an edge in layer l counts as layer_cost**l edges in `Evaluation.cost`, and nowhere else
+        accelerator: with several processes, each takes its share of the batches
+        layer_cost: an edge in layer l counts as layer_cost**l edges, only in `Evaluation.cost`
 
     Raises:
-        ValueError: there is no batch, or the model carries no gates.
+        ValueError: there is no batch, or the model has no gates.
     """
     if not len(batches):
         raise ValueError("there is no held-out batch to evaluate on")
@@ -63,7 +64,7 @@ def evaluate(
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     sums = torch.zeros(3 + 4 * gate_settings(model).n_layers, dtype=torch.float64, device=device)
     with evaluating(model), torch.no_grad():
-        for first in range(0, len(batches), world):  # each process as often: with FSDP they wait for each other
+        for first in range(0, len(batches), world):  # equally often in each process: with FSDP they wait for each other
             mine = first + rank
             found = _sums(model, batches[min(mine, len(batches) - 1)], loss, device)
             sums += found if mine < len(batches) else 0
@@ -85,15 +86,15 @@ def evaluate(
 
 
 def _sums(model: nn.Module, batch: Batch, loss: Loss, device: torch.device) -> Tensor:
-    """Tokens, nats and rows; then open edges, visible pairs, all pairs and queries, each of every layer.
+    """Tokens, nats and rows; then open edges, visible pairs, all pairs and queries, each for every layer.
 
-    Nothing here waits for a GPU but the copying of the batch, which is counted before it goes there.
+    Apart from copying the batch, nothing here synchronises with the GPU: tokens are counted before the copy.
     """
     rows, tokens = len(tokens_of(batch)), weight_of(loss, batch)
     batch = to_device(batch, device)
     with record_gates(model) as gates:
         nats = loss(logits_of(model, batch), batch)
     weight, examples = (torch.full((), n, dtype=torch.float64, device=device) for n in (tokens, rows))
-    told = torch.stack([weight, weight * nats.double() if tokens else weight, examples])
+    totals = torch.stack([weight, weight * nats.double() if tokens else weight, examples])
     counts = [rows * x.sum(-1) for x in (gates.open, gates.visible_pairs, gates.all_pairs, gates.queries)]
-    return torch.cat([told, *(count.to(device) for count in counts)])
+    return torch.cat([totals, *(count.to(device) for count in counts)])

@@ -3,11 +3,11 @@
     loss            = edges / edges_before + multiplier * (task_loss - target)
     ema            <- smoothing * ema + (1 - smoothing) * (task_loss - target - allowance)
     log multiplier += rate * clip(ema / limit, -1, 1)          clamped at both ends
-Rezende & Viola 2018, "Taming VAEs", section 4, in the form public code uses. The limit, the allowance, by which a run
-may miss its target for now, and edges_before, the edges that were measured last, are ours. With edges_before = 1 the
-same model is the best one, but the multiplier that belongs to it falls with the edges: from 1 at 30 % of them to 0.06
-at 0.7 % in one run on stories260k. Relative to what is left, it says how many nats a share of that may cost, and hardly
-moves.
+Rezende & Viola 2018, "Taming VAEs", section 4, as implemented in public code. We add the limit, the allowance (by which
+a run may temporarily miss its target) and edges_before (the number of edges at the last evaluation). edges_before = 1
+has the same optimum, but the multiplier at the optimum then falls with the number of edges: from 1 at 30 % of them to
+0.06 at 0.7 %, in one run on stories260k. With edges counted relative to those that are left, the multiplier sets how
+many nats a given relative reduction may cost, and hardly changes.
 """
 
 import math
@@ -16,11 +16,11 @@ from typing import TypedDict
 from jaxtyping import Float
 from torch import Tensor
 
-_FEW = 1e-5  # fewest edges, in whatever unit, that others are counted relative to
+_FEW = 1e-5  # lower bound of edges_before
 
 
 class GecoState(TypedDict):
-    """What `Geco.state_dict` holds; plain numbers."""
+    """The contents of `Geco.state_dict`."""
 
     multiplier: float
     ema: float | None
@@ -28,18 +28,18 @@ class GecoState(TypedDict):
 
 
 class Geco:
-    """The Lagrange multiplier of one constrained run.
+    """The Lagrange multiplier of a constrained run.
 
     >>> geco = Geco(target=3.2)
     >>> loss = geco.loss(expected_edges, task_loss)  # to be minimised
     >>> geco.update(float(task_loss))
 
     Args:
-        target: the task loss that may not be exceeded  # nats per token
-        rate: the largest step of log multiplier in one call of `update`
-        smoothing: of the exponential moving average of the violation; 0 for a loss measured without noise
-        limit: violation or slack of this size, or more, moves the multiplier by the largest step  # nats
-        bounds: the multiplier stays within these
+        target: upper limit of the task loss  # nats per token
+        rate: largest change of the log multiplier in one call of `update`
+        smoothing: of the exponential moving average of the violation; 0 if the loss is measured without noise
+        limit: violation (or slack) at which the multiplier moves by the largest step  # nats
+        bounds: lower and upper bound of the multiplier
     """
 
     def __init__(
@@ -65,38 +65,38 @@ class Geco:
         self.limit = limit
         self.bounds = bounds
         self.multiplier = multiplier
-        self.ema: float | None = None  # nats; starts at the first violation seen
+        self.ema: float | None = None  # nats; starts at the first measured violation
         self.edges = 1.0  # edges_before
 
     def loss(self, edges: Float[Tensor, ""], task_loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """The Lagrangian divided by (1 + multiplier): the same direction, with gradients of one size throughout."""
+        """The Lagrangian divided by (1 + multiplier), so that the size of its gradients stays the same."""
         return (edges / self.edges + self.multiplier * (task_loss - self.target)) / (1 + self.multiplier)
 
     def update(self, task_loss: float, allowance: float = 0.0) -> None:
-        """One step of the multiplier after a measured task loss, which may exceed the target by `allowance` for now.
+        """Update the multiplier after a measurement of the task loss, which may exceed the target by `allowance`.
 
         Raises:
             ValueError: the loss is not a finite number.
         """
         if not math.isfinite(task_loss):
-            raise ValueError(f"the task loss is {task_loss}; the multiplier was left at {self.multiplier:g}")
+            raise ValueError(f"the task loss is {task_loss}; the multiplier stays at {self.multiplier:g}")
         violation = task_loss - self.target - allowance
         self.ema = violation if self.ema is None else self.smoothing * self.ema + (1 - self.smoothing) * violation
         step = self.rate * max(-1.0, min(1.0, self.ema / self.limit))
         self.multiplier = min(max(self.multiplier * math.exp(step), self.bounds[0]), self.bounds[1])
 
     def relative_to(self, edges: float) -> None:
-        """Weigh edges, from now on, as multiples of so many: those that were measured last."""
+        """Count edges relative to this number, that of the last evaluation (edges_before)."""
         self.edges = max(edges, _FEW)
 
     def restart(self, multiplier: float) -> None:
-        """Go on from another state of the model, with the average forgotten."""
+        """Continue from another state of the model: set the multiplier and reset the average."""
         self.multiplier, self.ema = min(max(multiplier, self.bounds[0]), self.bounds[1]), None
 
     def state_dict(self) -> GecoState:
-        """What a resumed run needs besides the settings."""
+        """The state that a resumed run needs in addition to the settings."""
         return {"multiplier": self.multiplier, "ema": self.ema, "edges": self.edges}
 
     def load_state_dict(self, state: GecoState) -> None:
-        """Go on from what `state_dict` gave."""
+        """Restore the state returned by `state_dict`."""
         self.multiplier, self.ema, self.edges = state["multiplier"], state["ema"], state["edges"]

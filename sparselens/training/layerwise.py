@@ -1,13 +1,13 @@
-"""Layer by layer: the cheap start of post-training.
+"""Layer-by-layer training: a cheap first phase of post-training.
 
-1. The dense model reads a batch; the input and output of each of its attentions are kept.
-2. Each gated attention gets the dense model's input. Its error is how far the residual stream behind it moves,
+1. Run the dense model on a batch and record the input and output of each of its attention layers.
+2. Run each gated attention on the dense model's input. Its error is the relative change of the residual stream behind,
        |x + ours - (x + dense)|^2 / |x + dense|^2            mean over tokens, then over layers
-3. The gradient of one layer's error reaches that layer's attention alone. So a step costs a dense forward pass and one
-   pass, forward and backward, through the attentions: half of a step through the whole model with a teacher.
-No error of an earlier layer is seen, or mended, by a later one. That takes the steps through the whole model, which
-then begin with most gates closed. Layer-wise reconstruction is how one-shot pruning works, as in SparseGPT (Frantar &
-Alistarh 2023); gates trained that way, as a start, are ours.
+3. The gradient of a layer's error reaches only that layer's attention. A step therefore costs one dense forward pass
+   and one forward and backward pass through the attention layers: half of a full step with a teacher.
+Later layers do not see, and cannot correct, errors of earlier ones. The following steps through the whole model do, and
+start with most gates closed. One-shot pruning reconstructs layer by layer, too, as in SparseGPT (Frantar & Alistarh
+2023); training gates this way as a first phase is ours.
 """
 
 import inspect
@@ -32,7 +32,7 @@ Stream = Float[Tensor, "batch pos d_model"]
 class _Call:
     """One attention call of the dense model."""
 
-    stream: Stream  # what the block read
+    stream: Stream  # input of the block
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Stream
@@ -41,7 +41,7 @@ class _Call:
 def layerwise_fit(
     model: nn.Module, teacher: Teacher, loss: Loss
 ) -> Callable[[Batch], tuple[Float[Tensor, ""], Float[Tensor, ""]]]:
-    """The mean relative error of the model's attentions on the dense model's streams, as the fit of a step."""
+    """The `Objective.fit` of layer-by-layer steps: mean relative error of the attention layers on dense inputs."""
 
     def fit(batch: Batch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         with torch.no_grad(), teacher.at_work() as dense, _calls(dense) as calls:
@@ -63,7 +63,7 @@ def _error(attention: nn.Module, call: _Call, counted: Tensor | None) -> Float[T
 
 @contextmanager
 def _calls(model: nn.Module) -> Iterator[dict[str, _Call]]:
-    """What every attention of the model reads and writes inside the block, by the attention's name."""
+    """Records the calls of all attention layers inside the `with` block, by layer name."""
     calls: dict[str, _Call] = {}
     streams: dict[str, Stream] = {}
     with ExitStack() as hooks:
@@ -74,7 +74,7 @@ def _calls(model: nn.Module) -> Iterator[dict[str, _Call]]:
                 streams[name] = args[0] if args else kwargs["hidden_states"]
 
             def leave(_: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name) -> None:
-                fresh = {k: None if isinstance(v, Cache) else v for k, v in kwargs.items()}  # full already
+                fresh = {k: None if isinstance(v, Cache) else v for k, v in kwargs.items()}  # a used cache is full
                 calls[name] = _Call(streams[name], args, fresh, _stream_of(output))
 
             hooks.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
@@ -91,6 +91,6 @@ def _stream_of(output: Any) -> Stream:
 
 
 def _run_without_logits(model: nn.Module, batch: Batch) -> None:
-    """Logits are much of a small model's work, and unused here."""
+    """Run the model, if possible computing logits at one position only: they are costly in small models, and unused."""
     fewer = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     logits_of(model, batch, **fewer)

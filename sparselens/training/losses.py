@@ -1,6 +1,6 @@
-"""Task losses: what a model is trained on. Each takes logits and a batch and returns mean nats per token.
+"""Task losses: functions of logits and a batch that return mean nats per token.
 
-A batch is a tensor of tokens, or a mapping with `input_ids` and, where they apply, `attention_mask` and `labels`.
+A batch is a tensor of token ids, or a mapping with `input_ids` and, optionally, `attention_mask` and `labels`.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,8 +18,8 @@ Batch = Int[Tensor, "_batch _pos"] | Mapping[str, Tensor]  # underscores: two ba
 Logits = Float[Tensor, "batch pos d_vocab"]
 Loss = Callable[[Logits, Any], Float[Tensor, ""]]
 
-IGNORED = -100  # the label of a position that does not count, as in transformers
-_AT_ONCE = 2**26  # logits: 256 MiB in float32
+IGNORED = -100  # label of positions to ignore, as in transformers
+_AT_ONCE = 2**26  # logits processed at once: 256 MiB in float32
 
 
 def tokens_of(batch: Batch) -> Int[Tensor, "batch pos"]:
@@ -34,7 +34,7 @@ def tokens_of(batch: Batch) -> Int[Tensor, "batch pos"]:
     if not isinstance(given, Mapping):
         raise ValueError(
             f"a batch is {given!r:.60}: want token ids, Int[batch pos], or a mapping with input_ids. "
-            "model.to_tokens(text) tokenizes a text; text of any size goes to `sparselens post-train --data`, or to "
+            "model.to_tokens(text) tokenizes short texts; for large ones use `sparselens post-train --data` or "
             "sparselens.training.text.prepare"
         )
     return given["input_ids"]
@@ -44,7 +44,7 @@ def tokens_of(batch: Batch) -> Int[Tensor, "batch pos"]:
 class TokenLoss:
     """Mean cross-entropy over the tokens that count: those that are neither padding nor labelled IGNORED."""
 
-    ahead: int  # the output at position i is about the label at i + ahead
+    ahead: int  # the logits at position i predict the label at i + ahead
 
     def __call__(self, logits: Logits, batch: Batch) -> Float[Tensor, ""]:
         """Nats per token."""
@@ -52,15 +52,15 @@ class TokenLoss:
         return _summed(_nats, logits.flatten(0, 1), labels.flatten()) / (labels != IGNORED).sum()
 
     def count(self, batch: Batch) -> int:
-        """How many tokens the mean is over."""
+        """Number of tokens in the mean."""
         return int((self._labels(batch) != IGNORED).sum())
 
     def counted(self, batch: Batch) -> Bool[Tensor, "batch pos"]:
-        """At which positions the output counts."""
+        """Positions whose predictions enter the loss."""
         return self._labels(batch) != IGNORED
 
     def _labels(self, batch: Batch) -> Int[Tensor, "batch pos"]:
-        """What the output at each position is about."""
+        """The label that each position predicts."""
         labels = tokens_of(batch)
         if isinstance(batch, Tensor):
             return self._shifted(labels)
@@ -69,23 +69,23 @@ class TokenLoss:
             return self._shifted(labels)
         padding = batch["attention_mask"] == 0
         labels = self._shifted(labels.masked_fill(padding, IGNORED))
-        return labels.masked_fill(padding, IGNORED)  # nor does padding predict: on the left it has seen nothing
+        return labels.masked_fill(padding, IGNORED)  # left padding makes no prediction: it has seen nothing
 
     def _shifted(self, labels: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
         return nn.functional.pad(labels[:, self.ahead :], (0, self.ahead), value=IGNORED)
 
 
-next_token_loss = TokenLoss(ahead=1)  # labels, where given, are shifted here, as transformers does
-same_position_loss = TokenLoss(ahead=0)  # for models that fill in blanks: each position's own label
+next_token_loss = TokenLoss(ahead=1)  # given labels are shifted, too, as transformers does
+same_position_loss = TokenLoss(ahead=0)  # for models that fill in blanks: each position predicts its own label
 
 
 def weight_of(loss: Loss, batch: Batch) -> int:
-    """What a batch weighs in a mean over batches: its tokens that count, or its rows where a loss cannot count."""
+    """Weight of a batch in a mean over batches: the tokens that count, or the rows if the loss has no count."""
     return loss.count(batch) if isinstance(loss, TokenLoss) else len(tokens_of(batch))
 
 
 def distilled(loss: Loss, batch: Batch) -> Bool[Tensor, "batch pos"] | None:
-    """Where a model is to follow its teacher: where the loss looks, or on plain rows (None) everywhere."""
+    """Positions to distil: those that the loss counts or, if it cannot count, all but padding; None means all."""
     if isinstance(batch, Tensor):
         return None
     if isinstance(loss, TokenLoss):
@@ -96,7 +96,7 @@ def distilled(loss: Loss, batch: Batch) -> Bool[Tensor, "batch pos"] | None:
 def distillation_loss(
     logits: Logits, teacher: Logits, counted: Bool[Tensor, "batch pos"] | None = None
 ) -> Float[Tensor, ""]:
-    """KL(teacher || model) in nats per token, over all positions or those that count."""
+    """KL(teacher || model) in nats per token, over all positions or only the counted ones."""
     where = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device) if counted is None else counted
     return _summed(_divergence, logits.flatten(0, 1), teacher.flatten(0, 1), where.flatten()) / where.sum()
 
@@ -113,9 +113,9 @@ def _divergence(
 
 
 def _summed(function: Callable[..., Float[Tensor, ""]], *by_token: Tensor) -> Float[Tensor, ""]:
-    """The sum over tokens, some at a time: what a token needs in float32 is several rows as long as the vocabulary.
+    """Sum a function over tokens in chunks, since each token needs several float32 rows the size of the vocabulary.
 
-    The backward pass computes them again. Few tokens are done at once, and once.
+    The backward pass recomputes each chunk. Few tokens are processed as a whole, without recomputation.
     """
     logits = by_token[0]
     some = max(1, _AT_ONCE // logits.shape[-1])
@@ -126,7 +126,7 @@ def _summed(function: Callable[..., Float[Tensor, ""]], *by_token: Tensor) -> Fl
 
 
 def logits_of(model: nn.Module, batch: Batch, **options: Any) -> Logits:
-    """Run a TransformerLens or transformers model on a batch; `options` go to its forward."""
+    """Logits of a TransformerLens or transformers model on a batch; `options` are passed to its `forward`."""
     extra = {} if isinstance(batch, Tensor) else {k: v for k, v in batch.items() if k not in ("input_ids", "labels")}
     if "attention_mask" in extra and "position_ids" not in extra and _numbers_columns(model):
         extra["position_ids"] = (extra["attention_mask"].long().cumsum(-1) - 1).clamp_min(0)
@@ -135,9 +135,9 @@ def logits_of(model: nn.Module, batch: Batch, **options: Any) -> Logits:
 
 
 def _numbers_columns(model: nn.Module) -> bool:
-    """Does it take the number of a column for a token's position, so that padding on the left moves the prompt?
+    """Whether the model uses column indices as positions, so that left padding shifts the positions of a prompt.
 
-    GPT-2, GPT-Neo and their like in transformers do, unless they are given positions. A TransformerBridge gives them.
+    GPT-2, GPT-Neo and similar transformers models do, unless position ids are passed. A TransformerBridge passes them.
     """
-    network = without_peft(getattr(model, "module", model))  # of what trains on several devices
+    network = without_peft(getattr(model, "module", model))  # wrapped for training on several devices
     return hasattr(getattr(network, "base_model", None), "wpe") and not hasattr(network, "original_model")

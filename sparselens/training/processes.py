@@ -1,7 +1,7 @@
-"""Accelerate, set up as post-training needs it, and tensors that FSDP shares out among processes.
+"""Set up Accelerate for post-training; gather and shard the tensors of FSDP.
 
-A checkpoint holds whole tensors, so that a run goes on in any number of processes, with FSDP or without. The files of
-torch.distributed.checkpoint would be written in shards, but reading them unpickles their index.
+Checkpoints hold whole tensors, so that a run can resume with any number of processes, with or without FSDP. We avoid
+the sharded files of torch.distributed.checkpoint, since reading them unpickles their index.
 """
 
 from typing import Any
@@ -14,29 +14,29 @@ from torch.utils._pytree import tree_map
 
 
 def accelerator_for(mixed_precision: str) -> Accelerator:
-    """One process or several, as the program was launched, with the given precision ("no", "bf16" or "fp16").
+    """An accelerator for the launched processes, with the given precision ("no", "bf16" or "fp16").
 
-    Accelerate keeps one precision for the whole program and refuses another; runs come one after the other here, so the
-    new one is set.
+    Accelerate normally refuses to change the precision within a program. Here, runs follow one another, so its state is
+    reset.
     """
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed_precision:
         AcceleratorState._reset_state()
-    # bridges that split a fused QKV weight keep the fused one, without a gradient
+    # bridges that split a fused QKV weight keep the fused weight, which gets no gradient
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     return Accelerator(mixed_precision=mixed_precision, kwargs_handlers=[unused])
 
 
 def is_sharded(value: Tensor) -> bool:
-    """Does this process hold only a part of the tensor?"""
-    return hasattr(value, "full_tensor")  # DTensor, whose import takes a while
+    """Whether this process holds only a part of the tensor."""
+    return hasattr(value, "full_tensor")  # that is, a DTensor, which is slow to import
 
 
 def whole(tree: Any, keep: bool = True) -> Any:
-    """Gather the sharded tensors of a tree, in main memory; others stay as they are.
+    """Gather the sharded tensors of a tree in CPU memory; everything else stays as it is.
 
     Args:
-        tree: tensors and anything else, in dictionaries, lists and tuples
-        keep: False in processes that only help to gather them; they get None in place of each
+        tree: nested dictionaries, lists and tuples of tensors and other values
+        keep: False in processes that only take part in gathering; they get None for each sharded tensor
     """
 
     def gather(value: Any) -> Any:
@@ -49,7 +49,7 @@ def whole(tree: Any, keep: bool = True) -> Any:
 
 
 def sharded_like(value: Tensor, full: Tensor) -> Tensor:
-    """A whole tensor, which every process has, sharded as `value` is."""
+    """Shard a whole tensor, which every process holds, in the same way as `value`."""
     if not is_sharded(value) or is_sharded(full):
         return full
     from torch.distributed.tensor import DTensor, distribute_tensor
@@ -60,7 +60,7 @@ def sharded_like(value: Tensor, full: Tensor) -> Tensor:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Give an optimiser the whole state that another had, in one process or in any number of them."""
+    """Load a gathered optimiser state, saved with any number of processes."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments = {
         number: {

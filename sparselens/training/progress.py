@@ -1,4 +1,4 @@
-"""What a run tells while it runs: one live line or a few lasting ones, a JSON-lines log, and wandb where wanted."""
+"""Progress of a run: a live line or a few printed ones, a JSON-lines log and, optionally, wandb."""
 
 import json
 import math
@@ -15,20 +15,19 @@ from sparselens.files.whole import write_file
 from sparselens.training.config import PostTrainConfig
 from sparselens.training.step import StepMeans
 
-_LINES = 38  # evaluations told in a run without a terminal, besides the first and the last
+_LINES = 38  # evaluations printed without a terminal, in addition to the first and the last
+_EVERY = 50  # training steps between two entries of the log
 
 
 class Journal:
-    """Words go to standard error: in a terminal one live line, elsewhere (a file, a notebook) a line now and then.
+    """Reports a run on standard error and in `out/log.jsonl`.
 
-    The log goes to `out/log.jsonl`, one object per logged step, evaluation or event. In several processes only the main
-    one keeps a journal.
+    Standard error gets one live line in a terminal and occasional lines elsewhere (a file, a notebook). The log has one
+    object per logged step, evaluation or event. With several processes only the main one keeps a journal.
     """
 
-    def __init__(
-        self, config: PostTrainConfig, target: float, step: int, *, out: Path | None, live: bool, every: int = 50
-    ) -> None:
-        self._every, self._target, self._live = every, target, live
+    def __init__(self, config: PostTrainConfig, target: float, step: int, *, out: Path | None, live: bool) -> None:
+        self._target, self._live = target, live
         terminal = sys.stderr.isatty()
         self._bar = tqdm(
             total=config.steps, initial=step, disable=not (live and terminal), unit="step", dynamic_ncols=True
@@ -42,7 +41,7 @@ class Journal:
             self._wandb = wandb.init(project=config.wandb, config=asdict(config), dir=out)
 
     def step(self, step: int, means: StepMeans, multiplier: float, tokens: int) -> None:
-        """One training step: the live line moves, and every so often the log grows."""
+        """Report a training step: always in the live line, now and then in the log."""
         self._bar.set_postfix_str(
             f"loss {means.fit:.4f}, target {self._target:.4f}, multiplier {multiplier:.3g}, open {means.share:.2%}, "
             f"edges/query {means.edges:.3f}",
@@ -51,17 +50,17 @@ class Journal:
         self._bar.update()
         if self._lines:
             self._lines.tokens += tokens
-        if step % self._every == 0:
+        if step % _EVERY == 0:
             self._write({"step": step, "loss": means.fit, "multiplier": multiplier, "expected_share": means.share})
 
     def evaluation(self, record: dict[str, Any]) -> None:
-        """One evaluation on held-out data."""
+        """Report a held-out evaluation."""
         self._write({"evaluation": True, **record})
         if self._lines and self._lines.due(record["step"]):
-            self._say(self._lines.about(record, self._target))
+            self._say(self._lines.format(record, self._target))
 
     def event(self, step: int, text: str) -> None:
-        """Something that the run decided, such as to go back to an earlier state."""
+        """Report a decision of the run, such as going back to an earlier state."""
         self._write({"step": step, "event": text})
         self._say(f"step {step}: {text}")
 
@@ -78,7 +77,7 @@ class Journal:
             self._wandb.log({k: v for k, v in record.items() if k != "step"}, step=record["step"])
 
     def close(self) -> None:
-        """Finish the live line and the log."""
+        """Close the live line and the log."""
         self._bar.close()
         if self._file:
             self._file.close()
@@ -87,7 +86,7 @@ class Journal:
 
 
 class _Lines:
-    """Which evaluations are told where there is no terminal, and in what words."""
+    """Selects and formats the evaluations that are printed without a terminal."""
 
     def __init__(self, steps: int, first: int) -> None:
         self._steps, self._first, self._start = steps, first, time.monotonic()
@@ -95,14 +94,14 @@ class _Lines:
         self.tokens = 0  # trained on since the program started
 
     def due(self, step: int) -> bool:
-        """Time for another line? The first and the last evaluation always have one."""
+        """Whether to print another line; the first and the last evaluation always get one."""
         if step < min(self._next, self._steps):
             return False
         self._next = step + self._steps / _LINES
         return True
 
-    def about(self, record: dict[str, Any], target: float) -> str:
-        """Such as `step 500/6000  loss 1.7312 (target 1.7132)  open 12.30%  ...  0:41:10 left`."""
+    def format(self, record: dict[str, Any], target: float) -> str:
+        """For instance `step 500/6000  loss 1.7312 (target 1.7132)  open 12.30%  ...  0:41:10 left`."""
         step = record["step"]
         parts = [
             f"step {step}/{self._steps}",
@@ -118,7 +117,7 @@ class _Lines:
 
 
 def _reopen(path: Path, step: int) -> Any:
-    """Append to the log of an interrupted run, without what it wrote after its last checkpoint."""
+    """Open the log for appending, after deleting entries later than the step at which the run resumes."""
     lines = path.read_text().splitlines() if step and path.exists() else []
     kept = [line for line in lines if _step_of(line) <= step]
     write_file(path, "".join(line + "\n" for line in kept).encode())
@@ -129,4 +128,4 @@ def _step_of(line: str) -> int | float:
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError):
-        return math.inf  # cut short by the interruption
+        return math.inf  # truncated by the interruption

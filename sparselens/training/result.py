@@ -1,4 +1,4 @@
-"""The result of a post-training run, and notes on a run that failed."""
+"""The result of a post-training run, with notes on possible problems."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,13 +10,13 @@ from sparselens.results import Result
 from sparselens.training.control import Control, gain_of
 from sparselens.training.evaluation import Evaluation
 
-_LOST = 2.0  # nats above the dense model: sparsity never costs that much
-_NEAR = 0.1  # nats above the target: near enough that somebody may want the state
+_LOST = 2.0  # nats above the dense model: more than sparsity ever costs
+_NEAR = 0.1  # nats above the target: close enough for the state to be of interest
 
 
 @dataclass(frozen=True, repr=False)
 class PostTrainResult(Result):
-    """The result of a run. The model itself now holds the weights of `step`.
+    """The result of a run. The model itself holds the weights of `step`.
 
     >>> result.sparse.share_of_visible_pairs, result.sparse.loss - result.dense.loss
     """
@@ -24,11 +24,11 @@ class PostTrainResult(Result):
     dense: Evaluation  # the dense model on the held-out batches
     sparse: Evaluation  # the returned state on the same batches
     step: int  # after which the returned state was taken
-    feasible: bool  # did it meet the target? If not, it is the state with the lowest loss
+    feasible: bool  # whether it met the target; if not, it is the state with the lowest loss
     target: float  # nats per token
     history: list[dict[str, Any]]  # one record per evaluation
     controls: list[Control] = field(default_factory=list[Control])  # learning rates tried with every gate open
-    notes: list[str] = field(default_factory=list[str])  # what went wrong, in words; empty if nothing did
+    notes: list[str] = field(default_factory=list[str])  # descriptions of problems; empty if there were none
 
     def _line(self) -> str:
         losses = f"loss {self.sparse.loss:.4f} (dense {self.dense.loss:.4f}, target {self.target:.4f})"
@@ -40,7 +40,7 @@ class PostTrainResult(Result):
         return {name: [record.get(name) for record in self.history] for name in names}
 
     def plot(self) -> Any:
-        """Loss, open edges and multiplier over steps, in plotly; `analyses.training_figure` draws all of it."""
+        """Plot loss, open edges and multiplier over steps with plotly; `analyses.training_figure` shows more."""
         shown = self.to_frame().melt("step", ["loss", "open_edges", "multiplier"], "of")
         figure = self._figure("line", shown, x="step", y="value", facet_row="of")
         return figure.update_yaxes(matches=None)
@@ -53,11 +53,11 @@ def notes_on(
     controls: Sequence[Control] = (),
     checkpoint: bool = True,
 ) -> list[str]:
-    """Why a run may have come to nothing, or to less than it seems.
+    """Describe why a run may have failed, or achieved less than it seems.
 
     Args:
-        kept: the step of the state that it returns
-        checkpoint: has it one, from which its last state can be taken?
+        kept: step of the returned state
+        checkpoint: whether there is a checkpoint from which the last state can be recovered
     """
     start, *later = history
     returned = next(record for record in history if record["step"] == kept)
@@ -81,7 +81,7 @@ def notes_on(
             f"the last state (step {last['step']}) has {last['share_of_visible_pairs']:.2%} of the visible pairs open, "
             f"{returned['open_edges'] / last['open_edges']:.0f} times fewer than the returned one, and misses the "
             f"target by {last['loss'] - last['target']:.4f} nats: "
-            + (f"--finish --margin {margin:g} (finish=True) takes it" if checkpoint else "without `out` it is lost")
+            + (f"--finish --margin {margin:g} (finish=True) returns it" if checkpoint else "without `out` it is lost")
         )
     if later and all(record["loss"] > record["dense_loss"] + _LOST for record in later):
         notes.append(

@@ -1,4 +1,4 @@
-"""One optimiser step: batches in, weights moved. It knows of gates and processes, not of targets or held-out data."""
+"""One optimiser step. Handles gates, precision and processes, but no targets or held-out data."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -24,17 +24,17 @@ Scalar = Float[Tensor, ""]
 
 
 class Objective(NamedTuple):
-    """What a step minimises."""
+    """What a step minimises: combine(edges, fit(batch)[0])."""
 
-    fit: Callable[[Batch], tuple[Scalar, Scalar]]  # what weighs against the edges, and what of it is told
-    combine: Callable[[Scalar, Scalar], Scalar]  # edges and fit, as `Geco.loss` weighs them
+    fit: Callable[[Batch], tuple[Scalar, Scalar]]  # the loss to minimise, and the one to report
+    combine: Callable[[Scalar, Scalar], Scalar]  # of expected edges and loss, as `Geco.loss`
 
 
 class StepMeans(NamedTuple):
     """Means over the batches and processes of a step."""
 
-    fit: float  # nats per token, where it is a task loss
-    share: float  # expected open edges, of the visible pairs
+    fit: float  # the reported loss; nats per token if it is a task loss
+    share: float  # expected open share of the visible pairs
     edges: float  # expected open edges per query and head
 
 
@@ -43,37 +43,39 @@ class NotFiniteError(ValueError):
 
 
 class Stepper:
-    """The optimiser of a gated model.
+    """Takes the optimiser steps of a gated model.
 
     Raises:
-        ValueError: the model carries no gates, there is nothing to train, or it has half precision.
+        ValueError: the model has no gates, nothing to train, or trained parameters in half precision.
     """
 
     def __init__(self, model: nn.Module, config: PostTrainConfig, loss: Loss, accelerator: Accelerator) -> None:
         trained = trained_parameters(model)
         self.settings = gate_settings(model)
-        self._before = self.settings.noise, self.settings.temperature  # given back at the end
+        self._before = self.settings.noise, self.settings.temperature  # restored by `close`
         self._config, self._loss, self.accelerator = config, loss, accelerator
         optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.95), weight_decay=config.weight_decay)
         self.plain, self._own_forward = model, "forward" in model.__dict__
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.settings.temperature = config.noise_temperature
-        self.tokens = 0  # of the last step's batches
+        self.tokens = 0  # in the batches of the last step
 
     def logits(self, batch: Batch) -> Tensor:
-        """What the model says, in the form in which processes and precisions are at work."""
+        """Logits of the model as prepared by Accelerate, for several processes and mixed precision."""
         return logits_of(self.model, batch)
 
     def __call__(self, batches: Iterator[Batch], step: int, rate: float, objective: Objective) -> StepMeans:
-        """Take the step with this number; noise and dropout depend on it and on the seed alone.
+        """Take one step; noise and dropout depend only on its number and the seed.
 
         Raises:
-            NotFiniteError: the loss or the gradient is not finite; the weights are as they were.
+            NotFiniteError: the loss or the gradient is not finite; the weights have not changed.
         """
-        if not self.plain.training:  # what DDP puts around it may be in another mode
+        if not self.plain.training:  # the DDP wrapper may be in another mode
             self.model.train()
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        torch.manual_seed(seed_from(self._config.seed, step, rank))  # for dropout: nothing to keep for a resume
+        torch.manual_seed(
+            seed_from(self._config.seed, step, rank)
+        )  # for dropout, so that checkpoints need no generator state
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         n = self._config.accumulation
@@ -85,27 +87,27 @@ class Stepper:
         for i, batch in enumerate(group):
             mine, first = rows_of_process(batch, rank, world)
             self.settings.noise = RowNoise(self._config.seed, step, rows + first)
-            # processes exchange gradients only with the last batch of a step
+            # processes exchange gradients only after the last batch of a step
             with nullcontext() if i == n - 1 else self.accelerator.no_sync(self.model):
                 means += self._backward(mine, n * world * weight_of(self._loss, mine) / max(1, tokens), objective) / n
             rows += len(tokens_of(batch))
         if world > 1:
             means = cast("Tensor", self.accelerator.reduce(means, "mean"))
-        found = StepMeans(*means.tolist())
-        if not math.isfinite(found.fit):
-            raise NotFiniteError(f"the training loss is {found.fit} at step {step + 1}: {self.cure}")
+        result = StepMeans(*means.tolist())
+        if not math.isfinite(result.fit):
+            raise NotFiniteError(f"the training loss is {result.fit} at step {step + 1}: {self.cure}")
         self._move_weights(step)
-        return found
+        return result
 
     @property
     def learning_rate(self) -> float:
-        """Of the last step."""
+        """The learning rate of the last step."""
         return self.optimizer.param_groups[0]["lr"]
 
     @property
     def cure(self) -> str:
-        """What to do about a number that is not finite."""
-        return f"lower learning_rate (it is {self.learning_rate:g}) or check the data"
+        """Advice for the case that a number is not finite."""
+        return f"lower learning_rate (now {self.learning_rate:g}) or check the data"
 
     def _move_weights(self, step: int) -> None:
         norm = self.accelerator.clip_grad_norm_(self.plain.parameters(), self._config.clip_norm or math.inf)
@@ -115,27 +117,31 @@ class Stepper:
         self.optimizer.zero_grad()
 
     def _backward(self, batch: Batch, weight: float, objective: Objective) -> Float[Tensor, "3"]:
-        """`weight`: the tokens of this part of a step, as a multiple of an equal share of all."""
+        """Backward pass of one batch; returns its `StepMeans`, the loss times `weight`.
+
+        Args:
+            weight: tokens of this batch, relative to an equal share of all tokens of the step
+        """
         batch = to_device(batch, self.accelerator.device)
         with record_gates(self.plain) as gates:
             with self.accelerator.autocast():
-                fit, told = objective.fit(batch)
+                fit, reported = objective.fit(batch)
             cost = gates.expected_share(self._config.layer_cost).to(fit.dtype)
             if not cost.requires_grad:
-                raise ValueError("the gates carry no gradient: use gradient checkpointing with use_reentrant=False")
+                raise ValueError("the gates have no gradient: use gradient checkpointing with use_reentrant=False")
             self.accelerator.backward(objective.combine(cost, weight * fit) / self._config.accumulation)
         per_query = gates.expected.detach().sum() / gates.queries.sum()
         share = gates.expected_share().detach()
-        return torch.stack([weight * told.detach().float(), share.float(), per_query.float()])
+        return torch.stack([weight * reported.detach().float(), share.float(), per_query.float()])
 
     def forget(self) -> None:
-        """Start anew: no gradient, no moments."""
+        """Reset the optimiser: no gradients, no moments."""
         self.optimizer.zero_grad()
         self.optimizer.state.clear()
 
     @contextmanager
     def on_trial(self) -> Iterator[None]:
-        """Steps of the block are taken back at its end."""
+        """Undo all steps taken inside the block at its end."""
         before = [(p, p.detach().clone()) for p in self.plain.parameters() if p.requires_grad]
         try:
             yield
@@ -146,7 +152,7 @@ class Stepper:
             self.forget()
 
     def state(self, keep: bool) -> dict[str, Any]:
-        """For a checkpoint; of tensors None where `keep` is False, as in all processes but the one that writes it."""
+        """State for a checkpoint; sharded tensors are None where `keep` is False, as in all non-writing processes."""
         scaler = self.accelerator.scaler
         tensors = {"model": trained_state(self.plain), "optimizer": self.optimizer.state_dict()}
         return {
@@ -156,29 +162,29 @@ class Stepper:
         }
 
     def put_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave.
+        """Restore the state returned by `state`.
 
         Raises:
-            ValueError: it is of another model.
+            ValueError: it belongs to another model.
         """
         put_trained_state(self.plain, state["model"])
         if state["frozen"] != frozen_sample(self.plain):
-            raise ValueError("of another model: the frozen weights are not the same")
+            raise ValueError("from another model: the frozen weights differ")
         load_optimizer_state(self.optimizer, state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
     def close(self) -> None:
-        """Take everything that belongs to the run off the model."""
+        """Remove everything that belongs to the run from the model."""
         self.optimizer.zero_grad()
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False).eval()
-        if not self._own_forward:  # mixed precision put one on the model
+        if not self._own_forward:  # mixed precision has set one
             self.plain.__dict__.pop("forward", None)
         self.settings.noise, self.settings.temperature = self._before
 
 
 def task_fit(stepper: Stepper, loss: Loss, teacher: Teacher | None) -> Callable[[Batch], tuple[Scalar, Scalar]]:
-    """The task loss, blended with distillation where there is a teacher; what is told is the loss alone."""
+    """An `Objective.fit`: the task loss, blended with distillation if there is a teacher; reports the task loss."""
 
     def fit(batch: Batch) -> tuple[Scalar, Scalar]:
         logits = stepper.logits(batch)

@@ -1,4 +1,4 @@
-"""Ctrl-C, and the SIGTERM of a batch system, as a request: a run finishes its step and writes a checkpoint first."""
+"""Treat Ctrl-C, and the SIGTERM of a batch system, as a request to stop after the current step and a checkpoint."""
 
 import os
 import signal
@@ -8,35 +8,34 @@ from contextlib import contextmanager
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_WORD = b"\nstopping after this step, with a checkpoint; Ctrl-C again stops at once, without\n"
+_MESSAGE = b"\nstopping after this step, with a checkpoint; press Ctrl-C again to stop at once, without one\n"
 
 
 class StopRequest:
-    """Has somebody asked the program to stop?"""
+    """A signal handler that records whether the program was asked to stop."""
 
-    asked = False
+    received = False
 
     def __call__(self, *_: Any) -> None:
-        """Note the first signal; the second is what Ctrl-C always was."""
-        if self.asked:
+        """Record the first signal; raise KeyboardInterrupt on the second."""
+        if self.received:
             raise KeyboardInterrupt
-        self.asked = True
-        os.write(2, _WORD)  # print may not be called while a signal interrupts another print
+        self.received = True
+        os.write(2, _MESSAGE)  # not print, which must not be called if the signal interrupts another print
 
 
 @contextmanager
 def stop_requests(listen: bool = True) -> Iterator[StopRequest]:
-    """Inside the block signals that would end the program are noted instead.
+    """Inside the block, record SIGINT and SIGTERM instead of ending the program.
 
-    Those that the program was started to ignore stay ignored, as under `nohup`. Threads other than the main one
-    cannot listen.
+    Signals that were ignored before, as under `nohup`, stay ignored. Works only in the main thread.
     """
     request, before = StopRequest(), {}
     if listen and threading.current_thread() is threading.main_thread():
-        heard = [one for one in _SIGNALS if signal.getsignal(one) not in (signal.SIG_IGN, None)]
-        before = {one: signal.signal(one, request) for one in heard}
+        handled = [number for number in _SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+        before = {number: signal.signal(number, request) for number in handled}
     try:
         yield request
     finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Distillation: the dense model, frozen, as the teacher of the sparse one."""
+"""Distillation from the frozen dense model into the sparse one."""
 
 import copy
 from collections.abc import Iterator
@@ -15,14 +15,14 @@ from sparselens.training.losses import Batch, Logits, Loss, distillation_loss, d
 
 
 class Teacher:
-    """The dense model as it was before training: a frozen copy.
+    """The dense model before training, as a frozen copy.
 
-    Where only adapters train it is the model itself, not a copy, with its adapters off and its gates open.
+    If only adapters are trained, no copy is made: the teacher is the model itself, with adapters off and gates open.
 
     Args:
-        weight: share of the dense model's own distribution in the labels, 0 to 1
-        gated: the copy keeps its attention's implementation, with every gate open, so that what its layers are called
-            with fits the model's own layers
+        weight: weight of the dense model's predictions in the labels, 0 to 1
+        gated: keep the gated attention, with every gate open, so that inputs of its layers can be passed to the
+            student's layers
     """
 
     def __init__(self, model: nn.Module, weight: float, gated: bool = False) -> None:
@@ -40,7 +40,7 @@ class Teacher:
 
     @contextmanager
     def at_work(self) -> Iterator[nn.Module]:
-        """The dense model, to be run inside the block."""
+        """The dense model, to be run only inside the block."""
         if not self._shared:
             yield self._model
             return
@@ -61,7 +61,7 @@ class Teacher:
 
 @contextmanager
 def _as_teacher(model: nn.Module) -> Iterator[None]:
-    """The student's gates open, without noise, and unseen by those who record the student."""
+    """Open the student's gates, without noise, and pause all recording of gates."""
     settings = find_settings(model)
     recorders = [] if settings is None else settings.recorders[:]
     with evaluating(model), open_gates(model):

@@ -1,4 +1,4 @@
-"""Which parameters of a model are trained, and the state that training can change."""
+"""Select the trained parameters of a model; save and restore the state that training changes."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -13,19 +13,19 @@ from sparselens.models.unwrapped import without_peft
 from sparselens.training.processes import is_sharded, sharded_like, whole
 
 PARTS = ("attention", "qk", "all")
-_OF_EACH = 4  # weights
+_OF_EACH = 4  # sampled values per frozen parameter, about
 _QUERY = re.compile(r"q(uery)?(_(?!key).*)?")  # q, q_proj, query, q_norm; not query_key_value
 _KEY = re.compile(r"k(ey)?(_(?!value).*)?")
 
 
 def choose_trained(model: nn.Module, part: str) -> None:
-    """Let training move only a part of a model, in place.
+    """Freeze everything except a part of a model, in place.
 
     Args:
-        part: "attention": all that the attentions hold; "qk": what makes their queries and keys; "all": every parameter
+        part: "attention": all attention parameters; "qk": those that compute queries and keys; "all": every parameter
 
     Raises:
-        ValueError: the model has no such part. Says what was not found, and where.
+        ValueError: the model has no such part.
     """
     refuse_unknown_part(part)
     chosen = {id(parameter) for parameter in _parameters(model, part)}
@@ -34,7 +34,7 @@ def choose_trained(model: nn.Module, part: str) -> None:
 
 
 def refuse_unknown_part(part: str) -> None:
-    """Raise ValueError for a part that `choose_trained` does not know."""
+    """Raise a ValueError for a part that `choose_trained` does not know."""
     if part not in PARTS:
         raise ValueError(f"cannot train {part!r}: want {', '.join(PARTS)}")
 
@@ -49,7 +49,7 @@ def _parameters(model: nn.Module, part: str) -> list[nn.Parameter]:
             for word, pattern in (("query", _QUERY), ("key", _KEY)):
                 if not _matching(held, pattern):
                     raise ValueError(
-                        f"cannot train queries and keys alone: {name} has no {word} weight of its own, only "
+                        f"cannot train queries and keys alone: {name} has no separate {word} weight, only "
                         f"{', '.join(_layers(attention))} (fused?); train the whole attention instead"
                     )
             held = _matching(held, _QUERY) | _matching(held, _KEY)
@@ -62,27 +62,27 @@ def _matching(parameters: dict[str, nn.Parameter], pattern: re.Pattern[str]) -> 
 
 
 def attentions(model: nn.Module) -> dict[str, nn.Module]:
-    """The attention of every block of a TransformerLens or transformers model, by name.
+    """The attention modules of a TransformerLens or transformers model, one per block, by name.
 
-    Of modules within each other it is the outermost: BERT keeps its output projection beside the attention proper.
+    If attention modules are nested, takes the outermost: BERT's inner one lacks the output projection.
 
     Raises:
         ValueError: there is none.
     """
-    network = without_peft(model)
+    network: Any = without_peft(model)
     if is_hooked(network):
-        found = {f"blocks.{i}.attn": block.attn for i, block in enumerate(_blocks(network)) if hasattr(block, "attn")}
+        found = {f"blocks.{i}.attn": block.attn for i, block in enumerate(network.blocks) if hasattr(block, "attn")}
     else:
         named = {name: m for name, m in network.named_modules() if "Attention" in type(m).__name__}
         outermost = {n: m for n, m in named.items() if not any(n.startswith(f"{other}.") for other in named)}
         found = {n: m for n, m in outermost.items() if any(hasattr(inner, "layer_idx") for inner in m.modules())}
     if not found:
-        raise ValueError(f"found no attention in this {type(network).__name__}: no module is named so and numbered")
+        raise ValueError(f"found no attention in this {type(network).__name__}: no *Attention* module with a layer_idx")
     return found
 
 
 def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers with weights inside the attentions, by their full name."""
+    """All layers with weights inside the attention modules, by full name."""
     return {f"{name}.{inner}": layer for name, m in attentions(model).items() for inner, layer in _layers(m).items()}
 
 
@@ -90,59 +90,55 @@ def _layers(attention: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in attention.named_modules() if name and module._parameters}
 
 
-def _blocks(model: Any) -> Any:
-    return model.blocks
-
-
 def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that an optimiser is to move.
+    """The parameters to optimise: those that are not frozen.
 
     Raises:
-        ValueError: there is none, or one has half precision, in which most steps of an optimiser round to nothing.
+        ValueError: there is none, or one has half precision, in which most optimiser updates round to zero.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trained:
-        raise ValueError("every parameter of the model is frozen (requires_grad is False): there is nothing to train")
+        raise ValueError("nothing to train: every parameter of the model is frozen (requires_grad is False)")
     for name, parameter in trained.items():
         if parameter.dtype in (torch.float16, torch.bfloat16):
             raise ValueError(
-                f"{name} is in {str(parameter.dtype).removeprefix('torch.')}, too coarse for the steps of training: "
+                f"{name} is in {str(parameter.dtype).removeprefix('torch.')}, too coarse for training: "
                 'call model.float(), and set mixed_precision="bf16" to compute in half precision'
             )
     return list(trained.values())
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """What training can change: parameters that are not frozen, and buffers. Not copied."""
+    """Everything that training can change: unfrozen parameters, and buffers. Not copied."""
     return {name: value.detach() for name, value in _entries(model).items() if not _is_frozen(value)}
 
 
 def put_trained_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give a model what `trained_state` took from it, or from the same model in another number of processes.
+    """Load a result of `trained_state` into the same model, with any number of processes.
 
     Raises:
-        ValueError: the names or shapes are those of another model, or other parameters are frozen.
+        ValueError: names or shapes differ, or other parameters are frozen.
     """
-    wanted = trained_state(model)
-    other = sorted(wanted.keys() ^ state.keys())
-    if other:
-        raise ValueError(f"of another model, or trained in other parts: {other[0]} is in one of them alone")
-    for name, value in wanted.items():
+    current = trained_state(model)
+    unmatched = sorted(current.keys() ^ state.keys())
+    if unmatched:
+        raise ValueError(f"from another model, or with other trained parameters: only one of them has {unmatched[0]}")
+    for name, value in current.items():
         if value.shape != state[name].shape:
             raise ValueError(
-                f"of another model: {name} is {list(value.shape)} here and {list(state[name].shape)} there"
+                f"from another model: the shape of {name} is {list(value.shape)} here, {list(state[name].shape)} there"
             )
     with torch.no_grad():
-        for name, value in wanted.items():
+        for name, value in current.items():
             value.copy_(sharded_like(value, state[name]))
 
 
 def in_one_piece(model: Any, another: Callable[[], Any], keep: bool) -> Any:
-    """A gated model that can be saved. Where FSDP shares the weights out it is another, which gets them whole.
+    """A gated model with whole weights, which can be saved: the model itself or, if FSDP shards it, a new one.
 
     Args:
-        another: opens the model anew
-        keep: False in processes that only help; they get the model as it is
+        another: opens the original model again
+        keep: False in processes that only help to gather weights; they get the sharded model back
     """
     if not any(map(is_sharded, model.parameters())):
         return model
@@ -155,7 +151,7 @@ def in_one_piece(model: Any, another: Callable[[], Any], keep: bool) -> Any:
 
 
 def frozen_sample(model: nn.Module) -> list[float]:
-    """Some of the frozen weights, of every one a few: by them a model is known again."""
+    """A few values of every frozen parameter, to recognise the model by."""
     frozen = (whole(value.detach()).flatten() for value in _entries(model).values() if _is_frozen(value))
     return [float(x) for values in frozen for x in values[:: -(-len(values) // _OF_EACH)]]
 

@@ -109,14 +109,14 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "strings as pairs": (lambda: sl.TokenizedPairs("a", "b", "c", "d"), r"clean is 'a': .*sl\.tokenize_pairs"),
     "floats as ids": (lambda: sl.TokenizedPairs(IDS.float(), IDS, IDS[:, 0], IDS[:, 1]), "clean is tensor"),
-    "a position as rows": (lambda: PAIRS["END"], r"no such rows: 'END' \(want numbers"),
+    "a position as rows": (lambda: PAIRS["END"], r"no such rows: 'END' \(want indices"),
     "a mistyped method": (
         lambda: analyses.attribute_edges(MODEL, PAIRS, method="exakt"),
         r"'exakt', did you mean 'exact'\? \(want eap, eap-ig, .*, exact, auto\)",
     ),
     "a metric of logits alone": (
         lambda: analyses.patch_heads(MODEL, PAIRS, lambda logits: logits[:, -1, 0]),
-        r"is no metric .*want a function of \(logits, pairs\)",
+        r"is not a metric .*want a function of \(logits, pairs\)",
     ),
     "an evaluation by such a metric": (
         lambda: sl.evaluate(MODEL, PAIRS, metric=lambda logits, _: logits[:, -1, 0] - logits[:, -1, 0].mean()),

@@ -1,4 +1,4 @@
-"""auto-circuit's json: {"prompts": [{"clean", "corrupt", "answers", "wrong_answers"}]}."""
+"""auto-circuit's JSON files: {"prompts": [{"clean", "corrupt", "answers", "wrong_answers"}]}."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from sparselens.prompts.pairs import PromptPair
 
 
 def read(path: Path) -> list[PromptPair]:
-    """The pairs of a file."""
+    """The pairs in a file."""
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["prompts"]
     except (ValueError, KeyError, TypeError) as error:
@@ -28,7 +28,7 @@ def _pair(row: Mapping[str, Any]) -> PromptPair:
 
 
 def content(pairs: Sequence[PromptPair], _name: str) -> bytes:
-    """The file of some pairs."""
+    """The content of a file with these pairs."""
     rows = [
         {"clean": p.clean, "corrupt": p.corrupted, "answers": p.answers, "wrong_answers": p.wrong_answers}
         for p in pairs

@@ -1,7 +1,8 @@
-"""EAP-IG's csv tables: ,clean,corrupted,corrupted_hard,correct_idx,incorrect_idx with answers as token ids.
+"""EAP-IG's CSV files: ,clean,corrupted,corrupted_hard,correct_idx,incorrect_idx with answers as token ids.
 
-Its other tables name the answers in columns of their own. Those about years hold only the last two digits: endings
-above them are right, and the others wrong, as far as they are single tokens after the prompt ("00" often is not).
+Some of its tables name the answer columns differently. Its greater-than table has only the last two digits of a year:
+all larger two-digit endings are right and the others wrong, if they are single tokens after the prompt ("00" often is
+not).
 """
 
 import ast
@@ -28,7 +29,7 @@ Answers = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 def read(path: Path, tokenizer: Any) -> list[PromptPair]:
-    """The pairs of a table. Token ids become the strings that the tokenizer reads from them."""
+    """The pairs in a table; the tokenizer turns token ids into strings."""
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         columns = list(reader.fieldnames or ())
@@ -48,7 +49,7 @@ def _rows(reader: Any, path: Path, width: int) -> Iterator[tuple[int, Row]]:
 
 
 def _answers(columns: Sequence[str], path: Path, tokenizer: Any) -> Callable[[Row], Answers]:
-    """How a row of the table says what is right and what is wrong."""
+    """A function that returns the right and wrong answers of a row, depending on the table's columns."""
     for needed in ("clean", "corrupted"):
         if needed not in columns:
             raise ValueError(f"{path} has no column {needed!r}; it has {', '.join(columns)}")
@@ -61,26 +62,26 @@ def _answers(columns: Sequence[str], path: Path, tokenizer: Any) -> Callable[[Ro
         fit = Fit(tokenizer)
         return lambda row: _split(int(row["correct_idx"]), fit.single_tokens(row["clean"], _ENDINGS))
     wanted = ", or ".join(" and ".join(both) for both in _ID_COLUMNS)
-    raise ValueError(f"{path} does not say what is right and wrong (want {wanted}); it has {', '.join(columns)}")
+    raise ValueError(f"{path} has no columns of right and wrong answers (want {wanted}), only {', '.join(columns)}")
 
 
 def _split(year: int, endings: Sequence[str]) -> Answers:
-    """Two-digit endings above a year's, and the others."""
+    """Two-digit endings above that of a year, and all others."""
     right = tuple(ending for ending in endings if int(ending) > year)
     return right, tuple(ending for ending in endings if ending not in right)
 
 
 def _texts(cell: str, tokenizer: Any) -> tuple[str, ...]:
-    """The strings of a token id, or of a list of them, each once."""
+    """The distinct strings of a token id, or of a list of ids."""
     ids = ast.literal_eval(cell)
     return tuple(dict.fromkeys(text_of(tokenizer, token) for token in (ids if isinstance(ids, list) else [ids])))
 
 
 def content(pairs: Sequence[PromptPair], tokenizer: Any, hard: Sequence[PromptPair] | None) -> bytes:
-    """The table of some pairs with one answer of a kind."""
+    """The content of a table with these pairs, which must have one right and one wrong answer each."""
     _need(tokenizer)
     if hard is not None and [pair.clean for pair in hard] != [pair.clean for pair in pairs]:
-        raise ValueError("`hard` has other clean prompts than the pairs")
+        raise ValueError("`hard` must have the same clean prompts as `pairs`")
     text = io.StringIO(newline="")
     columns = ["", "clean", "corrupted", *(["corrupted_hard"] if hard else []), "correct_idx", "incorrect_idx"]
     table = csv.writer(text, lineterminator="\n")
@@ -95,4 +96,4 @@ def content(pairs: Sequence[PromptPair], tokenizer: Any, hard: Sequence[PromptPa
 
 def _need(tokenizer: Any) -> None:
     if tokenizer is None:
-        raise ValueError("eap-ig files hold token ids: pass the tokenizer of the model that they are for")
+        raise ValueError("eap-ig files hold token ids: pass the tokenizer of their model")

@@ -1,4 +1,4 @@
-"""Rows of a file to pairs, with errors that say where: what all formats share."""
+"""Turn the rows of a file into pairs, with errors that name the row; shared by all formats."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -10,10 +10,10 @@ Row = TypeVar("Row")
 
 
 def pairs_from(path: Path, rows: Iterable[tuple[int, Row]], make: Callable[[Row], PromptPair]) -> list[PromptPair]:
-    """A pair of every numbered row.
+    """Make a pair from every numbered row.
 
     Raises:
-        ValueError: a row is broken, or there is none. Says where.
+        ValueError: a row is broken, or there are none.
     """
     pairs: list[PromptPair] = []
     for number, row in rows:
@@ -24,16 +24,16 @@ def pairs_from(path: Path, rows: Iterable[tuple[int, Row]], make: Callable[[Row]
         except (ValueError, TypeError, IndexError, AttributeError, SyntaxError) as error:
             raise ValueError(f"{path}, row {number}: {error}") from error
     if not pairs:
-        raise ValueError(f"{path} holds no pair")
+        raise ValueError(f"{path} holds no pairs")
     return pairs
 
 
 def only(answers: Sequence[str], pair: PromptPair) -> str:
-    """The one answer.
+    """The single answer.
 
     Raises:
         ValueError: there are several.
     """
     if len(answers) != 1:
-        raise ValueError(f"this format holds one such answer, {pair.clean!r} has {len(answers)}: use another format")
+        raise ValueError(f"this format holds only one, but {pair.clean!r} has {len(answers)}: use another format")
     return answers[0]

@@ -1,6 +1,6 @@
 """From text to token batches: read documents in pieces, hold some out, tokenize to disk, cut into rows.
 
-`prepare` does all of it in constant memory; `read_documents`, `tokenize` and `rows` do it for text that is small.
+`prepare` does all of this in constant memory; `read_documents`, `tokenize` and `rows` are for text that fits in memory.
 """
 
 from sparselens.training.text.batches import MixedBatches, TokenBatches, batches_per_step, rows

@@ -1,4 +1,4 @@
-"""Text made ready for a run: split, tokenized, and kept in a folder for when the run goes on."""
+"""Prepare text for a run: split and tokenize it, and keep the tokens in a folder for when the run is resumed."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -17,21 +17,21 @@ from sparselens.training.text.reading import Source
 from sparselens.training.text.splitting import DEFAULT_SHARE, PARTS, Split, hold_out, hold_out_first, survey
 from sparselens.training.text.tokens import PieceTokenizer, Tokens, mapped_tokens, write_tokens
 
-_LONG = 8  # characters; few tokenizers have longer tokens on average
+_LONG = 8  # characters; tokens are rarely longer on average
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Tokens to train on, to steer by and to report on, mapped from disk."""
+    """Tokens for training, validation (steers the run) and test (final report), mapped from disk."""
 
-    train: Int[Tensor, " _pos"]  # underscore: each is as long as it is
+    train: Int[Tensor, " _pos"]  # underscore: their lengths differ
     validation: Int[Tensor, " _pos"]
     test: Int[Tensor, " _pos"]
     split: Split
 
     @property
     def record(self) -> dict[str, Any]:
-        """What `sparselens.save` keeps as `data`."""
+        """The split as plain data: the argument `data` of `sparselens.save`."""
         return asdict(self.split)
 
 
@@ -48,22 +48,22 @@ def prepare(
     reuse: bool = False,
     progress: bool = True,
 ) -> Corpus:
-    """Read a source, hold some of it out, and write its tokens to `folder`, in memory that does not grow with the text.
+    """Read a source, hold some of it out, and write its tokens to `folder`, in constant memory.
 
-    Of a stream the first documents are held out, and no more is read than is `enough`.
+    From a stream, the first documents are held out, and reading stops once there is `enough` text.
 
     Args:
         held_out: share of the text, half of it for validation and half for test; unused for a stream
-        most_held_out: tokens that are needed of each of them
-        enough: tokens for training that are needed of a stream
-        seed: of the documents that are held out
-        known: tokens that the model knows
-        reuse: take what `folder` holds already
+        most_held_out: number of tokens needed for validation, and again for test
+        enough: number of training tokens needed, if the source is a stream
+        seed: for the choice of held-out documents
+        known: size of the model's vocabulary
+        reuse: use the tokens that are already in `folder`
 
     Raises:
-        ValueError: the source or the tokenizer cannot be read, there is too little text, or `folder` holds other text.
+        ValueError: the source or the tokenizer cannot be used, there is too little text, or `folder` holds other text.
     """
-    asked = {
+    settings = {
         "source": asdict(source),
         "held_out": held_out,
         "most_held_out": most_held_out,
@@ -80,22 +80,22 @@ def prepare(
         write_tokens(parts, encode, paths, enough if source.stream else None)
         return asdict(split)
 
-    split = Split.from_record(_kept(folder / "split.json", asked, write, reuse))
+    split = Split.from_record(_kept(folder / "split.json", settings, write, reuse))
     train, validation, test = (mapped_tokens(paths[part]) for part in PARTS)
     return Corpus(train, validation, test, split)
 
 
-def kept_sample(path: Path, asked: dict[str, Any], sample: Callable[[], Tokens], reuse: bool = False) -> Tokens:
-    """Sampled tokens in the file `path`; sampled again only if it does not hold them or without `reuse`.
+def kept_sample(path: Path, settings: dict[str, Any], sample: Callable[[], Tokens], reuse: bool = False) -> Tokens:
+    """Sampled tokens, stored in the file `path`; with `reuse`, an existing file is used instead of sampling again.
 
     Raises:
-        ValueError: the file holds what was sampled in another way.
+        ValueError: the file was sampled with other settings.
     """
 
     def write() -> None:
         write_file(path, sample().cpu().numpy().astype(np.int32).tobytes())
 
-    _kept(path.with_suffix(".json"), asked, write, reuse)
+    _kept(path.with_suffix(".json"), settings, write, reuse)
     return mapped_tokens(path)
 
 
@@ -104,27 +104,30 @@ def _split(source: Source, held_out: float, most_held_out: int | None, seed: int
     if not source.stream:
         return hold_out(survey(source.pieces())[-1], held_out, seed, most)
     if most is None:
-        raise ValueError("of a stream a number of tokens is held out, not a share of it: give most_held_out")
+        raise ValueError("a share of a stream cannot be held out: pass most_held_out, a number of tokens")
     return hold_out_first(source.pieces(), most)
 
 
-def _kept(note: Path, asked: dict[str, Any], write: Callable[[], Any], reuse: bool) -> Any:
-    """What `write` returned when it made the files that `note` stands for: now, or in an earlier call with `reuse`."""
+def _kept(note: Path, settings: dict[str, Any], write: Callable[[], Any], reuse: bool) -> Any:
+    """Write files and return the result of `write`, or with `reuse` return the result of an earlier call.
+
+    The file `note` holds settings and result. It is deleted first and written last: if it exists, the files are whole.
+    """
     if reuse and note.exists():
         made = json.loads(note.read_text(encoding="utf-8"))
-        differ = [name for name, value in asked.items() if made["asked"].get(name) != value]
+        differ = [name for name, value in settings.items() if made["asked"].get(name) != value]
         if differ:
             was = ", ".join(f"{name}={made['asked'].get(name)!r}" for name in differ)
-            raise ValueError(f"{note.parent} was written with {was}; resume with the same, or choose another folder")
+            raise ValueError(f"{note.parent} was written with {was}: resume with the same, or choose another folder")
         return made["found"]
-    note.unlink(missing_ok=True)  # first gone, last there: where it is, the files are whole
-    found = write()
-    write_json(note, {"asked": asked, "found": found})
-    return found
+    note.unlink(missing_ok=True)
+    result = write()
+    write_json(note, {"asked": settings, "found": result})
+    return result
 
 
 def _shown(parts: Iterable[tuple[str, Piece]], total: int | None, progress: bool) -> Iterator[tuple[str, Piece]]:
-    """The same parts behind a progress bar, on a terminal."""
+    """Pass through the parts while showing a progress bar, if on a terminal."""
     show = None if progress else True
     with tqdm(total=total, desc="tokenizing", unit="char", unit_scale=True, disable=show, leave=False) as bar:
         for part, piece in parts:

@@ -1,7 +1,7 @@
-"""Documents in pieces, so that no document has to fit into memory, nor its tokens.
+"""Split documents into pieces, so that neither a document nor its tokens have to fit into memory.
 
-A piece ends before the space between two words, where a tokenizer ends a token anyway: tokenized piece by piece, a
-document has the tokens that it has as a whole. Only the piece that opens a document is given a BOS.
+A piece ends before the space between two words, where a token ends anyway, so a document has the same tokens whether
+tokenized in pieces or as a whole. Only the first piece of a document gets a BOS.
 """
 
 import re
@@ -9,8 +9,8 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 SEPARATOR = "<|endoftext|>"  # between the documents of a plain text file
-SIZE = 2**15  # characters of a piece, at most
-_NEAR = 2**10  # characters in which a border between words is looked for
+SIZE = 2**15  # maximum characters per piece
+_NEAR = 2**10  # characters to search for a word boundary
 _WORDS = re.compile(r"(?<=\S) (?=\S)")
 _SPACE = re.compile(r"\s")
 
@@ -19,25 +19,25 @@ class Piece(NamedTuple):
     """A part of a document."""
 
     text: str
-    opens: bool  # the document; otherwise it goes on with the one before
+    opens: bool  # whether it begins a document; otherwise it continues the previous piece
 
 
 class Placed(NamedTuple):
-    """A piece, and where in the corpus it stands."""
+    """A piece and its place in the corpus."""
 
     piece: Piece
-    document: int  # number of its document
-    start: int  # characters of the corpus before it
+    document: int  # index of its document
+    start: int  # number of characters before it in the corpus
 
 
 def pieces_of(document: str) -> Iterator[Piece]:
-    """One document that is in memory already."""
+    """The pieces of a document that is already in memory."""
     rest, opens = yield from _full_pieces(document, True, spare=0)
     yield Piece(rest, opens)
 
 
 def split_at_separators(blocks: Iterable[str]) -> Iterator[Piece]:
-    """The documents of a plain text that comes block by block, without the white space around them."""
+    """The pieces of plain text that is read block by block; white space around documents is removed."""
     rest, opens = "", True
     for block in blocks:
         *ended, rest = (rest + block).split(SEPARATOR)
@@ -49,16 +49,16 @@ def split_at_separators(blocks: Iterable[str]) -> Iterator[Piece]:
 
 
 def _last_pieces(text: str, opens: bool) -> Iterator[Piece]:
-    """What is left of a document that ends here."""
+    """The remaining pieces of a document that ends here."""
     rest, opens = yield from _full_pieces(text.strip() if opens else text.rstrip(), opens, spare=0)
     if rest:
         yield Piece(rest, opens)
 
 
 def _full_pieces(text: str, opens: bool, spare: int) -> Generator[Piece, None, tuple[str, bool]]:
-    """Pieces while there is more text than one holds; the rest, with `spare` characters or more, is handed back."""
+    """Yield full pieces while the text exceeds SIZE + `spare` characters; returns the rest."""
     while len(text) > SIZE + spare:
-        head = text[: _last_border(text)].rstrip()  # white space may turn out to be the document's end
+        head = text[: _last_border(text)].rstrip()  # the document may end in this white space
         if not head:
             break
         yield Piece(head, opens)
@@ -71,11 +71,11 @@ def _last_border(text: str) -> int:
         found = [match.start() for match in border.finditer(text, SIZE - _NEAR, SIZE)]
         if found:
             return found[-1]
-    return SIZE  # a script without spaces: between any two characters
+    return SIZE  # no white space, as in some scripts: split between any two characters
 
 
 def place(pieces: Iterable[Piece], cuts: Sequence[int] = ()) -> Iterator[Placed]:
-    """Number the documents, count the characters, and end a piece at the first border from each of `cuts` on."""
+    """Number documents, count characters, and also split pieces at the first word boundary after each of `cuts`."""
     document, start = -1, 0
     for piece in pieces:
         document += piece.opens

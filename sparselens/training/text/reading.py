@@ -1,4 +1,4 @@
-"""Where text comes from: plain text, JSON lines, or a Hugging Face dataset, read piece by piece."""
+"""Read text piece by piece: plain text, JSON lines or a Hugging Face dataset."""
 
 import codecs
 import gzip
@@ -14,7 +14,7 @@ from typing import Any
 from sparselens.training.text.pieces import Piece, pieces_of, split_at_separators
 
 _BLOCK = 2**20  # bytes read at once
-_ROWS = 1000  # of a dataset read at once
+_ROWS = 1000  # dataset rows read at once
 _PACKED: dict[str, Any] = {".xz": lzma.open, ".gz": gzip.open}
 
 
@@ -22,21 +22,21 @@ _PACKED: dict[str, Any] = {".xz": lzma.open, ".gz": gzip.open}
 class Source:
     """A text file, a JSON-lines file, or a Hugging Face dataset (folder or hub id).
 
-    A text file holds documents separated by `<|endoftext|>`; without that mark it is one document. `.xz` and `.gz` are
-    opened as they are.
+    A text file holds documents separated by `<|endoftext|>`; without that mark it is one document. `.xz` and `.gz`
+    files are decompressed while reading.
     """
 
     name: str
     column: str = "text"  # the field of each JSON line or dataset row that holds the text
     split: str = "train"  # of a dataset
-    stream: bool = False  # a dataset is read while it arrives, and only as far as it is needed
+    stream: bool = False  # read a dataset while it downloads, and only as much as needed
 
     def pieces(self) -> Iterator[Piece]:
-        """All documents in order, without empty ones.
+        """The pieces of all non-empty documents, in order.
 
         Raises:
-            ValueError: nothing is there, no document holds text, a file is damaged, not UTF-8 or UTF-16, a row lacks
-                the column, or the dataset has no such split.
+            ValueError: the source does not exist or holds no text, a file is damaged or neither UTF-8 nor UTF-16, a row
+                lacks the column, or the dataset has no such split.
         """
         path, found = Path(self.name), False
         for piece in _file_pieces(path, self.column) if path.is_file() else _pieces(_rows(self)):
@@ -47,7 +47,7 @@ class Source:
 
 
 def read_documents(source: str | Path, column: str = "text", split: str = "train") -> list[str]:
-    """All documents of a source (see `Source`) that is small enough for memory.
+    """All documents of a source (see `Source`) that fits in memory.
 
     Raises:
         ValueError: as `Source.pieces`.
@@ -81,18 +81,18 @@ def _text_blocks(path: Path) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder(encoding)()
     n_bytes, n_characters = 0, 0
     for data in chain([first], blocks, [b""]):
-        before = n_bytes - len(decoder.getstate()[0])  # it keeps the beginning of a character that is not whole yet
+        before = n_bytes - len(decoder.getstate()[0])  # it buffers incomplete characters
         try:
             text = decoder.decode(data, final=not data)
         except UnicodeDecodeError as error:
             raise ValueError(
-                f"{path} is not {encoding} at byte {before + error.start}; convert it first, e.g. iconv -f LATIN1 -t "
+                f"{path} is not {encoding} at byte {before + error.start}: convert it first, e.g. iconv -f LATIN1 -t "
                 "UTF-8"
             ) from error
         if "\0" in text:
             raise ValueError(
-                f"{path} holds a NUL character at position {n_characters + text.index(chr(0))}: it is UTF-16 without a "
-                "byte order mark, UTF-32, or no text; convert it first, e.g. iconv -f UTF-16LE -t UTF-8"
+                f"{path} has a NUL character at position {n_characters + text.index(chr(0))}: it is UTF-16 without a "
+                "byte order mark, UTF-32, or not text; convert it first, e.g. iconv -f UTF-16LE -t UTF-8"
             )
         n_bytes, n_characters = n_bytes + len(data), n_characters + len(text)
         yield text
@@ -104,13 +104,13 @@ def _byte_blocks(path: Path) -> Iterator[bytes]:
             while block := file.read(_BLOCK):
                 yield block
     except (lzma.LZMAError, zlib.error, EOFError, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} is not a whole {path.suffix} file: {error}") from error
+        raise ValueError(f"{path} is not a complete {path.suffix} file: {error}") from error
 
 
 def _lines(blocks: Iterable[str]) -> Iterator[str]:
     begun: list[str] = []
     for block in blocks:
-        first, *others = block.split("\n")  # not splitlines: JSON strings may hold U+2028 and its like
+        first, *others = block.split("\n")  # not splitlines: JSON strings may contain U+2028 and similar
         begun.append(first)
         for line in others:
             yield "".join(begun)
@@ -132,12 +132,12 @@ def _json_lines(path: Path, column: str) -> Iterator[str]:
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{where}: the text is a {type(value).__name__}, want a string")
-    return value.encode("utf-8", "replace").decode()  # JSON can spell lone surrogates, which no tokenizer takes
+    return value.encode("utf-8", "replace").decode()  # JSON may hold lone surrogates, which tokenizers reject
 
 
 def _rows(source: Source) -> Iterator[str]:
     rows = _dataset(source)
-    names = rows.column_names or list(next(iter(rows), {}))  # a stream may know its columns from its first row only
+    names = rows.column_names or list(next(iter(rows), {}))  # streams may reveal their columns only in the first row
     if source.column not in names:
         raise ValueError(f"{source.name} has no column {source.column!r}; it has {names}")
     for batch in rows.select_columns([source.column]).iter(_ROWS):

@@ -1,4 +1,4 @@
-"""Text that a model writes itself."""
+"""Sample text from a model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +14,15 @@ from sparselens.training.text.tokens import Tokens
 def sample_tokens(
     model: nn.Module, n_tokens: int, start: int, length: int = 256, batch_size: int | None = None, seed: int = 0
 ) -> Tokens:
-    """Text written by a transformers model itself, at temperature 1 from token `start`: rows of `length`, joined.
+    """Sample rows of `length` tokens from a transformers model at temperature 1, starting from token `start`.
 
-    `batch_size` rows are written at once: by default 256, and 1,024 on a GPU, which is idle with fewer.
+    Small corpora are soon memorised; samples are unlimited, and the model's own distribution is exact for them.
 
-    Small corpora are soon learnt by heart; the model's own text never ends, and the model is right about it.
+    Args:
+        batch_size: rows sampled at once. Default: 256, or 1,024 on a GPU, which smaller batches do not keep busy
+
+    Returns:
+        All rows, concatenated and cut to `n_tokens`.
     """
     generate: Any = model.generate
     config: Any = model.config
@@ -36,7 +40,7 @@ def sample_tokens(
 
 @contextmanager
 def _fast_attention(model: Any) -> Iterator[None]:
-    """Token by token torch's own attention takes half the time of the eager one, which copies keys and values."""
+    """Use torch's fused attention, which halves the time per token: the eager one copies keys and values."""
     before = model.config._attn_implementation
     if before != "eager" or not model._supports_sdpa:
         yield

@@ -1,7 +1,7 @@
-"""Which text is held out of training: to steer a run by (validation), and to report on (test).
+"""Hold text out of training: for steering the run (validation) and for the final report (test).
 
-Whole documents are held out, in an order shuffled by a seed; of a text of few documents, characters at its beginning;
-of a stream, its first documents. From a `Split`, a handful of numbers, the same parts are found again in the same text.
+Holds out whole documents, chosen at random; in a text of few documents, its first characters; in a stream, its first
+documents. A `Split`, a handful of numbers, is enough to find the same parts in the same text again.
 """
 
 import hashlib
@@ -15,13 +15,13 @@ from sparselens.training.text.pieces import Piece, Placed, place
 
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
-FEW = 20  # documents: too few to hold out whole ones
+FEW = 20  # with fewer documents, characters are held out instead
 DEFAULT_SHARE = 0.1
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What tells a text from others."""
+    """Identifies a text."""
 
     sha256: str
     documents: int
@@ -29,13 +29,13 @@ class Survey:
 
 
 def survey(pieces: Iterable[Piece], at: Collection[int] = ()) -> list[Survey]:
-    """Read a text: what it is after each number of documents in `at` that it has, and at last as a whole."""
+    """Survey a text: its first documents, for every number in `at` below the total, and finally all of it."""
     digest, documents, characters, found = hashlib.sha256(), 0, 0, list[Survey]()
     for piece in pieces:
         if piece.opens:
             if documents in at:
                 found.append(Survey(digest.hexdigest(), documents, characters))
-            digest.update(b"\xff")  # a byte that UTF-8 never has
+            digest.update(b"\xff")  # a byte that never occurs in UTF-8
             documents += 1
         digest.update(piece.text.encode())
         characters += len(piece.text)
@@ -44,23 +44,23 @@ def survey(pieces: Iterable[Piece], at: Collection[int] = ()) -> list[Survey]:
 
 @dataclass(frozen=True)
 class Split:
-    """What a run held out of its text; small enough to be saved with the model."""
+    """Which parts of a text a run held out; small enough to be saved with the model."""
 
     sha256: str  # of the text, or of its first `documents`
     documents: int
-    characters: int  # of the same documents
+    characters: int  # in these documents
     unit: Literal["documents", "characters"]
-    validation: int  # units, the first in order
-    test: int  # units, those that follow
-    seed: int | None  # that the documents are shuffled with; None: they are taken as they come
-    stream: bool = False  # only the held-out documents were counted: what comes after them is for training
+    validation: int  # number of units, the first in order
+    test: int  # number of units, those that follow
+    seed: int | None  # for shuffling the documents; None: in their original order
+    stream: bool = False  # `documents` counts only held-out ones: everything after them is for training
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Split":
-        """The split that a saved model names.
+        """The split recorded in a saved model.
 
         Raises:
-            ValueError: the record is not one of this program.
+            ValueError: the record has missing or unknown fields.
         """
         known = {field.name for field in fields(cls)}
         if set(record) != known:
@@ -69,7 +69,7 @@ class Split:
 
     @property
     def cuts(self) -> tuple[int, ...]:
-        """Characters at which one part ends and the next begins."""
+        """Character positions of the borders between parts."""
         return () if self.unit == "documents" else (self.validation, self.validation + self.test)
 
     @cached_property
@@ -81,23 +81,23 @@ class Split:
         return {n: "validation" if i < self.validation else "test" for i, n in enumerate(held_out)}
 
     def part_of(self, placed: Placed) -> Part:
-        """Where a piece belongs that ends at the `cuts`, if not before."""
+        """The part of a piece, which must not span any of the `cuts`."""
         if self.unit == "documents":
             return self._numbers.get(placed.document, "train")
         before = sum(placed.start >= cut for cut in self.cuts)
         return ("validation", "test", "train")[before]
 
     def parts(self, pieces: Iterable[Piece]) -> Iterator[tuple[Part, Piece]]:
-        """Every piece of the text with the part that it belongs to."""
+        """Every piece of the text, with the part it belongs to."""
         for placed in place(pieces, self.cuts):
             yield self.part_of(placed), placed.piece
 
 
 def hold_out(text: Survey, share: float = DEFAULT_SHARE, seed: int = 0, most: int | None = None) -> Split:
-    """Hold out half of `share` for validation and half for test, of each `most` characters or little more at most.
+    """Hold out half of `share` for validation and half for test, each with about `most` characters at most.
 
     Raises:
-        ValueError: too little text for three parts, or a share outside (0, 1).
+        ValueError: there is too little text for three parts, or `share` is not between 0 and 1.
     """
     if not 0 < share < 1:
         raise ValueError(f"the held-out share must be between 0 and 1, not {share}")
@@ -109,15 +109,15 @@ def hold_out(text: Survey, share: float = DEFAULT_SHARE, seed: int = 0, most: in
     n = n if few else max(1, n)
     unit = "characters" if few else "documents"
     if not 0 < n <= units // 3:
-        raise ValueError(f"{units} {unit} are too few to hold out {share:.0%} twice: give more text, or another share")
+        raise ValueError(f"{units} {unit} are too few to hold out {share:.0%}: use more text, or another share")
     return Split(text.sha256, text.documents, text.characters, unit, n, n, None if few else seed)
 
 
 def hold_out_first(pieces: Iterable[Piece], most: int) -> Split:
-    """Hold out the first documents of a stream: for validation until they have `most` characters, then for test.
+    """Hold out the first documents of a stream: at least `most` characters for validation, then as many for test.
 
     Raises:
-        ValueError: the stream ends before that.
+        ValueError: the stream is too short.
     """
     head: list[Piece] = []
     ends: list[int] = []
@@ -131,8 +131,7 @@ def hold_out_first(pieces: Iterable[Piece], most: int) -> Split:
         head.append(placed.piece)
     else:
         raise ValueError(
-            f"the stream ends before two times {most} characters are held out: hold out less, or read it without "
-            "streaming"
+            f"the stream is too short to hold out {most} characters twice: hold out less, or read it without streaming"
         )
     text, (validation, both) = survey(head)[-1], ends
     numbers = (text.sha256, text.documents, text.characters)

@@ -1,4 +1,4 @@
-"""Text that models have not seen, as far as their records tell."""
+"""Find text that models have not seen, according to the records saved with them."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -13,13 +13,13 @@ from sparselens.training.text.tokens import PieceTokenizer, Tokens, token_stream
 def unseen_tokens(
     source: Source, tokenizer: Any, records: Mapping[str, Mapping[str, Any] | None], enough: int
 ) -> tuple[Tokens, list[str]]:
-    """The first tokens of a source that no model was trained on or selected by, `enough` or fewer, and caveats.
+    """Up to `enough` tokens of a source on which no model was trained or selected, and caveats.
 
     Args:
-        records: the split that each model was saved with (`Corpus.record`), by the model's name; None: not known
+        records: the split saved with each model (`Corpus.record`), by model name; None: unknown
 
     Raises:
-        ValueError: the source, the tokenizer or a record cannot be read.
+        ValueError: the source, the tokenizer or a record cannot be used.
     """
     known = {name: Split.from_record(record) for name, record in records.items() if record is not None}
     if len(known) == len(records) and any(split.stream for split in known.values()):
@@ -34,17 +34,17 @@ def unseen_tokens(
         notes.append(_ASSUMED.format(name=name))
     pieces = source.pieces()
     if source.stream and splits:
-        pieces = _first(pieces, max(at))  # what comes after them was for training
+        pieces = _first(pieces, max(at))  # everything after them was for training
     return token_stream(_unseen(pieces, list(splits.values())), PieceTokenizer(tokenizer), enough), notes
 
 
 _OTHER = (
-    "The {name} model was post-trained on another text than the one that the loss is measured on; all of this one "
-    "counts as unseen by it, as far as its record tells."
+    "According to its record, the {name} model was post-trained on a different text; all of the text that the loss is "
+    "measured on counts as unseen by it."
 )
 _ASSUMED = (
-    "The {name} model has no record of its text: the loss is measured on what post-train holds out by default, which "
-    "it may have been trained on."
+    "The {name} model has no record of its training text: the loss is measured on the text that post-train holds out "
+    "by default, which it may have been trained on."
 )
 
 
@@ -56,7 +56,7 @@ def _unseen(pieces: Iterable[Piece], splits: list[Split]) -> Iterator[Piece]:
 
 
 def _first(pieces: Iterable[Piece], documents: int) -> Iterator[Piece]:
-    """The pieces of so many documents."""
+    """The pieces of the first `documents` documents."""
     for piece in pieces:
         documents -= piece.opens
         if documents < 0:

@@ -180,7 +180,7 @@ def test_everything_is_the_other_run_and_nothing_is_the_own(family: str):
     same = sl.TokenizedPairs(pairs.clean, pairs.clean, pairs.answer, pairs.wrong_answer)
     unmoved = patched(model, same, "heads")
     assert (unmoved.effects == 0).all() and unmoved.normalised.isnan().all()
-    with pytest.raises(ValueError, match="there is no ratio"):
+    with pytest.raises(ValueError, match="the ratio is undefined"):
         unmoved.normalised_interval(0, 0)
 
 

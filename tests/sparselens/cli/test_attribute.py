@@ -25,7 +25,9 @@ def run(*arguments: object) -> dict:
     result = CliRunner().invoke(cli.build_app(), ["attribute", *map(str, arguments), "--json"], catch_exceptions=False)
     assert result.exit_code == 0
     found = json.loads(result.stdout.strip().split("\n")[-1])
-    assert ("clean prompts: intervals may be too narrow, want 30" in result.stderr) == (found["clean_prompts"] < 30)
+    assert ("clean prompts: intervals may be too narrow; use at least 30" in result.stderr) == (
+        found["clean_prompts"] < 30
+    )
     return found
 
 
@@ -87,7 +89,7 @@ def figures_and_report(folder: Path):
     assert CliRunner().invoke(cli.build_app(), report[:2]).exit_code == 0  # beside what it is about by default
     assert (folder / "report.html").read_text() == text
     shipped = CliRunner().invoke(cli.build_app(), ["report", "stories260k/gendered_pronoun"])
-    assert isinstance(shipped.exception, ValueError) and "give --out FILE" in str(shipped.exception)
+    assert isinstance(shipped.exception, ValueError) and "pass --out FILE" in str(shipped.exception)
     pruned = load_attribution(folder).pruned
     assert pruned is not None and f"Pruned to {len(pruned)} edges, the circuit does" in text
     assert load_attribution(folder).viewer.circuits[0].edges == pruned.pruned().edges

@@ -40,14 +40,16 @@ def test_the_dense_model_is_the_base_if_it_has_its_weights(moved: Path, capsys: 
     dense = moved.parent / "elsewhere"
     found = load_beside(str(dense), str(moved), {})
     assert torch.equal(logits(found), logits(sl.load(moved, base=dense))) and sl.is_sparse(found)
-    assert "its adapters are put on" in capsys.readouterr().err
+    assert "attaching its adapters to" in capsys.readouterr().err
 
 
 def test_another_dense_model_is_no_base(moved: Path):
     other = with_other_weights(moved.parent / "elsewhere", moved.parent / "other")
-    with pytest.raises(ValueError, match=r"--base on the command line.*Nor is .*other its base: .* on other weights"):
+    with pytest.raises(
+        ValueError, match=r"--base on the command line.*other is not its base either: .* on other weights"
+    ):
         load_beside(str(other), str(moved), {})
-    with pytest.raises(ValueError, match=r"pass base=FOLDER_OR_ID.*Nor is stories260k its base"):
+    with pytest.raises(ValueError, match=r"pass base=FOLDER_OR_ID.*stories260k is not its base either"):
         load_beside("stories260k", str(moved), {})
     (moved.parent / "elsewhere").rename(moved.parent / "base")  # what the adapters name is there again
     with warnings.catch_warnings():
@@ -89,7 +91,9 @@ def test_every_command_takes_the_base_of_its_adapters(
         typed = [word.format(**places) for word in words]
         return CliRunner().invoke(cli.build_app(), [*typed, "--base", "addition"], catch_exceptions=False)
 
-    with pytest.raises(ValueError, match=r"--base addition is for adapters, and .*stories260k.* holds none"):
+    with pytest.raises(
+        ValueError, match=r"--base addition is only for adapters, but .*stories260k.* has no adapter_config"
+    ):
         run("stories260k-sparse")
     opened: list[str] = []
     for name in ("load", "load_transformers"):

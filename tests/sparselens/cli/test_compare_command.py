@@ -187,11 +187,11 @@ def test_the_loss_is_on_text_that_the_run_itself_held_out(story_models: Path):
 
 def test_another_text_is_all_unseen_and_the_report_says_as_far_as_known(story_models: Path):
     found, (note,) = rows_for(story_models, "other.txt", sparse="one")
-    assert len(found) > 100 and "post-trained on another text" in note
+    assert len(found) > 100 and "post-trained on a different text" in note
 
 
 def test_text_that_some_model_has_seen_throughout_is_refused(story_models: Path):
-    with pytest.raises(ValueError, match=r"tokens that none of sparse, control has seen, and a row has 64"):
+    with pytest.raises(ValueError, match=r"none of the models \(sparse, control\) has seen, too few for one row of 64"):
         rows_for(story_models, "stories.txt", sparse="three", control="one")
 
 
@@ -212,4 +212,4 @@ def test_without_a_record_the_comparison_is_told_that_the_split_is_assumed(
         run("compare", *pair, "--text", story_models / "stories.txt", "--out", tmp_path / "out")
     assert {batch.shape[1] for batch in asked["text"]} == {64}
     (note,) = asked["notes"]
-    assert note.startswith("The sparse model has no record of its text")
+    assert note.startswith("The sparse model has no record of its training text")

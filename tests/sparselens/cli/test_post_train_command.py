@@ -163,7 +163,7 @@ def test_ctrl_c_ends_in_a_checkpoint_and_exit_code_130(
     stopped = invoke(inputs, tmp_path / "run", "--json")
     assert stopped.exit_code == 130
     last = stopped.stderr.splitlines()[-1]
-    assert last == "stopped after step 2: the same command with --resume goes on from its last checkpoint"
+    assert last == "stopped after step 2: repeat the command with --resume to continue from the last checkpoint"
     assert not (tmp_path / "run" / "model").exists()
     ended = invoke(inputs, tmp_path / "run", "--json", "--finish")
     assert ended.exit_code == 0 and "ended after step 2 of 4: it can be resumed" in " ".join(ended.stderr.split())
@@ -221,20 +221,20 @@ def test_gradient_checkpointing_changes_memory_alone(inputs: Path, tmp_path: Pat
         (("--seq-len", "4000"), "tokens do not fill one row of 4000"),
         (("--batch-size", "400"), "468 tokens are too few for one batch of 400 x 8"),
         (("--batch-tokens", "7"), "7 tokens per optimiser step are less than one row of 8"),
-        (("--batch-tokens", "64", "--accumulation", "2"), "give --batch-tokens or --accumulation, not both"),
+        (("--batch-tokens", "64", "--accumulation", "2"), "pass either --batch-tokens or --accumulation, not both"),
         (("--held-out", "0.9"), "60 documents are too few to hold out 90% twice"),
         (("--held-out-rows", "0"), "--held-out-rows must be at least 1, not 0"),
-        (("--stream",), "the stream ends before two times 32768 characters are held out"),
+        (("--stream",), "the stream is too short to hold out 32768 characters twice"),
         (("--mixed-precision", "fp8"), "no such mixed precision: 'fp8' (want no, bf16, fp16)"),
         (("--batch-size", "0"), "--batch-size must be at least 1, not 0"),
-        (("--batch-size", "1", "--sampled", "99"), "want one row or more"),
+        (("--batch-size", "1", "--sampled", "99"), "a batch needs at least one row"),
         (("--data", "nowhere.txt"), "no such file"),
         (("--model", "nowhere"), "is neither a folder nor a shipped model"),
         (("--steps", "0"), "--steps must be at least 1, not 0"),
         (("--lora", "0"), "--lora must be at least 1, not 0"),
         (("--train", "mlp"), "no such part: 'mlp' (want attention, qk, all)"),
         (("--merge", "--json"), "--merge is for adapters"),
-        (("--lora=2", "--train=qk"), "--lora trains adapters alone"),
+        (("--lora=2", "--train=qk"), "--lora trains only adapters"),
         (("--checkpoint-minutes", "0"), "checkpoint_minutes must be above 0"),
     ],
 )
@@ -285,7 +285,7 @@ def test_text_that_cannot_be_read_is_refused_before_a_model_is_loaded(
 
 def test_tokens_that_the_model_does_not_know_are_refused(inputs: Path, tmp_path: Path):
     sl.save(tiny_model("llama", vocab_size=9), tmp_path / "small", tokenizer=tiny_tokenizer(tmp_path / "tokenizer"))
-    with pytest.raises(ValueError, match="has 9 tokens, its tokenizer gave 30"):
+    with pytest.raises(ValueError, match="the tokenizer returned token 30"):
         invoke(inputs, tmp_path / "out", "--model", str(tmp_path / "small"))
 
 

@@ -81,12 +81,12 @@ def test_a_file_is_exported_by_its_name_and_read_as_a_task(ending: str, tmp_path
     both = task_named(str(file)), TASKS["ioi"]
     read, written = ({(p.clean, p.corrupted, p.answers, p.wrong_answers) for p in task.pairs(6)} for task in both)
     assert read == written
-    with pytest.raises(ValueError, match="exists, and is no folder"):
+    with pytest.raises(ValueError, match="already exists and is not a folder"):
         invoke("export", "ioi", "-n", 6, "--out", file)
 
 
 def test_a_files_name_and_another_format_are_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"ioi\.jsonl is a file's name in format mib, not eap-ig"):
+    with pytest.raises(ValueError, match=r"ioi\.jsonl has the suffix of format mib, not eap-ig"):
         invoke("export", "ioi", "--format", "eap-ig", "--out", tmp_path / "ioi.jsonl")
     (tmp_path / "folder.json").mkdir()
     found = last_line(invoke("export", "ioi", "-n", 2, "--out", tmp_path / "folder.json", "--json"))

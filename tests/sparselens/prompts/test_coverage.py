@@ -210,7 +210,7 @@ def test_pairs_know_which_of_them_ask_the_same(tmp_path):
     assert len(set(tokens.clusters())) == 56 and len(set(tokens.clusters("answer"))) == 8
     for label, pair in zip(tokens.clusters(), tokens.prompts, strict=True):
         assert label == tuple(int(word[1:]) for word in pair.clean.split())
-    with pytest.raises(ValueError, match="clusters by 'word': want prompt or answer"):
+    with pytest.raises(ValueError, match="cannot cluster by 'word': want prompt or answer"):
         tokens.clusters("word")
 
 

@@ -49,7 +49,7 @@ def test_mib_holds_every_wrong_answer_but_one_right_one(gpt2: Any, tmp_path: Pat
     pairs = TASKS["docstring"].fitted(gpt2).pairs(10)
     file = sl.write_pairs(pairs, tmp_path / "docstring.jsonl", "mib")
     assert strings(sl.read_pairs(file, "mib")) == strings(pairs)
-    with pytest.raises(ValueError, match="puts a space before every answer"):
+    with pytest.raises(ValueError, match="needs answers with a leading space"):
         sl.write_pairs(TASKS["acronyms"].pairs(3), tmp_path / "f", "mib")
 
 
@@ -81,7 +81,7 @@ def test_their_tables_become_tasks(table: str, n: int, right: Any, wrong: Any, d
     assert (pairs[0].answers, pairs[0].wrong_answers) == (right, wrong)
     unique = len({pair.key for pair in pairs})
     if unique < n:
-        with pytest.warns(UserWarning, match=f"{n - unique} of {n} records repeat others"):
+        with pytest.warns(UserWarning, match=f"{n - unique} of {n} records are duplicates"):
             task = sl.Task.from_records(table, pairs)
     else:
         task = sl.Task.from_records(table, pairs)
@@ -131,18 +131,18 @@ def test_strings_with_every_kind_of_sign_survive(tmp_path: Path):
     ("name", "text", "message"),
     [
         ("eap-ig", "clean,correct_idx,incorrect_idx\na,1,2\n", "no column 'corrupted'; it has clean, correct_idx"),
-        ("eap-ig", "clean,corrupted,label\na,b,2\n", "does not say what is right and wrong"),
+        ("eap-ig", "clean,corrupted,label\na,b,2\n", "has no columns of right and wrong answers"),
         ("eap-ig", "clean,corrupted,correct_idx,incorrect_idx\na b,a c,1,2\na b,a d\n", "line 3: want 4 fields"),
         ("eap-ig", "clean,corrupted,correct_idx\na b,a c,99\n", "row 2: a prompt, or its answers, are empty"),
         ("eap-ig", "clean,corrupted,correct_idx,incorrect_idx\na b,a c,1,900\n", "row 2: the tokenizer has .* id 900"),
         ("eap-ig", "clean,corrupted,correct_idx,incorrect_idx\na b,a c,1,x\n", "row 2"),
-        ("eap-ig", "clean,corrupted,correct_idx\n", "holds no pair"),
+        ("eap-ig", "clean,corrupted,correct_idx\n", "holds no pairs"),
         ("eap-ig", "", "no column 'clean'"),
         ("mib", '{"prompt": "a", "choices": ["b"]}\n', "no key ends in '_counterfactual'"),
         ("mib", "{not json\n", "row 1"),
         ("auto-circuit", "[1, 2]", 'want a JSON object with a list "prompts"'),
         ("auto-circuit", '{"prompts": [{"clean": "I like", "corrupt": "I hate"}]}', "row 0 has no 'answers'"),
-        ("parquet", "nonsense", "not a whole parquet file"),
+        ("parquet", "nonsense", "not a complete parquet file"),
         ("csv", "a", "no such format: 'csv'"),
     ],
 )
@@ -154,11 +154,11 @@ def test_broken_files_say_where(name: str, text: str, message: str, tmp_path: Pa
 
 def test_what_a_format_cannot_hold_is_refused_and_nothing_written(gpt2: Any, tmp_path: Path):
     two = [sl.PromptPair("I am", "I was", (" x", " y"), (" z",))]
-    with pytest.raises(ValueError, match="holds one such answer, 'I am' has 2"):
+    with pytest.raises(ValueError, match="holds only one, but 'I am' has 2"):
         sl.write_pairs(two, tmp_path / "f", "mib")
     pairs = IOI.fitted(gpt2).pairs(3)
     with pytest.raises(ValueError, match="pass the tokenizer"):
         sl.write_pairs(pairs, tmp_path / "f", "eap-ig")
-    with pytest.raises(ValueError, match="other clean prompts"):
+    with pytest.raises(ValueError, match="same clean prompts"):
         sl.write_pairs(pairs, tmp_path / "f", "eap-ig", tokenizer=gpt2, hard=pairs[::-1])
     assert not list(tmp_path.iterdir())

@@ -90,7 +90,7 @@ def test_prompts_of_different_lengths_are_padded_left(tokenizer: Any):
 def test_pairs_of_unequal_length_only_on_request(tokenizer: Any):
     pairs = [sl.PromptPair("w1 w2", "w3 w1 w2", (" w4",), (" w5",))]
     with pytest.raises(
-        ValueError, match="pair 0 does not fit the tokenizer: clean and corrupted prompt differ in number"
+        ValueError, match="pair 0 does not fit the tokenizer: clean and corrupted prompt differ in their number"
     ):
         sl.tokenize_pairs(pairs, tokenizer)
     tokens = sl.tokenize_pairs(pairs, tokenizer, equal_length=False)
@@ -106,7 +106,7 @@ def test_pairs_of_unequal_length_only_on_request(tokenizer: Any):
         (sl.PromptPair("w1 w2", "w1 w3", (" zebra",), (" w5",)), "an answer is not a single token"),
         (sl.PromptPair("w1 w2", "w1 w3", (" w4",), ("\tw4",)), "a right and a wrong answer are the same token"),
         (sl.PromptPair("w1 w2", "w1 w3", (" w4",), (" w5",), {"X": (0, 1)}, {"X": (0, 1)}), "'X' lies inside a longer"),
-        (sl.PromptPair("w1 w2", "w1 w3", (" w4",), (" w5",), {"X": (0, 2)}, {"X": (3, 5)}), "not at the same token"),
+        (sl.PromptPair("w1 w2", "w1 w3", (" w4",), (" w5",), {"X": (0, 2)}, {"X": (3, 5)}), "at different tokens"),
     ],
 )
 def test_why_a_pair_does_not_fit(pair: sl.PromptPair, reason: str, tokenizer: Any):
@@ -128,7 +128,7 @@ def test_words_that_do_not_fit_are_never_drawn(tokenizer: Any):
 
 
 def test_a_slow_tokenizer_is_refused():
-    with pytest.raises(ValueError, match="want a fast tokenizer"):
+    with pytest.raises(ValueError, match="use a fast tokenizer"):
         Fit(object())
 
 
@@ -200,14 +200,14 @@ def test_records(tokenizer: Any):
     ]
     task = sl.Task.from_records("mine", rows)
     assert len(task.tokenize(tokenizer, 2)) == 2
-    with pytest.warns(UserWarning, match="1 of 3 records repeat others and are left out"):
+    with pytest.warns(UserWarning, match="1 of 3 records are duplicates and are left out"):
         sl.Task.from_records("mine", [*rows, rows[0]])
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([], "there is no record"),
+        ([], "there are no records"),
         ([{"clean": "a", "corrupted": "b", "answer": " c"}], r"record 0 is broken: KeyError\('wrong_answers'\)"),
         (
             [{"clean": "a", "corrupted": "a", "answer": " c", "wrong_answer": " d"}],
@@ -217,7 +217,7 @@ def test_records(tokenizer: Any):
         ([{"clean": "a", "corrupted": "b", "answer": 5, "wrong_answer": " c"}], "record 0 is broken"),
         (
             [{"clean": "a", "corrupted": "b", "answer": " c", "wrong_answer": " d", "positions": {"X": (0, 9)}}],
-            "'X' is characters 0 to 9",
+            "'X', characters 0 to 9, is outside",
         ),
     ],
 )
@@ -234,9 +234,9 @@ def test_broken_records_are_named(rows: Any, message: str):
         (lambda: fill("{A} {A}", {"A": "x"}), "occurs twice"),
         (lambda: sl.PromptPair("", "b", (" c",), (" d",)), "are empty"),
         (lambda: sl.PromptPair("a", "b", (" c",), ("",)), "an answer to 'a' is empty"),
-        (lambda: sl.PromptPair("a", "b", (" c",), (" d",), {"X": (0, 1)}, {}), "name different positions"),
+        (lambda: sl.PromptPair("a", "b", (" c",), (" d",), {"X": (0, 1)}, {}), "have different position names"),
         (lambda: Draw(0).sample([1, 2], 3), "cannot choose 3 of 2"),
-        (lambda: Draw(0).below(0), "nothing to choose from"),
+        (lambda: Draw(0).below(0), "cannot choose from 0 items"),
     ],
 )
 def test_mistakes_name_the_value(call: Any, message: str):
@@ -289,7 +289,7 @@ def test_given_pairs_are_evaluated_as_the_task_that_drew_them(tokenizer: Any):
     )
     found = sl.evaluate(model, plain, metric=sl.metrics.answer_probability, progress=False)
     assert torch.equal(found.correct, drawn.correct) and found.metric_name == "answer_probability"
-    with pytest.raises(ValueError, match=r"made from tensors: take found\.pairs\[~found\.correct\]"):
+    with pytest.raises(ValueError, match=r"made from tensors and have no strings: use found\.pairs\[~found\.correct\]"):
         _ = found.failures
     beyond = sl.TokenizedPairs(plain.clean + 90, plain.corrupted, plain.answer, plain.wrong_answer)
     with pytest.raises(ValueError, match="of clean prompt 0: this model has tokens 0 to"):

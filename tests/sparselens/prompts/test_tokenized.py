@@ -86,12 +86,12 @@ def test_prompts_that_differ_in_length_within_a_pair_keep_their_masks():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"corrupted": CORRUPTED[:, 1:]}, r"clean is \[3, 4\], corrupted \[3, 3\]"),
-        ({"answer": RIGHT[:2]}, r"answer is \[2\] for 3 prompts"),
+        ({"corrupted": CORRUPTED[:, 1:]}, r"the same shape \[batch, pos\], not \[3, 4\] and \[3, 3\]"),
+        ({"answer": RIGHT[:2]}, r"answer has shape \[2\], but there are 3 prompts"),
         ({"answer": torch.tensor([1, 5, 3])}, "prompt 1 has the same token as answer and wrong answer"),
         ({"answer": torch.tensor([[1], [-1], [3]])}, "prompt 1 has no answer"),
         ({"answer": torch.tensor([[1, -1, -1], [2, 0, 2], [3, -1, 0]])}, r"prompt 1 .* twice .* answers \[2, 0, 2\]"),
-        ({"attention_mask": MASK[:, 1:]}, "attention_mask is"),
+        ({"attention_mask": MASK[:, 1:]}, "attention_mask has shape"),
         ({"positions": {"S": torch.tensor([1, 2, 4])}}, "position 'S' must be one index below 4"),
         ({"clean": CLEAN[:0], "corrupted": CORRUPTED[:0]}, "no prompt"),
     ],

@@ -109,7 +109,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path):
         run(gated(), out=tmp_path, batches=_until(4), **options)
     again = gated()
     result = run(again, out=tmp_path, resume=True, **options)
-    assert "through the whole model from here on" in result.history[2]["event"]
+    assert "end of layer-by-layer training" in result.history[2]["event"]
     for name, value in again.state_dict().items():
         assert torch.equal(value, whole.state_dict()[name])
 

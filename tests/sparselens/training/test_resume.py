@@ -119,7 +119,7 @@ def test_a_run_that_missed_its_target_gives_its_last_state_by_another(tmp_path: 
     assert found.feasible and found.step == 20 and found.sparse.open_edges == last["open_edges"]
     judged = [{**r, "target": found.target, "feasible": r["loss"] <= found.target} for r in missed.history[:-1]]
     assert found.history[:-1] == judged
-    assert f"the run itself aimed at {missed.target:.4f}" in found.notes[0]
+    assert f"the run was steered to {missed.target:.4f}" in found.notes[0]
     assert evaluate(again, HELD_OUT) == found.sparse
     kept = load_checkpoint(tmp_path / "checkpoint.pt")
     assert all(
@@ -152,14 +152,14 @@ def test_checkpoint_of_other_settings_is_refused(tmp_path: Path):
 
 def test_checkpoint_of_another_model_is_refused(tmp_path: Path):
     run(gated(), out=tmp_path, steps=2)
-    with pytest.raises(ValueError, match=r"checkpoint\.pt is of another model"):
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is from another model"):
         run(gated("transformers", "llama"), out=tmp_path, steps=2, resume=True)
 
 
 def test_folder_of_an_earlier_run_is_not_overwritten(tmp_path: Path):
     run(gated(), out=tmp_path, steps=2)
     before = (tmp_path / "checkpoint.pt").read_bytes()
-    with pytest.raises(ValueError, match="is of an earlier run: pass resume=True"):
+    with pytest.raises(ValueError, match="is from an earlier run: pass resume=True"):
         run(gated(), out=tmp_path, steps=2)
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
@@ -169,19 +169,19 @@ def test_checkpoint_cut_short_is_refused(tmp_path: Path, share: float):
     run(gated(), out=tmp_path, steps=2)
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(ValueError, match="is not a whole checkpoint"):
+    with pytest.raises(ValueError, match="is not a complete checkpoint"):
         run(gated(), out=tmp_path, steps=2, resume=True)
 
 
 def test_other_files_are_no_checkpoints(tmp_path: Path):
     torch.save({"weight": torch.zeros(2)}, tmp_path / "checkpoint.pt")
-    with pytest.raises(ValueError, match="is not a checkpoint of this program"):
+    with pytest.raises(ValueError, match="is not a checkpoint of post-training"):
         run(gated(), out=tmp_path, resume=True)
 
 
 def test_checkpoints_are_read_without_unpickling(tmp_path: Path):
     torch.save({"step": 1, "path": tmp_path}, tmp_path / "checkpoint.pt")  # a Path needs unpickling
-    with pytest.raises(ValueError, match="is not a whole checkpoint"):
+    with pytest.raises(ValueError, match="is not a complete checkpoint"):
         load_checkpoint(tmp_path / "checkpoint.pt")
 
 
@@ -238,5 +238,5 @@ def test_frozen_weights_are_left_out_and_known_again(tmp_path: Path):
     for kept in (state["model"], state["best"]["model"]):
         assert own == {name for name in kept if name in dict(trained.named_parameters())}
     run(model(0), out=tmp_path, resume=True)
-    with pytest.raises(ValueError, match=r"checkpoint\.pt is of another model: the frozen weights are not the same"):
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is from another model: the frozen weights differ"):
         run(model(1), out=tmp_path, resume=True)

@@ -87,7 +87,7 @@ def test_a_signal_ends_the_run_after_its_step(tmp_path: Path, way: Callable[[], 
             way()
         return counting_rows(index)
 
-    with pytest.raises(KeyboardInterrupt, match=r"stopped after step 7; resume=True goes on from .*checkpoint\.pt"):
+    with pytest.raises(KeyboardInterrupt, match=r"stopped after step 7; resume=True continues from .*checkpoint\.pt"):
         run(gated(), out=tmp_path, batches=batches, steps=20, checkpoint_every=1000)
     assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 7
     assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
@@ -111,7 +111,7 @@ def test_without_a_folder_ctrl_c_is_what_it_was():
 def test_the_second_signal_stops_at_once(capfd: pytest.CaptureFixture):
     with pytest.raises(KeyboardInterrupt), stop_requests() as stop:
         interrupt()
-        assert stop.asked
+        assert stop.received
         assert "Ctrl-C again stops at once" in capfd.readouterr().err
         terminate()
 
@@ -122,7 +122,7 @@ def test_ignored_signals_stay_ignored():
     try:
         with stop_requests() as stop:
             interrupt()
-            assert not stop.asked
+            assert not stop.received
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
@@ -146,8 +146,8 @@ def test_checkpoints_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mi
         seconds += 20.5
         return counting_rows(index)
 
-    monkeypatch.setattr("sparselens.training.loop.time", SimpleNamespace(monotonic=lambda: seconds))
-    monkeypatch.setattr("sparselens.training.loop.save_checkpoint", lambda _, state: saved.append(state["step"]))
+    monkeypatch.setattr("sparselens.training.run.time", SimpleNamespace(monotonic=lambda: seconds))
+    monkeypatch.setattr("sparselens.training.run.save_checkpoint", lambda _, state: saved.append(state["step"]))
     run(gated(), out=tmp_path, batches=slow_batches, checkpoint_every=1000, checkpoint_minutes=minutes)
     assert saved == written
 

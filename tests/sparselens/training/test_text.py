@@ -93,15 +93,15 @@ def test_saved_datasets(tmp_path: Path):
     [
         ("latin.txt", "caf\xe9 noir".encode("latin-1"), "is not utf-8-sig at byte 3; convert it first"),
         ("torn.txt", b"\xff\xfea\x00b", "is not utf-16 at byte 4"),
-        ("unmarked.txt", "plain text".encode("utf-16-le"), "holds a NUL character at position 1"),
-        ("wide.txt", "plain text".encode("utf-32"), "holds a NUL character"),
+        ("unmarked.txt", "plain text".encode("utf-16-le"), "has a NUL character at position 1"),
+        ("wide.txt", "plain text".encode("utf-32"), "has a NUL character"),
         ("empty.txt", b"", "holds no text"),
         ("blank.txt", b" \n<|endoftext|>\n", "holds no text"),
         ("empty.jsonl", b"", "holds no text"),
-        ("cut.txt.gz", gzip.compress(b"some text" * 99, mtime=0)[:-9], r"is not a whole \.gz file"),
-        ("cut.txt.xz", lzma.compress(b"some text" * 99)[:-9], r"is not a whole \.xz file"),
-        ("none.txt.xz", b"plain", r"is not a whole \.xz file"),
-        ("none.txt.gz", b"plain", r"is not a whole \.gz file"),
+        ("cut.txt.gz", gzip.compress(b"some text" * 99, mtime=0)[:-9], r"is not a complete \.gz file"),
+        ("cut.txt.xz", lzma.compress(b"some text" * 99)[:-9], r"is not a complete \.xz file"),
+        ("none.txt.xz", b"plain", r"is not a complete \.xz file"),
+        ("none.txt.gz", b"plain", r"is not a complete \.gz file"),
         ("broken.jsonl", b'{"text": "a"}\n{"text": "b', r'line 2: want a JSON object with "text"'),
         ("missing.jsonl", b'{"text": "a"}\n\n{"story": "b"}', r'line 3: want a JSON object with "text" \(KeyError'),
         ("list.jsonl", b'["a"]', r'line 1: want a JSON object with "text"'),
@@ -350,7 +350,7 @@ def test_senseless_shares_are_refused(tmp_path: Path, held_out: float):
 
 
 def test_too_little_text_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match="2 characters are too few to hold out 10% twice"):
+    with pytest.raises(ValueError, match="2 characters are too few to hold out 10%"):
         hold_out(survey(text_file(tmp_path, ["ab"]).pieces())[-1])
 
 
@@ -449,7 +449,7 @@ def test_unknown_tokens_are_refused_before_the_whole_text_is_read(tmp_path: Path
     split = hold_out(survey(source.pieces())[-1])
     monkeypatch.setattr("sparselens.training.text.corpus._split", lambda *_: split)
     monkeypatch.setattr(Source, "pieces", lambda self: (read.append(p) or p for p in original(self)))
-    with pytest.raises(ValueError, match="the model has 9 tokens, its tokenizer gave"):
+    with pytest.raises(ValueError, match="the tokenizer returned token"):
         prepare(source, tiny_tokenizer(tmp_path / "tokenizer"), tmp_path / "tokens", known=9)
     assert len(read) < 10
     assert not (tmp_path / "tokens" / "split.json").exists()
@@ -484,9 +484,9 @@ def test_a_stream_is_read_as_far_as_it_is_needed(streamed: Source, tmp_path: Pat
 
 def test_streams_that_are_too_short_or_have_no_such_column(streamed: Source, tmp_path: Path):
     tokenizer = tiny_tokenizer(tmp_path / "tokenizer")
-    with pytest.raises(ValueError, match="the stream ends before two times 8000 characters are held out"):
+    with pytest.raises(ValueError, match="the stream is too short to hold out 8000 characters twice"):
         prepare(streamed, tokenizer, tmp_path / "tokens", most_held_out=1000, enough=300)
-    with pytest.raises(ValueError, match="give most_held_out"):
+    with pytest.raises(ValueError, match="pass most_held_out"):
         prepare(streamed, tokenizer, tmp_path / "tokens")
     with pytest.raises(ValueError, match=r"has no column 'text'; it has \['story', 'n'\]"):
         next(Source(streamed.name, stream=True).pieces())
@@ -545,8 +545,8 @@ def test_of_another_text_everything_is_unseen_as_far_as_known(tmp_path: Path):
     tokens, notes = unseen(other, tokenizer, record)
     assert tokens == tokenize(changed, tokenizer).tolist()
     assert notes == [
-        "The sparse model was post-trained on another text than the one that the loss is measured on; all of this one "
-        "counts as unseen by it, as far as its record tells."
+        "According to its record, the sparse model was post-trained on a different text; all of the text that the loss is "
+        "measured on counts as unseen by it."
     ]
 
 
@@ -555,7 +555,7 @@ def test_without_a_record_the_default_split_is_assumed_and_said(tmp_path: Path):
     corpus = prepare(source, tokenizer, tmp_path / "tokens")
     tokens, (note,) = unseen(source, tokenizer, None)
     assert tokens == corpus.test.tolist()
-    assert note.startswith("The sparse model has no record of its text")
+    assert note.startswith("The sparse model has no record of its training text")
 
 
 def test_of_a_stream_the_head_tells_what_is_unseen(streamed: Source, tmp_path: Path):
@@ -570,4 +570,4 @@ def test_of_a_stream_the_head_tells_what_is_unseen(streamed: Source, tmp_path: P
     folder.mkdir()
     written(folder / "train.jsonl", json.dumps({"story": "w4 w5"}).encode())
     tokens, (note,) = unseen(Source(str(folder), "story"), tokenizer, corpus.record)
-    assert tokens == [0, 4, 5] and "another text" in note
+    assert tokens == [0, 4, 5] and "a different text" in note

@@ -55,7 +55,7 @@ def test_bridges_too_also_where_transformers_fuses_the_weight():
 @pytest.mark.parametrize(("family", "fused"), [("gpt2", "c_attn"), ("neox", "query_key_value"), ("phi3", "qkv_proj")])
 def test_fused_weights_have_no_queries_and_keys_of_their_own(family: str, fused: str):
     model = tiny_model(family)
-    with pytest.raises(ValueError, match=rf"0\.\w+ has no query weight of its own, only .*{fused}.*whole attention"):
+    with pytest.raises(ValueError, match=rf"0\.\w+ has no separate query weight, only .*{fused}.*whole attention"):
         choose_trained(model, "qk")
     assert len(trained(model)) == len(list(model.parameters()))  # left as it was
     choose_trained(model, "attention")
