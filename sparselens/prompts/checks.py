@@ -78,7 +78,7 @@ def _refuse_out_of_range(model: Any, name: str, ids: Int[Tensor, "batch pos"], l
     outside = ((ids < lowest) | (ids >= size)).nonzero() if size else []
     if len(outside):
         row, place = outside[0].tolist()
-        raise ValueError(f"{name} {row} has token {int(ids[row, place])}, but this model has tokens 0 to {size - 1}")
+        raise ValueError(f"token {int(ids[row, place])} of {name} {row}: this model has tokens 0 to {size - 1}")
 
 
 def _vocabulary_size(model: Any) -> int:

@@ -204,7 +204,7 @@ class Task:
         if drawn.misfits and self.draw is _given:
             warnings.warn(
                 f"{drawn.misfits.total()} records do not fit this tokenizer and are left out: {drawn.reasons}",
-                stacklevel=4,
+                stacklevel=3,
             )
         self._warn_of_repeats(drawn.pairs)
         return drawn
@@ -215,9 +215,9 @@ class Task:
         if different < len(pairs) and self.draw is not _given:
             here = " with this tokenizer" if self.fit else ""
             warnings.warn(
-                f"{self.name!r} has only {different} different clean prompts{here}: {len(pairs)} pairs repeat some of "
+                f"{self.name!r} has {different} different clean prompts{here}: {len(pairs)} pairs repeat some of "
                 "them with other wrong answers, which adds little information",
-                stacklevel=5,
+                stacklevel=4,
             )
 
     def _draw(self, n: int, seed: int, corruption: str | None, repeats: bool = True) -> "_Drawn":
@@ -248,9 +248,9 @@ class Task:
     def _too_few(self, n: int, drawn: "_Drawn") -> str:
         found = len(drawn.pairs)
         if not drawn.misfits:
-            return f"{self.name!r} has only {found} different pairs, {n} were requested"
+            return f"{self.name!r} has {found} different pairs, {n} were requested"
         tried = f"{found} of {found + drawn.misfits.total()} pairs drawn of {self.name!r}"
-        return f"only {tried} fit this tokenizer, {n} were requested: {drawn.reasons}"
+        return f"{tried} fit this tokenizer, {n} were requested: {drawn.reasons}"
 
 
 class _Drawn(NamedTuple):
@@ -261,7 +261,7 @@ class _Drawn(NamedTuple):
     @property
     def reasons(self) -> str:
         """The most common reasons why pairs do not fit."""
-        return "; ".join(f"{count} times {reason}" for reason, count in self.misfits.most_common(3))
+        return "; ".join(f"{reason} ({count} times)" for reason, count in self.misfits.most_common(3))
 
     def take(self, candidates: list[PromptPair], fit: Fit | None) -> None:
         """Add the candidates that fit, and count the reasons why others do not."""

@@ -25,26 +25,27 @@ class Best:
 
     def put_into(self, model: nn.Module) -> None:
         """Load the best weights into the model."""
+        put_trained_state(model, self._kept["model"])
+
+    @property
+    def _kept(self) -> dict[str, Any]:
         assert self.state is not None
-        put_trained_state(model, self.state["model"])
+        return self.state
 
     @property
     def step(self) -> int:
         """The step after which the best state was taken."""
-        assert self.state is not None
-        return self.state["step"]
+        return self._kept["step"]
 
     @property
     def multiplier(self) -> float:
         """GECO's multiplier at the best state."""
-        assert self.state is not None
-        return self.state["multiplier"]
+        return self._kept["multiplier"]
 
     @property
     def evaluation(self) -> Evaluation:
         """The held-out evaluation of the best state."""
-        assert self.state is not None
-        return Evaluation(**self.state["evaluation"])
+        return Evaluation(**self._kept["evaluation"])
 
     @property
     def feasible(self) -> bool:

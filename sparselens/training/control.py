@@ -103,6 +103,6 @@ def choose_learning_rate(
         warnings.warn(
             f"the learning rate damages the model even with every gate open: {found}; the dense model has "
             f'{dense_loss:.4f}. Lower learning_rate, or set it to "auto"',
-            stacklevel=6,
+            stacklevel=4,
         )
     return rate, [found]

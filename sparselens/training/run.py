@@ -52,7 +52,7 @@ class Run:
         self.config, self.loss, self.held_out = config, loss, held_out
         self.accelerator = accelerator or accelerator_for(config.mixed_precision)
         if config.layerwise_steps and self.accelerator.num_processes > 1:
-            raise ValueError("layerwise_steps must be 0 with several processes: they cannot train single layers")
+            raise ValueError("layerwise_steps works only in a single process: set it to 0")
         self.checkpoint = None if out is None else Path(out) / "checkpoint.pt"
         self.reference = dense.to(self.accelerator.device)
         layerwise = config.layerwise_steps > 0
@@ -91,10 +91,11 @@ class Run:
 
     def train(self, batches: Batches, progress: bool, on_evaluation: OnEvaluation | None) -> PostTrainResult:
         """Take all remaining steps."""
-        main = self.accelerator.is_main_process
-        out = self.checkpoint.parent if self.checkpoint else None
-        self.journal = Journal(self.config, self.target, self.step, out=out, live=progress) if main else None
-        self.on_evaluation, self.saved_at = on_evaluation if main else None, time.monotonic()
+        self.saved_at = time.monotonic()
+        if self.accelerator.is_main_process:
+            out = self.checkpoint.parent if self.checkpoint else None
+            self.journal = Journal(self.config, self.target, self.step, out=out, live=progress)
+            self.on_evaluation = on_evaluation
         with stop_requests(self.checkpoint is not None) as stop:
             if not self.history:
                 self.learning_rate, self.controls = choose_learning_rate(
@@ -210,7 +211,7 @@ class Run:
         self.restarted = self.step  # repeat the warm-up: Adam's first steps move every weight by the full learning rate
         self.geco.restart(_MORE_CAREFUL * max(self.best.multiplier, self.geco.multiplier))
         self.geco.relative_to(self.best.evaluation.cost)
-        self._event(f"went back to step {self.best.step}, multiplier {self.geco.multiplier:.3g}")
+        self._event(f"back to step {self.best.step}, multiplier {self.geco.multiplier:.3g}")
 
     def _record(self, now: Evaluation, allowance: float) -> dict[str, Any]:
         return {
@@ -222,8 +223,7 @@ class Run:
             "feasible": not now.rank(self.target).misses,
             "multiplier": self.geco.multiplier,
             "gate_bias": self.stepper.settings.gate_bias,
-            # of the last step, if there was one
-            "learning_rate": self.stepper.learning_rate if self.step else 0.0,
+            "learning_rate": self.stepper.learning_rate if self.step else 0.0,  # of the last step
         }
 
     def _event(self, text: str) -> None:
@@ -281,15 +281,15 @@ class Run:
             self.stepper.put_state(state)
         except ValueError as error:
             raise ValueError(f"{self.checkpoint} is {error}") from error
-        dense = Evaluation(**state["dense"])
-        target = self._target_for(dense) if finish else state["target"]
+        dense, steered_to = Evaluation(**state["dense"]), state["target"]
+        target = self._target_for(dense) if finish else steered_to
         self._set_target(dense, target, state["best"])
         self.geco.load_state_dict(state["geco"])
         self.controls = [Control(**fields) for fields in state["controls"]]
         for name in ("step", "restarted", "learning_rate", "history"):
             setattr(self, name, state[name])
-        if target != state["target"]:
-            self.notes.append(f"selected by the target {target:.4f}; the run was steered to {state['target']:.4f}")
+        if target != steered_to:
+            self.notes.append(f"selected by the target {target:.4f}; the run was steered to {steered_to:.4f}")
             self._apply_target()
 
     def _apply_target(self) -> None:

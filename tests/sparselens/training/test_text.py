@@ -545,8 +545,8 @@ def test_of_another_text_everything_is_unseen_as_far_as_known(tmp_path: Path):
     tokens, notes = unseen(other, tokenizer, record)
     assert tokens == tokenize(changed, tokenizer).tolist()
     assert notes == [
-        "According to its record, the sparse model was post-trained on a different text; all of the text that the loss is "
-        "measured on counts as unseen by it."
+        "According to its record, the sparse model was post-trained on a different text; all of the text that the loss "
+        "is measured on counts as unseen by it."
     ]
 
 
