@@ -57,7 +57,7 @@ def attribute(
     rule); also `scores.safetensors` (scores for each prompt) and `attribute.json` (the printed results). `sparselens
     figures` and `sparselens report` read these files without the model. Finished batches are kept in
     `attribute.unfinished` until the run is complete; `--resume` continues from there. To split the pairs over several
-    processes, with the same result: `accelerate launch -m sparselens attribute ...`.
+    processes, with the same result, use `accelerate launch -m sparselens attribute ...`.
     """
     known = task_named(task)
     known.find_corruption(corruption)  # before torch is loaded

@@ -87,7 +87,6 @@ def known_task(value: Any) -> Any:
     return value
 
 
-_check_form = one_of("form of a figure", FORMS)
 Task = Annotated[
     str,
     typer.Option(
@@ -110,7 +109,10 @@ Base = Annotated[
     ),
 ]
 Form = Annotated[
-    str, typer.Option("--format", help="File format of the figures: pdf, svg or png.", callback=_check_form)
+    str,
+    typer.Option(
+        "--format", help="File format of the figures: pdf, svg or png.", callback=one_of("form of a figure", FORMS)
+    ),
 ]
 Written = Annotated[
     Path,

@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparselens.files.reading import strict_json
+from sparselens.prompts.formats import ENDINGS, read_pairs
 from sparselens.tasks import TASKS, find_task
 
 if TYPE_CHECKING:
     from sparselens.prompts.task import Task
 
-FORMATS = {".parquet": "parquet", ".json": "auto-circuit", ".jsonl": "mib"}
+FORMATS = {ending: name for ending, name in ENDINGS.items() if name != "eap-ig"}  # whose answers need a tokenizer
 
 
 def task_named(name: str) -> "Task":
@@ -28,7 +29,6 @@ def task_named(name: str) -> "Task":
             f"{path} does not have the suffix of a file of pairs (want {', '.join(FORMATS)}). To convert EAP-IG's "
             ".csv, read it with sl.read_pairs and the model's tokenizer, and write .parquet with sl.write_pairs"
         )
-    from sparselens.prompts.formats import read_pairs
     from sparselens.prompts.task import Task
 
     ending = path.suffix.lower()

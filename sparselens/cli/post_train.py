@@ -129,7 +129,8 @@ def post_train(
     Example: `sparselens post-train --model stories260k --data stories.txt --out sparse`
 
     Half of the held-out documents steer the run; the printed results are measured on the other half, unseen in training
-    and model selection. OUT/run.pdf plots the run. Several processes: `accelerate launch -m sparselens post-train ...`.
+    and model selection. OUT/run.pdf plots the run. For several processes, use `accelerate launch -m sparselens
+    post-train ...`.
 
     Ctrl-C writes a checkpoint and exits with code 130. Repeat the command with --resume to continue, or with --finish
     to save the best state so far; --finish accepts a new --margin or --target to select that state by.

@@ -226,7 +226,7 @@ class TokenizedPairs(Result):
             ValueError: `size` is not positive.
         """
         if size < 1:
-            raise ValueError(f"a batch must have at least 1 prompt, not {size}")
+            raise ValueError(f"a batch of {size} prompts: want at least 1")
         lengths = torch.stack([_lengths(self.inputs(corrupted)) for corrupted in (False, True)], -1).cpu()
         for length in lengths.unique(dim=0):
             yield from (lengths == length).all(-1).nonzero().squeeze(-1).split(size)

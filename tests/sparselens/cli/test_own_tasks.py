@@ -59,7 +59,7 @@ def test_a_model_is_evaluated_on_a_file(rows: Path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("mine.txt", "x", r"want \.parquet, \.json, \.jsonl\)\. To convert EAP-IG's"),
+        ("mine.txt", "x", r"want \.parquet, \.jsonl, \.json\)\. To convert EAP-IG's"),
         ("mine.jsonl", '{"clean": "a"}\n{', "line 2 is not JSON"),
         ("mine.jsonl", "[1]", r"line 1 holds \[1\], want an object"),
         ("mine.jsonl", '{"clean": "a"}', "record 0"),

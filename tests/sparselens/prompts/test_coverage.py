@@ -130,7 +130,7 @@ def test_strongly_skewed_values_of_few_prompts_come_with_a_caution():
     """A lognormal at 20 values is covered 0.91 times here and 0.84 by the percentile interval."""
     generator = np.random.default_rng(0)
     few = [mean_interval(generator.lognormal(size=20).tolist()) for _ in range(50)]
-    assert sum("want 30 or more" in found.caution for found in few) > 25
+    assert sum("use at least 30" in found.caution for found in few) > 25
     assert not mean_interval(generator.normal(size=20).tolist()).caution
     assert not mean_interval(generator.lognormal(size=40).tolist()).caution
     assert "same value" in mean_interval([2.0] * 20).caution and not mean_interval([2.0] * 30).caution

@@ -133,7 +133,7 @@ def test_strings_with_every_kind_of_sign_survive(tmp_path: Path):
         ("eap-ig", "clean,correct_idx,incorrect_idx\na,1,2\n", "no column 'corrupted'; it has clean, correct_idx"),
         ("eap-ig", "clean,corrupted,label\na,b,2\n", "has no columns of right and wrong answers"),
         ("eap-ig", "clean,corrupted,correct_idx,incorrect_idx\na b,a c,1,2\na b,a d\n", "line 3: want 4 fields"),
-        ("eap-ig", "clean,corrupted,correct_idx\na b,a c,99\n", "row 2: a prompt, or its answers, are empty"),
+        ("eap-ig", "clean,corrupted,correct_idx\na b,a c,99\n", "row 2: a prompt or its answers are empty"),
         ("eap-ig", "clean,corrupted,correct_idx,incorrect_idx\na b,a c,1,900\n", "row 2: the tokenizer has .* id 900"),
         ("eap-ig", "clean,corrupted,correct_idx,incorrect_idx\na b,a c,1,x\n", "row 2"),
         ("eap-ig", "clean,corrupted,correct_idx\n", "holds no pairs"),

@@ -102,7 +102,7 @@ def test_a_statistic_of_few_prompts_has_a_caution_and_of_fewer_no_interval():
         return bootstrap_interval(lambda weights: weights @ values, n, level)
 
     assert np.isnan([found(5).low, found(5).high]).all() and found(5).mean == 2 and "too few" in found(5).caution
-    assert str(found(5)) == "2" and found(6).low < 2.5 < found(6).high and "want 30" in found(6).caution
+    assert str(found(5)) == "2" and found(6).low < 2.5 < found(6).high and "at least 30" in found(6).caution
     assert np.isfinite(found(4, 0.8).low) and np.isnan(found(6, 0.99).low) and not found(30).caution
 
 
