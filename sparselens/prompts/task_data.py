@@ -31,6 +31,7 @@ def to_dataset(pairs: Sequence[PromptPair], fingerprint: str, description: str =
     )
     table = pa.Table.from_pylist([record(pair) for pair in pairs], schema=features.arrow_schema)
     info = datasets.DatasetInfo(description=f"{fingerprint}: {description}", features=features)
+    # fingerprints of datasets have at most 64 characters
     name = fingerprint if len(fingerprint) <= 64 else f"{fingerprint[:51]}-{digest(fingerprint)}"
     return datasets.Dataset(table, info=info, fingerprint=name)
 

@@ -146,7 +146,7 @@ def test_finished_run_gives_its_result_again(tmp_path: Path):
 
 def test_checkpoint_of_other_settings_is_refused(tmp_path: Path):
     run(gated(), out=tmp_path, steps=2)
-    with pytest.raises(ValueError, match=r"checkpoint.pt was written with steps=2; resume with the same settings"):
+    with pytest.raises(ValueError, match=r"checkpoint.pt was written with steps=2: resume with the same settings"):
         run(gated(), out=tmp_path, steps=4, resume=True)
 
 

@@ -112,7 +112,7 @@ def test_the_second_signal_stops_at_once(capfd: pytest.CaptureFixture):
     with pytest.raises(KeyboardInterrupt), stop_requests() as stop:
         interrupt()
         assert stop.received
-        assert "Ctrl-C again stops at once" in capfd.readouterr().err
+        assert "Ctrl-C again to stop at once, without one" in capfd.readouterr().err
         terminate()
 
 

@@ -62,7 +62,7 @@ def test_where_a_file_is_cut_into_blocks_does_not_matter(
     lines = "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in DOCUMENTS)
     assert read_documents(written(tmp_path / "stories.jsonl", lines.encode(encoding))) == DOCUMENTS
     torn = written(tmp_path / "torn.txt", b"caf\xc3\xa9 caf\xe9 noir")
-    with pytest.raises(ValueError, match="at byte 9;"):
+    with pytest.raises(ValueError, match="at byte 9:"):
         read_documents(torn)
 
 
@@ -91,7 +91,7 @@ def test_saved_datasets(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("latin.txt", "caf\xe9 noir".encode("latin-1"), "is not utf-8-sig at byte 3; convert it first"),
+        ("latin.txt", "caf\xe9 noir".encode("latin-1"), "is not utf-8-sig at byte 3: convert it first"),
         ("torn.txt", b"\xff\xfea\x00b", "is not utf-16 at byte 4"),
         ("unmarked.txt", "plain text".encode("utf-16-le"), "has a NUL character at position 1"),
         ("wide.txt", "plain text".encode("utf-32"), "has a NUL character"),
@@ -405,7 +405,7 @@ def test_a_run_goes_on_with_the_tokens_it_has(tmp_path: Path, monkeypatch: pytes
     Path(source.name).unlink()
     again = prepare(source, tokenizer, tmp_path / "tokens", reuse=True)
     assert torch.equal(again.train, first.train) and again.split == first.split
-    with pytest.raises(ValueError, match=r"written with seed=0; resume with the same, or choose another folder"):
+    with pytest.raises(ValueError, match=r"written with seed=0: resume with the same, or choose another folder"):
         prepare(source, tokenizer, tmp_path / "tokens", seed=1, reuse=True)
     other = text_file(tmp_path, stories(30))
     assert prepare(other, tokenizer, tmp_path / "tokens").split.documents == 30  # anew, where it is not to be reused
