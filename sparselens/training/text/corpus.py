@@ -76,7 +76,7 @@ def prepare(
     def write() -> dict[str, Any]:
         encode = PieceTokenizer(tokenizer, known)
         split = _split(source, held_out, most_held_out, seed)
-        parts = _shown(split.parts(source.pieces()), None if source.stream else split.characters, progress)
+        parts = _with_progress(split.parts(source.pieces()), None if source.stream else split.characters, progress)
         write_tokens(parts, encode, paths, enough if source.stream else None)
         return asdict(split)
 
@@ -126,10 +126,12 @@ def _kept(note: Path, settings: dict[str, Any], write: Callable[[], Any], reuse:
     return result
 
 
-def _shown(parts: Iterable[tuple[str, Piece]], total: int | None, progress: bool) -> Iterator[tuple[str, Piece]]:
-    """Pass through the parts while showing a progress bar, if on a terminal."""
-    show = None if progress else True
-    with tqdm(total=total, desc="tokenizing", unit="char", unit_scale=True, disable=show, leave=False) as bar:
+def _with_progress(
+    parts: Iterable[tuple[str, Piece]], total: int | None, progress: bool
+) -> Iterator[tuple[str, Piece]]:
+    """Pass through the parts while showing a progress bar."""
+    hide = None if progress else True  # None: only without a terminal
+    with tqdm(total=total, desc="tokenizing", unit="char", unit_scale=True, disable=hide, leave=False) as bar:
         for part, piece in parts:
             yield part, piece
             bar.update(len(piece.text))
