@@ -20,7 +20,7 @@ def ratio_and_error(tops: np.ndarray, bottoms: np.ndarray) -> tuple[np.ndarray, 
 
 
 def resampled_ratios(tops: np.ndarray, bottoms: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Ratio and standard error of RESAMPLES resamples of groups, and whether all denominators have the same sign."""
+    """Ratios and standard errors of RESAMPLES draws of groups, and whether all denominators have the same sign."""
     generator, n = np.random.default_rng(seed), len(tops)
     per_chunk = max(1, _AT_ONCE // n)
     ratios, errors, signs = list[np.ndarray](), list[np.ndarray](), set[float]()

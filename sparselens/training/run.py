@@ -240,8 +240,8 @@ class Run:
         stopping = self._must_stop(stop)
         steps, minutes = self.config.checkpoint_every, (time.monotonic() - self.saved_at) / 60
         due = self.step % steps == 0 or minutes >= self.config.checkpoint_minutes
-        if stopping or due or self.step == self.config.steps:
-            self._save()
+        if self.checkpoint and (stopping or due or self.step == self.config.steps):
+            self._save(self.checkpoint)
         if stopping:
             raise KeyboardInterrupt(f"stopped after step {self.step}; resume=True continues from {self.checkpoint}")
 
@@ -252,10 +252,8 @@ class Run:
         received = torch.tensor(float(stop.received), device=self.accelerator.device)
         return bool(cast("Tensor", self.accelerator.reduce(received, "sum")))
 
-    def _save(self) -> None:
+    def _save(self, path: Path) -> None:
         self.saved_at = time.monotonic()
-        if not self.checkpoint:
-            return
         main = self.accelerator.is_main_process
         state = {
             **self.stepper.state(keep=main),
@@ -271,7 +269,7 @@ class Run:
             "history": self.history,
         }
         if main:
-            save_checkpoint(self.checkpoint, state)
+            save_checkpoint(path, state)
 
     def _restore(self, finish: bool) -> None:
         assert self.checkpoint is not None

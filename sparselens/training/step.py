@@ -73,9 +73,8 @@ class Stepper:
         if not self.plain.training:  # the DDP wrapper may be in another mode
             self.model.train()
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        torch.manual_seed(
-            seed_from(self._config.seed, step, rank)
-        )  # for dropout, so that checkpoints need no generator state
+        # for dropout, so that checkpoints need no generator state
+        torch.manual_seed(seed_from(self._config.seed, step, rank))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         n = self._config.accumulation
