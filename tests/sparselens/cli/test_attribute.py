@@ -174,7 +174,7 @@ def test_a_folder_of_another_task_is_refused_and_a_damaged_one_said_to_be(tmp_pa
     first = run(*asked, "--task", "addition")
     assert run(*asked, "--task", "addition") == first  # the same again
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(ValueError, match=r"holds the circuit of another task, 'addition-v\d-carry.*choose another"):
+    with pytest.raises(ValueError, match=r"holds the circuit of another task, 'addition-v\d-carry.*choose a different"):
         run(*asked, "--task", "addition", "--corruption", "units")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     scores = load_attribution(tmp_path).scores

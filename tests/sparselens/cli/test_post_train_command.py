@@ -222,7 +222,7 @@ def test_gradient_checkpointing_changes_memory_alone(inputs: Path, tmp_path: Pat
         (("--batch-size", "400"), "468 tokens are too few for one batch of 400 x 8"),
         (("--batch-tokens", "7"), "7 tokens per optimiser step are less than one row of 8"),
         (("--batch-tokens", "64", "--accumulation", "2"), "pass either --batch-tokens or --accumulation, not both"),
-        (("--held-out", "0.9"), "60 documents are too few to hold out 90% twice"),
+        (("--held-out", "0.9"), "60 documents are too few to hold out 90%"),
         (("--held-out-rows", "0"), "--held-out-rows must be at least 1, not 0"),
         (("--stream",), "the stream is too short to hold out 32768 characters twice"),
         (("--mixed-precision", "fp8"), "no such mixed precision: 'fp8' (want no, bf16, fp16)"),
