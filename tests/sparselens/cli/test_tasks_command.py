@@ -120,7 +120,9 @@ def test_export_writes_what_there_is_and_says_so(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("command", [("export",), ("export", "--tokenizer", "stories260k")])
 def test_more_than_memory_holds_is_refused_at_once(command: tuple[str, ...], tmp_path: Path):
-    with pytest.raises(ValueError, match=r"10,000,000 pairs would not fit into memory.* draw at most 1,000,000 at once"):
+    with pytest.raises(
+        ValueError, match=r"10,000,000 pairs would not fit into memory.* draw at most 1,000,000 at once"
+    ):
         invoke(command[0], "gendered_pronoun", "-n", 10**7, *command[1:], "--out", tmp_path)
     with pytest.raises(ValueError, match=r"10,000,000 pairs would not fit into memory"):
         TASKS["gendered_pronoun"].tokenize(load_tokenizer("stories260k"), 10**7)
