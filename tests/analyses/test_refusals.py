@@ -79,7 +79,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: analyses.faithfulness(MODEL, torch.ones(2), PAIRS),
         r"want a Circuit, such as scores\.top\(20\)",
     ),
-    "a string as tokens": (lambda: analyses.attention_edges(MODEL, "Hello"), r"not 'Hello': make them with model\.to_tokens"),
+    "a string as tokens": (lambda: analyses.attention_edges(MODEL, "Hello"), r"not 'Hello': make them"),
     "one row of tokens": (lambda: analyses.attention_edges(MODEL, IDS[0]), r"Int\[batch pos\], not \[4\]"),
     "an id out of the vocabulary": (
         lambda: analyses.attention_edges(MODEL, IDS + 90),
