@@ -7,7 +7,6 @@ a .zip of the same files.
 import json
 import shutil
 import sys
-import tempfile
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
@@ -40,7 +39,7 @@ from sparselens.circuits.circuit import Circuit
 from sparselens.circuits.graph import Block, Graph
 from sparselens.files.reading import json_object
 from sparselens.files.records import load_record, read_record, record_bytes, record_from_json, save_record
-from sparselens.files.whole import write_file, write_json
+from sparselens.files.whole import whole_folder, write_file, write_json
 from sparselens.prompts.intervals import Interval
 
 KINDS: dict[str, type] = {
@@ -121,22 +120,12 @@ def save_comparison(comparison: Comparison, folder: str | Path) -> Path:
     folder = Path(folder)
     if folder.exists() and not (folder / CARD).exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} exists and holds no comparison: choose another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        new, old = Path(temporary, "new"), Path(temporary, "old")
+    with whole_folder(folder) as new:
         for name, part in _parts(comparison).items():
             save_record(new / f"{name}.safetensors", part)
         write_json(new / CARD, {"request": None, "about": asdict(comparison.about)})
         for other in _others(folder) if folder.exists() else []:
             (shutil.copytree if other.is_dir() else shutil.copy2)(other, new / other.name)
-        if folder.exists():
-            folder.rename(old)
-        try:
-            new.rename(folder)
-        except BaseException:
-            if old.exists():
-                old.rename(folder)  # out of the temporary folder, which is about to be deleted
-            raise
     return folder
 
 

@@ -38,6 +38,11 @@ def loss_name(about: About) -> str:
     return f"loss on {about.loss} (nats)"
 
 
+def metric_name(about: About) -> str:
+    """Name of the row with the mean metric; "accuracy" alone is that on all pairs drawn."""
+    return "accuracy on the pairs used" if about.metric == "accuracy" else about.metric.replace("_", " ")
+
+
 def share_name(about: About) -> str:
     """Name of the row with the size of the circuits that hold the given share of attribution."""
     return f"edges needed for {percent(about.share)} of attribution, mean scores"
@@ -61,7 +66,7 @@ def _behaviour(comparison: Comparison) -> list[Row]:
     )
     rows = [
         Row("Model", "accuracy", (right[0], right[1]), percent=True),
-        Row("Model", about.metric.replace("_", " "), _both(comparison, lambda model: mean_of(model.edges.clean))),
+        Row("Model", metric_name(about), _both(comparison, lambda model: mean_of(model.edges.clean))),
         Row("Model", loss_name(about), (points[0].interval(), points[1].interval()), digits=4),
         Row("Model", OPEN_EDGES, shares, _times(shares), percent=True),
         Row("Model", "open edges, share of all pairs", all_pairs, percent=True),

@@ -1,8 +1,9 @@
-"""Atomic file writes: a file is either complete or absent. Imports nothing heavy, such as torch."""
+"""Atomic writes: a file or folder is either complete or absent. Imports nothing heavy, such as torch."""
 
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,27 @@ def write_file(path: Path, content: bytes) -> Path:
     with whole_file(path) as file:
         file.write(content)
     return path
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Create and fill the folder that is yielded; it then takes the place of `folder`, whose old content is deleted.
+
+    Readers see either the old folder or the new one. A failure, inside the block or while the folders are exchanged,
+    leaves the old one.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        new, old = Path(temporary, "new"), Path(temporary, "old")
+        yield new
+        if folder.exists():
+            folder.rename(old)
+        try:
+            new.rename(folder)
+        except BaseException:
+            if old.exists():
+                old.rename(folder)  # out of the temporary folder, which is about to be deleted
+            raise
 
 
 def same_readers(folder: Path, like: Path) -> None:

@@ -8,7 +8,6 @@
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 
-from sparselens.files.whole import same_readers, write_json
+from sparselens.files.whole import same_readers, whole_folder, write_json
 from sparselens.gates.attention import IMPLEMENTATION
 from sparselens.gates.gate import finite_bias
 from sparselens.gates.surgery import sparsify
@@ -87,30 +86,15 @@ def save(
     if only_adapters:
         record["base_sample"] = adapters.base_sample(model)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-            whole = Path(temporary) / "model.new"
+        with whole_folder(folder) as new:
             if only_adapters:
-                _write_adapter(model, whole, base)
+                _write_adapter(model, new, base)
             else:
-                _write_whole(model, whole, record["gate_bias"])
-            _write_rest(model, whole, record, tokenizer, [Path(figure) for figure in figures])
-            _replace(folder, whole, Path(temporary) / "previous")
+                _write_whole(model, new, record["gate_bias"])
+            _write_rest(model, new, record, tokenizer, [Path(figure) for figure in figures])
     except (OSError, SafetensorError) as error:  # safetensors raises its own error if the disk is full
         raise OSError(f"{folder} could not be written: {error}") from error
     return folder
-
-
-def _replace(folder: Path, new: Path, previous: Path) -> None:
-    """Replace `folder` by `new`; if that fails, put the old folder back."""
-    if folder.exists():
-        folder.rename(previous)
-    try:
-        new.rename(folder)
-    except BaseException:
-        if previous.exists():
-            previous.rename(folder)
-        raise
 
 
 def _write_whole(model: nn.Module, folder: Path, gate_bias: float | None) -> None:

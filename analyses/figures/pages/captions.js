@@ -35,7 +35,8 @@ function deadEnds(model) {
 }
 
 function held(model) {
-  if (holdsAll(model) || (state.mode === "pruned" && model.pruned)) return "";
+  if (holdsAll(model)) return state.mode === "top" && state.top > model.list.length ? "all other edges score zero" : "";
+  if (state.mode === "pruned" && model.pruned) return "";
   const stored = `the ${thousands(model.list.length)} largest edges, ${percent(model.total ? model.held / model.total : 0)} of |score|`;
   return runsOut(model) ? `this threshold needs more edges than this page stores (${stored})` : `this page stores only ${stored}`;
 }

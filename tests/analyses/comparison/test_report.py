@@ -92,6 +92,18 @@ def test_what_was_found_comes_first_and_the_whole_table_last_and_folded(comparis
     assert bold == [fact.name for fact in facts(comparison)] == re.findall(r"<dt>([^<]*)</dt>", outside)
 
 
+def test_accuracy_is_that_on_all_pairs_drawn_whatever_the_metric(comparison: Comparison):
+    """Of the pairs used, which both models solve, it would always be 100 %."""
+    dense, sparse = (
+        replace(model, edges=replace(model.edges, clean=torch.ones(len(model.edges.clean))))
+        for model in (comparison.dense, comparison.sparse)
+    )
+    by_accuracy = replace(comparison, dense=dense, sparse=sparse, about=replace(comparison.about, metric="accuracy"))
+    names = [row.name for row in rows_of(by_accuracy)]
+    assert len(set(names)) == len(names) and "accuracy on the pairs used" in names
+    assert facts(by_accuracy)[0] == facts(comparison)[0]
+
+
 def test_the_finding_says_what_the_table_says(comparison: Comparison):
     rows = {row.name: (*cells(row), row.ratio) for row in rows_of(comparison)}
     fewer = rows[OPEN_EDGES][2]

@@ -192,6 +192,16 @@ def test_a_page_of_one_model_works(tmp_path: Path):
         assert not page.complaints
 
 
+@needs_chromium
+def test_where_fewer_edges_are_drawn_than_wanted_the_others_score_zero(tmp_path: Path):
+    scores = scores_of(2, 2, 0, digits=0)
+    viewer = circuit_viewer(scores, edges=scores.graph.n_edges)
+    assert (scores.mean[scores.exists] == 0).any()
+    with browser(tmp_path) as page:
+        page.open(viewer.save_html(tmp_path / "page.html").as_uri())
+        assert page.get("document.querySelector('#circuit .note').textContent").endswith("all other edges score zero")
+
+
 def test_notebooks_get_a_frame_without_rights_over_a_picture():
     viewer = demo_viewer(2, 2)
     shown = viewer._repr_html_()

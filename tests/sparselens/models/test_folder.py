@@ -220,7 +220,7 @@ def test_saved_model_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.
 
     rename = Path.rename
     with monkeypatch.context() as patch:  # the old folder has been moved away, and moving the new one fails
-        patch.setattr(Path, "rename", lambda self, to: full_disk() if self.name == "model.new" else rename(self, to))
+        patch.setattr(Path, "rename", lambda self, to: full_disk() if self.name == "new" else rename(self, to))
         with pytest.raises(OSError, match="No space left"):
             sl.save(second, target)
     assert torch.equal(logits(sl.load(target)), expected)
