@@ -68,7 +68,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "a transformers model's graph": (lambda: sl.Graph.of_model(PLAIN), r"not a GPT2LMHeadModel: sl\.load"),
     "pairs that name no position": (
         lambda: analyses.head_roles(MODEL, PAIRS),
-        "name the positions END: want one before another",
+        "name the positions END: want at least two, one before the other",
     ),
     "text as batches": (
         lambda: sl.post_train(PLAIN, "Once upon", held_out=[IDS]),

@@ -106,16 +106,15 @@ def test_training_mode_is_refused():
 
 
 def test_a_model_without_patterns_is_refused():
-    class TransformerBridge:
+    class TransformerBridge(torch.nn.Module):
         __module__ = "transformer_lens"  # a model is recognised by this and its name
-        training = False
         cfg = type("cfg", (), {"n_layers": 2})
 
         def run_with_cache(self, tokens, names_filter):
             return tokens, {}
 
     with pytest.raises(ValueError, match=r"hook_pattern.*eager"):
-        attention_edges(TransformerBridge(), TOKENS)
+        attention_edges(TransformerBridge().eval(), TOKENS)
 
 
 def test_it_is_plain_data():
