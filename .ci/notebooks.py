@@ -21,6 +21,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH, COLOURS = 1200, 64  # of stored pictures
+STYLED = re.compile("T_[0-9a-f]{5}")  # pandas' random names of styled tables, which would differ in every run
 STILL = re.compile(r'<img [^>]*src="data:image/png;base64,([^"]+)"')
 
 
@@ -38,10 +39,13 @@ def main() -> None:
 def slim(notebook: Any) -> Any:
     """The notebook with outputs that can be shown without a script, and without traces of when and where it ran."""
     notebook.metadata.pop("widgets", None)
-    for cell in notebook.cells:
+    for number, cell in enumerate(notebook.cells):
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.outputs = joined([shown for output in cell.outputs if (shown := stored(output)) is not None])
+            for place, output in enumerate(cell.outputs):
+                if page := output.get("data", {}).get("text/html"):
+                    output.data["text/html"] = STYLED.sub(f"T_{number}_{place}", page)
     return notebook
 
 
