@@ -27,7 +27,7 @@ def loss_plot(points: Sequence[LossPoint], names: tuple[str, str] = SIDES, loss:
     """Cross-entropy against the share of visible pairs that are open (Fig. 2a), from `loss_points`.
 
     Points with other names, such as `measure_loss(model, rows, name="8,000 steps")`, are drawn as further sparse
-    models.
+    models, and all sparse models are then labelled.
 
     >>> save_plots([loss_plot(comparison.loss.points)], "loss.pdf")
 
@@ -40,12 +40,12 @@ def loss_plot(points: Sequence[LossPoint], names: tuple[str, str] = SIDES, loss:
     labels = tuple(f"k = {point.name.removeprefix('top-')}" for point in limited)
     series = [_points(f"{named['dense']}, top-k attention", "baseline", limited, labels)] if limited else []
     closed = [point.name for point in points if not point.share_of_visible_pairs]  # zero has no place on a log axis
-    for point in points:
-        if point not in limited and point.name not in closed:
-            model = point.name if point.name in MODELS else "sparse"
-            series.append(
-                _points((named | {"control": "dense, fine-tuned"}).get(point.name, point.name), model, [point])
-            )
+    shown = [point for point in points if point not in limited and point.name not in closed]
+    further = any(point.name not in MODELS for point in shown)
+    for point in shown:
+        name = (named | {"control": "dense, fine-tuned"}).get(point.name, point.name)
+        model = point.name if point.name in MODELS else "sparse"
+        series.append(_points(name, model, [point], (name,) if further and model == "sparse" else ()))
     return Plot(
         name="loss",
         title="Loss and open attention edges",

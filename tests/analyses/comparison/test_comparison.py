@@ -134,6 +134,10 @@ def test_the_interval_of_the_mean_scores_is_a_bootstrap_over_prompts(comparison:
 def test_a_number_is_the_same_in_table_and_plot(comparison: Comparison):
     table = comparison.table().droplevel(0)
     points = {s.model: s for s in loss_plot(comparison.loss.points).series}
+    assert points["sparse"].labels == ()
+    again = replace(comparison.loss.named("sparse"), name="8,000 steps")  # of the same look: labelled, then
+    labelled = [s.labels for s in loss_plot([*comparison.loss.points, again]).series if s.model == "sparse"]
+    assert labelled == [("sparse",), ("8,000 steps",)]
     assert points["sparse"].y[0] == table.loc["loss on the answers (nats)", "sparse"]
     assert points["sparse"].x[0] == table.loc["open edges, share of visible pairs", "sparse"]
     curves = edges_needed_plot(comparison)
