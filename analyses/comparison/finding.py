@@ -11,9 +11,9 @@ from sparselens.analyses.comparison.rows import Row, Value, cells, formatted, pe
 from sparselens.analyses.comparison.table import (
     HELD_OUT,
     OPEN_EDGES,
-    PRUNED,
     faithful_name,
     loss_name,
+    pruned_name,
     rows_of,
     share_name,
 )
@@ -45,10 +45,10 @@ def finding(comparison: Comparison) -> str:
     what = f"edges in a circuit with {percent(about.goal)} faithfulness"
     if circuit == share_name(about):
         what = f"edges that hold {percent(about.share)} of the attribution"
-    elif circuit == PRUNED:
+    elif circuit == pruned_name(about):
         what += " on the prompts it was pruned on"
         if numbers := _numbers(rows[HELD_OUT]):  # may be much lower
-            on_others = f"; on held-out prompts {percent(numbers[1])} (dense {percent(numbers[0])})"
+            on_others = f"; on held-out prompts its faithfulness is {percent(numbers[1])} (dense {percent(numbers[0])})"
     return (
         f"{sparse} {_accuracy(rows['accuracy'], dense, comparison.solved)}, with "
         f"{_fewer(rows[OPEN_EDGES], 'open attention edges')} and {_fewer(rows[circuit], what)}{on_others}."
@@ -64,7 +64,7 @@ def _circuit(about: About, rows: Mapping[str, Row]) -> str:
 
     Pruned and faithful circuits are skipped unless both models have one.
     """
-    for name in (PRUNED, faithful_name(about)):
+    for name in (pruned_name(about), faithful_name(about)):
         if name in rows and _numbers(rows[name]) is not None:
             return name
     return share_name(about)

@@ -21,7 +21,6 @@ from sparselens.prompts.intervals import Interval, mean_interval, proportion_int
 GOAL = 0.9  # share of the metric to keep, in the number of components needed
 LABELLED = 0.4  # lowest score at which a head counts as, say, an induction head
 OPEN_EDGES = "open edges, share of visible pairs"  # as on model cards
-PRUNED = "edges in the pruned circuit"
 HELD_OUT = "faithfulness of the pruned circuit on held-out prompts"
 
 
@@ -46,6 +45,11 @@ def metric_name(about: About) -> str:
 def share_name(about: About) -> str:
     """Name of the row with the size of the circuits that hold the given share of attribution."""
     return f"edges needed for {percent(about.share)} of attribution, mean scores"
+
+
+def pruned_name(about: About) -> str:
+    """Name of the row with the size of the pruned circuits."""
+    return f"edges for {percent(about.goal)} faithfulness, pruned"
 
 
 def faithful_name(about: About) -> str:
@@ -144,7 +148,7 @@ def _pruned(comparison: Comparison) -> list[Row]:
     held_out = [None if found is None else or_none(partial(_held_out, comparison, found)) for found in pruned]
     fewer = or_none(comparison.fewer_edges_pruned)
     return [
-        Row("Circuit", PRUNED, (dense, sparse), fewer, count=True),
+        Row("Circuit", pruned_name(comparison.about), (dense, sparse), fewer, count=True),
         Row("Circuit", HELD_OUT, (held_out[0], held_out[1])),
     ]
 

@@ -117,7 +117,9 @@ def _reach(frontier: list[tuple[float, int, int]], graph: Graph, sizes: Tensor, 
 
 def _known(graph: Graph, scores: Scores, total: float | None) -> Mask:
     """All edges; with a `total`, those with a score, since the others are NaN."""
-    return graph.exists if total is None else graph.exists & scores.isfinite().cpu()
+    if total is None or scores.shape != graph.exists.shape:  # the latter is refused by `sizes_of`
+        return graph.exists
+    return graph.exists & scores.isfinite().cpu()
 
 
 def _refuse_too_many(graph: Graph, n: int, among: Mask) -> None:

@@ -1,12 +1,13 @@
 """`sparselens explore`: ablate parts of a model in the browser and see its predictions change."""
 
 import webbrowser
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sparselens.cli.models import bases, load_beside
-from sparselens.cli.options import Base, Json, Model, Out, known_model
+from sparselens.cli.options import Base, Json, Model, known_model
 from sparselens.cli.table import finish, print_table
 
 if TYPE_CHECKING:
@@ -23,7 +24,10 @@ def explore(
     prompt: Annotated[str, typer.Option(help="Initial prompt; it can be changed in the page.")] = "",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1. Default: any free one.")] = 0,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print the address; open no browser.")] = False,
-    out: Out = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder for the last state: explore.json and explore.html."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Cut attention edges, heads, MLPs and tokens of a model by clicking, and see how its predictions change.

@@ -149,7 +149,10 @@ Metric = Annotated[
 ]
 Share = Annotated[
     float,
-    typer.Option(help="Share of the total |score| that the paper's circuit must contain.", callback=share_of("share")),
+    typer.Option(
+        help="Share of the sum of |score| that the circuit chosen by the paper's rule must hold.",
+        callback=share_of("share"),
+    ),
 ]
 Goal = Annotated[
     float,

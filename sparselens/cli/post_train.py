@@ -74,8 +74,8 @@ def post_train(
     batch_tokens: Annotated[
         int | None,
         typer.Option(
-            help="Tokens per optimiser step; replaces --accumulation. They are split into equal batches of at most "
-            "--batch-size rows, rounded up to whole rows."
+            help="Tokens per optimiser step; replaces --accumulation. They come in equal batches of at most "
+            "--batch-size rows, so a step may have a few rows more."
         ),
     ] = None,
     learning_rate: Annotated[

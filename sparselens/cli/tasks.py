@@ -115,7 +115,7 @@ def export(
     if named not in (None, format):
         raise ValueError(f"--out {out} has the suffix of format {named}, not {format}: leave out --format")
     if not named and not out.exists() and out.suffix[1:].isalpha():
-        raise ValueError(f"--out {out}: want {', '.join(ENDINGS)} or a folder; create one of this name first")
+        raise ValueError(f"--out {out}: a file must end in {', '.join(ENDINGS)}; if this is a folder, create it first")
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} already exists and is not a folder: choose another name, or delete it first")
     task, reader = _fitted(find_task(name), tokenizer)

@@ -172,11 +172,12 @@ def _gate(settings: GateSettings, module: nn.Module, scores: Tensor, sinks: Tens
 
 
 def _settings_of(module: nn.Module) -> GateSettings:
-    settings = getattr(module, _SETTINGS, None)
+    settings: GateSettings | None = getattr(module, _SETTINGS, None)
     if settings is None:  # loaded with attn_implementation="sparselens", not through sparsify
         settings = settings_in_config(module)
+        if settings is None:
+            raise ValueError("this attention has no gates: call sparselens.sparsify(model, gate_bias=...)")
         setattr(module, _SETTINGS, settings)
-    assert isinstance(settings, GateSettings)
     return settings
 
 

@@ -68,7 +68,7 @@ def fits(task: Task, tokenizer: Any, most: int) -> tuple[int, str]:
 
 
 def counted(there: int) -> str:
-    return "no" if not there else f"> {MANY:,}" if there == MANY else f"{there:,}"
+    return "no" if not there else f"{MANY:,} or more" if there == MANY else f"{there:,}"
 
 
 def measured(model: Any, task: Task, n: int) -> Capability | None:

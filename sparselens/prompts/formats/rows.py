@@ -35,5 +35,8 @@ def only(answers: Sequence[str], pair: PromptPair) -> str:
         ValueError: there are several.
     """
     if len(answers) != 1:
-        raise ValueError(f"this format holds only one, but {pair.clean!r} has {len(answers)}: use another format")
+        raise ValueError(
+            f"this format holds a single answer, but {pair.clean!r} has {len(answers)}, such as {answers[0]!r} and "
+            f"{answers[1]!r}: use another format"
+        )
     return answers[0]

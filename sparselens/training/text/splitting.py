@@ -109,7 +109,10 @@ def hold_out(text: Survey, share: float = DEFAULT_SHARE, seed: int = 0, most: in
     n = n if few else max(1, n)
     unit = "characters" if few else "documents"
     if not 0 < n <= units // 3:
-        raise ValueError(f"{units} {unit} are too few to hold out {share:.0%}: use more text, or another share")
+        raise ValueError(
+            f"{units} {unit} are too few to hold out {share:.0%} twice (validation and test): use more text, "
+            "or another share"
+        )
     return Split(text.sha256, text.documents, text.characters, unit, n, n, None if few else seed)
 
 

@@ -17,7 +17,7 @@ from sparselens.analyses.comparison.finding import _accuracy, _fewer, facts, fin
 from sparselens.analyses.comparison.report import CAPTIONS, _description, _pruning, report_page
 from sparselens.analyses.comparison.results import Comparison, Prompt, Solved
 from sparselens.analyses.comparison.rows import Row, cells, percent
-from sparselens.analyses.comparison.table import OPEN_EDGES, PRUNED, rows_of
+from sparselens.analyses.comparison.table import OPEN_EDGES, pruned_name, rows_of
 from sparselens.analyses.figures.two_papers import for_both_papers
 from sparselens.prompts.intervals import Interval, proportion_interval
 from tests.analyses.comparison.compared import draw_nothing
@@ -108,12 +108,12 @@ def test_the_finding_says_what_the_table_says(comparison: Comparison):
     rows = {row.name: (*cells(row), row.ratio) for row in rows_of(comparison)}
     fewer = rows[OPEN_EDGES][2]
     start = f"sparse is as accurate as dense (100.0 %), with {fewer} fewer open attention edges and "
-    dense, sparse, _, ratio = rows[PRUNED]
+    dense, sparse, _, ratio = rows[pruned_name(comparison.about)]
     assert ratio is not None and ratio.low > 1
     chosen = "edges in a circuit with 80 % faithfulness on the prompts it was pruned on"
     others = [percent(getattr(comparison, side).circuits.pruned.held_out.mean) for side in ("sparse", "dense")]
     end = f"({sparse.split()[0]} instead of {dense.split()[0]})"
-    end += f"; on held-out prompts {others[0]} (dense {others[1]})."
+    end += f"; on held-out prompts its faithfulness is {others[0]} (dense {others[1]})."
     assert finding(comparison) == f"{start}{ratio.mean:.2f}x fewer {chosen} {end}"
 
 

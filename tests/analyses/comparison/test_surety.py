@@ -10,7 +10,7 @@ from sparselens.analyses.comparison.caveats import pruning_caveats
 from sparselens.analyses.comparison.report import _description, _pruning
 from sparselens.analyses.comparison.results import Comparison
 from sparselens.analyses.comparison.rows import cells
-from sparselens.analyses.comparison.table import HELD_OUT, PRUNED, rows_of
+from sparselens.analyses.comparison.table import HELD_OUT, pruned_name, rows_of
 from sparselens.prompts.intervals import Interval
 from tests.analyses.comparison.compared import compared
 
@@ -42,7 +42,7 @@ def test_random_circuits_are_told_by_their_range(comparison: Comparison):
 
 def test_pruned_circuits_are_in_the_table_and_the_report(comparison: Comparison):
     rows = {row.name: row for row in rows_of(comparison)}
-    size, judged = rows[PRUNED], rows[HELD_OUT]
+    size, judged = rows[pruned_name(comparison.about)], rows[HELD_OUT]
     for side, edges, kept in zip(("dense", "sparse"), size.values, judged.values, strict=True):
         pruned = getattr(comparison, side).circuits.pruned
         assert (

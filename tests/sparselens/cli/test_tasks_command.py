@@ -89,7 +89,7 @@ def test_a_files_name_and_another_format_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match=r"ioi\.jsonl has the suffix of format mib, not eap-ig"):
         invoke("export", "ioi", "--format", "eap-ig", "--out", tmp_path / "ioi.jsonl")
     (tmp_path / "folder.json").mkdir()
-    with pytest.raises(ValueError, match=r"ioi\.txt: want \.parquet.* or a folder"):
+    with pytest.raises(ValueError, match=r"ioi\.txt: a file must end in \.parquet"):
         invoke("export", "ioi", "-n", 6, "--out", tmp_path / "ioi.txt")
     found = last_line(invoke("export", "ioi", "-n", 2, "--out", tmp_path / "folder.json", "--json"))
     assert Path(found["file"]).parent == tmp_path / "folder.json" and found["file"].endswith(".parquet")

@@ -154,7 +154,7 @@ def test_broken_files_say_where(name: str, text: str, message: str, tmp_path: Pa
 
 def test_what_a_format_cannot_hold_is_refused_and_nothing_written(gpt2: Any, tmp_path: Path):
     two = [sl.PromptPair("I am", "I was", (" x", " y"), (" z",))]
-    with pytest.raises(ValueError, match="holds only one, but 'I am' has 2"):
+    with pytest.raises(ValueError, match="holds a single answer, but 'I am' has 2"):
         sl.write_pairs(two, tmp_path / "f", "mib")
     pairs = IOI.fitted(gpt2).pairs(3)
     with pytest.raises(ValueError, match="pass the tokenizer"):
