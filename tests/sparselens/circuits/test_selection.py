@@ -109,5 +109,5 @@ def test_edges_without_a_score_are_never_chosen():
         top(ONE, known, 4, total=11.5)
     with pytest.raises(ValueError, match="only the 3 largest scores are known"):
         smallest(ONE, known, 0.9, total=11.5)
-    with pytest.raises(ValueError, match=r"scores have shape \[4, 4\]"):
-        top(ONE, known[:4, :4], 2, total=11.5)
+    with pytest.raises(ValueError, match=r"scores have shape \[3, 4\]"):
+        top(ONE, known[:, :4], 2, total=11.5)
