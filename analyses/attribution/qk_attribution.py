@@ -175,7 +175,7 @@ class QKAttribution(Result):
             return f", weight {float(self.weight.mean()):.2f} (no gate)"
         threshold, opened = f"{-self.gate_bias + 0.0:g}", int(self.is_open.sum())
         if len(self) > 1:
-            return f", above {threshold} and so open in {opened}"
+            return f"; open (score above {threshold}) in {opened}"
         return f" > {threshold}, open" if opened else f" ≤ {threshold}, closed"
 
     def _line(self) -> str:

@@ -20,6 +20,7 @@ from sparselens.analyses.comparison.figures import Draw
 from sparselens.analyses.comparison.plots import edges_needed_of_one
 from sparselens.analyses.comparison.report import filled_report
 from sparselens.analyses.comparison.rows import percent
+from sparselens.analyses.figures.page import write_page
 from sparselens.analyses.figures.viewer import Viewer, circuit_viewer
 from sparselens.circuits.circuit import Circuit
 from sparselens.files.reading import json_object
@@ -83,27 +84,27 @@ class Attributed:
 
     def save_html(self, path: str | Path) -> Path:
         """Write the report: the table, the interactive circuit and the figures in one HTML file that works offline."""
+        return write_page(path, self._report)
+
+    def _report(self) -> str:
         card = self.summary
         cells = ((name, circuit["edges"], _with_interval(circuit)) for name, circuit in card["circuits"].items())
         rows = "".join(f"<tr>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in row)}</tr>" for row in cells)
         head = f"<tr><th>circuit</th><th>edges of {card['edges']:,}</th><th>faithfulness</th></tr>"
-        return write_file(
-            Path(path),
-            filled_report(
-                title=f"{self.name}: {card.get('description', card['task'])}",
-                finding=self._finding(),
-                description=f"{card['pairs']} of {card['drawn']} prompt pairs, {card['metric'].replace('_', ' ')}, "
-                f"{card['method']} edge attribution, {card['ablation']} ablation.",
-                table=f"<table>{head}{rows}</table>",
-                reading=READING,
-                explored="the circuit",
-                viewer=self.page,
-                drawings=self.drawings(),
-                still="circuit",
-                absent="",
-                captions=CAPTIONS,
-                made={name: str(card[name]) for name in ("model", "task", "method", "ablation")},
-            ).encode(),
+        return filled_report(
+            title=f"{self.name}: {card.get('description', card['task'])}",
+            finding=self._finding(),
+            description=f"{card['pairs']} of {card['drawn']} prompt pairs, {card['metric'].replace('_', ' ')}, "
+            f"{card['method']} edge attribution, {card['ablation']} ablation.",
+            table=f"<table>{head}{rows}</table>",
+            reading=READING,
+            explored="the circuit",
+            viewer=self.page,
+            drawings=self.drawings(),
+            still="circuit",
+            absent="",
+            captions=CAPTIONS,
+            made={name: str(card[name]) for name in ("model", "task", "method", "ablation")},
         )
 
     def _finding(self) -> str:

@@ -27,14 +27,14 @@ class Fact(NamedTuple):
     dense: str
     sparse: str
     ratio: str
+    differs: bool = True  # whether the interval of the ratio excludes 1, if it has one
 
 
 def facts(comparison: Comparison) -> list[Fact]:
     """The rows that matter most: how well both models do, and how much smaller the sparse one and its circuit are."""
     rows, about = _rows_by_name(comparison), comparison.about
-    return [
-        Fact(name, *cells(rows[name])) for name in ("accuracy", loss_name(about), OPEN_EDGES, _circuit(about, rows))
-    ]
+    names = ("accuracy", loss_name(about), OPEN_EDGES, _circuit(about, rows))
+    return [Fact(name, *cells(rows[name]), differs=not _holds_one(rows[name].ratio)) for name in names]
 
 
 def finding(comparison: Comparison) -> str:
@@ -46,9 +46,9 @@ def finding(comparison: Comparison) -> str:
     if circuit == share_name(about):
         what = f"edges that hold {percent(about.share)} of the attribution"
     elif circuit == pruned_name(about):
-        what += " on the prompts it was pruned on"
+        what = f"edges in a circuit pruned to {percent(about.goal)} faithfulness"
         if numbers := _numbers(rows[HELD_OUT]):  # may be much lower
-            on_others = f"; on held-out prompts its faithfulness is {percent(numbers[1])} (dense {percent(numbers[0])})"
+            on_others = f"; held-out faithfulness {percent(numbers[1])} (dense {percent(numbers[0])})"
     return (
         f"{sparse} {_accuracy(rows['accuracy'], dense, comparison.solved)}, with "
         f"{_fewer(rows[OPEN_EDGES], 'open attention edges')} and {_fewer(rows[circuit], what)}{on_others}."
@@ -87,13 +87,17 @@ def _fewer(row: Row, what: str) -> str:
     ratio = row.ratio
     if ratio is None or numbers is None:
         return f"no defined ratio of {what}{shown}"
-    if math.isfinite(ratio.low) and ratio.low <= 1 <= ratio.high:
+    if _holds_one(ratio):
         return f"no measurable difference in {what}{shown}"
     if ratio.n and not math.isfinite(ratio.low):  # a ratio over prompts, of which there are too few
         shown += ", measured on too few prompts for a confidence interval"
     larger = ratio.mean if ratio.mean >= 1 else 1 / ratio.mean
     without_interval = times(Interval(larger, math.nan, math.nan, math.nan, ratio.n))
     return f"{without_interval} {'fewer' if ratio.mean >= 1 else 'more'} {what}{shown}"
+
+
+def _holds_one(ratio: Interval | None) -> bool:
+    return ratio is not None and math.isfinite(ratio.low) and ratio.low <= 1 <= ratio.high
 
 
 def _numbers(row: Row) -> tuple[float, float] | None:

@@ -7,6 +7,7 @@ import base64
 import html
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,8 @@ from sparselens.analyses.comparison.finding import Fact, facts, finding
 from sparselens.analyses.comparison.results import SIDES, Comparison
 from sparselens.analyses.comparison.rows import html_table, percent
 from sparselens.analyses.comparison.table import rows_of
-from sparselens.analyses.figures.page import filled
+from sparselens.analyses.figures.page import filled, write_page
 from sparselens.analyses.figures.two_papers import for_both_papers
-from sparselens.files.whole import write_file
 
 LARGE, DPI = 300_000, 160  # an SVG of more bytes is replaced by a PNG of this resolution
 
@@ -49,7 +49,7 @@ WIDE = ("fig2b_patterns", "fig3_kept", "fig3_kept_with_mlps")
 
 def save_report(comparison: Comparison, path: str | Path, hero: Any = None) -> Path:
     """Write the report."""
-    return write_file(Path(path), report_page(comparison, hero).encode())
+    return write_page(path, partial(report_page, comparison, hero))
 
 
 def report_page(comparison: Comparison, hero: Any = None) -> str:
@@ -120,8 +120,9 @@ def filled_report(
 
 
 def _fact(fact: Fact) -> str:
-    fewer = f"{fact.ratio} fewer" if not fact.ratio.startswith("0") else f"dense / sparse {fact.ratio}"
-    ratio = f"<b>{_safe(fewer)}</b>" if fact.ratio else ""
+    fewer = fact.differs and not fact.ratio.startswith("0")
+    text = _safe(f"{fact.ratio} fewer" if fewer else f"dense / sparse {fact.ratio}") if fact.ratio else ""
+    ratio = f"<b>{text}</b>" if text and fact.differs else text
     return f"<div><dt>{_safe(fact.name)}</dt><dd>{_safe(fact.dense)}</dd><dd>{_safe(fact.sparse)} {ratio}</dd></div>"
 
 

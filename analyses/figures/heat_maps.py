@@ -54,6 +54,7 @@ def heat_map(
     top = float(np.abs(numbers[np.isfinite(numbers)]).max()) or 1.0 if limit is None else limit
     if not top > 0:
         raise ValueError(f"limit = {limit}: want a value above zero")
+    signed = limit is not None or bool((numbers < 0).any())
     upward = rows is None if upward is None else upward  # the queries of a pattern run downward
     layers, places = (
         list(range(n)) if names is None or isinstance(names, str) else [escaped(name) for name in names]
@@ -64,9 +65,9 @@ def heat_map(
             x=places,
             y=layers,
             z=np.where(np.isfinite(numbers), numbers, np.nan),
-            zmin=-top,
+            zmin=-top if signed else 0.0,  # without negative values, the upper half of the same colours
             zmax=top,
-            colorscale=[(0, NEGATIVE.light), (0.5, "#ffffff"), (1, POSITIVE.light)],
+            colorscale=[*[(0, NEGATIVE.light)] * signed, (0.5 * signed, "#ffffff"), (1, POSITIVE.light)],
             colorbar={"title": {"text": escaped(value_label), "side": "right"}, "thickness": 12},
             xgap=1,
             ygap=1,

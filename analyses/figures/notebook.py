@@ -8,7 +8,7 @@ import html
 from pathlib import Path
 from typing import Any
 
-from sparselens.files.whole import write_file
+from sparselens.analyses.figures.page import write_page
 
 
 def framed(page: str, picture: bytes, title: str, height: str = "0", room: str = "0") -> str:
@@ -28,7 +28,7 @@ class Page:
     def save_html(self, path: str | Path) -> Path:
         """Write the page, either completely or not at all."""
         page: Any = self
-        return write_file(Path(path), page.html.encode())
+        return write_page(path, lambda: page.html)
 
     def show(self) -> None:
         """Show the page in a notebook."""

@@ -8,9 +8,12 @@ of `explore/` shares some of these modules.
 import html
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
+
+from sparselens.files.whole import write_file
 
 FIGURES = files("sparselens.analyses.figures")
 FOLDER = FIGURES / "pages"
@@ -26,6 +29,18 @@ def page(name: str, title: str, data: Any, **filling: str) -> str:
     """
     inlined = {"title": html.escape(title), "style": read(f"{name}.css"), "script": script(name)}
     return filled(read(f"{name}.html"), {**inlined, "data": script_json(data), **filling})
+
+
+def write_page(path: str | Path, make: Callable[[], str]) -> Path:
+    """Write a page, either completely or not at all.
+
+    Raises:
+        ValueError: the name has the suffix of another kind of file.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in ("", ".html", ".htm"):
+        raise ValueError(f"a page is HTML: want a name that ends in .html, not {path.name}")
+    return write_file(path, make().encode())
 
 
 def filled(template: str, filling: Mapping[str, str]) -> str:

@@ -22,12 +22,15 @@ from sparselens.files.whole import write_file
 DRAWN = 5000  # edges per panel
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TokenView(Page):
     """The layout of a token x layer drawing, and its page; see `token_view`."""
 
     layout: Layout
     title: str
+
+    def __repr__(self) -> str:
+        return f"TokenView({self.title!r}, {len(self.layout.panels)} panels)"
 
     def save(self, path: str | FilePath, dpi: int = 300) -> FilePath:
         """Write a .pdf, .svg or .png, 6.75 inches wide, either completely or not at all."""

@@ -119,7 +119,10 @@ def write_report(comparison: Any, out: Path, form: str, json: bool) -> None:
         print_table("Caveats", ("",), [(note,) for note in notes])
     report = comparison.save_html(out / "report.html")
     drawn, circuits = comparison.figures(out / "figures", form), comparison.save_circuits(out / "circuits")
-    folders = [(f"{len(files)} {name}", out / name) for name, files in (("figures", drawn), ("circuits", circuits))]
+    folders = [
+        (f"figures and tables, {len(drawn)} files", out / "figures"),
+        (f"circuits, {len(circuits)} files", out / "circuits"),
+    ]
     print_table("Written", ("what", "where"), [("report", report), *folders])
     frame = comparison.table().reset_index()
     finish({"rows": [_plain(row) for row in frame.to_dict("records")], "report": report}, json)

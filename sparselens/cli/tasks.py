@@ -70,7 +70,7 @@ def show(
 ) -> None:
     """Show pairs of a task: prompts, answers, named positions and, with a tokenizer, tokens.
 
-    Example: `sparselens tasks show ioi -n 3 --tokenizer stories260k`
+    Example: `sparselens tasks show gendered_pronoun -n 3 --tokenizer stories260k`
     """
     whole = find_task(name)
     task, _ = _fitted(whole, tokenizer)
@@ -161,7 +161,7 @@ def evaluate(
     Accuracies have Wilson's interval, metrics that of the studentized bootstrap. Both treat pairs with the same clean
     prompt (or the same answer, see --cluster-by) as one observation.
 
-    Example: `sparselens tasks evaluate --model stories260k --task ioi`
+    Example: `sparselens tasks evaluate --model stories260k --task gendered_pronoun`
     """
     chosen = [task_named(name) for name in task or TASKS]
     if n < 1 or batch_size < 1:

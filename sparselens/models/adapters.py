@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from sparselens.models.copies import copied
 from sparselens.models.unwrapped import without_peft
 from sparselens.names import first_of
 
@@ -102,7 +103,7 @@ def trained_besides_adapters(model: nn.Module) -> list[str]:
 def merged(model: nn.Module) -> PreTrainedModel:
     """A copy of the transformers model with the adapters merged into its weights."""
     _refuse_prompts(model)
-    network = copy.deepcopy(without_peft(model))
+    network = copied(without_peft(model))
     assert isinstance(network, PreTrainedModel)
     return merge(network)
 

@@ -76,4 +76,5 @@ def _table(record: dict[str, Any]) -> str:
 def _target(record: dict[str, Any]) -> str:
     if record["target"] is None:
         return ""
-    return f"Target: {record['target']:.4f} nats per token, {'met' if record['feasible'] else 'NOT met'}."
+    met = "met" if record["feasible"] else "NOT met"
+    return f"Target on the data that steered the run: {record['target']:.4f} nats per token, {met}."

@@ -16,6 +16,7 @@ from sparselens.gates.hooked import is_hooked
 from sparselens.gates.surgery import densify, is_sparse
 from sparselens.models.adapters import has_adapters, merged
 from sparselens.models.character_model import attend_both_ways
+from sparselens.models.copies import copied
 from sparselens.models.unwrapped import without_peft
 
 _WRAPPING = "_original_component."
@@ -90,7 +91,7 @@ _LAYOUTS = {"c_attn": _columns, "qkv_proj": _blocks, "Wqkv": _blocks, "query_key
 
 def _refuse_difference(model: nn.Module, fresh: PreTrainedModel) -> None:
     """Raise a ValueError unless both models, without gates, give the same logits on a few tokens."""
-    dense: Any = copy.deepcopy(model).eval()
+    dense: Any = copied(model).eval()
     dense = densify(dense) if is_sparse(dense) else dense
     tokens = torch.arange(6, device=fresh.device)[None] % fresh.config.get_text_config().vocab_size
     with torch.no_grad():

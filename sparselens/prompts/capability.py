@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from sparselens.prompts.task import Task
 
 
+N_PAIRS = 200  # drawn by default
+
+
 @dataclass(frozen=True, repr=False)
 class Capability(Result):
     """A model's results on the clean prompts of a task.
@@ -83,7 +86,7 @@ class Capability(Result):
 def evaluate(
     model: nn.Module,
     task: "Task | TokenizedPairs",
-    n: int = 200,
+    n: int | None = None,
     seed: int = 0,
     *,
     corruption: str | None = None,
@@ -102,6 +105,7 @@ def evaluate(
 
     Args:
         task: a task, which draws `n` pairs with `seed`, `corruption`, `tokenizer` and `bos`; or pairs, all of them used
+        n: default: 200, or fewer if the task has fewer that fit
         metric: function of (logits, pairs), or name in `sparselens.prompts.metrics`. Default: the task's metric; for
             pairs, the logit difference
         tokenizer: default: `model.tokenizer`
@@ -126,6 +130,8 @@ def evaluate(
         tokenizer = tokenizer or getattr(model, "tokenizer", None)
         if tokenizer is None:
             raise ValueError(f"this {type(model).__name__} has no tokenizer: pass tokenizer=...")
+        if n is None:  # at least one, so that `tokenize` explains why none fits
+            n = max(1, len(task.fitted(tokenizer, bos).at_most(N_PAIRS, seed, corruption)))
         name, pairs = task.name, task.tokenize(tokenizer, n, seed, corruption, bos)
     batches = [
         (run.rows, accuracy(run.logits, run.pairs).bool().cpu(), measured(measure, run.logits, run.pairs).cpu())

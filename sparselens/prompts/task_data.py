@@ -79,6 +79,10 @@ def digest(value: Any) -> str:
 
 def _pair(item: Mapping[str, Any], number: int) -> PromptPair:
     try:
+        absent = [name for name in ("clean", "corrupted") if name not in item]
+        absent += [name for name in ("answer", "wrong_answer") if name not in item and f"{name}s" not in item]
+        if absent:
+            raise ValueError(f"no {' and no '.join(absent)} (want clean, corrupted, answer, wrong_answer)")
         clean, corrupted = _spans(item.get("positions") or {}, item.get("corrupted_positions"))
         right, wrong = (_answers(item, name) for name in ("answer", "wrong_answer"))
         return PromptPair(item["clean"], item["corrupted"], right, wrong, clean, corrupted, item.get("template") or "")

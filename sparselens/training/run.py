@@ -103,7 +103,9 @@ class Run:
                 )
                 self._check()
                 source = ", from the dense control" if self.controls else ""
-                self._event(f"learning rate {self.learning_rate:g}{source}")
+                rising = self.config.warmup > self.config.steps
+                short = f", not reached: the warm-up takes {self.config.warmup} steps" if rising else ""
+                self._event(f"learning rate {self.learning_rate:g}{source}{short}")
                 if gain := gain_of(self.controls, self.dense.loss):
                     self._event(gain)
             batch = stream(batches, self.step * self.config.accumulation)

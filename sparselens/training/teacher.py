@@ -1,6 +1,5 @@
 """Distillation from the frozen dense model into the sparse one."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from sparselens.gates.modes import OPEN_BIAS, evaluating, open_gates
 from sparselens.gates.surgery import densify, find_settings, is_sparse, sparsify
 from sparselens.models.adapters import adapters_off, has_adapters, trained_besides_adapters
+from sparselens.models.copies import copied
 from sparselens.training.losses import Batch, Logits, Loss, distillation_loss, distilled, logits_of
 
 
@@ -31,7 +31,7 @@ class Teacher:
         if self._shared:
             self._model = model
             return
-        dense = copy.deepcopy(model)
+        dense = copied(model)
         if gated:
             sparsify(dense, OPEN_BIAS)
         elif is_sparse(dense):

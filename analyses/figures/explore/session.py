@@ -16,10 +16,11 @@ from sparselens.analyses.figures.explore.commands import run_command
 from sparselens.analyses.figures.explore.models import Models
 from sparselens.analyses.figures.explore.page import framed, recorded_page
 from sparselens.analyses.figures.explore.steps import Note, Step, step_of, text_in
+from sparselens.analyses.figures.page import write_page
 from sparselens.analyses.figures.token_layout import printable
 from sparselens.analyses.patching.cuts import read_cut
 from sparselens.files.reading import strict_json
-from sparselens.files.whole import write_file, write_json
+from sparselens.files.whole import write_json
 from sparselens.gates.hooked import is_hooked, refuse_lost_gates
 from sparselens.gates.surgery import is_sparse
 from sparselens.models.hooked_model import HookedModel
@@ -152,7 +153,7 @@ class Exploration:
 
     def save_html(self, path: str | Path) -> Path:
         """Write the current state as one recorded page, which needs no network and cannot run the models."""
-        return write_file(Path(path), self.page().encode())
+        return write_page(path, self.page)
 
     def page(self, view: Any = None, note: str = "") -> str:
         """The HTML of the recorded page.

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sparselens.analyses import load_comparison, token_view
 from sparselens.analyses.comparison.figures import figures_of, tokens_view
-from sparselens.analyses.comparison.finding import _accuracy, _fewer, facts, finding
-from sparselens.analyses.comparison.report import CAPTIONS, _description, _pruning, report_page
+from sparselens.analyses.comparison.finding import Fact, _accuracy, _fewer, facts, finding
+from sparselens.analyses.comparison.report import CAPTIONS, _description, _fact, _pruning, report_page
 from sparselens.analyses.comparison.results import Comparison, Prompt, Solved
 from sparselens.analyses.comparison.rows import Row, cells, percent
 from sparselens.analyses.comparison.table import OPEN_EDGES, pruned_name, rows_of
@@ -110,16 +110,19 @@ def test_the_finding_says_what_the_table_says(comparison: Comparison):
     start = f"sparse is as accurate as dense (100.0 %), with {fewer} fewer open attention edges and "
     dense, sparse, _, ratio = rows[pruned_name(comparison.about)]
     assert ratio is not None and ratio.low > 1
-    chosen = "edges in a circuit with 80 % faithfulness on the prompts it was pruned on"
+    chosen = "edges in a circuit pruned to 80 % faithfulness"
     others = [percent(getattr(comparison, side).circuits.pruned.held_out.mean) for side in ("sparse", "dense")]
     end = f"({sparse.split()[0]} instead of {dense.split()[0]})"
-    end += f"; on held-out prompts its faithfulness is {others[0]} (dense {others[1]})."
+    end += f"; held-out faithfulness {others[0]} (dense {others[1]})."
     assert finding(comparison) == f"{start}{ratio.mean:.2f}x fewer {chosen} {end}"
 
 
 def test_no_difference_is_claimed_where_the_interval_allows_none(comparison: Comparison):
     row = Row("Circuit", "edges", (30.0, 24.0), Interval(1.25, 0.9, 1.6, 0.1, 9))
     assert _fewer(row, "edges") == "no measurable difference in edges (24 instead of 30)"
+    unsure = Fact("edges", "30", "24", "1.25x [0.9, 1.6]", differs=False)
+    assert _fact(unsure).endswith("<dd>24 dense / sparse 1.25x [0.9, 1.6]</dd></div>")
+    assert _fact(unsure._replace(differs=True)).endswith("<dd>24 <b>1.25x [0.9, 1.6] fewer</b></dd></div>")
     assert _fewer(replace(row, ratio=Interval(0.5, 0.4, 0.6, 0.1, 9)), "edges") == "2.00x more edges (24 instead of 30)"
     assert _fewer(replace(row, ratio=None), "edges") == "no defined ratio of edges (24 instead of 30)"
     few = replace(row, ratio=Interval(1.25, math.nan, math.nan, 0.1, 3))

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from sparselens.analyses.figures.heat_maps import heat_map
+from sparselens.analyses.figures.page import write_page
 from sparselens.analyses.figures.palette import MODELS
 from sparselens.analyses.figures.paper import encoded, literal, style
 from sparselens.analyses.figures.plot import Plot, Series
@@ -355,6 +356,13 @@ def asks_for(page: str) -> list[str]:
     return re.findall(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)\s*=\s*[\"']?([^\"'> ]+)", page)
 
 
+def test_a_page_is_not_saved_under_the_name_of_another_kind_of_file(tmp_path: Path):
+    made: list[str] = []
+    with pytest.raises(ValueError, match=r"want a name that ends in \.html, not x\.pdf"):
+        write_page(tmp_path / "x.pdf", lambda: made.append("page") or "")
+    assert not made and not [*tmp_path.iterdir()]
+
+
 def test_a_saved_page_asks_the_network_for_nothing(tmp_path: Path):
     heat_map(torch.ones(2, 2), "x").write_html(tmp_path / "page.html", include_plotlyjs=True)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
@@ -369,6 +377,8 @@ def test_heat_map_is_centred_on_zero():
     np.testing.assert_array_equal(np.array(trace.z, dtype=float), values.numpy())
     assert (trace.zmin, trace.zmax) == (-2, 2) and trace.colorscale[1] == (0.5, "#ffffff")
     assert heat_map(values, "x", limit=3.0).data[0].zmax == 3.0
+    (shares,) = heat_map(values.abs(), "x").data  # nothing negative: the upper half of the same colours
+    assert (shares.zmin, shares.zmax) == (0, 2) and shares.colorscale == ((0, "#ffffff"), trace.colorscale[2])
     assert heat_map(torch.zeros(1, 1), "x").data[0].zmax == 1.0
 
 

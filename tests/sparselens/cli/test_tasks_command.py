@@ -13,7 +13,8 @@ from typer.testing import CliRunner, Result
 from sparselens import cli, read_pairs
 from sparselens.cli import tasks as cli_tasks
 from sparselens.cli.own_tasks import task_named
-from sparselens.models.folder import load_tokenizer
+from sparselens.models.folder import load, load_tokenizer
+from sparselens.prompts.capability import evaluate
 from sparselens.prompts.task import Task
 from sparselens.tasks import TASKS
 
@@ -172,3 +173,24 @@ def test_mistakes_are_named(arguments: tuple[str, ...], message: str, tmp_path: 
     with pytest.raises(ValueError, match=message):
         invoke(*arguments)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["list", "show", "evaluate", "export"])
+def test_the_example_of_the_help_works(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    help_text = " ".join(invoke(command, "--help").output.split())
+    example = help_text.split("Example: sparselens tasks ")[1].split(" ╭")[0].split(" (")[0]
+    if "openai-community" in example:
+        pytest.skip("asks the hub")
+    assert invoke(*example.split()).exit_code == 0
+
+
+def test_fewer_pairs_than_the_default_are_evaluated():
+    rows = [
+        {"clean": f"1{i}+00=?????", "corrupted": f"2{i}+00=?????", "answer": "1", "wrong_answer": "2"} for i in range(3)
+    ]
+    task = Task.from_records("mine", rows)
+    model = load("addition")
+    assert len(evaluate(model, task, progress=False).correct) == 3
+    with pytest.raises(ValueError, match="has 3 different pairs, 4 were requested"):
+        evaluate(model, task, 4, progress=False)

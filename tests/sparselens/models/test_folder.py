@@ -431,3 +431,13 @@ def test_no_bar_of_a_library_is_printed(tmp_path: Path, capfd: pytest.CaptureFix
     sl.save(sl.load("stories260k-sparse"), tmp_path / "saved")
     assert capfd.readouterr().err == ""
     assert tr.utils.logging.is_progress_bar_enabled()  # a user's own calls keep theirs
+
+
+@pytest.mark.parametrize("name", ["addition-sparse", "addition"])
+def test_a_model_that_has_run_with_gradients_is_saved(name: str, tmp_path: Path):
+    """TransformerLens keeps the last pattern in its modules, with the graph of the run."""
+    model = sl.load(name)
+    tokens = torch.zeros(1, 11, dtype=torch.long)
+    before = model(tokens)
+    assert before.requires_grad
+    assert torch.equal(sl.load(sl.save(model, tmp_path / "model"))(tokens), before)

@@ -208,7 +208,8 @@ def test_records(tokenizer: Any):
     ("rows", "message"),
     [
         ([], "there are no records"),
-        ([{"clean": "a", "corrupted": "b", "answer": " c"}], r"record 0 is broken: KeyError\('wrong_answers'\)"),
+        ([{"clean": "a", "corrupted": "b", "answer": " c"}], "record 0: no wrong_answer .want clean, corr"),
+        ([{"text": "a", "answers": [" c"]}], "record 0: no clean and no corrupted and no wrong_answer "),
         (
             [{"clean": "a", "corrupted": "a", "answer": " c", "wrong_answer": " d"}],
             "record 0: clean and corrupted .* same",
