@@ -30,7 +30,8 @@ class TokenView(Page):
     title: str
 
     def __repr__(self) -> str:
-        return f"TokenView({self.title!r}, {len(self.layout.panels)} panels)"
+        n = len(self.layout.panels)
+        return f"TokenView({self.title!r}, {n} panel{'s' * (n > 1)})"
 
     def save(self, path: str | FilePath, dpi: int = 300) -> FilePath:
         """Write a .pdf, .svg or .png, 6.75 inches wide, either completely or not at all."""

@@ -46,6 +46,13 @@ def control(learning_rate: float, dense_loss: float, steps: int, train: Callable
     return Control(learning_rate, losses, holds=list(losses.values())[-1] <= dense_loss + TOLERANCE)
 
 
+def rate_text(config: PostTrainConfig, rate: float, controls: Sequence[Control]) -> str:
+    """What the history says of the chosen learning rate."""
+    source = ", from the dense control" if controls else ""
+    short = f", not reached: the warm-up takes {config.warmup} steps" if config.warmup > config.steps else ""
+    return f"learning rate {rate:g}{source}{short}"
+
+
 def gain_of(controls: Sequence[Control], dense_loss: float) -> str | None:
     """A warning if fine-tuning alone makes a target at the dense loss easy to meet; None otherwise."""
     losses = {loss: step for control in controls if control.holds for step, loss in control.losses.items()}
@@ -55,7 +62,7 @@ def gain_of(controls: Sequence[Control], dense_loss: float) -> str | None:
     return (
         f"with every gate open, {losses[loss]} steps of training alone lower the held-out loss to {loss:.4f}, "
         f"{dense_loss - loss:.4f} below the dense model: at a target near the dense loss, gates may cost that much. "
-        "Set a lower target, or distillation=1 to stay close to the dense model's predictions"
+        "Set a lower target, or distillation=1 (--distillation 1) to stay close to the dense model's predictions"
     )
 
 

@@ -18,7 +18,7 @@ from sparselens.training.batches import Batches, stream
 from sparselens.training.best import Best
 from sparselens.training.checkpoint import load_checkpoint, resumes, save_checkpoint
 from sparselens.training.config import PostTrainConfig
-from sparselens.training.control import Control, choose_learning_rate, control, gain_of
+from sparselens.training.control import Control, choose_learning_rate, control, gain_of, rate_text
 from sparselens.training.evaluation import Evaluation, evaluate
 from sparselens.training.geco import Geco
 from sparselens.training.layerwise import layerwise_fit
@@ -102,10 +102,7 @@ class Run:
                     self.config, self.dense.loss, lambda rate, steps: self._control(rate, steps, batches, stop)
                 )
                 self._check()
-                source = ", from the dense control" if self.controls else ""
-                rising = self.config.warmup > self.config.steps
-                short = f", not reached: the warm-up takes {self.config.warmup} steps" if rising else ""
-                self._event(f"learning rate {self.learning_rate:g}{source}{short}")
+                self._event(rate_text(self.config, self.learning_rate, self.controls))
                 if gain := gain_of(self.controls, self.dense.loss):
                     self._event(gain)
             batch = stream(batches, self.step * self.config.accumulation)

@@ -16,6 +16,11 @@ from sparselens.analyses.figures.token_page import page_data
 from tests.chromium import browser, needs_chromium, said_in_chromium
 
 
+def test_a_view_is_one_line():
+    view = token_view(table([(0, 0, 0, 1, 0, 0.5)], n_prompts=1, n_pos=2), tokens=[["a", "b"]])
+    assert repr(view).startswith("TokenView(") and "1 panel" in repr(view) and len(repr(view)) < 100
+
+
 def table(rows: list[tuple[int, int, int, int, int, float]], **shape: int) -> AttentionEdges:
     index = np.array([row[:5] for row in rows], dtype=np.int64).reshape(-1, 5)
     weight = np.array([row[5] for row in rows], dtype=np.float32)

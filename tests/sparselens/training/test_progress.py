@@ -83,6 +83,12 @@ def test_silence_can_be_had(capsys: pytest.CaptureFixture):
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_run_shorter_than_its_warm_up_says_so():
+    options = settings(evaluate_every=1, learning_rate=0.01, steps=2, warmup=5)
+    result = post_train(gated(), counting_rows, options, held_out=HELD_OUT, progress=False)
+    assert result.history[0]["event"] == "learning rate 0.01, not reached: the warm-up takes 5 steps"
+
+
 def test_a_run_tells_its_evaluations_and_what_it_decided(tmp_path: Path, capsys: pytest.CaptureFixture):
     options = {"evaluate_every": 1, "learning_rate": 0.01, "steps": 9}
     seen: list[list[dict[str, Any]]] = []
