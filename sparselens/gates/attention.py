@@ -72,7 +72,7 @@ def gated_attention(
 
     Raises:
         ValueError: a causal layer was called without a mask (transformers passes one unless its mask function was
-            replaced), or the model's config has no `gate_bias`.
+            replaced), the model has no gates, or its config has no `gate_bias`.
     """
     settings, keys = _settings_of(module), key.shape[2]
     if attention_mask is None and getattr(module, "is_causal", False) and query.shape[2] > 1:

@@ -200,3 +200,9 @@ def test_a_mask_with_holes_stays_a_tensor() -> None:
     assert isinstance(holes, Tensor)
     assert holes.shape == (2, 1, 6, 6)
     assert (holes[0, 0, 5] == 0).tolist() == [True, False, True, True, True, True]
+
+
+def test_an_attention_that_was_never_gated_is_refused() -> None:
+    module, heads = tiny_model("gpt2").transformer.h[0].attn, torch.zeros(1, 4, 1, 4)
+    with pytest.raises(ValueError, match=r"this attention has no gates: call sparselens\.sparsify"):
+        attention.gated_attention(module, heads, heads, heads, None)
